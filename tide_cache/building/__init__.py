@@ -1,0 +1,1 @@
+"""Stage 1: the shard plan and its executors."""

@@ -1,0 +1,177 @@
+"""How a run file becomes frozen models: TOML in, `--set` on top, every fault reported at once."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tide_cache.errors import RunFileError, fault_list
+
+
+class Frozen(BaseModel):
+    """Base of every run-file section: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+RunFile = TypeVar("RunFile", bound=Frozen)
+
+
+def load_run_file(model: type[RunFile], path: Path | None, overrides: Mapping[str, Any] | None = None) -> RunFile:
+    """Read a TOML run file, apply overrides, and validate it.
+
+    Paths inside the file are taken relative to the file's folder, paths in overrides relative to the working folder;
+    both are made absolute here, so the result can be used from anywhere.
+
+    Args:
+        model: The run file's model.
+        path: The TOML file, or None when everything comes from overrides.
+        overrides: Dotted keys and their values, as `parse_assignments` gives; they win over the file.
+
+    Raises:
+        RunFileError: The file is missing or not TOML, or the models refuse it; lists every fault.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        raw = _read_toml(path)
+        _resolve_paths(model, raw, path.resolve().parent)
+    if overrides:
+        layer: dict[str, Any] = {}
+        for key, value in overrides.items():
+            _assign(layer, raw, key, value)
+        _resolve_paths(model, layer, Path.cwd())
+        raw = _merged(raw, layer)
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        where = f"{path}" if path is not None else "the command line"
+        raise RunFileError(_describe(error, model, where)) from None
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Split `key=value` strings of `--set`; a value is TOML where it parses, otherwise a plain string.
+
+    Raises:
+        RunFileError: An item has no `=`.
+    """
+    result: dict[str, Any] = {}
+    for item in assignments:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise RunFileError(f"--set {item!r}: found no '='; expected key=value, for example --set train.steps=500")
+        try:
+            result[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            result[key.strip()] = text
+    return result
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFileError(f"{path}: no such run file; give the path of a TOML file (see examples/)") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunFileError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise RunFileError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _assign(layer: dict[str, Any], base: Mapping[str, Any], dotted: str, value: Any) -> None:
+    """Put a dotted key into `layer`; a step into a list (`objective.0.weight`) copies that list from `base`."""
+    keys = dotted.split(".")
+    here: Any = layer
+    there: Any = base
+    for key in keys[:-1]:
+        if isinstance(here, list):
+            if not key.isdigit() or int(key) >= len(here):
+                raise RunFileError(f"--set {dotted}: {key!r} is no index of a list of {len(here)} entries")
+            here, there = here[int(key)], None
+            continue
+        there = there.get(key) if isinstance(there, Mapping) else None
+        if key not in here:
+            here[key] = [dict(entry) for entry in there] if isinstance(there, list) else {}
+        here = here[key]
+        if not isinstance(here, (dict, list)):
+            raise RunFileError(f"--set {dotted}: {key!r} is not a section")
+    if isinstance(here, list):
+        raise RunFileError(f"--set {dotted}: give the entry's number and key, for example objective.0.weight=1.0")
+    here[keys[-1]] = value
+
+
+def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in top.items():
+        inner = result.get(key)
+        result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return result
+
+
+def _resolve_paths(model: type[BaseModel], raw: Any, folder: Path) -> None:
+    """Make every value of a `Path` field absolute, in place; names that only look like paths are left alone."""
+    if not isinstance(raw, dict):
+        return
+    for name, field in model.model_fields.items():
+        value = raw.get(name)
+        if value is None:
+            continue
+        types = _types_in(field.annotation)
+        if Path in types and isinstance(value, str):
+            raw[name] = str((folder / Path(value).expanduser()).resolve())
+        elif field.json_schema_extra == LOCATION and isinstance(value, str):
+            raw[name] = _resolved_location(value, folder)
+        else:
+            for inner in (t for t in types if isinstance(t, type) and issubclass(t, BaseModel)):
+                for entry in value if isinstance(value, list) else [value]:
+                    _resolve_paths(inner, entry, folder)
+
+
+LOCATION = {"format": "local path or hub name"}
+"""Marks a string field that is a path when something lies there or when it is written like one, else a hub name."""
+
+
+def _resolved_location(value: str, folder: Path) -> str:
+    candidate = folder / Path(value).expanduser()
+    is_path = value.startswith((".", "/", "~")) or candidate.exists()
+    return str(candidate.resolve()) if is_path else value
+
+
+def _types_in(annotation: Any) -> list[Any]:
+    arguments = getattr(annotation, "__args__", None)
+    return [annotation] if not arguments else [t for argument in arguments for t in _types_in(argument)]
+
+
+def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    faults = []
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(model, fault["loc"][:-1])
+            close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+            faults.append(f"{key}: unknown key; {hint}")
+        elif fault["type"] == "missing":
+            faults.append(f"{key}: missing; it has no default")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            value = fault.get("input")
+            shown = "" if isinstance(value, (dict, list)) else f"found {value!r}; "
+            faults.append(f"{key}: {shown}{message}")
+    return fault_list(f"{where} cannot be used:", faults, "Mend these and run it again; --dry-run only checks.")
+
+
+def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Keys that the models at a location know; a tagged union contributes all its members' keys."""
+    here: list[type[BaseModel]] = [model]
+    for part in location:
+        fields = [m.model_fields[part] for m in here if isinstance(part, str) and part in m.model_fields]
+        if fields:
+            here = [
+                t for f in fields for t in _types_in(f.annotation) if isinstance(t, type) and issubclass(t, BaseModel)
+            ]
+        elif isinstance(part, str):  # the tag of a union
+            here = [m for m in here if part in str(m.model_fields["kind"].annotation)] if here else here
+    return sorted({key for m in here for key in m.model_fields})

@@ -1,0 +1,93 @@
+"""The run file of `tide-cache build-teacher-shards`."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tide_cache.config.base import Frozen
+from tide_cache.config.common import CorpusConfig, Location, Precision, TokenizerConfig, ViewsConfig
+
+
+class TeacherConfig(Frozen):
+    """The teacher, and what it is shown."""
+
+    model: Location = Field(description="Checkpoint folder or hub name.")
+    revision: str | None = Field(default=None, description="Commit of a hub checkpoint, 40 hex digits.")
+    tokenizer: TokenizerConfig | None = Field(default=None, description="By default the one beside the checkpoint.")
+    context: Literal["full", "block"] = Field(
+        default="block", description="full: x_t alone, bidirectional. block: [x_t, x_0] under the block-diffusion mask."
+    )
+    block_size: int = Field(default=32, ge=1, description="Tokens per block in the block context.")
+    max_length: int = Field(default=1024, ge=1, description="Longest teacher sequence, in tokens.")
+    dtype: Precision = Field(default="bfloat16", description="Arithmetic of the forward; statistics are float32.")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+
+
+class BuildStudentConfig(Frozen):
+    """What stage 1 must know of the student: its tokenizer and lengths."""
+
+    tokenizer: TokenizerConfig
+    max_length: int = Field(default=512, ge=1, description="Longest student sequence, in tokens.")
+    block_size: int = Field(
+        default=32, ge=1, description="Tokens per block; samples are filled up to a multiple of it."
+    )
+    fill_last_block: bool = Field(
+        default=True,
+        description="Fill the last block with supervised end-of-text tokens, so that the student learns to stop.",
+    )
+
+
+class PairingConfig(Frozen):
+    """How student and teacher tokens are tied together: DESIGN 4.1."""
+
+    aligner: Literal["bytes"] = Field(
+        default="bytes", description="Chunk boundaries are byte boundaries that both share."
+    )
+    shared_vocab_size: int | None = Field(
+        default=None, ge=0, description="Ids below it mean the same token for both; by default found by comparison."
+    )
+
+
+class SignalsConfig(Frozen):
+    """What is stored of the teacher's distribution: DESIGN 4.4."""
+
+    kinds: tuple[Literal["truth", "topk"], ...] = Field(default=("truth", "topk"), min_length=1)
+    top_k: int = Field(default=64, ge=1, description="At most this many ids per position.")
+    top_p: float = Field(default=0.999, gt=0, le=1, description="The fewest ids that hold this mass.")
+    temperatures: tuple[float, ...] = Field(
+        default=(1.0, 2.0), min_length=1, description="Each T an objective may use."
+    )
+    logprob_dtype: Literal["float16", "float32"] = Field(default="float16", description="Rounding of stored log-probs.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if any(t <= 0 for t in self.temperatures):
+            raise ValueError("temperatures must be positive")
+        if len(set(self.temperatures)) != len(self.temperatures) or 1.0 not in self.temperatures:
+            raise ValueError("temperatures must be distinct and include 1.0")
+        if "truth" not in self.kinds:
+            raise ValueError("kinds must include 'truth'")
+        return self
+
+
+class BuildConfig(Frozen):
+    """Where the cache goes and how the work is cut; none of it changes what a view holds."""
+
+    out: Path = Field(description="Folder of the cache.")
+    passes: tuple[Literal["plain"], ...] = Field(default=("plain",), min_length=1)
+    samples_per_shard: int = Field(default=512, ge=1, description="Samples of one shard; aim at 64-128 MiB.")
+    batch_tokens: int = Field(default=8192, ge=1, description="Tokens per teacher forward, padding included.")
+    head_rows: int = Field(default=1024, ge=1, description="Masked rows per slice of the output head.")
+
+
+class BuildRun(Frozen):
+    """A whole run file of stage 1."""
+
+    corpus: CorpusConfig
+    teacher: TeacherConfig
+    student: BuildStudentConfig
+    pairing: PairingConfig = PairingConfig()
+    views: ViewsConfig = ViewsConfig()
+    signals: SignalsConfig = SignalsConfig()
+    build: BuildConfig

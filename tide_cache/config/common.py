@@ -1,0 +1,57 @@
+"""Sections that the run files of both stages share."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tide_cache.config.base import LOCATION, Frozen
+
+Location = Annotated[str, Field(json_schema_extra=LOCATION, min_length=1)]
+"""A local folder or file, or a name on a hub."""
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class CorpusConfig(Frozen):
+    """Where the conversations come from."""
+
+    spec: str = Field(
+        min_length=1,
+        description="Files, folders or hub names joined by '+', each with an optional [selection]: a.jsonl[train:5000].",
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Declared mapping for unusual rows: {user = 'question_text', assistant = 'reply'} or {messages = 'conv'}.",
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        default="error", description="A row without a usable field stops the build, or is counted and listed."
+    )
+    folder: Path = Field(default=Path("."), description="Where relative file names of `spec` are looked up.")
+
+
+class TokenizerConfig(Frozen):
+    """One tokenizer with its chat template and mask token."""
+
+    path: Location = Field(description="Folder with tokenizer.json, or a hub name.")
+    revision: str | None = Field(default=None, description="Commit of a hub tokenizer.")
+    mask_token: str | None = Field(
+        default=None, description="The mask token's text; by default the tokenizer's own mask_token."
+    )
+    add_mask_token: bool = Field(
+        default=False,
+        description="Append the mask token to a vocabulary that lacks it (for models trained from scratch).",
+    )
+    chat_template: Path | None = Field(default=None, description="Jinja file that replaces the tokenizer's template.")
+
+
+class ViewsConfig(Frozen):
+    """How samples are masked: DESIGN 4.2."""
+
+    num_views: int = Field(default=8, ge=1, description="Masked views per sample.")
+    seed: int = Field(default=0, ge=0, description="Mask seed; with sample id and view it determines every mask.")
+    time_sampling: Literal["stratified", "uniform"] = Field(
+        default="stratified", description="Views of a sample cover equal strata of t, or draw t independently."
+    )
+    schedule: Literal["linear", "cosine"] = Field(default="linear", description="Mask probability as a function of t.")
+    complementary: bool = Field(default=False, description="Views come in pairs whose masks complement each other.")

@@ -1,0 +1,106 @@
+"""The run file of `tide-cache train`."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tide_cache.config.base import Frozen
+from tide_cache.config.common import CorpusConfig, Location, Precision, TokenizerConfig, ViewsConfig
+from tide_cache.config.objectives import CrossEntropyConfig, ObjectiveConfig
+
+
+class ModelShape(Frozen):
+    """A Qwen3 of this shape with random weights, for students and teachers trained from scratch."""
+
+    hidden_size: int = Field(ge=8)
+    intermediate_size: int = Field(ge=8)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    num_kv_heads: int = Field(ge=1)
+    head_dim: int = Field(default=32, ge=2, multiple_of=2)
+    rope_theta: float = Field(default=1e6, gt=0)
+    init_seed: int = Field(default=0, ge=0)
+
+
+class StudentConfig(Frozen):
+    """The model that is trained."""
+
+    model: Location | None = Field(default=None, description="Checkpoint to start from, local folder or hub name.")
+    revision: str | None = Field(default=None, description="Commit of a hub checkpoint.")
+    shape: ModelShape | None = Field(default=None, description="Instead of a checkpoint: random weights of this shape.")
+    tokenizer: TokenizerConfig | None = Field(default=None, description="By default the one beside the checkpoint.")
+    block_size: int = Field(default=32, ge=1, description="Tokens per diffusion block.")
+    max_length: int = Field(default=512, ge=1, description="Longest sequence when training from a corpus, in tokens.")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if (self.model is None) == (self.shape is None):
+            raise ValueError("give either model (a checkpoint) or shape (random weights)")
+        if self.shape is not None and self.tokenizer is None:
+            raise ValueError("shape needs tokenizer, which gives the vocabulary")
+        return self
+
+
+class DataConfig(Frozen):
+    """What is trained on: a cache, or a plain corpus when no objective needs a teacher."""
+
+    cache: Path | None = Field(default=None, description="Folder that build-teacher-shards wrote.")
+    corpus: CorpusConfig | None = Field(default=None, description="Conversations, masked afresh each epoch.")
+    views: ViewsConfig = Field(default=ViewsConfig(), description="Masks for `corpus`; a cache brings its own.")
+    num_views: int | None = Field(default=None, ge=1, description="Use only this many of the cache's views.")
+    seed: int = Field(default=0, ge=0, description="Order of the samples.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.cache is None) == (self.corpus is None):
+            raise ValueError("give either cache or corpus")
+        return self
+
+
+class OptimizerConfig(Frozen):
+    """AdamW with warm-up and decay."""
+
+    lr: float = Field(default=5e-5, gt=0, description="Peak learning rate (paper: 5e-5).")
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="Share of the steps that warm up linearly.")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this global norm.")
+
+
+class TrainConfig(Frozen):
+    """Steps, batches, arithmetic and checkpoints."""
+
+    out: Path = Field(description="Folder of the run: metrics, checkpoints, final model.")
+    steps: int | None = Field(default=None, ge=1, description="Optimizer steps.")
+    epochs: float | None = Field(default=None, gt=0, description="Passes over the samples, instead of steps.")
+    global_batch: int = Field(default=64, ge=1, description="Samples per optimizer step, over all ranks.")
+    micro_batch: int = Field(default=8, ge=1, description="Samples per forward on one rank.")
+    precision: Precision = Field(default="bfloat16", description="bfloat16 keeps float32 master weights.")
+    zero_stage: Literal[0, 1, 2] = Field(default=0, description="DeepSpeed ZeRO stage.")
+    device: str = Field(default="auto", description="auto, cpu or cuda.")
+    seed: int = Field(default=0, ge=0)
+    head_rows: int = Field(default=1024, ge=1, description="Masked rows per slice of the fused head.")
+    activation_checkpointing: bool = False
+    checkpoint_every: int = Field(default=500, ge=0, description="Steps between checkpoints; 0 for none.")
+    log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch}")
+        return self
+
+
+class TrainRun(Frozen):
+    """A whole run file of stage 2."""
+
+    student: StudentConfig
+    data: DataConfig
+    objective: tuple[ObjectiveConfig, ...] = Field(default=(CrossEntropyConfig(kind="ce"),), min_length=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig

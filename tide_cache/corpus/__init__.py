@@ -1,0 +1,1 @@
+"""From a corpus spec to chat rows."""

@@ -1,0 +1,79 @@
+"""The errors a user can meet: each says what was found, what was expected, where, and the way out.
+
+Bad input raises a `TideCacheError`; the command line prints its message without a traceback and exits with its
+`exit_code`. Assertions are for our own invariants.
+"""
+
+from collections.abc import Iterable
+
+
+class TideCacheError(Exception):
+    """Base of every error that bad input, bad data or a bad machine can cause."""
+
+    exit_code = 1
+
+
+class RunFileError(TideCacheError):
+    """A run file or a command-line option says something impossible."""
+
+    exit_code = 2
+
+
+class CorpusError(TideCacheError):
+    """A corpus cannot be read: missing, empty, broken, or without a usable field."""
+
+    exit_code = 3
+
+
+class PairingError(TideCacheError):
+    """A tokenizer or chat template cannot be used to pair samples."""
+
+    exit_code = 3
+
+
+class ModelError(TideCacheError):
+    """A checkpoint cannot be loaded or does not fit the run."""
+
+    exit_code = 3
+
+
+class CacheMismatchError(TideCacheError):
+    """A cache was built from other inputs than the run declares, or lacks what an objective needs."""
+
+    exit_code = 3
+
+
+class ShardCorruptError(TideCacheError):
+    """A shard's bytes are not what its commit record says, or cannot be decoded."""
+
+    exit_code = 3
+
+
+class CacheIncompleteError(TideCacheError):
+    """A cache has no manifest, or a planned shard is not committed."""
+
+    exit_code = 3
+
+
+class TeacherOutputError(TideCacheError):
+    """The teacher produced a value that is not finite; nothing was published."""
+
+    exit_code = 1
+
+
+class CheckpointError(TideCacheError):
+    """A training checkpoint is missing, incomplete, or belongs to another run."""
+
+    exit_code = 3
+
+
+class Interrupted(TideCacheError):  # noqa: N818 - an event, not a fault
+    """The user or the scheduler stopped the run; what was done is kept and can be resumed."""
+
+    exit_code = 130
+
+
+def fault_list(title: str, faults: Iterable[str], way_out: str = "") -> str:
+    """Lay out several faults under one title, so that a user sees all of them at once."""
+    lines = [title, *(f"  - {fault}" for fault in faults)]
+    return "\n".join([*lines, way_out] if way_out else lines)

@@ -1,0 +1,1 @@
+"""From a cache, a live teacher or a plain corpus to student batches in a fixed global order."""

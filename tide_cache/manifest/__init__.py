@@ -1,0 +1,1 @@
+"""What a cache is and whether it is whole."""

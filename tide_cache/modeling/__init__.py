@@ -1,0 +1,1 @@
+"""What teacher and student share: block masks, packing, backbones, checkpoints."""

@@ -1,0 +1,1 @@
+"""From a chat row to a sample as both tokenizers see it."""

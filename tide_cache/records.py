@@ -1,0 +1,223 @@
+"""The frozen records that the stages exchange, in the order the data meets them; shapes are stated here.
+
+Shape suffixes: L student tokens of a sample, M teacher tokens, C chunks, N masked positions, R positions with a
+top-k row, E kept ids of all those rows laid end to end, T temperatures, B samples of a batch, K kept ids per row.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NewType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Bools = npt.NDArray[np.bool_]
+Int32s = npt.NDArray[np.int32]
+UInt32s = npt.NDArray[np.uint32]
+Float32s = npt.NDArray[np.float32]
+
+SampleId = NewType("SampleId", str)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRow:
+    """One conversation of the corpus.
+
+    `sample_id` is stable under moving the corpus (part, file name, row number), and keys the random numbers of its
+    views. `origin` says where the row was read, for messages: `gsm8k_train.jsonl:17`.
+    """
+
+    sample_id: SampleId
+    messages: tuple[Message, ...]
+    origin: str
+
+
+@dataclass(frozen=True, eq=False)
+class SamplePair:
+    """One sample as both tokenizers see it, with the chunks that tie the two together.
+
+    Attributes:
+        sample_id: The sample's stable name.
+        student_ids_L: Student tokens, int32; the clean `x_0`.
+        is_supervised_L: Student tokens that may be masked and are trained on.
+        teacher_ids_M: Teacher tokens, int32.
+        chunks_C4: Rows (teacher_start, teacher_end, student_start, student_end), half-open, increasing, int32. Both
+            spans of a chunk cover the same bytes of the same text.
+    """
+
+    sample_id: SampleId
+    student_ids_L: Int32s
+    is_supervised_L: Bools
+    teacher_ids_M: Int32s
+    chunks_C4: Int32s
+
+    @cached_property
+    def is_distillable_C(self) -> Bools:
+        """Chunks whose student tokens are all supervised; the others are never active."""
+        unsupervised_L = np.concatenate([[0], np.cumsum(~self.is_supervised_L)])
+        starts, ends = self.chunks_C4[:, 2], self.chunks_C4[:, 3]
+        result: Bools = unsupervised_L[ends] == unsupervised_L[starts]
+        return result
+
+    def is_aligned_pair_C(self, shared_vocab_size: int) -> Bools:
+        """Chunks of one token on each side with the same id below `shared_vocab_size`."""
+        teacher_start, teacher_end, student_start, student_end = self.chunks_C4.T
+        is_single_C = (teacher_end - teacher_start == 1) & (student_end - student_start == 1)
+        teacher_id_C = (
+            self.teacher_ids_M[np.where(is_single_C, teacher_start, 0)] if len(teacher_start) else teacher_start
+        )
+        student_id_C = (
+            self.student_ids_L[np.where(is_single_C, student_start, 0)] if len(student_start) else student_start
+        )
+        result: Bools = is_single_C & (teacher_id_C == student_id_C) & (teacher_id_C < shared_vocab_size)
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedView:
+    """One draw of diffusion time and mask for a sample.
+
+    A chunk is masked whole or not at all, on both sides; only supervised student tokens are ever masked.
+
+    Attributes:
+        sample_id: Whose view this is.
+        view: Number of the view, 0 <= view < num_views.
+        t: Diffusion time in (0, 1].
+        is_student_masked_L: Masked student tokens.
+        is_teacher_masked_M: Masked teacher tokens.
+    """
+
+    sample_id: SampleId
+    view: int
+    t: float
+    is_student_masked_L: Bools
+    is_teacher_masked_M: Bools
+
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    """The teacher's most likely tokens at some masked positions, ragged, with the rest explicit.
+
+    For every row, `exp(logprobs).sum() + exp(log_tail at T=1)` is 1 up to the rounding of the stored numbers.
+
+    Attributes:
+        rows_R: Which of the view's masked teacher positions, increasing, int32.
+        counts_R: Number of kept ids of each row, at least 1, int32.
+        ids_E: Teacher token ids, most likely first within a row, distinct within a row, uint32.
+        logprobs_E: Their log-probabilities at T = 1, nats, float32 (float16-rounded unless the identity says float32).
+        log_tail_RT: log of the sum over all other ids of p^(1/T), for each declared T; -inf when no id is left.
+        log_partition_RT: log of the sum over all ids of p^(1/T); 0 at T = 1.
+    """
+
+    rows_R: Int32s
+    counts_R: Int32s
+    ids_E: UInt32s
+    logprobs_E: Float32s
+    log_tail_RT: Float32s
+    log_partition_RT: Float32s
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherSignal:
+    """What the teacher said about one view.
+
+    Attributes:
+        truth_logprobs_N: log p(true token) at each masked teacher position, T = 1, nats, float32.
+        is_top1_N: Whether the true token was the teacher's most likely one.
+        topk: The `topk` signal at the positions of aligned pairs, or None when it was not captured.
+    """
+
+    truth_logprobs_N: Float32s
+    is_top1_N: Bools
+    topk: TopK | None
+
+
+@dataclass(frozen=True, eq=False)
+class ViewRecord:
+    """A masked view with its sample and, where there is a teacher, the teacher's signal."""
+
+    pair: SamplePair
+    view: MaskedView
+    signal: TeacherSignal | None
+
+
+@dataclass(frozen=True, eq=False)
+class StudentBatch:
+    """One micro-batch for the student, padded to a multiple of the block size, without the targets.
+
+    Rows are the masked supervised tokens in (sample, position) order; N may be zero.
+
+    Attributes:
+        x_0_BL: Clean tokens, int64; padding holds the pad id.
+        x_t_BL: The same with masked tokens replaced by the mask id, int64.
+        is_real_BL: False at padding.
+        row_sample_N: Sample of each masked row, int64.
+        row_position_N: Position of each masked row, int64.
+    """
+
+    x_0_BL: torch.Tensor
+    x_t_BL: torch.Tensor
+    is_real_BL: torch.Tensor
+    row_sample_N: torch.Tensor
+    row_position_N: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What the objectives compare the student with; everything here is data, nothing is on the graph.
+
+    Attributes:
+        true_id_N: The token under each mask, int64.
+        t_N: Diffusion time of each row's view, float32.
+        mask_ratio_N: Realised share of masked tokens among the supervised ones of the row's sample, float32.
+        num_supervised: Supervised tokens of the batch, masked or not.
+        temperatures: The T of the last axis of `log_tail_NT` and `log_partition_NT`.
+        has_topk_N: Rows that carry teacher candidates.
+        kept_ids_NK: Kept ids, -1 where a row has fewer than K, int64.
+        kept_logprobs_NK: Their teacher log-probs at T = 1, -inf at padding, float32.
+        log_tail_NT: As in `TopK`; 0 where a row has no candidates.
+        log_partition_NT: As in `TopK`; 0 where a row has no candidates.
+        chunk_of_row_N: Active chunk of each row, -1 for none, int64.
+        chunk_logprob_C: Teacher log-prob of the true tokens of each active chunk, summed, nats, float32.
+        chunk_t_C: Diffusion time of each active chunk's view, float32.
+    """
+
+    true_id_N: torch.Tensor
+    t_N: torch.Tensor
+    mask_ratio_N: torch.Tensor
+    num_supervised: int
+    temperatures: tuple[float, ...]
+    has_topk_N: torch.Tensor
+    kept_ids_NK: torch.Tensor
+    kept_logprobs_NK: torch.Tensor
+    log_tail_NT: torch.Tensor
+    log_partition_NT: torch.Tensor
+    chunk_of_row_N: torch.Tensor
+    chunk_logprob_C: torch.Tensor
+    chunk_t_C: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RowStatistics:
+    """All that an objective needs of the student's distribution at each masked row, on the graph, float32.
+
+    Attributes:
+        gathered_NK: Logits at the ids asked for, at T = 1; 0 at padding.
+        log_z_NT: logsumexp over the vocabulary of logits / T.
+        log_rest_NT: logsumexp of logits / T over the ids outside the kept ones; -inf when none is left.
+        temperatures: The T of the last axis.
+    """
+
+    gathered_NK: torch.Tensor
+    log_z_NT: torch.Tensor
+    log_rest_NT: torch.Tensor
+    temperatures: tuple[float, ...]

@@ -1,0 +1,1 @@
+"""What people see of a cache and a run."""

@@ -1,0 +1,1 @@
+"""Teacher signals to Parquet bytes and back."""

@@ -1,0 +1,1 @@
+"""From a student batch to row statistics."""

@@ -1,0 +1,1 @@
+"""From masked views to what the teacher says about them."""

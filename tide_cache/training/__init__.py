@@ -1,0 +1,1 @@
+"""Stage 2: the one place that composes data, student, objectives and DeepSpeed."""
