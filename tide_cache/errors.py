@@ -67,7 +67,7 @@ class CheckpointError(TideCacheError):
     exit_code = 3
 
 
-class Interrupted(TideCacheError):  # noqa: N818 - an event, not a fault
+class Interrupted(TideCacheError):
     """The user or the scheduler stopped the run; what was done is kept and can be resumed."""
 
     exit_code = 130

@@ -37,7 +37,7 @@ def load_run_file(model: type[RunFile], path: Path | None, overrides: Mapping[st
     raw: dict[str, Any] = {}
     if path is not None:
         raw = _read_toml(path)
-        _resolve_paths(model, raw, path.resolve().parent)
+        _resolve_paths(model, raw, path.resolve().parent, with_defaults=True)
     if overrides:
         layer: dict[str, Any] = {}
         for key, value in overrides.items():
@@ -110,13 +110,15 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _resolve_paths(model: type[BaseModel], raw: Any, folder: Path) -> None:
-    """Make every value of a `Path` field absolute, in place; names that only look like paths are left alone."""
+def _resolve_paths(model: type[BaseModel], raw: Any, folder: Path, with_defaults: bool = False) -> None:
+    """Make every value of a `Path` field absolute, in place; hub names are left alone."""
     if not isinstance(raw, dict):
         return
     for name, field in model.model_fields.items():
         value = raw.get(name)
         if value is None:
+            if with_defaults and isinstance(field.default, Path):
+                raw[name] = str((folder / field.default).resolve())
             continue
         types = _types_in(field.annotation)
         if Path in types and isinstance(value, str):
@@ -126,7 +128,7 @@ def _resolve_paths(model: type[BaseModel], raw: Any, folder: Path) -> None:
         else:
             for inner in (t for t in types if isinstance(t, type) and issubclass(t, BaseModel)):
                 for entry in value if isinstance(value, list) else [value]:
-                    _resolve_paths(inner, entry, folder)
+                    _resolve_paths(inner, entry, folder, with_defaults)
 
 
 LOCATION = {"format": "local path or hub name"}

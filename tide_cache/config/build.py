@@ -34,7 +34,7 @@ class BuildStudentConfig(Frozen):
     )
     fill_last_block: bool = Field(
         default=True,
-        description="Fill the last block with supervised end-of-text tokens, so that the student learns to stop.",
+        description="Fill the last block with supervised end-of-text tokens, which teach stopping.",
     )
 
 

@@ -18,11 +18,11 @@ class CorpusConfig(Frozen):
 
     spec: str = Field(
         min_length=1,
-        description="Files, folders or hub names joined by '+', each with an optional [selection]: a.jsonl[train:5000].",
+        description="Files, folders or hub names joined by '+', each with an optional [selection]: a.jsonl[train:500].",
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Declared mapping for unusual rows: {user = 'question_text', assistant = 'reply'} or {messages = 'conv'}.",
+        description="Mapping for unusual rows: {user = 'question_text', assistant = 'reply'} or {messages = 'conv'}.",
     )
     on_bad_row: Literal["error", "skip"] = Field(
         default="error", description="A row without a usable field stops the build, or is counted and listed."
@@ -40,7 +40,7 @@ class TokenizerConfig(Frozen):
     )
     add_mask_token: bool = Field(
         default=False,
-        description="Append the mask token to a vocabulary that lacks it (for models trained from scratch).",
+        description="Append the mask token to a vocabulary that lacks it, for training from scratch.",
     )
     chat_template: Path | None = Field(default=None, description="Jinja file that replaces the tokenizer's template.")
 
