@@ -79,6 +79,7 @@ class BuildConfig(Frozen):
     samples_per_shard: int = Field(default=512, ge=1, description="Samples of one shard; aim at 64-128 MiB.")
     batch_tokens: int = Field(default=8192, ge=1, description="Tokens per teacher forward, padding included.")
     head_rows: int = Field(default=1024, ge=1, description="Masked rows per slice of the output head.")
+    views_per_forward: int = Field(default=4, ge=1, description="Views packed on one clean copy in the block context.")
 
 
 class BuildRun(Frozen):

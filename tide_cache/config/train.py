@@ -82,7 +82,7 @@ class TrainConfig(Frozen):
     zero_stage: Literal[0, 1, 2] = Field(default=0, description="DeepSpeed ZeRO stage.")
     device: str = Field(default="auto", description="auto, cpu or cuda.")
     seed: int = Field(default=0, ge=0)
-    head_rows: int = Field(default=1024, ge=1, description="Masked rows per slice of the fused head.")
+    head_rows: int = Field(default=256, ge=1, description="Masked rows per slice of the fused head.")
     activation_checkpointing: bool = False
     checkpoint_every: int = Field(default=500, ge=0, description="Steps between checkpoints; 0 for none.")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl.")

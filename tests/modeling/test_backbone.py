@@ -1,0 +1,143 @@
+"""The stock backbone must reproduce the published student, in both contexts, and refuse what it would get wrong."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tide_cache.errors import ModelError
+from tide_cache.modeling.attention import block_diffusion_mask
+from tide_cache.modeling.backbone import load_backbone, new_backbone, read_checkpoint, resolve_device
+from tide_cache.modeling.checkpoint import published_config, save_student
+from tide_cache.modeling.packing import pack_block, pack_full
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    folder = shared / "golden/models/a2d_qwen3_tiny"
+    return folder, dict(np.load(folder / "io.npz"))
+
+
+def tensors(golden):
+    _, io = golden
+    x_0_BL, x_t_BL = (torch.from_numpy(io[name]).long() for name in ("x0", "xt"))
+    return x_0_BL, x_t_BL, torch.ones_like(x_0_BL, dtype=torch.bool)
+
+
+def test_masks_equal_the_reference(shared):
+    recorded = np.load(shared / "golden/attention_mask.npz")
+    for name in (n for n in recorded.files if n.endswith("xt_x0")):
+        length, block = (int("".join(filter(str.isdigit, part))) for part in name.split("_")[:2])
+        assert np.array_equal(block_diffusion_mask(length, block).numpy(), recorded[name]), name
+
+
+def test_the_published_student_is_reproduced_in_both_contexts(golden):
+    folder, io = golden
+    backbone = load_backbone(read_checkpoint(str(folder)), torch.float32, "cpu")
+    x_0_BL, x_t_BL, is_real_BL = tensors(golden)
+    length = x_0_BL.shape[1]
+    with torch.no_grad():
+        packed = pack_block(x_t_BL[:, None], x_0_BL, is_real_BL, int(io["block_size"]))
+        block_BLV = backbone(packed)[:, :length] @ backbone.head_VD.T
+        full_BLV = backbone(pack_full(x_t_BL, is_real_BL)) @ backbone.head_VD.T
+    np.testing.assert_allclose(block_BLV, io["logits_block"], atol=1e-5)
+    np.testing.assert_allclose(full_BLV, io["logits_bidirectional"], atol=1e-5)
+
+
+def test_views_packed_on_one_clean_copy_equal_separate_views(golden):
+    folder, io = golden
+    backbone = load_backbone(read_checkpoint(str(folder)), torch.float32, "cpu")
+    x_0_BL, x_t_BL, is_real_BL = tensors(golden)
+    other_BL = torch.where(torch.arange(x_0_BL.shape[1]) % 3 == 0, 159, x_0_BL)
+    views_BnL = torch.stack([x_t_BL, other_BL], dim=1)
+    length = x_0_BL.shape[1]
+    with torch.no_grad():
+        together = backbone(pack_block(views_BnL, x_0_BL, is_real_BL, int(io["block_size"])))
+        for view in range(2):
+            alone = backbone(pack_block(views_BnL[:, view : view + 1], x_0_BL, is_real_BL, int(io["block_size"])))
+            torch.testing.assert_close(
+                together[:, view * length : (view + 1) * length], alone[:, :length], atol=1e-5, rtol=0
+            )
+
+
+def test_padding_changes_nothing(golden):
+    folder, _ = golden
+    backbone = load_backbone(read_checkpoint(str(folder)), torch.float32, "cpu")
+    x_0_BL, x_t_BL, is_real_BL = tensors(golden)
+    pad = torch.full((x_0_BL.shape[0], 8), 3)
+    longer = [torch.cat([x, pad], dim=1) for x in (x_0_BL, x_t_BL)]
+    is_real = torch.cat([is_real_BL, torch.zeros_like(pad, dtype=torch.bool)], dim=1)
+    length = x_0_BL.shape[1]
+    with torch.no_grad():
+        short = backbone(pack_block(x_t_BL[:, None], x_0_BL, is_real_BL, 5))[:, :length]
+        long = backbone(pack_block(longer[1][:, None], longer[0], is_real, 5))[:, :length]
+        assert backbone(pack_full(longer[1], is_real)).isfinite().all()
+    torch.testing.assert_close(long, short, atol=1e-5, rtol=0)
+
+
+class NoTokenizer:
+    def save(self, folder):
+        (folder / "tokenizer.json").write_text("{}")
+
+
+def test_a_saved_student_loads_back_equal_and_says_rope_theta_twice(tmp_path, golden):
+    folder, _ = golden
+    info = read_checkpoint(str(folder))
+    backbone = load_backbone(info, torch.float32, "cpu")
+    save_student(tmp_path / "out", backbone.model.state_dict(), info.config, NoTokenizer(), {"cache_id": "x"})
+    again = load_backbone(read_checkpoint(str(tmp_path / "out")), torch.float32, "cpu")
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    saved = json.loads((tmp_path / "out/config.json").read_text())
+    original = json.loads((folder / "config.json").read_text())
+    for key in ("model_type", "architectures", "rope_theta", "tie_word_embeddings", "vocab_size", "head_dim"):
+        assert saved[key] == original[key], key
+    assert published_config(info.config)["rope_parameters"]["rope_theta"] == 1e6
+
+
+def test_random_weights_depend_on_the_seed_alone(golden):
+    config = read_checkpoint(str(golden[0])).config
+    torch.manual_seed(5)
+    first = new_backbone(config, torch.float32, "cpu", seed=1)
+    torch.manual_seed(6)
+    second = new_backbone(config, torch.float32, "cpu", seed=1)
+    assert torch.equal(first.head_VD, second.head_VD)
+    assert not torch.equal(first.head_VD, new_backbone(config, torch.float32, "cpu", seed=2).head_VD)
+
+
+def test_unsupported_checkpoints_are_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"no readable config.json"):
+        read_checkpoint(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ModelError, match=r"model_type 'mamba' is not supported; supported: a2d-llama"):
+        read_checkpoint(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "wedlm", "qk_norm": false}')
+    with pytest.raises(ModelError, match=r"qk_norm"):
+        read_checkpoint(str(tmp_path))
+
+
+def test_missing_weights_are_listed(tmp_path, golden):
+    folder, _ = golden
+    info = read_checkpoint(str(folder))
+    weights = dict(load_backbone(info, torch.float32, "cpu").model.state_dict())
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_student(tmp_path, weights, info.config, NoTokenizer(), {})
+    with pytest.raises(ModelError, match=r"missing model.layers.1.mlp.up_proj.weight"):
+        load_backbone(read_checkpoint(str(tmp_path)), torch.float32, "cpu")
+
+
+def test_what_does_not_fit_is_listed(golden):
+    info = read_checkpoint(str(golden[0]))
+    faults = info.require_fits(vocab_size=161, length=40_000, who="student")
+    assert len(faults) == 2
+    assert "ids up to 160" in faults[0]
+    assert "limit is 32768" in faults[1]
+    assert info.require_fits(160, 32768, "student") == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_is_not_there_is_refused():
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(ModelError, match="no CUDA device"):
+        resolve_device("cuda:1")

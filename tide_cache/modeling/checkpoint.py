@@ -1,0 +1,67 @@
+"""Saved models that other libraries load too: safetensors, an `a2d-*` config.json, the original tokenizer files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from transformers import PretrainedConfig
+
+PUBLISHED_TYPE = {
+    "qwen3": ("a2d-qwen3", "A2DQwen3LMHeadModel"),
+    "qwen2": ("a2d-qwen2", "A2DQwen2LMHeadModel"),
+    "llama": ("a2d-llama", "A2DLlamaLMHeadModel"),
+}
+"""model_type and architecture under which a stock architecture is saved, as the dllm library registers them."""
+
+
+class SavesTokenizer(Protocol):
+    """What saving needs of a tokenizer."""
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into a folder."""
+
+
+def save_student(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    config: PretrainedConfig,
+    tokenizer: SavesTokenizer,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write a student that our tools, transformers and dllm's pinned release all load alike.
+
+    Args:
+        folder: Created; files of the same names are replaced.
+        weights: State of the stock model, by its parameter names.
+        config: Its configuration.
+        tokenizer: Saved beside it.
+        provenance: What the student learned from; goes to `tide_cache.json`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name not in tied}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    _write_json(folder / "config.json", published_config(config) | {"dtype": dtype})
+    _write_json(folder / "tide_cache.json", dict(provenance))
+    tokenizer.save(folder)
+
+
+def published_config(config: PretrainedConfig) -> dict[str, Any]:
+    """Give config.json's content, with `rope_theta` at the top level too.
+
+    transformers 5 writes only `rope_parameters`; a 4.57 reader would then fall back to theta = 10,000 in silence.
+    """
+    content = dict(config.to_dict())
+    content["model_type"], architecture = PUBLISHED_TYPE[config.model_type]
+    content["architectures"] = [architecture]
+    content["rope_theta"] = config.rope_parameters["rope_theta"]
+    content.setdefault("rope_scaling", None)
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

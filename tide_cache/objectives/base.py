@@ -1,0 +1,152 @@
+"""What every objective has in common: its requirements, its count, its sum, and the distributions it compares.
+
+An objective gives a sum and a count. The trainer alone divides, by the count over all ranks and micro-batches of the
+step; since the count depends on data only, it is known before the first forward.
+
+Ids are asked for in a fixed order: column 0 is the true token, columns 1 to K the teacher's kept ids.
+
+Shape suffixes: N masked rows, R rows with teacher candidates, K kept ids, C active chunks.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+
+from tide_cache.records import RowStatistics, Targets
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective needs of a cache and of the student's statistics.
+
+    Attributes:
+        signals: Names of teacher signals; empty when no teacher is needed.
+        student_temperatures: T at which it reads the student's distribution.
+        teacher_temperatures: T that must have been captured.
+    """
+
+    signals: frozenset[str] = frozenset()
+    student_temperatures: frozenset[float] = frozenset({1.0})
+    teacher_temperatures: frozenset[float] = frozenset()
+
+
+class Objective(Protocol):
+    """One term of the training loss: a frozen dataclass of its hyper-parameters, in a file of its own."""
+
+    kind: ClassVar[str]
+
+    @property
+    def needs(self) -> Needs:
+        """What must be there before training can start."""
+
+    def count(self, targets: Targets) -> float:
+        """Give the number the sum is divided by; depends on data only."""
+
+    def total(self, student: RowStatistics, targets: Targets) -> torch.Tensor:
+        """Give the sum in nats, a scalar on the graph; zero when nothing is there to sum."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowLogProbs:
+    """A distribution over the K kept ids and one outcome for the rest, at each of R rows, in nats.
+
+    Attributes:
+        kept_RK: Log-probs of the kept ids; -inf at padding.
+        rest_R: Log-prob of all other ids together; -inf where there is none.
+        is_kept_RK: False at padding.
+    """
+
+    kept_RK: torch.Tensor
+    rest_R: torch.Tensor
+    is_kept_RK: torch.Tensor
+
+
+def ids_to_gather(targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the ids that the student's statistics are asked for, and which of them make up the kept set."""
+    ids_NK = torch.cat([targets.true_id_N[:, None], targets.kept_ids_NK], dim=1)
+    is_kept_NK = ids_NK >= 0
+    is_kept_NK[:, 0] = False
+    return ids_NK, is_kept_NK
+
+
+def student_truth(student: RowStatistics) -> torch.Tensor:
+    """Give log q(true token) at T = 1 for every masked row, in nats."""
+    return student.gathered_NK[:, 0] - student.log_z_NT[:, student.temperatures.index(1.0)]
+
+
+def student_logprobs(student: RowStatistics, targets: Targets, temperature: float) -> RowLogProbs:
+    """Give the student's distribution at T on the rows that carry teacher candidates."""
+    index = student.temperatures.index(temperature)
+    rows_R = targets.has_topk_N.nonzero().squeeze(1)
+    log_z_R = student.log_z_NT[rows_R, index]
+    is_kept_RK = targets.kept_ids_NK[rows_R] >= 0
+    kept_RK = student.gathered_NK[rows_R, 1:] / temperature - log_z_R[:, None]
+    return RowLogProbs(
+        kept_RK.masked_fill(~is_kept_RK, -torch.inf), student.log_rest_NT[rows_R, index] - log_z_R, is_kept_RK
+    )
+
+
+def teacher_logprobs(targets: Targets, temperature: float) -> RowLogProbs:
+    """Give the teacher's distribution at T on the rows that carry candidates."""
+    index = targets.temperatures.index(temperature)
+    rows_R = targets.has_topk_N.nonzero().squeeze(1)
+    log_partition_R = targets.log_partition_NT[rows_R, index]
+    return RowLogProbs(
+        targets.kept_logprobs_NK[rows_R] / temperature - log_partition_R[:, None],
+        targets.log_tail_NT[rows_R, index] - log_partition_R,
+        targets.kept_ids_NK[rows_R] >= 0,
+    )
+
+
+def grouped_kl(first: RowLogProbs, second: RowLogProbs) -> torch.Tensor:
+    """Give KL(first || second) of each row over the kept ids and the rest, in nats [R].
+
+    Grouping outcomes never raises a KL: the result is at most the full-vocabulary KL, and equals it at K = V.
+    A rest that neither side has contributes zero.
+
+    Source: docs/decisions/rest-outcome.md.
+    """
+    difference_RK = torch.where(first.is_kept_RK, first.kept_RK - second.kept_RK, 0)
+    has_rest_R = (first.rest_R > -torch.inf) & (second.rest_R > -torch.inf)
+    difference_R = torch.where(has_rest_R, first.rest_R - second.rest_R, 0)
+    kept_probs_RK = torch.where(first.is_kept_RK, first.kept_RK, -torch.inf).exp()
+    return (kept_probs_RK * difference_RK).sum(dim=1) + first.rest_R.exp() * difference_R
+
+
+MIN_PROB, MAX_PROB = 1e-7, 1 - 2.0**-23
+"""Chunk probabilities are clamped to this range: 1e-7 and the largest float32 below 1 (golden/README.md)."""
+
+
+def chunk_probs(student: RowStatistics, targets: Targets, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the clamped probabilities exp(log-likelihood / T) of the true tokens of each active chunk.
+
+    Returns:
+        Student's, on the graph, and teacher's, both [C].
+
+    Source: CALM, arXiv:2604.26951, section 2.3.
+    """
+    chunk_of_row_N = targets.chunk_of_row_N
+    rows = (chunk_of_row_N >= 0).nonzero().squeeze(1)
+    logprob_C = torch.zeros_like(targets.chunk_logprob_C).index_add(
+        0, chunk_of_row_N[rows], student_truth(student)[rows]
+    )
+    student_C = (logprob_C / temperature).exp().clamp(MIN_PROB, MAX_PROB)
+    teacher_C = (targets.chunk_logprob_C / temperature).exp().clamp(MIN_PROB, MAX_PROB)
+    return student_C, teacher_C
+
+
+def binary_cross_entropy(target_C: torch.Tensor, prediction_C: torch.Tensor) -> torch.Tensor:
+    """Sum -[a log b + (1 - a) log(1 - b)] over chunks; either side may carry the gradient."""
+    return -(target_C * prediction_C.log() + (1 - target_C) * torch.log1p(-prediction_C)).sum()
+
+
+def union_of_needs(needs: Iterable[Needs]) -> Needs:
+    """Give what several objectives need together."""
+    every = list(needs)
+    return Needs(
+        signals=frozenset().union(*(n.signals for n in every)),
+        student_temperatures=frozenset({1.0}).union(*(n.student_temperatures for n in every)),
+        teacher_temperatures=frozenset().union(*(n.teacher_temperatures for n in every)),
+    )

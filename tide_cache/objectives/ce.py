@@ -1,0 +1,42 @@
+"""Denoising cross-entropy on the true tokens: the BD3LM row of the paper's table, and the term of every other row."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from tide_cache.objectives.base import Needs, student_truth
+from tide_cache.records import RowStatistics, Targets
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Sum -w log q(true) over masked rows.
+
+    `scheduler`: w = 1/t (for the linear schedule), divided by all supervised tokens, masked or not: an estimate of the
+    diffusion bound per token. `realised_ratio`: w = 1 / share of the sample's tokens that really are masked, which
+    chunk-consistent masking raises above t. `uniform`: w = 1, divided by the masked tokens.
+
+    Source: BD3LM, arXiv:2503.09573, as used by TIDE, arXiv:2604.26951.
+    """
+
+    kind: ClassVar[str] = "ce"
+    time_weight: Literal["scheduler", "realised_ratio", "uniform"] = "scheduler"
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing of a teacher."""
+        return Needs()
+
+    def count(self, targets: Targets) -> float:
+        """Give the number of supervised tokens, or of masked ones for `uniform`."""
+        return float(len(targets.true_id_N) if self.time_weight == "uniform" else targets.num_supervised)
+
+    def total(self, student: RowStatistics, targets: Targets) -> torch.Tensor:
+        """Give the weighted sum of negative log-likelihoods, in nats."""
+        nll_N = -student_truth(student)
+        if self.time_weight == "scheduler":
+            nll_N = nll_N * targets.time_weight_N
+        elif self.time_weight == "realised_ratio":
+            nll_N = nll_N / targets.mask_ratio_N
+        return nll_N.sum()
