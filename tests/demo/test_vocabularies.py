@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -145,9 +146,9 @@ def test_no_task_holds_a_special_token(tokenizers: tuple[Any, Any], tasks: list[
 
 
 def test_digits_are_split_by_one_and_kept_together_by_the_other(tokenizers: tuple[Any, Any]) -> None:
-    first, second = (tokenizer.tokenize("return v + 100") for tokenizer in tokenizers)
-    assert first[-3:] == ["Ġ1", "0", "0"]
-    assert second[-1] == "Ġ100"
+    first, second = tokenizers
+    assert not any(re.search("[0-9]{2}", token) for token in first.get_vocab())
+    assert [len(tokenizer.tokenize(" 10")) for tokenizer in (first, second)] == [2, 1]
 
 
 def test_they_disagree_on_boundaries_but_share_most(tokenizers: tuple[Any, Any], tasks: list[Task]) -> None:

@@ -112,10 +112,10 @@ def _make_task(rng: np.random.Generator) -> Task:
         case "story":
             return _make_story(rng)
         case "copy":
-            words = " ".join(_draw_distinct(rng, _FILLERS["thing"], int(rng.integers(4, 7))))
+            words = " ".join(_draw_distinct(rng, _FILLERS["thing"], int(rng.integers(4, 6))))
             return Task("copy", f"copy: {words}", words)
         case "reverse":
-            letters = _draw_distinct(rng, "abcdefghijklmnop", int(rng.integers(5, 9)))
+            letters = _draw_distinct(rng, "abcdefghijkl", int(rng.integers(4, 6)))
             return Task("reverse", f"reverse: {' '.join(letters)}", " ".join(reversed(letters)))
         case "sort":
             digits = _draw_distinct(rng, "0123456789", int(rng.integers(5, 9)))
