@@ -1,1 +1,30 @@
 """Teacher signals to Parquet bytes and back."""
+
+from tide_cache.shards.checks import ShardRules
+from tide_cache.shards.files import LOCAL_FILES, LocalFiles
+from tide_cache.shards.layout import SAMPLES_PER_GROUP, ShardLayout
+from tide_cache.shards.publish import canonical_json, file_sha256, publish, publish_json, remove_leftovers
+from tide_cache.shards.reader import ShardFacts, ShardReader
+from tide_cache.shards.schema import FORMAT_VERSION, ShardHeader, TableName
+from tide_cache.shards.writer import EncodedShard, encode_pairs, encode_signals
+
+__all__ = [
+    "FORMAT_VERSION",
+    "LOCAL_FILES",
+    "SAMPLES_PER_GROUP",
+    "EncodedShard",
+    "LocalFiles",
+    "ShardFacts",
+    "ShardHeader",
+    "ShardLayout",
+    "ShardReader",
+    "ShardRules",
+    "TableName",
+    "canonical_json",
+    "encode_pairs",
+    "encode_signals",
+    "file_sha256",
+    "publish",
+    "publish_json",
+    "remove_leftovers",
+]

@@ -1,0 +1,155 @@
+"""Small random samples, views and signals that obey every law of the format."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tide_cache.records import MaskedView, SampleId, SamplePair, TeacherSignal, TopK, ViewRecord
+from tide_cache.shards import EncodedShard, LocalFiles, ShardHeader, ShardRules, encode_pairs, encode_signals
+
+STUDENT_VOCAB, TEACHER_VOCAB = 40, 50
+TEMPERATURES = (2.0, 1.0)
+RULES = ShardRules(
+    num_views=3,
+    student_vocab_size=STUDENT_VOCAB,
+    teacher_vocab_size=TEACHER_VOCAB,
+    temperatures=TEMPERATURES,
+    has_topk=True,
+)
+HEADER = ShardHeader(cache_id="0123456789abcdef", plan_hash="fedcba9876543210", table="pairs", shard=7)
+
+
+def make_pair(rng: np.random.Generator, number: int, max_chunks: int = 8) -> SamplePair:
+    """A sample whose chunks are split by tokens that belong to none, with an unsupervised prompt."""
+    chunks, teacher, student = [], 0, 0
+    for _ in range(rng.integers(0, max_chunks + 1)):
+        teacher, student = teacher + rng.integers(0, 2), student + rng.integers(0, 2)
+        ends = teacher + rng.integers(1, 4), student + rng.integers(1, 4)
+        chunks.append((teacher, ends[0], student, ends[1]))
+        teacher, student = ends
+    teacher, student = teacher + rng.integers(0, 3), student + rng.integers(0, 3)
+    return SamplePair(
+        sample_id=SampleId(f"part/ä.jsonl:{number}"),
+        student_ids_L=rng.integers(0, STUDENT_VOCAB, student).astype(np.int32),
+        is_supervised_L=np.arange(student) >= student // 3,
+        teacher_ids_M=rng.integers(0, TEACHER_VOCAB, teacher).astype(np.int32),
+        chunks_C4=np.array(chunks, np.int32).reshape(-1, 4),
+    )
+
+
+def make_record(rng: np.random.Generator, pair: SamplePair, view: int, has_topk: bool = True) -> ViewRecord:
+    """A chunk-consistent view of a sample with a teacher's signal."""
+    t = 1.0 - rng.random()
+    student = pair.is_supervised_L & (rng.random(len(pair.student_ids_L)) < t)
+    teacher = rng.random(len(pair.teacher_ids_M)) < t / 2
+    for (a, b, c, d), is_distillable in zip(pair.chunks_C4, pair.is_distillable_C, strict=True):
+        if is_distillable:
+            student[c:d] = teacher[a:b] = rng.random() < t
+    masked = MaskedView(pair.sample_id, view, t, student, teacher)
+    return ViewRecord(pair, masked, make_signal(rng, pair.teacher_ids_M[teacher], has_topk))
+
+
+def make_signal(rng: np.random.Generator, true_ids: np.ndarray, has_topk: bool) -> TeacherSignal:
+    logits = rng.normal(0, 3, (len(true_ids), TEACHER_VOCAB))
+    logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    truth = logp[np.arange(len(true_ids)), true_ids].astype(np.float32)
+    rows = np.flatnonzero(rng.random(len(true_ids)) < 0.7).astype(np.int32)
+    topk = make_topk(rng, rows, logp[rows]) if has_topk else None
+    return TeacherSignal(truth, logp.argmax(axis=1) == true_ids, topk) if len(true_ids) else _silent(truth, topk)
+
+
+def make_topk(rng: np.random.Generator, rows: np.ndarray, logp: np.ndarray) -> TopK:
+    counts = rng.integers(1, TEACHER_VOCAB + 1, len(rows)).astype(np.int32)
+    order = np.argsort(-logp, axis=1, kind="stable")
+    ids = [order[row, :count] for row, count in enumerate(counts)]
+    tails, partitions = np.empty((2, len(rows), len(TEMPERATURES)), np.float32)
+    for row, kept in enumerate(ids):
+        for at, temperature in enumerate(TEMPERATURES):
+            powers = np.exp(logp[row] / temperature)
+            rest = np.delete(powers, kept).sum()
+            tails[row, at] = math.log(rest) if rest > 0 else -math.inf
+            partitions[row, at] = math.log(powers.sum())
+    return TopK(
+        rows_R=rows,
+        counts_R=counts,
+        ids_E=np.concatenate([*ids, []]).astype(np.uint32),
+        logprobs_E=np.concatenate([*(logp[row, kept] for row, kept in enumerate(ids)), []]).astype(np.float32),
+        log_tail_RT=tails,
+        log_partition_RT=partitions,
+    )
+
+
+def _silent(truth: np.ndarray, topk: TopK | None) -> TeacherSignal:
+    return TeacherSignal(truth, np.empty(0, np.bool_), topk)
+
+
+def make_shard(
+    seed: int, num_samples: int, rules: ShardRules = RULES, max_chunks: int = 8
+) -> tuple[list[int], list[SamplePair], list[list[ViewRecord]]]:
+    """Indexes, samples, and records by view."""
+    rng = np.random.default_rng(seed)
+    indexes = np.flatnonzero(rng.random(2 * num_samples + 8) < 0.6)
+    while len(indexes) < num_samples:
+        indexes = np.append(indexes, indexes[-1] + 1)
+    pairs = [make_pair(rng, number, max_chunks) for number in range(num_samples)]
+    records = [[make_record(rng, pair, view, rules.has_topk) for pair in pairs] for view in range(rules.num_views)]
+    return indexes[:num_samples].tolist(), pairs, records
+
+
+def encode_both(
+    seed: int, num_samples: int, rules: ShardRules = RULES, header: ShardHeader = HEADER, max_chunks: int = 8
+) -> tuple[EncodedShard, EncodedShard]:
+    """The pairs shard and the signals shard of the same samples."""
+    indexes, pairs, records = make_shard(seed, num_samples, rules, max_chunks)
+    return (
+        encode_pairs(replace(header, table="pairs"), indexes, pairs, rules),
+        encode_signals(replace(header, table="plain"), indexes, records, rules, "float16"),
+    )
+
+
+def assert_pairs_equal(found: Sequence[SamplePair], expected: Sequence[SamplePair]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.sample_id == other.sample_id
+        for name in ("student_ids_L", "is_supervised_L", "teacher_ids_M", "chunks_C4"):
+            _assert_same(getattr(one, name), getattr(other, name))
+
+
+def assert_records_equal(found: Sequence[ViewRecord], expected: Sequence[ViewRecord], logprob_dtype: str) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert_pairs_equal([one.pair], [other.pair])
+        assert (one.view.sample_id, one.view.view, one.view.t) == (
+            other.view.sample_id,
+            other.view.view,
+            other.view.t,
+        )
+        _assert_same(one.view.is_student_masked_L, other.view.is_student_masked_L)
+        _assert_same(one.view.is_teacher_masked_M, other.view.is_teacher_masked_M)
+        _assert_same(one.signal.truth_logprobs_N, other.signal.truth_logprobs_N)
+        _assert_same(one.signal.is_top1_N, other.signal.is_top1_N)
+        assert (one.signal.topk is None) == (other.signal.topk is None)
+        if other.signal.topk is not None:
+            for name in ("rows_R", "counts_R", "ids_E", "log_tail_RT", "log_partition_RT"):
+                _assert_same(getattr(one.signal.topk, name), getattr(other.signal.topk, name))
+            rounded = other.signal.topk.logprobs_E.astype(logprob_dtype).astype(np.float32)
+            _assert_same(one.signal.topk.logprobs_E, rounded)
+
+
+def _assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    np.testing.assert_array_equal(found, expected)
+
+
+class MemoryFiles(LocalFiles):
+    """One file, in memory, so that thousands of damaged copies cost no disk."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def size(self, path: Path) -> int:
+        return len(self.data)
+
+    def read(self, path: Path, start: int, size: int) -> bytes:
+        return self.data[max(start, 0) : max(start + size, 0)]

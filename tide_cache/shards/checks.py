@@ -1,0 +1,221 @@
+"""The laws that the values of a shard obey, checked on whole columns: before a shard is written, and at every read.
+
+A teacher that says something impossible is refused before it is published; a shard that says it is refused before it
+is trained on. Both sides ask the same functions.
+
+Shape suffixes: S rows of a row group, C chunks, R positions with a top-k row, E kept ids, T temperatures; all of them
+over the whole row group.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tide_cache.records import Bools, SamplePair
+from tide_cache.shards.codec import masks_of
+from tide_cache.shards.columns import PairColumns, Ragged, SignalColumns, TopKColumns
+
+Ints = npt.NDArray[np.integer]
+
+MASS_TOLERANCE = 1e-3
+LOGPROB_SLACK = 1e-4
+"""A log-prob may exceed zero by this: float32 rounding of logits minus logsumexp."""
+FLOAT16_HALF_STEP = 2.0**-11
+"""Largest relative error of rounding to float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRules:
+    """What a shard's values are checked against; the cache identity gives it.
+
+    Attributes:
+        num_views: Views of every sample.
+        student_vocab_size: Student ids are below it.
+        teacher_vocab_size: Teacher ids, kept ones included, are below it.
+        temperatures: The T of tails and partitions, in stored order; 1.0 is among them.
+        has_topk: Whether the `topk` signal was captured.
+    """
+
+    num_views: int
+    student_vocab_size: int
+    teacher_vocab_size: int
+    temperatures: tuple[float, ...]
+    has_topk: bool
+
+
+class ValueFault(Exception):
+    """One value breaks a law. Callers turn it into an error that names the shard."""
+
+    def __init__(self, column: str, row: int, problem: str) -> None:
+        super().__init__(problem)
+        self.column = column
+        self.row = row
+        self.problem = problem
+
+
+def check_pairs(columns: PairColumns, rules: ShardRules) -> None:
+    """Check one row group of the pairs table.
+
+    Raises:
+        ValueFault: The first law that is broken, with column and row.
+    """
+    _check_indexes(columns.sample_index)
+    _equal_lengths("is_supervised", columns.is_supervised.lengths, columns.student_ids.lengths, "student_ids")
+    _check_ids("student_ids", columns.student_ids, rules.student_vocab_size)
+    _check_ids("teacher_ids", columns.teacher_ids, rules.teacher_vocab_size)
+    _require("chunks", columns.chunks.lengths % 4 == 0, None, "the length is no multiple of 4")
+    chunks_C4 = columns.chunks.values.reshape(-1, 4)
+    row_C = columns.chunks.row_of_value[::4]
+    is_first_C = np.diff(row_C, prepend=-1) != 0
+    sides = (("teacher", 0, columns.teacher_ids), ("student", 2, columns.student_ids))
+    for side, at, ids in sides:
+        start_C, end_C = chunks_C4[:, at], chunks_C4[:, at + 1]
+        previous_end_C = np.where(is_first_C, 0, np.concatenate([[0], end_C])[: len(end_C)])
+        is_inside_C = (previous_end_C <= start_C) & (start_C < end_C) & (end_C <= ids.lengths[row_C])
+        _require("chunks", is_inside_C, row_C, f"{side} spans are not increasing, half-open and inside the sample")
+
+
+def check_signals(
+    columns: SignalColumns, view: int, pairs: Sequence[SamplePair], rules: ShardRules, thorough: bool
+) -> None:
+    """Check one row group of the signals table against its samples.
+
+    Args:
+        columns: The row group.
+        view: The view that it must hold.
+        pairs: The samples that it must hold, in order.
+        rules: What the values are checked against.
+        thorough: Also check that kept ids are distinct and in order of probability; costs a sort.
+
+    Raises:
+        ValueFault: The first law that is broken, with column and row.
+    """
+    _check_indexes(columns.sample_index)
+    is_same_S = np.array([name == pair.sample_id for name, pair in zip(columns.sample_id, pairs, strict=True)])
+    _require("sample_id", is_same_S, None, "not the sample that the pairs table has here")
+    _require("view", columns.view == view, None, f"expected view {view}")
+    _require("t", (columns.t > 0) & (columns.t <= 1), None, "diffusion time outside (0, 1]")
+    _check_masks(columns, pairs)
+    for name, column in (("truth_logprobs", columns.truth_logprobs), ("is_top1", columns.is_top1)):
+        _equal_lengths(name, column.lengths, columns.teacher_masked.lengths, "teacher_masked")
+    _check_logprobs("truth_logprobs", columns.truth_logprobs)
+    if columns.topk is not None:
+        _check_topk(columns.topk, columns.teacher_masked.lengths, rules)
+        if thorough:
+            _check_candidates(columns.topk)
+
+
+def _check_masks(columns: SignalColumns, pairs: Sequence[SamplePair]) -> None:
+    student_lengths = np.array([len(pair.student_ids_L) for pair in pairs], np.int64)
+    teacher_lengths = np.array([len(pair.teacher_ids_M) for pair in pairs], np.int64)
+    _check_positions("student_masked", columns.student_masked, student_lengths, "the student's tokens")
+    _check_positions("teacher_masked", columns.teacher_masked, teacher_lengths, "the teacher's tokens")
+    student = masks_of(columns.student_masked, student_lengths.tolist())
+    teacher = masks_of(columns.teacher_masked, teacher_lengths.tolist())
+    is_supervised = np.concatenate([pair.is_supervised_L for pair in pairs])
+    _require("student_masked", ~student.values | is_supervised, student.row_of_value, "an unsupervised token is masked")
+    chunks_C4 = np.concatenate([pair.chunks_C4 for pair in pairs])
+    row_C = np.repeat(np.arange(len(pairs)), [len(pair.chunks_C4) for pair in pairs])
+    is_distillable_C = np.concatenate([pair.is_distillable_C for pair in pairs])
+    teacher_C = _masked_tokens(teacher, row_C, chunks_C4[:, :2])
+    student_C = _masked_tokens(student, row_C, chunks_C4[:, 2:])
+    is_shown_C = (teacher_C == 0) & (student_C == 0)
+    is_whole_C = (teacher_C == np.diff(chunks_C4[:, :2])[:, 0]) & (student_C == np.diff(chunks_C4[:, 2:])[:, 0])
+    _require("teacher_masked", ~is_distillable_C | is_shown_C | is_whole_C, row_C, "a chunk is masked in part")
+
+
+def _masked_tokens(mask: Ragged, row_C: Ints, spans_C2: Ints) -> Ints:
+    """Masked tokens inside each span; spans count from the start of their row."""
+    masked_before = np.concatenate([[0], np.cumsum(mask.values)])
+    start_C, end_C = (mask.offsets[row_C] + spans_C2[:, side] for side in (0, 1))
+    result: Ints = masked_before[end_C] - masked_before[start_C]
+    return result
+
+
+def _check_topk(topk: TopKColumns, num_masked_S: Ints, rules: ShardRules) -> None:
+    _check_positions("topk_rows", topk.topk_rows, num_masked_S, "the view's masked teacher positions")
+    _equal_lengths("topk_counts", topk.topk_counts.lengths, topk.topk_rows.lengths, "topk_rows")
+    counts_R, row_R = topk.topk_counts.values, topk.topk_counts.row_of_value
+    _require("topk_counts", counts_R >= 1, row_R, "a position keeps no id")
+    kept_S = np.bincount(row_R, weights=counts_R, minlength=len(num_masked_S)).astype(np.int64)
+    _equal_lengths("topk_ids", topk.topk_ids.lengths, kept_S, "the sum of topk_counts")
+    _equal_lengths("topk_logprobs", topk.topk_logprobs.lengths, kept_S, "the sum of topk_counts")
+    _check_ids("topk_ids", topk.topk_ids, rules.teacher_vocab_size)
+    _check_logprobs("topk_logprobs", topk.topk_logprobs)
+    num_T = len(rules.temperatures)
+    for name, column in (("topk_log_tail", topk.topk_log_tail), ("topk_log_partition", topk.topk_log_partition)):
+        _equal_lengths(name, column.lengths, topk.topk_rows.lengths * num_T, f"topk_rows times {num_T} temperatures")
+    at_1 = rules.temperatures.index(1.0)
+    tail_RT = topk.topk_log_tail.values.reshape(-1, num_T)
+    partition_RT = topk.topk_log_partition.values.reshape(-1, num_T)
+    row_RT = np.repeat(row_R, num_T)
+    _require("topk_log_tail", tail_RT.ravel() < np.inf, row_RT, "not a number, or infinite")
+    _require("topk_log_partition", np.isfinite(partition_RT).ravel(), row_RT, "not finite")
+    _require("topk_log_partition", np.abs(partition_RT[:, at_1]) <= MASS_TOLERANCE, row_R, "not 0 at T = 1")
+    _check_mass(topk, tail_RT[:, at_1], row_R)
+
+
+def _check_mass(topk: TopKColumns, tail_R: npt.NDArray[np.float32], row_R: Ints) -> None:
+    """Kept probabilities and tail sum to one, up to the tolerance and what rounding to float16 can move."""
+    if not len(tail_R):
+        return
+    logprobs_E = topk.topk_logprobs.values
+    starts_R = np.concatenate([[0], np.cumsum(topk.topk_counts.values)[:-1]])
+    probs_E = np.exp(logprobs_E)
+    mass_R = np.add.reduceat(probs_E, starts_R) + np.exp(tail_R)
+    rounding_R = -np.add.reduceat(probs_E * logprobs_E, starts_R) * FLOAT16_HALF_STEP
+    excess_R = np.abs(mass_R - 1) - rounding_R
+    _require("topk_logprobs", excess_R <= MASS_TOLERANCE, row_R, "kept ids and tail do not sum to probability 1")
+
+
+def _check_candidates(topk: TopKColumns) -> None:
+    position_E = np.repeat(np.arange(len(topk.topk_counts.values)), topk.topk_counts.values)
+    row_E = topk.topk_ids.row_of_value
+    is_same_position_E = np.diff(position_E) == 0
+    falls_E = np.diff(topk.topk_logprobs.values) <= 0
+    _require("topk_logprobs", falls_E | ~is_same_position_E, row_E, "ids are not in order of probability")
+    keys_E = np.sort(position_E.astype(np.uint64) << np.uint64(32) | topk.topk_ids.values)
+    repeats = np.flatnonzero(np.diff(keys_E) == 0)
+    if len(repeats):
+        position = int(keys_E[repeats[0]] >> np.uint64(32))
+        raise ValueFault("topk_ids", int(topk.topk_counts.row_of_value[position]), "an id occurs twice at a position")
+
+
+def _check_indexes(index_S: Ints) -> None:
+    _require("sample_index", np.diff(index_S, prepend=-1) > 0, None, "sample indexes do not increase")
+
+
+def _check_ids(name: str, ids: Ragged, vocab_size: int) -> None:
+    values = ids.values
+    if len(values) and not (values.min() >= 0 and values.max() < vocab_size):
+        is_inside = (values >= 0) & (values < vocab_size)
+        _require(name, is_inside, ids.row_of_value, f"an id is outside the vocabulary of {vocab_size}")
+
+
+def _check_logprobs(name: str, logprobs: Ragged) -> None:
+    values = logprobs.values
+    if len(values) and not (values.min() > -np.inf and values.max() <= LOGPROB_SLACK):  # NaN comes through min
+        is_lawful = np.isfinite(values) & (values <= LOGPROB_SLACK)
+        _require(name, is_lawful, logprobs.row_of_value, "a log-prob is not finite or above 0")
+
+
+def _check_positions(name: str, positions: Ragged, limit_S: Ints, inside: str) -> None:
+    row = positions.row_of_value
+    is_first = np.diff(row, prepend=-1) != 0
+    is_after_previous = is_first | (np.diff(positions.values, prepend=-1) > 0)
+    _require(name, is_after_previous, row, "positions do not increase")
+    _require(name, (positions.values >= 0) & (positions.values < limit_S[row]), row, f"a position is outside {inside}")
+
+
+def _equal_lengths(name: str, found_S: Ints, expected_S: Ints, of_what: str) -> None:
+    _require(name, found_S == expected_S, None, f"the length differs from {of_what}")
+
+
+def _require(name: str, is_lawful: Bools, row_of: Ints | None, problem: str) -> None:
+    """Raise the first fault; `row_of` gives the row of each tested value, None when each row was tested once."""
+    if is_lawful.all():
+        return
+    first = int(np.argmin(is_lawful))
+    raise ValueFault(name, first if row_of is None else int(row_of[first]), problem)

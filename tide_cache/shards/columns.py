@@ -1,0 +1,138 @@
+"""The two tables as numpy columns, between Arrow and the records; nothing here looks at single elements.
+
+Shape suffixes: S rows of the table (samples, or views of samples); a `Ragged` column lays the S lists end to end.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tide_cache.shards.schema import PAIRS_SCHEMA, signals_schema
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Ragged:
+    """S lists laid end to end: list s is `values[offsets[s]:offsets[s + 1]]`, and `offsets[0]` is 0."""
+
+    offsets: npt.NDArray[np.int32]
+    values: Array
+
+    @classmethod
+    def of(cls, lists: list[Array], dtype: npt.DTypeLike) -> Self:
+        """Lay lists end to end; each must already be of `dtype`, so that nothing is rounded unseen."""
+        if not all(one.dtype == dtype and one.ndim == 1 for one in lists):
+            raise TypeError(f"expected flat arrays of {np.dtype(dtype)}")
+        offsets = np.zeros(len(lists) + 1, np.int32)
+        np.cumsum([len(one) for one in lists], out=offsets[1:])
+        return cls(offsets, np.concatenate(lists) if lists else np.empty(0, dtype))
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Length of each list."""
+        result: npt.NDArray[np.int32] = np.diff(self.offsets)
+        return result
+
+    @property
+    def row_of_value(self) -> npt.NDArray[np.int64]:
+        """The list that each value belongs to."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
+
+    def __getitem__(self, row: int) -> Array:
+        result: Array = self.values[self.offsets[row] : self.offsets[row + 1]]
+        return result
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PairColumns:
+    """The pairs table; names are those of the schema."""
+
+    sample_index: npt.NDArray[np.int64]
+    sample_id: list[str]
+    student_ids: Ragged
+    is_supervised: Ragged
+    teacher_ids: Ragged
+    chunks: Ragged
+
+    def to_table(self) -> pa.Table:
+        """As Arrow."""
+        return _to_table(self, PAIRS_SCHEMA)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TopKColumns:
+    """The `topk` columns of the signals table."""
+
+    topk_rows: Ragged
+    topk_counts: Ragged
+    topk_ids: Ragged
+    topk_logprobs: Ragged
+    topk_log_tail: Ragged
+    topk_log_partition: Ragged
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SignalColumns:
+    """The signals table; names are those of the schema."""
+
+    sample_index: npt.NDArray[np.int64]
+    sample_id: list[str]
+    view: npt.NDArray[np.int32]
+    t: npt.NDArray[np.float64]
+    student_masked: Ragged
+    teacher_masked: Ragged
+    truth_logprobs: Ragged
+    is_top1: Ragged
+    topk: TopKColumns | None
+
+    def to_table(self) -> pa.Table:
+        """As Arrow."""
+        return _to_table(self, signals_schema(self.topk is not None))
+
+
+def pair_columns(table: pa.Table) -> PairColumns:
+    """Read an Arrow table of the pairs schema; arrays are read-only views of its memory."""
+    return PairColumns(**{name: _from_arrow(table.column(name)) for name in PAIRS_SCHEMA.names})
+
+
+def signal_columns(table: pa.Table) -> SignalColumns:
+    """Read an Arrow table of the signals schema; arrays are read-only views of its memory."""
+    found = {name: _from_arrow(table.column(name)) for name in table.column_names}
+    own = {field.name: found.pop(field.name) for field in fields(SignalColumns) if field.name != "topk"}
+    return SignalColumns(**own, topk=TopKColumns(**found) if found else None)
+
+
+def _to_table(columns: PairColumns | SignalColumns, schema: pa.Schema) -> pa.Table:
+    holders = [columns, getattr(columns, "topk", None)]
+    by_name = {f.name: getattr(holder, f.name) for holder in holders if holder is not None for f in fields(holder)}
+    return pa.Table.from_arrays([_to_arrow(by_name[field.name], field.type) for field in schema], schema=schema)
+
+
+def _to_arrow(column: Ragged | Array | list[str], dtype: pa.DataType) -> pa.Array:
+    if isinstance(column, Ragged):
+        return pa.ListArray.from_arrays(pa.array(column.offsets), pa.array(column.values), type=dtype)
+    return pa.array(column, type=dtype)
+
+
+def _from_arrow(column: pa.ChunkedArray) -> Any:
+    """A `Ragged`, an array, or a list of strings, by the column's type."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # no chunk at all, or (older releases) always
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+    if pa.types.is_string(array.type):
+        return array.to_pylist()
+    if not pa.types.is_list(array.type):
+        return _to_numpy(array)
+    offsets = array.offsets.to_numpy()
+    values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+    return Ragged(offsets - offsets[0], _to_numpy(values))
+
+
+def _to_numpy(array: pa.Array) -> Array:
+    # Arrow packs booleans into bits, so they alone cannot be viewed.
+    result: Array = array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
+    return result

@@ -1,0 +1,261 @@
+"""From a shard on disk to records: the right ones, or an error that says what is wrong where.
+
+Nothing is decoded before its bytes are known to be the committed ones: the file's size and footer are held against
+the commit record, each row group against the hash that the footer holds. Then the values are held against the laws of
+the format. A reader keeps no file open, so it can cross into worker processes.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tide_cache.errors import CacheMismatchError, ShardCorruptError
+from tide_cache.records import SamplePair, ViewRecord
+from tide_cache.shards.checks import ShardRules, ValueFault, check_pairs, check_signals
+from tide_cache.shards.codec import columns_to_pairs, columns_to_views
+from tide_cache.shards.columns import pair_columns, signal_columns
+from tide_cache.shards.files import LOCAL_FILES, LocalFiles
+from tide_cache.shards.layout import ShardLayout
+from tide_cache.shards.schema import FORMAT_VERSION, METADATA_PREFIX, PAIRS_SCHEMA, ShardHeader, signals_schema
+from tide_cache.shards.writer import MAGIC, ROW_GROUPS_KEY, TRAILER_BYTES
+
+WAY_OUT = (
+    "Delete this file and the .json beside it, then run the same `tide-cache build-teacher-shards` command again: "
+    "only what is missing is computed."
+)
+
+
+class ShardFacts(Protocol):
+    """What a reader knows of a shard before it opens it; a commit record is one."""
+
+    @property
+    def header(self) -> ShardHeader:
+        """Which shard it is."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+
+    @property
+    def footer_sha256(self) -> str:
+        """Hash of the file's end: footer, its length, magic."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that it covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Footer:
+    metadata: pq.FileMetaData
+    ranges: list[tuple[int, int, str]]  # start, size and SHA-256 of each row group
+
+
+class ShardReader:
+    """Reads row groups of one shard. Opening costs nothing until the first read."""
+
+    def __init__(self, path: Path, facts: ShardFacts, rules: ShardRules, files: LocalFiles = LOCAL_FILES) -> None:
+        self.path = path
+        self.layout = ShardLayout(facts.num_samples, 1 if facts.header.table == "pairs" else rules.num_views)
+        self._facts = facts
+        self._rules = rules
+        self._files = files
+
+    def read_pairs(self, group: int) -> list[SamplePair]:
+        """Read the samples of a group; arrays are read-only.
+
+        Raises:
+            ShardCorruptError: The bytes are not the committed ones, or a value breaks a law of the format.
+            CacheMismatchError: The shard was written in a newer format.
+        """
+        assert self._facts.header.table == "pairs"
+        row_group = self.layout.row_group(0, group)
+        columns = pair_columns(self._read(row_group))
+        with self._naming(row_group, columns.sample_id):
+            check_pairs(columns, self._rules)
+        return columns_to_pairs(columns)
+
+    def read_signals(
+        self, view: int, group: int, pairs: Sequence[SamplePair], thorough: bool = False
+    ) -> list[ViewRecord]:
+        """Read one view of the samples of a group; arrays other than masks are read-only.
+
+        Args:
+            view: Number of the view.
+            group: Group of samples.
+            pairs: The same group, from the pairs shard of the same number.
+            thorough: Also check that kept ids are distinct and in order of probability.
+
+        Raises:
+            ShardCorruptError: The bytes are not the committed ones, or a value breaks a law of the format.
+            CacheMismatchError: The shard was written in a newer format.
+        """
+        assert self._facts.header.table != "pairs"
+        assert len(pairs) == len(self.layout.samples_of(group)), "pairs of another group"
+        row_group = self.layout.row_group(view, group)
+        columns = signal_columns(self._read(row_group))
+        with self._naming(row_group, columns.sample_id):
+            check_signals(columns, view, pairs, self._rules, thorough)
+        return columns_to_views(columns, pairs, len(self._rules.temperatures))
+
+    def check_footer(self) -> None:
+        """Hold size, footer, schema and row counts against the commit record, without reading any row.
+
+        Raises:
+            ShardCorruptError: They differ.
+            CacheMismatchError: The shard was written in a newer format.
+        """
+        _ = self._footer
+
+    @cached_property
+    def _footer(self) -> _Footer:
+        data = self._read_footer()
+        try:
+            metadata = pq.read_metadata(pa.BufferReader(MAGIC + data))
+        except (OSError, pa.ArrowException) as error:
+            raise self._corrupt(f"the footer cannot be decoded: {error}") from error
+        stored = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
+        self._check_header(stored)
+        footer = _Footer(metadata, json.loads(stored.get(ROW_GROUPS_KEY, "[]")))
+        self._check_row_groups(footer, end=self._facts.size - len(data))
+        return footer
+
+    def _read_footer(self) -> bytes:
+        """The end of the file, once it is known to be the committed one."""
+        try:
+            found_size = self._files.size(self.path)
+            if found_size != self._facts.size:
+                raise self._corrupt(f"found {found_size} bytes, the commit record says {self._facts.size}")
+            trailer = self._files.read(self.path, found_size - TRAILER_BYTES, TRAILER_BYTES)
+            footer_size = int.from_bytes(trailer[:4], "little") + TRAILER_BYTES
+            start = max(len(MAGIC), found_size - footer_size)
+            footer = self._files.read(self.path, start, found_size - start)
+            head = self._files.read(self.path, 0, len(MAGIC))
+        except OSError as error:
+            raise self._corrupt(f"cannot be read: {error.strerror}") from error
+        if head != MAGIC:
+            raise self._corrupt(f"found {head!r} at the start of the file, expected {MAGIC!r}")
+        found, expected = hashlib.sha256(footer).hexdigest(), self._facts.footer_sha256
+        if found != expected:
+            raise self._corrupt(f"the footer is not the committed one: found sha256 {found}, expected {expected}")
+        return footer
+
+    def _check_header(self, stored: dict[str, str]) -> None:
+        version = stored.get(METADATA_PREFIX + "format_version", "none")
+        if version.isdigit() and int(version) > FORMAT_VERSION:
+            raise CacheMismatchError(
+                f"{self.path}: format version {version}; this release reads up to version {FORMAT_VERSION}.\n"
+                f"Install a release of tide-cache that reads format version {version}."
+            )
+        for name, expected in self._facts.header.to_metadata().items():
+            if stored.get(name) != expected:
+                raise self._corrupt(
+                    f"belongs elsewhere: {name.removeprefix(METADATA_PREFIX)} is {stored.get(name)!r} in the file, "
+                    f"{expected!r} in the commit record"
+                )
+
+    def _check_row_groups(self, footer: _Footer, end: int) -> None:
+        is_pairs = self._facts.header.table == "pairs"
+        expected = PAIRS_SCHEMA if is_pairs else signals_schema(self._rules.has_topk)
+        found = footer.metadata.schema.to_arrow_schema()
+        if not found.equals(expected):
+            raise self._corrupt(f"found columns {_named(found)}, expected {_named(expected)}")
+        rows = tuple(footer.metadata.row_group(i).num_rows for i in range(footer.metadata.num_row_groups))
+        if rows != self.layout.rows:
+            raise self._corrupt(f"found row groups of {rows} rows, expected {self.layout.rows}")
+        starts = [start for start, _, _ in footer.ranges]
+        ends = [start + size for start, size, _ in footer.ranges]
+        if len(starts) != len(rows) or [*starts, end] != [len(MAGIC), *ends]:
+            raise self._corrupt("the row groups do not lie end to end between magic and footer")
+
+    def _read(self, row_group: int) -> pa.Table:
+        """Decode a row group, once its bytes are known to be the committed ones."""
+        start, size, expected = self._footer.ranges[row_group]
+        try:
+            data = self._files.read(self.path, start, size)
+        except OSError as error:
+            raise self._corrupt(f"{self._where(row_group)} cannot be read: {error.strerror}") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != expected:
+            column = self._damaged_column(row_group, data)
+            raise self._corrupt(
+                f"{self._where(row_group)}, {column}: the bytes are not the committed ones: found sha256 {found}, "
+                f"the footer says {expected}"
+            )
+        try:
+            return self._open(row_group, data).read_row_group(row_group, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise self._corrupt(f"{self._where(row_group)} cannot be decoded: {error}") from error
+
+    def _open(self, row_group: int, data: bytes) -> pq.ParquetFile:
+        window = _Window(data, self._footer.ranges[row_group][0], self._facts.size)
+        return pq.ParquetFile(window, metadata=self._footer.metadata, page_checksum_verification=True, pre_buffer=False)
+
+    def _damaged_column(self, row_group: int, data: bytes) -> str:
+        """Name the column whose pages fail their checksum; the damage may also lie in a page's header."""
+        file = self._open(row_group, data)
+        for name in file.schema_arrow.names:
+            try:
+                file.read_row_group(row_group, columns=[name], use_threads=False)
+            except (OSError, pa.ArrowException):
+                return f"column {name}"
+        return "a page header"
+
+    @contextmanager
+    def _naming(self, row_group: int, sample_ids: list[str]) -> Iterator[None]:
+        try:
+            yield
+        except ValueFault as fault:
+            raise self._corrupt(
+                f"{self._where(row_group)}, column {fault.column}, sample {sample_ids[fault.row]!r}: {fault.problem}"
+            ) from fault
+
+    def _where(self, row_group: int) -> str:
+        view, group = divmod(row_group, self.layout.num_groups)
+        samples = self.layout.samples_of(group)
+        view_name = "" if self._facts.header.table == "pairs" else f"view {view}, "
+        return f"row group {row_group} ({view_name}samples {samples.start} to {samples.stop - 1} of the shard)"
+
+    def _corrupt(self, problem: str) -> ShardCorruptError:
+        return ShardCorruptError(f"{self.path}: {problem}.\n{WAY_OUT}")
+
+
+class _Window(io.RawIOBase):
+    """A file of which one range is in memory; pyarrow addresses it by offsets into the whole file."""
+
+    def __init__(self, data: bytes, start: int, file_size: int) -> None:
+        self._data = data
+        self._start = start
+        self._file_size = file_size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file_size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        at = self._position - self._start
+        if at < 0 or size < 0 or at + size > len(self._data):
+            raise OSError(f"{size} bytes at {self._position} lie outside the row group")
+        self._position += size
+        return self._data[at : at + size]
+
+
+def _named(schema: Any) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)

@@ -1,0 +1,85 @@
+"""The columns of the two tables of format v1, and what a shard says about itself in its key-value metadata."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+CODEC = "plain"
+
+TableName = Literal["pairs", "plain"]
+"""`pairs`, or the signals of a pass under the pass's name."""
+
+METADATA_PREFIX = "tide_cache."
+
+
+def _list_of(element: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", element, nullable=False))
+
+
+def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    return pa.schema([pa.field(name, dtype, nullable=False) for name, dtype in columns.items()])
+
+
+_PAIRS = {
+    "sample_index": pa.int64(),
+    "sample_id": pa.string(),
+    "student_ids": _list_of(pa.int32()),
+    "is_supervised": _list_of(pa.bool_()),
+    "teacher_ids": _list_of(pa.int32()),
+    "chunks": _list_of(pa.int32()),
+}
+_SIGNALS = {
+    "sample_index": pa.int64(),
+    "sample_id": pa.string(),
+    "view": pa.int32(),
+    "t": pa.float64(),
+    "student_masked": _list_of(pa.int32()),
+    "teacher_masked": _list_of(pa.int32()),
+    "truth_logprobs": _list_of(pa.float32()),
+    "is_top1": _list_of(pa.bool_()),
+}
+_TOPK = {
+    "topk_rows": _list_of(pa.int32()),
+    "topk_counts": _list_of(pa.int32()),
+    "topk_ids": _list_of(pa.uint32()),
+    "topk_logprobs": _list_of(pa.float32()),
+    "topk_log_tail": _list_of(pa.float32()),
+    "topk_log_partition": _list_of(pa.float32()),
+}
+
+PAIRS_SCHEMA = _schema(_PAIRS)
+
+
+def signals_schema(has_topk: bool) -> pa.Schema:
+    """Columns of a signals shard, with those of the `topk` signal where it was captured."""
+    return _schema({**_SIGNALS, **_TOPK} if has_topk else _SIGNALS)
+
+
+def byte_stream_split_leaves(schema: pa.Schema) -> list[str]:
+    """Parquet paths of the columns whose bytes are split before compression: all numbers, not text or booleans."""
+    leaves = []
+    for field in schema:
+        is_list = pa.types.is_list(field.type)
+        element: Any = field.type.value_type if is_list else field.type
+        if pa.types.is_integer(element) or pa.types.is_floating(element):
+            leaves.append(f"{field.name}.list.element" if is_list else field.name)
+    return leaves
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHeader:
+    """Which shard of which cache a file is; stored inside the file, so that files cannot change places unseen."""
+
+    cache_id: str
+    plan_hash: str
+    table: TableName
+    shard: int
+    format_version: int = FORMAT_VERSION
+    codec: str = CODEC
+
+    def to_metadata(self) -> dict[str, str]:
+        """Key-value pairs of the Parquet footer."""
+        return {METADATA_PREFIX + name: str(value) for name, value in asdict(self).items()}

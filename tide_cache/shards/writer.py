@@ -1,0 +1,190 @@
+"""From records to the bytes of a shard, in memory; the same records always give the same bytes.
+
+Pages carry checksums, but page headers do not. So the footer also holds the place and SHA-256 of every row group:
+together with the footer's own hash in the commit record they cover every byte that a reader decodes.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tide_cache.errors import TeacherOutputError
+from tide_cache.records import SamplePair, ViewRecord
+from tide_cache.shards.checks import ShardRules, ValueFault, check_pairs, check_signals
+from tide_cache.shards.codec import pairs_to_columns, signals_to_columns
+from tide_cache.shards.layout import ShardLayout
+from tide_cache.shards.schema import (
+    METADATA_PREFIX,
+    PAIRS_SCHEMA,
+    ShardHeader,
+    byte_stream_split_leaves,
+    signals_schema,
+)
+
+MAGIC = b"PAR1"
+TRAILER_BYTES = 8
+"""The end of a Parquet file: four bytes with the footer's length, then the magic."""
+
+ROW_GROUPS_KEY = METADATA_PREFIX + "row_groups"
+"""JSON list of [start, size, sha256] for each row group, in file order."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedShard:
+    """The bytes of a shard, ready to be published.
+
+    Attributes:
+        header: Which shard it is.
+        data: The Parquet file.
+        num_samples: Samples that it covers.
+        row_groups: Rows of each row group.
+        column_bytes: Compressed bytes of each column.
+    """
+
+    header: ShardHeader
+    data: bytes
+    num_samples: int
+    row_groups: tuple[int, ...]
+    column_bytes: dict[str, int]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.data)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the whole file."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    @cached_property
+    def footer_sha256(self) -> str:
+        """Hash of the file's end: footer, its length, magic."""
+        footer_size = int.from_bytes(self.data[-TRAILER_BYTES : -len(MAGIC)], "little")
+        return hashlib.sha256(self.data[-TRAILER_BYTES - footer_size :]).hexdigest()
+
+
+def encode_pairs(
+    header: ShardHeader, indexes: Sequence[int], pairs: Sequence[SamplePair], rules: ShardRules
+) -> EncodedShard:
+    """Encode the pairs table of a shard.
+
+    Args:
+        header: Which shard this is; its table is `pairs`.
+        indexes: Each sample's row number in the corpus, increasing.
+        pairs: The samples, in the same order; may be empty.
+        rules: What the values are checked against.
+
+    Raises:
+        AssertionError: A sample breaks a law of the format: pairing has a bug.
+    """
+    assert header.table == "pairs", header
+    layout = ShardLayout(len(pairs), num_views=1)
+
+    tables = (
+        _pairs_table([indexes[i] for i in members], [pairs[i] for i in members], rules)
+        for members in map(layout.samples_of, range(layout.num_groups))
+    )
+    return _encode(header, layout, PAIRS_SCHEMA, tables)
+
+
+def encode_signals(
+    header: ShardHeader,
+    indexes: Sequence[int],
+    records_by_view: Sequence[Sequence[ViewRecord]],
+    rules: ShardRules,
+    logprob_dtype: Literal["float16", "float32"],
+) -> EncodedShard:
+    """Encode one pass of a shard, after checking every value of it.
+
+    Args:
+        header: Which shard this is; its table is the pass.
+        indexes: Each sample's row number in the corpus, increasing.
+        records_by_view: For each view, the records of all samples in the order of `indexes`, with signals.
+        rules: What the values are checked against.
+        logprob_dtype: `float16` rounds the kept log-probs; see `signals_to_columns`.
+
+    Raises:
+        TeacherOutputError: The teacher said something impossible, such as NaN; names sample and view.
+    """
+    assert header.table != "pairs", header
+    assert len(records_by_view) == rules.num_views, "a view is missing"
+    layout = ShardLayout(len(indexes), rules.num_views)
+
+    tables = (
+        _signals_table([indexes[i] for i in members], [records[i] for i in members], view, rules, logprob_dtype)
+        for view, records in enumerate(records_by_view)
+        for members in map(layout.samples_of, range(layout.num_groups))
+    )
+    return _encode(header, layout, signals_schema(rules.has_topk), tables)
+
+
+def _pairs_table(indexes: Sequence[int], pairs: Sequence[SamplePair], rules: ShardRules) -> pa.Table:
+    columns = pairs_to_columns(indexes, pairs)
+    try:
+        check_pairs(columns, rules)
+    except ValueFault as fault:
+        raise AssertionError(f"sample {columns.sample_id[fault.row]!r}, {fault.column}: {fault.problem}") from fault
+    return columns.to_table()
+
+
+def _signals_table(
+    indexes: Sequence[int],
+    records: Sequence[ViewRecord],
+    view: int,
+    rules: ShardRules,
+    logprob_dtype: Literal["float16", "float32"],
+) -> pa.Table:
+    columns = signals_to_columns(indexes, records, logprob_dtype)
+    assert (columns.topk is not None) == rules.has_topk, "topk differs from what the identity declares"
+    try:
+        check_signals(columns, view, [record.pair for record in records], rules, thorough=True)
+    except ValueFault as fault:
+        raise TeacherOutputError(
+            f"sample {columns.sample_id[fault.row]!r}, view {view}, {fault.column}: {fault.problem}. "
+            "Nothing of this shard was published.\n"
+            "Check the teacher's weights and its dtype (float32 instead of bfloat16), then run the same command again."
+        ) from fault
+    return columns.to_table()
+
+
+def _encode(header: ShardHeader, layout: ShardLayout, schema: pa.Schema, tables: Iterable[pa.Table]) -> EncodedShard:
+    sink = io.BytesIO()
+    ranges: list[tuple[int, int, str]] = []
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+        use_byte_stream_split=byte_stream_split_leaves(schema),
+        write_statistics=False,
+        write_page_checksum=True,
+        store_schema=False,
+    ) as writer:
+        for table, rows in zip(tables, layout.rows, strict=True):
+            assert table.num_rows == rows, "a row group of another size"
+            start = sink.tell()
+            writer.write_table(table, row_group_size=rows)
+            with sink.getbuffer() as written:
+                digest = hashlib.sha256(written[start:]).hexdigest()
+            ranges.append((start, sink.tell() - start, digest))
+        writer.add_key_value_metadata({**header.to_metadata(), ROW_GROUPS_KEY: json.dumps(ranges)})
+    return EncodedShard(header, sink.getvalue(), layout.num_samples, layout.rows, _column_bytes(sink))
+
+
+def _column_bytes(file: io.BytesIO) -> dict[str, int]:
+    metadata = pq.read_metadata(file)
+    total: dict[str, int] = dict.fromkeys(metadata.schema.to_arrow_schema().names, 0)
+    for row_group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(row_group).column(column)
+            total[chunk.path_in_schema.partition(".")[0]] += chunk.total_compressed_size
+    return total
