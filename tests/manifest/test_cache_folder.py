@@ -1,0 +1,286 @@
+"""A build can stop anywhere and go on; it ends in a manifest that covers the plan, or in none."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from cache_examples import IDENTITY, PLAN, Builder
+from shard_examples import assert_pairs_equal, assert_records_equal, make_shard
+
+from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ShardCorruptError, TideCacheError
+from tide_cache.manifest import TABLES, CacheFolder, Manifest
+from tide_cache.shards import LocalFiles
+
+
+def test_a_complete_cache_reads_back(builder):
+    written = builder.build().finish()
+    manifest = Manifest.load(builder.root)
+    assert manifest == written
+    assert manifest.totals["plain"]["samples"] == 10
+    assert manifest.totals["plain"]["column_bytes.topk_ids"] > 0
+    assert sorted(builder.tree()) == sorted(
+        ["manifest.json", "plan.json"]
+        + [f"{f}/shard-00000{i}.{e}" for f in ("pairs", "signals/plain") for i in range(3) for e in ("json", "parquet")]
+    )
+    for shard in range(PLAN.num_shards):
+        _, pairs, records = make_shard(shard, len(PLAN.rows_of(shard)), IDENTITY.shard_rules)
+        found = manifest.reader(builder.root, "pairs", shard).read_pairs(0)
+        assert_pairs_equal(found, pairs)
+        reader = manifest.reader(builder.root, "plain", shard)
+        for view in range(2):
+            assert_records_equal(reader.read_signals(view, 0, found), records[view], "float16")
+
+
+def test_a_resumed_build_is_byte_identical(builder, tmp_path):
+    builder.build(range(1))
+    resumed = builder.folder()
+    assert [resumed.is_committed(table, shard) for table in TABLES for shard in range(3)] == [True, False, False] * 2
+    builder.build().finish()
+    other = Builder(tmp_path / "undisturbed")
+    other.build().finish()
+    assert builder.tree() == other.tree()
+
+
+class KilledError(Exception):
+    """Stands for a kill: no handler of ours catches it."""
+
+
+class DyingFiles(LocalFiles):
+    """Dies at the n-th change of the file system; a dead process cleans nothing up."""
+
+    def __init__(self, lives: int) -> None:
+        self.lives = lives
+
+    def _live(self) -> None:
+        self.lives -= 1
+        if self.lives < 0:
+            raise KilledError
+
+    def write_new(self, path, data):
+        if self.lives == 0:
+            path.write_bytes(data[: len(data) // 2])
+        self._live()
+        super().write_new(path, data)
+
+    def link(self, source, target):
+        self._live()
+        super().link(source, target)
+
+    def sync_folder(self, folder):
+        self._live()
+        super().sync_folder(folder)
+
+    def make_folder(self, folder):
+        self._live()
+        super().make_folder(folder)
+
+    def remove(self, path):
+        self._live()
+        super().remove(path)
+
+
+def test_a_build_killed_at_any_step_resumes_byte_identical(tmp_path):
+    plan = PLAN.model_copy(update={"samples_per_shard": 5})
+    undisturbed = Builder(tmp_path / "undisturbed", plan)
+    undisturbed.build().finish()
+    expected = undisturbed.tree()
+    shards = [encoded for shard in range(plan.num_shards) for encoded in undisturbed.shards(shard)]
+
+    def build(root, files):
+        folder = CacheFolder(root, files)
+        folder.begin(IDENTITY, plan)
+        for encoded in shards:
+            if not folder.is_committed(encoded.header.table, encoded.header.shard):
+                folder.commit(encoded, {"samples": encoded.num_samples, "share": 0.5})
+        folder.finish()
+
+    deaths = 0
+    while True:
+        root = tmp_path / f"killed-{deaths}"
+        try:
+            build(root, DyingFiles(deaths))
+        except KilledError:
+            build(root, LocalFiles())
+            files = {name: data for name, data in Builder(root).tree().items() if not name.endswith(".tmp")}
+            assert files == expected, f"killed at step {deaths}"
+            deaths += 1
+        else:
+            break
+    assert deaths > 40
+
+
+def test_a_repeated_build_changes_nothing(builder):
+    builder.build().finish()
+    before = builder.tree()
+    builder.build().finish()
+    assert builder.tree() == before
+
+
+def test_another_build_is_refused_with_every_field(builder):
+    builder.build(range(1))
+    with pytest.raises(CacheMismatchError) as error:
+        CacheFolder(builder.root).begin(
+            IDENTITY.model_copy(update={"corpus_hash": "0" * 64}), PLAN.model_copy(update={"batch_tokens": 1})
+        )
+    message = str(error.value)
+    assert message.startswith(f"{builder.root / 'plan.json'} was built from other inputs:\n")
+    assert f"  identity.corpus_hash: cache has '{'c' * 64}', run declares '{'0' * 64}'\n" in message
+    assert "  plan.batch_tokens: cache has 8192, run declares 1\n" in message
+
+
+def test_two_builds_that_begin_at_once_agree_on_one(builder, monkeypatch):
+    """The second sees no plan.json, and meets one when it publishes its own."""
+    builder.folder()
+    monkeypatch.setattr(LocalFiles, "list_folder", lambda self, folder: [])
+    with pytest.raises(CacheMismatchError, match=r"plan\.head_rows: cache has 1024, run declares 1"):
+        CacheFolder(builder.root).begin(IDENTITY, PLAN.model_copy(update={"head_rows": 1}))
+    CacheFolder(builder.root).begin(IDENTITY, PLAN)
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path):
+    for name in "abcdefg":
+        (tmp_path / name).touch()
+    with pytest.raises(CacheMismatchError, match=r"found a, b, c, d, e, \.\.\., but no plan\.json.*\n.*new folder"):
+        CacheFolder(tmp_path).begin(IDENTITY, PLAN)
+
+
+def test_an_interrupted_build_says_how_far_it_came(builder):
+    folder = builder.build(range(2))
+    for attempt in (folder.finish, lambda: Manifest.load(builder.root)):
+        with pytest.raises(CacheIncompleteError) as error:
+            attempt()
+        assert "has not finished: shards committed: pairs 2 of 3, plain 2 of 3.\n" in str(error.value)
+        assert "Run the same `tide-cache build-teacher-shards` command again" in str(error.value)
+    assert not (builder.root / "manifest.json").exists()
+
+
+def test_a_folder_that_is_no_cache(tmp_path):
+    (tmp_path / "file").touch()
+    for root in (tmp_path, tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(CacheIncompleteError, match=r"no cache here: found neither manifest\.json nor plan\.json"):
+            Manifest.load(root)
+
+
+def test_a_shard_without_its_record_is_not_committed(builder):
+    folder = builder.build(range(1))
+    (builder.root / "pairs/shard-000000.json").unlink()
+    assert not folder.is_committed("pairs", 0)
+    builder.build(range(1))
+    assert folder.is_committed("pairs", 0)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "flipped"])
+def test_a_record_without_its_shard_is_refused(builder, flip, damage):
+    folder = builder.build(range(1))
+    path = builder.root / "signals/plain/shard-000000.parquet"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "short":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        flip(path, 100)
+    with pytest.raises(
+        ShardCorruptError, match=r"shard-000000\.parquet: found .*, the commit record says \d+ bytes"
+    ) as e:
+        folder.is_committed("plain", 0)
+    assert "Delete it and shard-000000.json beside it" in str(e.value)
+
+
+def test_a_record_of_another_shard_is_refused(builder):
+    folder = builder.build(range(2))
+    (builder.root / "pairs/shard-000001.json").write_bytes((builder.root / "pairs/shard-000000.json").read_bytes())
+    with pytest.raises(
+        ShardCorruptError, match=r"shard-000001\.json: found the record of .*shard=0.*expected.*shard=1"
+    ):
+        folder.is_committed("pairs", 1)
+
+
+def test_a_shard_of_another_build_is_not_committed(builder):
+    encoded = builder.shards(0)[0]
+    stranger = replace(encoded, header=replace(encoded.header, cache_id="0" * 16))
+    with pytest.raises(AssertionError, match="a shard of another build"):
+        builder.folder().commit(stranger, {})
+
+
+def test_a_recomputed_shard_does_not_slip_under_an_old_manifest(builder):
+    folder = builder.build()
+    folder.finish()
+    for suffix in (".parquet", ".json"):
+        (builder.root / "pairs/shard-000001").with_suffix(suffix).unlink()
+    (builder.root / "signals/plain/shard-000001.json").unlink()
+    folder.commit(builder.shards(1)[0], {"samples": 4})
+    folder.commit(builder.shards(1)[1], {"samples": 4, "share": 0.5})
+    with pytest.raises(ShardCorruptError, match=r"entry of pairs shard 1 is not the commit record(?s:.*)accept it"):
+        folder.finish()
+
+
+def test_a_full_disk_is_a_message(builder, monkeypatch):
+    folder, encoded = builder.folder(), builder.shards(0)[0]
+
+    def full(self, path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LocalFiles, "write_new", full)
+    with pytest.raises(TideCacheError, match=r"shard-000000\.parquet: cannot be written: No space left on device"):
+        folder.commit(encoded, {})
+    assert not folder.is_committed("pairs", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["shards"].pop("plain"), r"found tables \['pairs'\], expected \['pairs', 'plain'\]"),
+        (lambda d: d["shards"]["plain"].pop(), "plain: found 2 shards, the plan says 3"),
+        (lambda d: d["shards"]["pairs"].reverse(), "pairs shard 0 belongs to another cache, plan or shard"),
+        (lambda d: d["identity"]["views"].update(seed=9), "pairs shard 0 belongs to another cache"),
+        (lambda d: d["plan"].update(batch_tokens=9), "pairs shard 0 belongs to another cache, plan"),
+        (lambda d: d["totals"]["plain"].update(samples=9), "plain: totals are not the sums"),
+        (lambda d: d["shards"]["plain"][1].update(num_samples=3), "shard 1: found 4 pairs and signals of 3 samples"),
+        (lambda d: d.pop("complete"), "not what the format says: complete: Field required"),
+        (lambda d: d.update(complete=False), "complete: Input should be True"),
+        (lambda d: d.update(extra=1), "extra: Extra inputs are not permitted"),
+        (
+            lambda d: d["shards"]["plain"][1].update(size="5"),
+            r"shards\.plain\.1\.size: Input should be a valid integer",
+        ),
+        (lambda d: d["shards"]["plain"][1].update(num_rows=3), "row groups of 8 rows in all, num_rows 3"),
+        (lambda d: d.pop("format_version"), "found format_version None, expected a number"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(cache, change, message):
+    path = cache / "manifest.json"
+    document = json.loads(path.read_bytes())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ShardCorruptError, match=message) as error:
+        Manifest.load(cache)
+    assert str(path) in str(error.value)
+    assert "tide-cache build-teacher-shards" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
+def test_a_newer_version_is_refused_with_the_version_needed(cache, name):
+    """Before its unknown fields are."""
+    document = {**json.loads((cache / name).read_bytes()), "format_version": 2, "something_new": 1}
+    (cache / name).write_text(json.dumps(document))
+    with pytest.raises(CacheMismatchError, match="Install a release of tide-cache that reads format version 2"):
+        Manifest.load(cache) if name == "manifest.json" else CacheFolder(cache).begin(IDENTITY, PLAN)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "Expecting value"),
+        (b"[]", "found format_version None"),
+        (b"\xff{}", "can't decode byte"),
+        (b'{"format_version":1,"format_version":1}', "a key occurs twice"),
+        (b'{"format_version":true}', "found format_version True"),
+        (b"[" * 100_000, "not a document of a cache"),
+        (b" " * ((64 << 20) + 1), "found 67108865 bytes, expected at most 67108864"),
+    ],
+    ids=["empty", "list", "not utf-8", "repeated key", "no number", "deep", "huge"],
+)
+def test_hostile_documents_are_refused(cache, data, message):
+    (cache / "manifest.json").write_bytes(data)
+    with pytest.raises(ShardCorruptError, match=message):
+        Manifest.load(cache)

@@ -1,0 +1,66 @@
+"""How the JSON documents of a cache are read: capped, strict, and never from a newer format.
+
+A document is data from outside, possibly damaged or hostile: a size limit comes before reading, and nothing is
+coerced, defaulted or ignored.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from tide_cache.config.base import Frozen
+from tide_cache.errors import CacheMismatchError, ShardCorruptError
+from tide_cache.shards import FORMAT_VERSION, LocalFiles
+
+Document = TypeVar("Document", bound=Frozen)
+
+
+def read_document(path: Path, model: type[Document], max_bytes: int, files: LocalFiles) -> Document:
+    """Read one JSON document of a cache.
+
+    Args:
+        path: The document.
+        model: Its model; has a field `format_version`.
+        max_bytes: Anything larger is refused unread.
+        files: The file system.
+
+    Raises:
+        FileNotFoundError: There is no such document; the caller knows what that means.
+        CacheMismatchError: It was written in a newer format.
+        ShardCorruptError: It is too large, no UTF-8, no JSON, repeats a key, or is not what the model says.
+    """
+    size = files.size(path)
+    if size > max_bytes:
+        raise ShardCorruptError(f"{path}: found {size} bytes, expected at most {max_bytes}; this is no such document.")
+    data = files.read(path, 0, max_bytes)
+    try:
+        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise ShardCorruptError(f"{path}: not a document of a cache: {error}. {_way_out(path)}") from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if type(version) is not int:
+        raise ShardCorruptError(f"{path}: found format_version {version!r}, expected a number. {_way_out(path)}")
+    if version > FORMAT_VERSION:
+        raise CacheMismatchError(
+            f"{path}: format version {version}; this release reads up to version {FORMAT_VERSION}.\n"
+            f"Install a release of tide-cache that reads format version {version}."
+        )
+    try:
+        return model.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        shown = error.errors(include_url=False)[:8]
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or '(all)'}: {fault['msg']}" for fault in shown)
+        raise ShardCorruptError(f"{path}: not what the format says: {faults}. {_way_out(path)}") from None
+
+
+def _without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(items)
+    if len(result) != len(items):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+def _way_out(path: Path) -> str:
+    return f"Restore {path.name} from a copy, or delete it and run the same `tide-cache build-teacher-shards` again."

@@ -1,0 +1,135 @@
+"""What a cache is made of, by content: equal identities mean equal shards, and any difference is refused.
+
+Paths, machines and the number of workers are not in it; whatever changes one stored number is.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tide_cache.config.base import Frozen
+from tide_cache.errors import CacheMismatchError
+from tide_cache.shards import FORMAT_VERSION, ShardRules, canonical_json
+
+ABSENT = "(absent)"
+
+Scalar = str | int | float | bool | None
+
+
+class StudentIdentity(Frozen):
+    """What stage 1 knows of the student besides its tokenizer."""
+
+    max_length: int
+    block_size: int
+    fill_last_block: bool
+
+
+class PairingIdentity(Frozen):
+    """How the two tokenizers were tied together."""
+
+    aligner: str
+    shared_vocab_size: int
+
+
+class ViewsIdentity(Frozen):
+    """What determines every mask, together with the sample ids."""
+
+    num_views: Annotated[int, Field(ge=1)]
+    seed: int
+    time_sampling: Literal["stratified", "uniform"]
+    schedule: Literal["linear", "cosine"]
+    complementary: bool
+
+
+class SignalsIdentity(Frozen):
+    """What was kept of the teacher's distribution."""
+
+    kinds: tuple[str, ...]
+    top_k: int
+    top_p: float
+    temperatures: tuple[float, ...]
+    logprob_dtype: Literal["float16", "float32"]
+
+
+class VocabSizes(Frozen):
+    """Ids are below these: of the teacher's logits, and of the student's tokenizer with added tokens."""
+
+    student: Annotated[int, Field(ge=1)]
+    teacher: Annotated[int, Field(ge=1)]
+
+
+class CacheIdentity(Frozen):
+    """Everything that determines the numbers of a cache."""
+
+    format_version: int = FORMAT_VERSION
+    corpus_hash: str
+    num_rows: Annotated[int, Field(ge=1)]
+    teacher: dict[str, Scalar]
+    teacher_tokenizer: dict[str, str]
+    student_tokenizer: dict[str, str]
+    vocab_sizes: VocabSizes
+    student: StudentIdentity
+    pairing: PairingIdentity
+    views: ViewsIdentity
+    signals: SignalsIdentity
+
+    @property
+    def cache_id(self) -> str:
+        """16 hex digits that stand for all of it."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()[:16]
+
+    @property
+    def shard_rules(self) -> ShardRules:
+        """What the values of the shards are checked against."""
+        return ShardRules(
+            num_views=self.views.num_views,
+            student_vocab_size=self.vocab_sizes.student,
+            teacher_vocab_size=self.vocab_sizes.teacher,
+            temperatures=self.signals.temperatures,
+            has_topk="topk" in self.signals.kinds,
+        )
+
+    def differences(self, other: "CacheIdentity") -> list[tuple[str, Any, Any]]:
+        """Fields that differ, as (dotted name, value here, value in `other`); empty exactly when the ids are equal."""
+        return differing_fields(self, other)
+
+
+def differing_fields(found: Frozen, expected: Frozen) -> list[tuple[str, Any, Any]]:
+    """Leaves in which two models differ, as (dotted name, found, expected)."""
+    left, right = (_leaves(json.loads(canonical_json(model.model_dump(mode="json")))) for model in (found, expected))
+    names = sorted(left.keys() | right.keys())
+    pairs = [(name, left.get(name, ABSENT), right.get(name, ABSENT)) for name in names]
+    # Compared as text: 1, 1.0 and true are equal in Python, and are three identities.
+    return [(name, one, other) for name, one, other in pairs if canonical_json(one) != canonical_json(other)]
+
+
+def require_same_identity(path: Path, found: Frozen, declared: Frozen) -> None:
+    """Refuse a cache that was built from other inputs than a run declares.
+
+    Args:
+        path: The document that says what the cache is, for the message.
+        found: What it says: an identity, or a whole plan document.
+        declared: The same as the run says it.
+
+    Raises:
+        CacheMismatchError: Lists every differing field with both values, and the way out.
+    """
+    if differing := differing_fields(found, declared):
+        lines = [f"  {name}: cache has {one!r}, run declares {other!r}" for name, one, other in differing]
+        raise CacheMismatchError(
+            f"{path} was built from other inputs:\n" + "\n".join(lines) + "\n"
+            "Run with the inputs the cache was built from, or build another cache: "
+            "`tide-cache build-teacher-shards` with another build.out."
+        )
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    result: dict[str, Any] = {}
+    for key, inner in value.items():
+        result |= _leaves(inner, f"{name}.{key}" if name else key)
+    return result

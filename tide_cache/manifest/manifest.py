@@ -1,0 +1,153 @@
+"""`manifest.json`: the proof that a cache is whole, and the one document a reader needs to find its way.
+
+It repeats every commit record, so a reader lists no folder and opens no other document.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field
+
+from tide_cache.config.base import Frozen
+from tide_cache.errors import CacheIncompleteError, ShardCorruptError
+from tide_cache.manifest.commit import CommitRecord, Statistics
+from tide_cache.manifest.documents import read_document
+from tide_cache.manifest.identity import CacheIdentity
+from tide_cache.manifest.plan import MAX_SHARDS, PlanDocument, ShardPlan
+from tide_cache.shards import FORMAT_VERSION, LOCAL_FILES, LocalFiles, ShardReader, TableName
+
+TABLES: tuple[TableName, ...] = get_args(TableName)
+MAX_PLAN_BYTES = 1 << 20
+MAX_MANIFEST_BYTES = 64 << 20
+
+_FOLDERS: dict[TableName, str] = {"pairs": "pairs", "plain": "signals/plain"}
+_RECORD_NAME = re.compile(r"shard-\d{6}\.json")
+
+
+def table_folder(root: Path, table: TableName) -> Path:
+    """Folder of a table's shards."""
+    return root / _FOLDERS[table]
+
+
+def shard_path(root: Path, table: TableName, shard: int) -> Path:
+    """File of a shard."""
+    assert 0 <= shard < MAX_SHARDS, shard
+    return table_folder(root, table) / f"shard-{shard:06d}.parquet"
+
+
+def record_path(root: Path, table: TableName, shard: int) -> Path:
+    """Commit record of a shard."""
+    return shard_path(root, table, shard).with_suffix(".json")
+
+
+def read_plan(root: Path, files: LocalFiles = LOCAL_FILES) -> PlanDocument:
+    """Read `plan.json`.
+
+    Raises:
+        CacheIncompleteError: The folder is no cache.
+    """
+    try:
+        return read_document(root / "plan.json", PlanDocument, MAX_PLAN_BYTES, files)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CacheIncompleteError(
+            f"{root}: no cache here: found neither manifest.json nor plan.json.\n"
+            "Give the folder that `tide-cache build-teacher-shards` wrote (build.out of its run file)."
+        ) from None
+
+
+class Manifest(Frozen):
+    """A complete cache.
+
+    Attributes:
+        tide_cache_version: The release that finished the build; for information.
+        shards: Commit records of each table, by shard number.
+        totals: Statistics of each table, summed over its shards.
+    """
+
+    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
+    tide_cache_version: str
+    identity: CacheIdentity
+    plan: ShardPlan
+    complete: Literal[True]
+    shards: dict[TableName, tuple[CommitRecord, ...]]
+    totals: dict[TableName, Statistics]
+
+    @classmethod
+    def load(cls, root: Path, files: LocalFiles = LOCAL_FILES) -> Self:
+        """Read the manifest of a complete cache.
+
+        Args:
+            root: Folder of the cache.
+            files: The file system.
+
+        Raises:
+            CacheIncompleteError: The build has not finished, or the folder is no cache.
+            CacheMismatchError: It was written in a newer format.
+            ShardCorruptError: It contradicts itself, or is no manifest.
+        """
+        path = root / "manifest.json"
+        try:
+            manifest = read_document(path, cls, MAX_MANIFEST_BYTES, files)
+        except (FileNotFoundError, NotADirectoryError):
+            raise incomplete(root, read_plan(root, files), files) from None
+        if problem := manifest.contradiction():
+            raise ShardCorruptError(
+                f"{path}: {problem}.\nDelete it and run the same `tide-cache build-teacher-shards` again: "
+                "it is written anew from the commit records."
+            )
+        return manifest
+
+    def contradiction(self) -> str | None:
+        """What the manifest says against itself, if anything."""
+        cache_id = self.identity.cache_id
+        plan_hash = self.plan.plan_hash(cache_id)
+        if tuple(sorted(self.shards)) != TABLES:
+            return f"found tables {sorted(self.shards)}, expected {list(TABLES)}"
+        for table, records in self.shards.items():
+            if len(records) != self.plan.num_shards:
+                return f"{table}: found {len(records)} shards, the plan says {self.plan.num_shards}"
+            for shard, record in enumerate(records):
+                if (record.cache_id, record.plan_hash, record.table, record.shard) != (
+                    cache_id,
+                    plan_hash,
+                    table,
+                    shard,
+                ):
+                    return f"the entry of {table} shard {shard} belongs to another cache, plan or shard"
+            if self.totals.get(table) != sum_statistics(records):
+                return f"{table}: totals are not the sums of the shards' statistics"
+        for one, other in zip(self.shards["pairs"], self.shards["plain"], strict=True):
+            if one.num_samples != other.num_samples:
+                return f"shard {one.shard}: found {one.num_samples} pairs and signals of {other.num_samples} samples"
+        return None
+
+    def reader(self, root: Path, table: TableName, shard: int, files: LocalFiles = LOCAL_FILES) -> ShardReader:
+        """A reader of one shard; nothing is opened yet.
+
+        Args:
+            root: Folder of the cache.
+            table: `pairs`, or a pass.
+            shard: Number of the shard.
+            files: The file system.
+        """
+        return ShardReader(shard_path(root, table, shard), self.shards[table][shard], self.identity.shard_rules, files)
+
+
+def sum_statistics(records: tuple[CommitRecord, ...]) -> Statistics:
+    """Sum each statistic over shards; a shard without it counts as zero."""
+    names = sorted({name for record in records for name in record.statistics})
+    return {name: sum(record.statistics.get(name, 0) for record in records) for name in names}
+
+
+def incomplete(root: Path, document: PlanDocument, files: LocalFiles) -> CacheIncompleteError:
+    """The error that says how far a build has come."""
+    committed = {
+        table: sum(bool(_RECORD_NAME.fullmatch(name)) for name in files.list_folder(table_folder(root, table)))
+        for table in TABLES
+    }
+    counts = ", ".join(f"{table} {count} of {document.plan.num_shards}" for table, count in committed.items())
+    return CacheIncompleteError(
+        f"{root}: the build has not finished: shards committed: {counts}.\n"
+        "Run the same `tide-cache build-teacher-shards` command again: it continues where it stopped."
+    )

@@ -1,0 +1,76 @@
+"""How a corpus is cut into shards; with the identity it determines every shard's bytes."""
+
+import hashlib
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from tide_cache.config.base import Frozen
+from tide_cache.manifest.identity import CacheIdentity
+from tide_cache.shards import FORMAT_VERSION, canonical_json
+
+MAX_SHARDS = 1_000_000
+"""File names have six digits."""
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ShardPlan(Frozen):
+    """The cut of a build.
+
+    `batch_tokens`, `head_rows` and `views_per_forward` shape the teacher's batches: in bfloat16 they can change the
+    last bits of what it says, so a build cannot change them halfway.
+    """
+
+    num_rows: Positive
+    samples_per_shard: Positive
+    batch_tokens: Positive
+    head_rows: Positive
+    views_per_forward: Positive
+
+    @model_validator(mode="after")
+    def _nameable(self) -> Self:
+        if self.num_shards > MAX_SHARDS:
+            raise ValueError(f"{self.num_shards} shards, at most {MAX_SHARDS}; raise samples_per_shard")
+        return self
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of each table."""
+        return -(-self.num_rows // self.samples_per_shard)
+
+    def rows_of(self, shard: int) -> range:
+        """Rows of the corpus that a shard covers; rows that could not be paired leave no sample."""
+        if not 0 <= shard < self.num_shards:
+            raise IndexError(f"shard {shard} of a plan with {self.num_shards} shards")
+        start = shard * self.samples_per_shard
+        return range(start, min(start + self.samples_per_shard, self.num_rows))
+
+    def plan_hash(self, cache_id: str) -> str:
+        """16 hex digits that stand for this cut of that cache."""
+        document = {"cache_id": cache_id, "plan": self.model_dump(mode="json")}
+        return hashlib.sha256(canonical_json(document)).hexdigest()[:16]
+
+
+class PlanDocument(Frozen):
+    """`plan.json`: what is being built. Written first, so that an interrupted build can be resumed or refused."""
+
+    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
+    identity: CacheIdentity
+    plan: ShardPlan
+
+    @model_validator(mode="after")
+    def _one_corpus(self) -> Self:
+        if self.plan.num_rows != self.identity.num_rows:
+            raise ValueError(f"the plan covers {self.plan.num_rows} rows, the corpus has {self.identity.num_rows}")
+        return self
+
+    @property
+    def cache_id(self) -> str:
+        """The identity in 16 hex digits."""
+        return self.identity.cache_id
+
+    @property
+    def plan_hash(self) -> str:
+        """Identity and cut in 16 hex digits."""
+        return self.plan.plan_hash(self.cache_id)

@@ -1,0 +1,118 @@
+"""Whether a cache is what it says, file by file: collects every problem instead of stopping at the first."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tide_cache.config.base import Frozen
+from tide_cache.errors import CacheMismatchError, ShardCorruptError, TideCacheError
+from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord
+from tide_cache.manifest.documents import read_document
+from tide_cache.manifest.identity import differing_fields
+from tide_cache.manifest.manifest import TABLES, Manifest, read_plan, record_path, shard_path
+from tide_cache.manifest.plan import PlanDocument
+from tide_cache.shards import LOCAL_FILES, LocalFiles, TableName, file_sha256
+
+
+class Problem(Frozen):
+    """One thing that is wrong; `shard` is a path inside the cache."""
+
+    shard: str
+    problem: str
+
+
+class VerifyReport(Frozen):
+    """What `verify` found."""
+
+    ok: bool
+    shards: int
+    bytes: int
+    problems: tuple[Problem, ...]
+
+
+def verify(
+    root: Path,
+    deep: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    files: LocalFiles = LOCAL_FILES,
+) -> VerifyReport:
+    """Check the manifest, every commit record, and size, footer and hash of every shard.
+
+    Args:
+        root: Folder of the cache.
+        deep: Also decode every row and hold it against the laws of the format.
+        progress: Called after each shard with the bytes done and the bytes in all.
+        files: The file system.
+
+    Raises:
+        CacheIncompleteError: The build has not finished, or the folder is no cache.
+        CacheMismatchError: It was written in a newer format.
+    """
+    try:
+        manifest = Manifest.load(root, files)
+    except ShardCorruptError as error:
+        return VerifyReport(ok=False, shards=0, bytes=0, problems=(Problem(shard="manifest.json", problem=str(error)),))
+    records = [record for table in TABLES for record in manifest.shards[table]]
+    total_bytes, done_bytes = sum(record.size for record in records), 0
+    problems = [Problem(shard="plan.json", problem=problem) for problem in _plan_problems(root, manifest, files)]
+    for record in records:
+        name = shard_path(root, record.table, record.shard).relative_to(root).as_posix()
+        found = _shard_problems(root, manifest, record, deep, files)
+        problems += [Problem(shard=name, problem=problem) for problem in found]
+        done_bytes += record.size
+        if progress is not None:
+            progress(done_bytes, total_bytes)
+    return VerifyReport(ok=not problems, shards=len(records), bytes=total_bytes, problems=tuple(problems))
+
+
+def _plan_problems(root: Path, manifest: Manifest, files: LocalFiles) -> Iterator[str]:
+    try:
+        found = read_plan(root, files)
+    except TideCacheError as error:
+        yield str(error)
+        return
+    expected = PlanDocument(identity=manifest.identity, plan=manifest.plan)
+    for name, one, other in differing_fields(found, expected):
+        yield f"{name}: found {one!r}, the manifest says {other!r}"
+
+
+def _shard_problems(
+    root: Path, manifest: Manifest, record: CommitRecord, deep: bool, files: LocalFiles
+) -> Iterator[str]:
+    beside = record_path(root, record.table, record.shard)
+    try:
+        if read_document(beside, CommitRecord, MAX_RECORD_BYTES, files) != record:
+            yield f"{beside.name} differs from its entry in manifest.json"
+    except FileNotFoundError:
+        yield f"{beside.name} is missing"
+    except (ShardCorruptError, CacheMismatchError) as error:
+        yield str(error)
+    try:
+        manifest.reader(root, record.table, record.shard, files).check_footer()
+    except (ShardCorruptError, CacheMismatchError) as error:
+        yield str(error)
+        return
+    found = file_sha256(shard_path(root, record.table, record.shard), files)
+    if found != record.sha256:
+        yield f"found sha256 {found}, the commit record says {record.sha256}"
+    if deep:
+        yield from _row_problems(root, manifest, record.table, record.shard, files)
+
+
+def _row_problems(root: Path, manifest: Manifest, table: TableName, shard: int, files: LocalFiles) -> Iterator[str]:
+    """Decode every row group; the views of samples that cannot be read are left out, their pairs are named."""
+    pairs_reader = manifest.reader(root, "pairs", shard, files)
+    reader = manifest.reader(root, table, shard, files)
+    for group in range(reader.layout.num_groups):
+        try:
+            pairs = pairs_reader.read_pairs(group)
+        except ShardCorruptError as error:
+            if table == "pairs":
+                yield str(error)
+            continue
+        if table == "pairs":
+            continue
+        for view in range(manifest.identity.views.num_views):
+            try:
+                reader.read_signals(view, group, pairs, thorough=True)
+            except ShardCorruptError as error:
+                yield str(error)
