@@ -120,9 +120,8 @@ def _to_arrow(column: Ragged | Array | list[str], dtype: pa.DataType) -> pa.Arra
 
 def _from_arrow(column: pa.ChunkedArray) -> Any:
     """A `Ragged`, an array, or a list of strings, by the column's type."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # no chunk at all, or (older releases) always
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+    # A row group is one chunk; several, or none for an empty table, are laid end to end.
+    array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], column.type), *column.chunks])
     if pa.types.is_string(array.type):
         return array.to_pylist()
     if not pa.types.is_list(array.type):
