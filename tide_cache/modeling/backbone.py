@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from tide_cache.errors import ModelError
 from tide_cache.modeling.packing import PackedInput
@@ -30,6 +31,8 @@ STOCK_TYPE = {
     "a2d-llama": "llama",
 }
 """Which stock architecture serves a checkpoint's `model_type`."""
+
+disable_progress_bar()  # a bar of its own for every load would cut through ours
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -89,6 +92,8 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
     if model_type == "wedlm" and (not raw.get("qk_norm", True) or raw.get("attention_bias")):
         raise ModelError(f"{location}: a WeDLM without qk_norm or with attention_bias does not fit a stock Qwen3")
     known = {k: v for k, v in raw.items() if k not in {"model_type", "architectures", "auto_map"}}
+    if known.get("rope_scaling") is None:
+        known.pop("rope_scaling", None)  # transformers 5 warns of the key alone; theta stands beside it
     return CheckpointInfo(location, model_type, AutoConfig.for_model(STOCK_TYPE[model_type], **known))
 
 

@@ -1,6 +1,6 @@
 """From masked views to teacher signals: pack, forward, head on masked rows, and sort the rows back to their views."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,12 +48,18 @@ class Teacher:
         self._plan = plan
 
     @torch.no_grad()
-    def signals(self, pairs: Sequence[SamplePair], views: Sequence[Sequence[MaskedView]]) -> list[list[TeacherSignal]]:
+    def signals(
+        self,
+        pairs: Sequence[SamplePair],
+        views: Sequence[Sequence[MaskedView]],
+        on_views: Callable[[int], None] | None = None,
+    ) -> list[list[TeacherSignal]]:
         """Give the signal of every view of every sample.
 
         Args:
             pairs: The samples.
             views: For each sample its views, equally many of each.
+            on_views: Called after every forward with the number of views it served; may raise to stop.
 
         Raises:
             TeacherOutputError: An output is not finite; names the sample and view.
@@ -72,6 +78,8 @@ class Teacher:
             for group, signals in zip(batch, self._batch_signals(chosen), strict=True):
                 for view, signal in zip(group.views, signals, strict=True):
                     result[group.sample][view] = signal
+            if on_views is not None:
+                on_views(sum(len(group.views) for group in batch))
         return [[_present(signal) for signal in of_sample] for of_sample in result]
 
     def _batch_signals(self, batch: Sequence[tuple[SamplePair, list[MaskedView]]]) -> list[list[TeacherSignal]]:

@@ -1,0 +1,154 @@
+"""Stage 1 as a whole, in this process: load the teacher once, then every missing shard, then the manifest."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tide_cache.building.prepare import PreparedBuild, prepare_build
+from tide_cache.building.shard import build_shard
+from tide_cache.config.build import BuildRun
+from tide_cache.errors import PairingError, fault_list
+from tide_cache.interruption import StopRequest
+from tide_cache.manifest import CacheFolder, Manifest
+from tide_cache.modeling.backbone import DTYPES, load_backbone, resolve_device
+from tide_cache.teacher.capture import Teacher
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How far a build is; counts include shards that were already there.
+
+    Attributes:
+        shards_done: Shards committed.
+        num_shards: Shards planned.
+        views_done: Views captured by this process, of shards not yet committed too.
+        num_views: Views this process has to capture, at most.
+        bytes_written: By this process.
+    """
+
+    shards_done: int
+    num_shards: int
+    views_done: int
+    num_views: int
+    bytes_written: int
+
+
+OnProgress = Callable[[BuildProgress], None]
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What a finished build leaves behind."""
+
+    cache: Path
+    cache_id: str
+    num_shards: int
+    shards_reused: int
+    num_samples: int
+    num_views: int
+    masked_positions: int
+    cache_bytes: int
+    coverage: float
+    dropped: dict[str, int]
+    skipped_rows: tuple[str, ...]
+    elapsed_s: float
+
+
+def build_cache(run: BuildRun, on_progress: OnProgress | None = None) -> BuildSummary:
+    """Build a cache, or what is missing of it.
+
+    Args:
+        run: The run file.
+        on_progress: Called after every teacher forward and every shard.
+
+    Raises:
+        Interrupted: A stop was asked for; committed shards stay, the rest is computed by the same command.
+        TideCacheError: See `prepare_build` and `build_shard`.
+    """
+    return build_prepared(run, prepare_build(run), on_progress)
+
+
+def build_prepared(run: BuildRun, build: PreparedBuild, on_progress: OnProgress | None = None) -> BuildSummary:
+    """Build the cache of a checked run; as `build_cache`."""
+    started_s = time.monotonic()
+    folder = CacheFolder(run.build.out)
+    folder.begin(build.identity, build.plan)
+    shards = range(build.plan.num_shards)
+    missing = [s for s in shards if not (folder.is_committed("pairs", s) and folder.is_committed("plain", s))]
+    if missing:
+        _build_missing(run, build, folder, missing, on_progress)
+    manifest = _finish(folder)
+    return _summary(run, build, manifest, build.plan.num_shards - len(missing), time.monotonic() - started_s)
+
+
+def load_teacher(run: BuildRun, build: PreparedBuild) -> Teacher:
+    """Load the teacher's weights onto its device."""
+    device = resolve_device(run.teacher.device)
+    return Teacher(load_backbone(build.checkpoint, DTYPES[run.teacher.dtype], device), build.capture)
+
+
+def _build_missing(
+    run: BuildRun, build: PreparedBuild, folder: CacheFolder, missing: list[int], on_progress: OnProgress | None
+) -> None:
+    num_views = sum(len(build.plan.rows_of(shard)) for shard in missing) * build.views.num_views
+    done = {"shards": build.plan.num_shards - len(missing), "views": 0, "bytes": 0}
+
+    def report() -> None:
+        if on_progress is not None:
+            on_progress(BuildProgress(done["shards"], build.plan.num_shards, done["views"], num_views, done["bytes"]))
+
+    with StopRequest() as stop:
+
+        def on_views(count: int) -> None:
+            done["views"] += count
+            if stop.is_set:
+                stop.raise_interrupted(
+                    f"Stopped with {done['shards']} of {build.plan.num_shards} shards committed in {folder.root}. "
+                    "Run the same command again to continue."
+                )
+            report()
+
+        on_views(0)
+        teacher = load_teacher(run, build)
+        for shard in missing:
+            done["bytes"] += build_shard(build, teacher, folder, shard, on_views).num_bytes
+            done["shards"] += 1
+            on_views(0)
+
+
+def _finish(folder: CacheFolder) -> Manifest:
+    manifest = folder.finish()
+    totals = manifest.totals["pairs"]
+    if not totals["samples"]:
+        reasons = [f"{name.removeprefix('dropped.')}: {n}" for name, n in totals.items() if name.startswith("dropped.")]
+        raise PairingError(
+            fault_list(
+                f"{folder.root}: no row of the corpus became a sample:",
+                reasons,
+                "Raise max_length, or mend the corpus.",
+            )
+        )
+    return manifest
+
+
+def _summary(
+    run: BuildRun, build: PreparedBuild, manifest: Manifest, shards_reused: int, elapsed_s: float
+) -> BuildSummary:
+    pairs, plain = manifest.totals["pairs"], manifest.totals["plain"]
+    records = [record for table in manifest.shards.values() for record in table]
+    prefix = "dropped."
+    return BuildSummary(
+        cache=run.build.out,
+        cache_id=manifest.identity.cache_id,
+        num_shards=build.plan.num_shards,
+        shards_reused=shards_reused,
+        num_samples=int(pairs["samples"]),
+        num_views=build.views.num_views,
+        masked_positions=int(plain["masked_student_positions"]),
+        cache_bytes=sum(record.size for record in records),
+        coverage=pairs["covered_tokens"] / max(pairs["supervised_tokens"], 1),
+        dropped={name.removeprefix(prefix): int(n) for name, n in pairs.items() if name.startswith(prefix)},
+        skipped_rows=build.corpus.skipped,
+        elapsed_s=elapsed_s,
+    )

@@ -1,0 +1,146 @@
+"""Everything of a build that can be known, and found wrong, before the teacher's weights are loaded."""
+
+from dataclasses import dataclass
+
+from tide_cache.config.build import BuildRun
+from tide_cache.config.common import TokenizerConfig
+from tide_cache.corpus import Corpus, open_corpus
+from tide_cache.errors import RunFileError, fault_list
+from tide_cache.manifest import (
+    CacheIdentity,
+    PairingIdentity,
+    ShardPlan,
+    SignalsIdentity,
+    StudentIdentity,
+    ViewsIdentity,
+    VocabSizes,
+)
+from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint
+from tide_cache.modeling.fingerprint import checkpoint_fingerprint, local_folder
+from tide_cache.pairing import SamplePairer, TextTokenizer, shared_vocab_size
+from tide_cache.teacher.capture import CapturePlan
+from tide_cache.teacher.statistics import SignalPlan
+from tide_cache.views import ViewPlan
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedBuild:
+    """A checked build; all that a worker needs besides the teacher's weights.
+
+    Attributes:
+        corpus: The rows.
+        pairer: Turns them into samples.
+        checkpoint: Of the teacher.
+        identity: What the cache will hold.
+        plan: How it is cut into shards.
+        views: How views are drawn.
+        capture: How the teacher is run.
+    """
+
+    corpus: Corpus
+    pairer: SamplePairer
+    checkpoint: CheckpointInfo
+    identity: CacheIdentity
+    plan: ShardPlan
+    views: ViewPlan
+    capture: CapturePlan
+
+
+def prepare_build(run: BuildRun) -> PreparedBuild:
+    """Check a build and open its corpus.
+
+    Raises:
+        RunFileError: Something in the run file cannot work; lists every fault.
+        TideCacheError: Corpus, tokenizer or checkpoint cannot be read.
+    """
+    folder = local_folder(run.teacher.model, run.teacher.revision)
+    checkpoint = read_checkpoint(str(folder))
+    teacher = TextTokenizer.load(**dict(run.teacher.tokenizer or TokenizerConfig(path=str(folder))))
+    student = TextTokenizer.load(**dict(run.student.tokenizer))
+    shared = shared_vocab_size(teacher, student)
+    faults = checkpoint.require_fits(teacher.vocab_size, run.teacher.max_length, "teacher")
+    faults += _setting_faults(run, checkpoint, shared)
+    if faults:
+        raise RunFileError(fault_list("The build cannot start:", faults, "Nothing was loaded or written."))
+    corpus = open_corpus(**dict(run.corpus))
+    if run.pairing.shared_vocab_size is not None:
+        shared = run.pairing.shared_vocab_size
+    return PreparedBuild(
+        corpus=corpus,
+        pairer=SamplePairer(
+            teacher,
+            student,
+            teacher_max_length=run.teacher.max_length,
+            student_max_length=run.student.max_length,
+            student_block_size=run.student.block_size,
+            fill_last_block=run.student.fill_last_block,
+        ),
+        checkpoint=checkpoint,
+        identity=_identity(run, corpus, checkpoint, checkpoint_fingerprint(folder), teacher, student, shared),
+        plan=ShardPlan(
+            num_rows=len(corpus),
+            samples_per_shard=run.build.samples_per_shard,
+            batch_tokens=run.build.batch_tokens,
+            head_rows=run.build.head_rows,
+            views_per_forward=run.build.views_per_forward,
+        ),
+        views=ViewPlan(**run.views.model_dump()),
+        capture=CapturePlan(
+            context=run.teacher.context,
+            block_size=run.teacher.block_size,
+            mask_id=teacher.mask_id,
+            shared_vocab_size=shared,
+            views_per_forward=run.build.views_per_forward,
+            batch_tokens=run.build.batch_tokens,
+            head_rows=run.build.head_rows,
+            signals=SignalPlan(
+                temperatures=run.signals.temperatures,
+                top_k=run.signals.top_k if "topk" in run.signals.kinds else 0,
+                top_p=run.signals.top_p,
+            ),
+        ),
+    )
+
+
+def _setting_faults(run: BuildRun, checkpoint: CheckpointInfo, shared: int) -> list[str]:
+    faults = []
+    if "topk" in run.signals.kinds and run.signals.top_k > checkpoint.vocab_size:
+        faults.append(f"signals.top_k: found {run.signals.top_k}, the teacher has {checkpoint.vocab_size} ids")
+    if run.pairing.shared_vocab_size is not None and run.pairing.shared_vocab_size > shared:
+        faults.append(
+            f"pairing.shared_vocab_size: found {run.pairing.shared_vocab_size}, but the tokenizers differ "
+            f"at id {shared}; leave it out to have it found by comparison"
+        )
+    if run.views.complementary and run.views.num_views % 2:
+        faults.append(
+            f"views.num_views: found {run.views.num_views}, complementary views come in pairs; use an even number"
+        )
+    return faults
+
+
+def _identity(
+    run: BuildRun,
+    corpus: Corpus,
+    checkpoint: CheckpointInfo,
+    fingerprint: dict[str, str],
+    teacher: TextTokenizer,
+    student: TextTokenizer,
+    shared: int,
+) -> CacheIdentity:
+    return CacheIdentity(
+        corpus_hash=corpus.content_hash,
+        num_rows=len(corpus),
+        teacher={
+            "model_type": checkpoint.model_type,
+            "revision": run.teacher.revision,
+            **fingerprint,
+            **run.teacher.model_dump(include={"context", "block_size", "max_length", "dtype"}),
+        },
+        teacher_tokenizer=teacher.fingerprint(),
+        student_tokenizer=student.fingerprint(),
+        vocab_sizes=VocabSizes(student=student.vocab_size, teacher=checkpoint.vocab_size),
+        student=StudentIdentity(**run.student.model_dump(exclude={"tokenizer"})),
+        pairing=PairingIdentity(aligner=run.pairing.aligner, shared_vocab_size=shared),
+        views=ViewsIdentity(**run.views.model_dump()),
+        signals=SignalsIdentity(**run.signals.model_dump()),
+    )

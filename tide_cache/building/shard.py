@@ -1,0 +1,84 @@
+"""One shard from its rows of the corpus: pair, mask, ask the teacher, encode; a pure function of plan and number."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from tide_cache.building.prepare import PreparedBuild
+from tide_cache.manifest import CacheFolder
+from tide_cache.pairing import PairedRows, PairingReport
+from tide_cache.records import ViewRecord
+from tide_cache.shards import encode_pairs, encode_signals
+from tide_cache.teacher.capture import Teacher
+from tide_cache.views import draw_view
+
+
+@dataclass(frozen=True)
+class BuiltShard:
+    """What a worker did."""
+
+    shard: int
+    num_bytes: int
+    num_samples: int
+
+
+def build_shard(
+    build: PreparedBuild, teacher: Teacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
+) -> BuiltShard:
+    """Compute and commit what is missing of a shard.
+
+    Args:
+        build: The checked build.
+        teacher: With its weights loaded.
+        folder: Where the cache goes.
+        shard: Number of the shard.
+        on_views: Called with the number of views as they are captured; may raise to stop before anything is published.
+    """
+    rows = build.plan.rows_of(shard)
+    chat_rows = list(build.corpus.rows(rows.start, rows.stop))
+    paired = build.pairer.pair_many(chat_rows)
+    index_of = {row.sample_id: index for index, row in zip(rows, chat_rows, strict=True)}
+    indexes = [index_of[pair.sample_id] for pair in paired.pairs]
+    rules = build.identity.shard_rules
+    num_bytes = 0
+    if not folder.is_committed("pairs", shard):
+        encoded = encode_pairs(folder.header("pairs", shard), indexes, paired.pairs, rules)
+        num_bytes += folder.commit(encoded, _pairing_statistics(paired.report)).size
+    if not folder.is_committed("plain", shard):
+        records_by_view = _capture(build, teacher, paired, on_views)
+        encoded = encode_signals(
+            folder.header("plain", shard), indexes, records_by_view, rules, build.identity.signals.logprob_dtype
+        )
+        num_bytes += folder.commit(encoded, _signal_statistics(records_by_view)).size
+    return BuiltShard(shard, num_bytes, len(paired.pairs))
+
+
+def _capture(
+    build: PreparedBuild, teacher: Teacher, paired: PairedRows, on_views: Callable[[int], None]
+) -> list[list[ViewRecord]]:
+    numbers = range(build.views.num_views)
+    views = [[draw_view(pair, number, build.views) for number in numbers] for pair in paired.pairs]
+    signals = teacher.signals(paired.pairs, views, on_views)
+    return [
+        [ViewRecord(pair, views[i][number], signals[i][number]) for i, pair in enumerate(paired.pairs)]
+        for number in numbers
+    ]
+
+
+def _pairing_statistics(report: PairingReport) -> dict[str, int | float]:
+    counts = asdict(report)
+    dropped = counts.pop("dropped")
+    return {**counts, **{f"dropped.{reason}": count for reason, count in dropped.items()}}
+
+
+def _signal_statistics(records_by_view: list[list[ViewRecord]]) -> dict[str, int | float]:
+    records = [record for records in records_by_view for record in records]
+    signals = [record.signal for record in records if record.signal is not None]
+    topks = [signal.topk for signal in signals if signal.topk is not None]
+    return {
+        "views": len(records),
+        "masked_student_positions": sum(int(record.view.is_student_masked_L.sum()) for record in records),
+        "masked_teacher_positions": sum(len(signal.truth_logprobs_N) for signal in signals),
+        "top1_correct": sum(int(signal.is_top1_N.sum()) for signal in signals),
+        "topk_rows": sum(len(topk.rows_R) for topk in topks),
+        "topk_ids": sum(len(topk.ids_E) for topk in topks),
+    }

@@ -1,0 +1,72 @@
+"""The cache as a source of view records: row groups are decoded when a window of the order reaches them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.source import GroupCache
+from tide_cache.manifest import Manifest
+from tide_cache.records import ViewRecord
+from tide_cache.shards import ShardLayout
+
+
+class CacheSource:
+    """A `TeacherSource` over a complete cache."""
+
+    def __init__(self, root: Path, manifest: Manifest, num_views: int | None = None, held_groups: int = 32):
+        """Open a cache; no shard is read yet.
+
+        Args:
+            root: Folder of the cache.
+            manifest: Its manifest.
+            num_views: Use only the first so many views of each sample.
+            held_groups: Row groups kept decoded; at least twice the order's window.
+        """
+        self._root, self._manifest = root, manifest
+        self._num_views = num_views or manifest.identity.views.num_views
+        layouts = [ShardLayout(record.num_samples, 1) for record in manifest.shards["pairs"]]
+        self._places = [(shard, group) for shard, layout in enumerate(layouts) for group in range(layout.num_groups)]
+        self._sizes = tuple(len(layouts[shard].samples_of(group)) for shard, group in self._places)
+        self._first_sample = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._groups = GroupCache(self._read, held_groups)
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Samples of each row group, in storage order."""
+        return self._sizes
+
+    def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
+        """Give view `epoch mod num_views` of each of the samples."""
+        view = epoch % self._num_views
+        groups = np.searchsorted(self._first_sample, samples, side="right") - 1
+        return [
+            self._groups.get(int(group), view)[int(sample - self._first_sample[group])]
+            for group, sample in zip(groups, samples, strict=True)
+        ]
+
+    def _read(self, group: int, view: int) -> list[ViewRecord]:
+        shard, group_of_shard = self._places[group]
+        pairs = self._manifest.reader(self._root, "pairs", shard).read_pairs(group_of_shard)
+        return self._manifest.reader(self._root, "plain", shard).read_signals(view, group_of_shard, pairs)
+
+
+def cache_collate_plan(manifest: Manifest, mask_id: int, pad_id: int, block_size: int) -> CollatePlan:
+    """Give the plan that turns a cache's records into batches.
+
+    Args:
+        manifest: Of the cache.
+        mask_id: The student's mask token.
+        pad_id: The student's padding token.
+        block_size: Tokens per block in training.
+    """
+    identity = manifest.identity
+    return CollatePlan(
+        mask_id=mask_id,
+        pad_id=pad_id,
+        block_size=block_size,
+        shared_vocab_size=identity.pairing.shared_vocab_size,
+        temperatures=identity.signals.temperatures,
+        schedule=identity.views.schedule,
+    )

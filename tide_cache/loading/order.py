@@ -1,0 +1,85 @@
+"""The global order of samples: a pure function of (key, seed, epoch), whatever the number of ranks.
+
+Samples lie in groups (the row groups of a cache). An epoch visits the groups in a keyed permutation, takes a window
+of them at a time, and shuffles the samples inside the window, so that reading stays local. The stream of samples goes
+on from epoch to epoch without a gap; its whole state is the number of samples consumed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from tide_cache.views.random import KeyedRandom
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One sample's turn: which sample, and in which epoch."""
+
+    sample: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """The order in which the samples of a source are visited.
+
+    Attributes:
+        group_sizes: Samples of each group, in storage order; sample numbers run through them.
+        key: Name of the data, for example the cache id.
+        seed: Of the order.
+        window_groups: Groups that are shuffled together and held in memory at a time.
+    """
+
+    group_sizes: tuple[int, ...]
+    key: str
+    seed: int
+    window_groups: int = 16
+    num_samples: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_samples", sum(self.group_sizes))
+
+    def visits(self, start: int, count: int) -> list[Visit]:
+        """Give turns `start` to `start + count - 1` of the endless stream."""
+        result = []
+        for turn in range(start, start + count):
+            epoch, place = divmod(turn, self.num_samples)
+            result.append(Visit(int(self.epoch_order(epoch)[place]), epoch))
+        return result
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Give the sample numbers of an epoch in the order of their visits, int64; each once."""
+        return _epoch_order(self, epoch)
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(order: SampleOrder, epoch: int) -> np.ndarray:
+    random = KeyedRandom("order", order.key, order.seed, epoch)
+    first_sample = np.concatenate([[0], np.cumsum(order.group_sizes)])
+    groups = random.permutation(len(order.group_sizes))
+    windows = []
+    for start in range(0, len(groups), order.window_groups):
+        members = [np.arange(first_sample[g], first_sample[g + 1]) for g in groups[start : start + order.window_groups]]
+        samples = np.concatenate(members)
+        windows.append(samples[random.permutation(len(samples))])
+    return np.concatenate(windows)
+
+
+def rank_turns(step: int, global_batch: int, micro_batch: int, rank: int, world_size: int) -> list[range]:
+    """Give the turns of each micro-batch of a rank in an optimizer step.
+
+    Together the ranks take exactly turns [step * global_batch, (step + 1) * global_batch).
+
+    Args:
+        step: Number of the step, from 0.
+        global_batch: Samples per step; a multiple of `micro_batch * world_size`.
+        micro_batch: Samples per forward.
+        rank: This process.
+        world_size: Number of processes.
+    """
+    first = step * global_batch
+    starts: Sequence[int] = range(first + rank * micro_batch, first + global_batch, micro_batch * world_size)
+    return [range(start, start + micro_batch) for start in starts]

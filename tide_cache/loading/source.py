@@ -1,0 +1,76 @@
+"""Where view records come from: a cache, a live teacher, or a plain corpus; training cannot tell the difference."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from tide_cache.records import SamplePair, ViewRecord
+from tide_cache.teacher.capture import Teacher
+from tide_cache.views.masking import ViewPlan, draw_view
+
+
+class TeacherSource(Protocol):
+    """Samples in groups, each with masked views and what the teacher says of them."""
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Samples of each group, in storage order."""
+
+    def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
+        """Give the view of this epoch of each of the samples, in the order asked for."""
+
+
+class PlainSource:
+    """A corpus without a teacher: every epoch masks afresh, and no record carries a signal."""
+
+    def __init__(self, pairs: Sequence[SamplePair], views: ViewPlan):
+        self._pairs, self._views = pairs, views
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """One group: everything is in memory."""
+        return (len(self._pairs),)
+
+    def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
+        """Draw view number `epoch` of each sample."""
+        pairs = [self._pairs[sample] for sample in samples]
+        return [ViewRecord(pair, draw_view(pair, epoch, self._views), None) for pair in pairs]
+
+
+class LiveTeacher:
+    """The teacher beside the student: says what a cache of the same views would say, at the price of a forward."""
+
+    def __init__(self, pairs: Sequence[SamplePair], views: ViewPlan, teacher: Teacher, fresh_masks: bool = False):
+        self._pairs, self._views, self._teacher, self._fresh_masks = pairs, views, teacher, fresh_masks
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """One group: everything is in memory."""
+        return (len(self._pairs),)
+
+    def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
+        """Draw view `epoch mod num_views` of each sample (view `epoch` with fresh masks), and ask the teacher."""
+        number = epoch if self._fresh_masks else epoch % self._views.num_views
+        pairs = [self._pairs[sample] for sample in samples]
+        views = [draw_view(pair, number, self._views) for pair in pairs]
+        signals = self._teacher.signals(pairs, [[view] for view in views])
+        return [ViewRecord(*record) for record in zip(pairs, views, (s for (s,) in signals), strict=True)]
+
+
+class GroupCache:
+    """Keeps the groups read last: a window's samples come in any order, each group is decoded once."""
+
+    def __init__(self, read: Callable[[int, int], list[ViewRecord]], capacity: int):
+        self._read, self._capacity = read, capacity
+        self._groups: OrderedDict[tuple[int, int], list[ViewRecord]] = OrderedDict()
+
+    def get(self, group: int, view: int) -> list[ViewRecord]:
+        """Give the records of one view of a group."""
+        key = (group, view)
+        if key in self._groups:
+            self._groups.move_to_end(key)
+            return self._groups[key]
+        records = self._groups[key] = self._read(group, view)
+        if len(self._groups) > self._capacity:
+            self._groups.popitem(last=False)
+        return records

@@ -1,0 +1,53 @@
+"""Names for what a checkpoint holds, by content."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from tide_cache.errors import ModelError
+
+CHECKPOINT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt")
+
+
+def local_folder(location: str, revision: str | None = None) -> Path:
+    """Give the folder of a checkpoint, fetching it from the hub when it is a name; pickles are never fetched.
+
+    Raises:
+        ModelError: There is no such folder, and the hub cannot be reached or does not have it.
+    """
+    folder = Path(location)
+    if folder.is_dir():
+        return folder
+    if location.startswith(("/", ".", "~")):
+        raise ModelError(f"{location}: no such folder; give a checkpoint folder or the name of one on the hub")
+    try:
+        return Path(snapshot_download(location, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{location}: no such folder, and the hub does not give it ({reason}); check the name, or "
+            "give a local folder"
+        ) from None
+
+
+def checkpoint_fingerprint(folder: Path) -> dict[str, str]:
+    """Hash a checkpoint's configuration and weights.
+
+    Returns:
+        `config_sha256` over config.json, `weights_sha256` over names and bytes of the safetensors files.
+
+    Raises:
+        ModelError: There are no safetensors files.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder}: found no .safetensors file; convert the weights, pickles are never read")
+    weights = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            weights.update(f"{path.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+    return {"config_sha256": hashlib.sha256(canonical).hexdigest(), "weights_sha256": weights.hexdigest()}

@@ -1,0 +1,152 @@
+"""Training checkpoints: DeepSpeed's files, and a marker that decides whether they may be resumed.
+
+The marker is written by rank 0 after a barrier behind every rank's save, last and atomically, and holds the hashes of
+all files. A folder without a valid marker is never read: DeepSpeed's files are pickles.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from pydantic import ValidationError
+
+from tide_cache.config.base import Frozen
+from tide_cache.errors import CheckpointError, fault_list
+from tide_cache.training.distributed import World
+
+MARKER = "committed.json"
+KEPT = 2
+"""Checkpoints that stay; older ones are removed after a new one is committed."""
+
+
+class Marker(Frozen):
+    """What makes a checkpoint resumable.
+
+    Attributes:
+        step: Optimizer steps taken.
+        world_size: Ranks that saved; ZeRO states fit no other number.
+        run: Parts of the run file and data identity that must be equal on resume.
+        files: sha256 of every file, by name inside the folder.
+    """
+
+    step: int
+    world_size: int
+    run: dict[str, Any]
+    files: dict[str, str]
+
+
+def save_checkpoint(engine: Any, folder: Path, step: int, run: dict[str, Any], world: World) -> None:
+    """Save a checkpoint and commit it; called by every rank.
+
+    Args:
+        engine: The DeepSpeed engine.
+        folder: Folder of all checkpoints of the run.
+        step: Optimizer steps taken.
+        run: What `Marker.run` holds.
+        world: This process.
+    """
+    tag = f"step-{step:08d}"
+    if world.is_first:
+        shutil.rmtree(folder / tag, ignore_errors=True)  # left by a run that died before its marker
+    dist.barrier()
+    with contextlib.redirect_stdout(sys.stderr):
+        engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    dist.barrier()
+    if world.is_first:
+        marker = Marker(step=step, world_size=world.size, run=run, files=_hashes(folder / tag))
+        _write_durably(folder / tag / MARKER, marker.model_dump_json(indent=2))
+        for old in committed_checkpoints(folder)[:-KEPT]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def committed_checkpoints(folder: Path) -> list[Path]:
+    """List checkpoints that have a marker, oldest first."""
+    return sorted(path.parent for path in folder.glob(f"step-*/{MARKER}"))
+
+
+def load_checkpoint(engine: Any, folder: Path, run: dict[str, Any], world: World) -> int:
+    """Load the newest committed checkpoint into the engine; called by every rank.
+
+    Args:
+        engine: The DeepSpeed engine, freshly made.
+        folder: Folder of all checkpoints of the run.
+        run: Must equal the marker's.
+        world: This process.
+
+    Returns:
+        Optimizer steps it had taken.
+
+    Raises:
+        CheckpointError: There is none, it belongs to another run, or its files are not the ones committed.
+    """
+    found = committed_checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"{folder}: found no committed checkpoint to resume; leave --resume out to start anew")
+    path = found[-1]
+    marker = read_marker(path)
+    differing = [
+        f"{name}: checkpoint has {marker.run.get(name)!r}, run declares {run.get(name)!r}"
+        for name in sorted(marker.run.keys() | run.keys())
+        if marker.run.get(name) != run.get(name)
+    ]
+    if marker.world_size != world.size:
+        differing.append(f"number of processes: checkpoint has {marker.world_size}, run has {world.size}")
+    if differing:
+        raise CheckpointError(
+            fault_list(
+                f"{path} belongs to another run:", differing, "Resume with the same run file, or change train.out."
+            )
+        )
+    if (hashes := _hashes(path)) != marker.files:
+        changed = sorted(
+            name for name in hashes.keys() | marker.files.keys() if hashes.get(name) != marker.files.get(name)
+        )
+        raise CheckpointError(
+            f"{path}: {', '.join(changed)} changed since the checkpoint was committed; remove this folder to fall back "
+            "to the one before"
+        )
+    with contextlib.redirect_stdout(sys.stderr):
+        engine.load_checkpoint(str(folder), tag=path.name)
+    return marker.step
+
+
+def read_marker(path: Path) -> Marker:
+    """Read a checkpoint's marker.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        return Marker.model_validate_json((path / MARKER).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"{path / MARKER}: no valid marker ({error}); remove the folder to fall back") from None
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    result = {}
+    for path in files:
+        with path.open("rb") as stream:
+            result[str(path.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return result
+
+
+def _write_durably(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.rename(path)
+
+
+def as_json(value: Any) -> Any:
+    """Give a value as it comes back from JSON, so that equal runs compare equal."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,60 @@
+"""What a run reports: one JSON line per logged step, and a callback for the terminal."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Figures of the steps since the last line.
+
+    Attributes:
+        step: Optimizer steps taken.
+        epoch: Passes over the samples so far.
+        loss: Weighted sum of the objectives' means, as it is minimised, in nats.
+        losses: Mean of each objective, not weighted, in nats.
+        learning_rate: Of the last step.
+        gradient_norm: Before clipping, of the last step; None where DeepSpeed does not say.
+        tokens_per_s: Student tokens (one copy, padding excluded) over all ranks per second.
+        elapsed_s: Since this process started training.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    losses: dict[str, float]
+    learning_rate: float
+    gradient_norm: float | None
+    tokens_per_s: float
+    elapsed_s: float
+
+
+OnStep = Callable[[StepMetrics, int], None]
+"""Called with the figures and the number of steps of the whole run."""
+
+
+class MetricsFile:
+    """Appends to metrics.jsonl; on resume, lines of steps that will be taken again are dropped first."""
+
+    def __init__(self, path: Path, resumed_at: int):
+        self._path = path
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_at] if resumed_at else []
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Append one line."""
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(metrics)) + "\n")
+
+
+def objective_names(kinds: Sequence[str]) -> list[str]:
+    """Name objectives by kind, with a number where a kind occurs twice."""
+    return [kind if kinds.count(kind) == 1 else f"{kind}.{kinds[:i].count(kind)}" for i, kind in enumerate(kinds)]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]

@@ -1,0 +1,228 @@
+"""Everything that can be found wrong before a model is loaded: checkpoint, tokenizer, cache, objectives, folders."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, Qwen3Config
+
+from tide_cache import __version__
+from tide_cache.config.common import TokenizerConfig
+from tide_cache.config.train import StudentConfig, TrainRun
+from tide_cache.corpus import open_corpus
+from tide_cache.errors import CacheMismatchError, RunFileError, fault_list
+from tide_cache.loading.cache import CacheSource, cache_collate_plan
+from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.source import PlainSource, TeacherSource
+from tide_cache.manifest import Manifest
+from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint
+from tide_cache.objectives import OBJECTIVES, Needs, Objective, union_of_needs
+from tide_cache.pairing import TextTokenizer, encode_student
+from tide_cache.training.checkpoints import as_json
+from tide_cache.training.distributed import World
+from tide_cache.training.step import WeightedObjective
+from tide_cache.views import ViewPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A checked run, ready to load its model.
+
+    Attributes:
+        tokenizer: The student's.
+        checkpoint: Where weights come from; None for random ones.
+        model_config: Of the student.
+        source: Where records come from.
+        data_key: Name of the data, keys the order.
+        collate_plan: How records become batches.
+        objectives: With weights.
+        steps: Optimizer steps of the whole run.
+        continuity: What must be equal when the run is resumed.
+        provenance: What the student learned from, saved beside it.
+    """
+
+    tokenizer: TextTokenizer
+    checkpoint: CheckpointInfo | None
+    model_config: PretrainedConfig
+    source: TeacherSource
+    data_key: str
+    collate_plan: CollatePlan
+    objectives: tuple[WeightedObjective, ...]
+    steps: int
+    continuity: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
+    """Check a run and open its data.
+
+    Args:
+        run: The run file.
+        world: This process.
+        resume: Whether an existing output folder is meant to be continued.
+
+    Raises:
+        RunFileError: Something in the run file cannot work; lists every fault.
+        CacheMismatchError: The cache lacks what the run needs.
+    """
+    tokenizer = TextTokenizer.load(**dict(student_tokenizer_config(run.student)))
+    checkpoint = read_checkpoint(run.student.model, run.student.revision) if run.student.model else None
+    config = checkpoint.config if checkpoint else _new_config(run.student, tokenizer)
+    objectives = tuple(WeightedObjective(_objective(entry), entry.weight) for entry in run.objective)
+    needs = union_of_needs(entry.objective.needs for entry in objectives)
+    manifest = Manifest.load(run.data.cache) if run.data.cache else None
+    faults = [*_batch_faults(run, world), *_out_faults(run.train.out, resume)]
+    if checkpoint:
+        faults += checkpoint.require_fits(tokenizer.vocab_size, _longest(run, manifest), "student")
+    if manifest is None and needs.signals:
+        kinds = ", ".join(entry.kind for entry in run.objective if entry.kind != "ce")
+        faults.append(f"objective: {kinds} needs a teacher's signals, data.corpus has none; give data.cache, or use ce")
+    if faults:
+        raise RunFileError(fault_list("The run cannot start:", faults, "Nothing was loaded or written."))
+    if manifest is not None:
+        require_cache_fits(run, manifest, tokenizer, needs)
+    source, plan, key = _open_data(run, manifest, tokenizer)
+    num_samples = sum(source.group_sizes)
+    steps = run.train.steps or max(1, math.ceil((run.train.epochs or 0) * num_samples / run.train.global_batch))
+    return Prepared(
+        tokenizer, checkpoint, config, source, key, plan, objectives, steps,
+        continuity=_continuity(run, key, steps), provenance=_provenance(run, key, manifest, steps),
+    )  # fmt: skip
+
+
+def student_tokenizer_config(student: StudentConfig) -> TokenizerConfig:
+    """Give the student's tokenizer section, by default the one beside its checkpoint."""
+    if student.tokenizer is not None:
+        return student.tokenizer
+    assert student.model is not None, "the run-file model requires one of the two"
+    return TokenizerConfig(path=student.model, revision=student.revision)
+
+
+def require_cache_fits(run: TrainRun, manifest: Manifest, tokenizer: TextTokenizer, needs: Needs) -> None:
+    """Refuse a cache that another tokenizer reads, or that lacks a signal, temperature or view.
+
+    Raises:
+        CacheMismatchError: Lists every fault, and the build setting that adds what is missing.
+    """
+    identity = manifest.identity
+    faults = []
+    fingerprint = tokenizer.fingerprint()
+    for name in sorted(fingerprint.keys() | identity.student_tokenizer.keys()):
+        found, expected = identity.student_tokenizer.get(name), fingerprint.get(name)
+        if found != expected:
+            faults.append(f"student tokenizer, {name}: cache has {found}, the student's is {expected}")
+    if missing := needs.signals - set(identity.signals.kinds):
+        faults.append(f"signals: cache has {list(identity.signals.kinds)}, objectives also need {sorted(missing)}")
+    if lacking := needs.teacher_temperatures - set(identity.signals.temperatures):
+        every = sorted(needs.teacher_temperatures | set(identity.signals.temperatures))
+        faults.append(
+            f"temperatures: cache has {list(identity.signals.temperatures)}, objectives also need {sorted(lacking)}; "
+            f"build with --set 'signals.temperatures={every}'"
+        )
+    if run.data.num_views and run.data.num_views > identity.views.num_views:
+        faults.append(f"data.num_views: found {run.data.num_views}, cache has {identity.views.num_views}")
+    if needs.signals >= {"topk"} and not identity.pairing.shared_vocab_size:
+        faults.append(
+            "kl and reverse_kl compare equal tokens, and the two tokenizers share none; use calm or reverse_calm"
+        )
+    if faults:
+        raise CacheMismatchError(
+            fault_list(
+                f"{run.data.cache} does not fit this run:", faults,
+                "Build another cache with `tide-cache build-teacher-shards` and other signals, or change the run file.",
+            )
+        )  # fmt: skip
+
+
+def _objective(entry: Any) -> Objective:
+    return OBJECTIVES[entry.kind](**entry.model_dump(exclude={"kind", "weight"}))
+
+
+def _new_config(student: StudentConfig, tokenizer: TextTokenizer) -> PretrainedConfig:
+    shape = student.shape
+    assert shape is not None, "the run-file model requires one of the two"
+    return Qwen3Config(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
+
+
+def _longest(run: TrainRun, manifest: Manifest | None) -> int:
+    return manifest.identity.student.max_length if manifest else run.student.max_length
+
+
+def _batch_faults(run: TrainRun, world: World) -> list[str]:
+    share = run.train.micro_batch * world.size
+    if run.train.global_batch % share == 0:
+        return []
+    return [
+        f"train.global_batch: found {run.train.global_batch}, expected a multiple of micro_batch x processes = "
+        f"{run.train.micro_batch} x {world.size} = {share}"
+    ]
+
+
+def _out_faults(out: Path, resume: bool) -> list[str]:
+    if resume or not out.exists() or not any(out.iterdir()):
+        return []
+    return [f"train.out: {out} is not empty; add --resume to continue the run in it, or give a new folder"]
+
+
+def _open_data(
+    run: TrainRun, manifest: Manifest | None, tokenizer: TextTokenizer
+) -> tuple[TeacherSource, CollatePlan, str]:
+    block_size = run.student.block_size
+    if manifest is not None:
+        assert run.data.cache is not None
+        source = CacheSource(run.data.cache, manifest, run.data.num_views)
+        plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, block_size)
+        return source, plan, manifest.identity.cache_id
+    assert run.data.corpus is not None
+    corpus = open_corpus(**dict(run.data.corpus))
+    paired = encode_student(
+        list(corpus), tokenizer, max_length=run.student.max_length, block_size=block_size, fill_last_block=True
+    )
+    views = ViewPlan(**run.data.views.model_dump())
+    plan = CollatePlan(tokenizer.mask_id, tokenizer.pad_id, block_size, schedule=views.schedule)
+    return PlainSource(paired.pairs, views), plan, corpus.content_hash
+
+
+def _continuity(run: TrainRun, data_key: str, steps: int) -> dict[str, Any]:
+    student = run.student.model_dump(mode="json", exclude={"tokenizer"})
+    values = {
+        "data": data_key,
+        "data.seed": run.data.seed,
+        "data.num_views": run.data.num_views,
+        "data.views": run.data.views.model_dump(mode="json") if run.data.corpus else None,
+        **{f"student.{name}": value for name, value in student.items()},
+        "objective": [entry.model_dump(mode="json") for entry in run.objective],
+        "optimizer": run.optimizer.model_dump(mode="json"),
+        "train.steps": steps,
+        **{f"train.{name}": getattr(run.train, name) for name in ("global_batch", "precision", "zero_stage", "seed")},
+    }
+    content: dict[str, Any] = as_json(values)
+    return content
+
+
+def _provenance(run: TrainRun, data_key: str, manifest: Manifest | None, steps: int) -> dict[str, Any]:
+    return {
+        "tide_cache_version": __version__,
+        "data": {"kind": "cache" if manifest else "corpus", "id": data_key},
+        "cache_identity": manifest.identity.model_dump(mode="json") if manifest else None,
+        "objective": [entry.model_dump(mode="json") for entry in run.objective],
+        "steps": steps,
+        "global_batch": run.train.global_batch,
+        "seed": run.train.seed,
+        "block_size": run.student.block_size,
+        "started_from": Path(run.student.model).name if run.student.model else "random weights",
+    }

@@ -1,0 +1,234 @@
+"""Stage 2 as a whole: compose data, student, objectives and engine, and step until done."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from tide_cache.config.train import TrainRun
+from tide_cache.interruption import StopRequest
+from tide_cache.loading.collate import collate
+from tide_cache.loading.order import SampleOrder, Visit, rank_turns
+from tide_cache.loading.source import TeacherSource
+from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_backbone, resolve_device
+from tide_cache.modeling.checkpoint import save_student
+from tide_cache.records import StudentBatch, Targets, ViewRecord
+from tide_cache.student.model import Student
+from tide_cache.training.checkpoints import load_checkpoint, save_checkpoint
+from tide_cache.training.distributed import World, find_world, join, sum_over_ranks
+from tide_cache.training.engine import make_engine, set_learning_rate
+from tide_cache.training.metrics import MetricsFile, OnStep, StepMetrics, objective_names
+from tide_cache.training.prepare import Prepared, prepare
+from tide_cache.training.schedule import learning_rate
+from tide_cache.training.step import StepSums, train_step
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a finished run leaves behind."""
+
+    model: Path
+    metrics: Path
+    steps: int
+    last: StepMetrics | None
+
+
+def train(run: TrainRun, *, resume: bool = False, on_step: OnStep | None = None) -> TrainSummary:
+    """Train a student; every rank calls this.
+
+    Args:
+        run: The run file.
+        resume: Continue the run in `train.out` from its last committed checkpoint.
+        on_step: Called on rank 0 with the figures of logged steps.
+
+    Raises:
+        Interrupted: A stop was asked for; a checkpoint was committed first.
+        TideCacheError: See `prepare` and `load_checkpoint`.
+    """
+    world = find_world()
+    prepared = prepare(run, world, resume)
+    return train_prepared(run, prepared, world, resume=resume, on_step=on_step)
+
+
+def train_prepared(
+    run: TrainRun, prepared: Prepared, world: World, *, resume: bool = False, on_step: OnStep | None = None
+) -> TrainSummary:
+    """Train on what `prepare` opened; a caller may have put another source in its place.
+
+    Args:
+        run: The run file.
+        prepared: From `prepare`.
+        world: This process.
+        resume: As for `train`.
+        on_step: As for `train`.
+    """
+    device = resolve_device(run.train.device)
+    if device == "cuda":
+        device = f"cuda:{world.local_rank}"
+    join(world, device)
+    with StopRequest() as stop:
+        loop = _Loop(run, prepared, world, device, on_step)
+        if resume:
+            loop.resume()
+        loop.run(stop)
+        return loop.finish()
+
+
+class _Loop:
+    """The state of a run between steps: the engine, and how many steps it has taken."""
+
+    def __init__(self, run: TrainRun, prepared: Prepared, world: World, device: str, on_step: OnStep | None):
+        self._run, self._prepared, self._world, self._on_step = run, prepared, world, on_step
+        self._backbone = _backbone(run, prepared, device)
+        if run.train.activation_checkpointing:
+            self._backbone.model.gradient_checkpointing_enable()  # type: ignore[operator]
+        student = Student(self._backbone, run.student.block_size, run.train.head_rows).train()
+        self._engine = make_engine(student, run.train, run.optimizer, world.size)
+        self._order = SampleOrder(prepared.source.group_sizes, prepared.data_key, run.data.seed)
+        self._names = objective_names([entry.kind for entry in run.objective])
+        self._out = run.train.out
+        self._steps_done = 0
+        self._started_s = time.monotonic()
+        self._last: StepMetrics | None = None
+        if world.is_first:
+            self._out.mkdir(parents=True, exist_ok=True)
+            (self._out / "run.json").write_text(run.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def resume(self) -> None:
+        """Continue from the newest committed checkpoint."""
+        folder = self._out / "checkpoints"
+        self._steps_done = load_checkpoint(self._engine, folder, self._prepared.continuity, self._world)
+
+    def run(self, stop: StopRequest) -> None:
+        """Take the remaining steps."""
+        train = self._run.train
+        log = MetricsFile(self._out / "metrics.jsonl", self._steps_done) if self._world.is_first else None
+        window = _Window(len(self._names), self._engine.device)
+        while self._steps_done < self._prepared.steps:
+            window.add(*self._step())
+            is_last = self._steps_done == self._prepared.steps
+            if self._steps_done % train.log_every == 0 or is_last:
+                self._last = self._metrics(window)
+                if log is not None:
+                    log.write(self._last)
+                    if self._on_step is not None:
+                        self._on_step(self._last, self._prepared.steps)
+            if self._agree_to_stop(stop) and not is_last:
+                self._save_checkpoint()
+                stop.raise_interrupted(
+                    f"Stopped after step {self._steps_done} of {self._prepared.steps}; a checkpoint is committed. "
+                    "Run the same command with --resume to continue."
+                )
+            if train.checkpoint_every and self._steps_done % train.checkpoint_every == 0 and not is_last:
+                self._save_checkpoint()
+
+    def finish(self) -> TrainSummary:
+        """Save the final model."""
+        model = self._out / "model"
+        if self._world.is_first:
+            provenance = {**self._prepared.provenance, "run": self._prepared.continuity}
+            weights = self._backbone.model.state_dict()
+            save_student(model, weights, self._backbone.config, self._prepared.tokenizer, provenance)
+        return TrainSummary(model, self._out / "metrics.jsonl", self._prepared.steps, self._last)
+
+    def _step(self) -> tuple[StepSums, int]:
+        batches = self._micro_batches()
+        set_learning_rate(self._engine, self._rate(self._steps_done))
+        sums = train_step(self._engine, batches, self._prepared.objectives, self._world)
+        self._steps_done += 1
+        return sums, sum(int(batch.is_real_BL.sum()) for batch, _ in batches)
+
+    def _rate(self, step: int) -> float:
+        optimizer = self._run.optimizer
+        return learning_rate(
+            step,
+            steps=self._prepared.steps,
+            peak=optimizer.lr,
+            warmup_ratio=optimizer.warmup_ratio,
+            schedule=optimizer.schedule,
+        )
+
+    def _micro_batches(self) -> list[tuple[StudentBatch, Targets]]:
+        """Load this rank's share of the next step."""
+        train, world, prepared = self._run.train, self._world, self._prepared
+        batches = []
+        for turns in rank_turns(self._steps_done, train.global_batch, train.micro_batch, world.rank, world.size):
+            visits = self._order.visits(turns.start, len(turns))
+            records = visited_records(prepared.source, visits)
+            batches.append(collate(records, prepared.collate_plan))
+        return batches
+
+    def _metrics(self, window: "_Window") -> StepMetrics:
+        means = window.means()
+        norm = self._engine.get_global_grad_norm()
+        done = self._steps_done
+        return StepMetrics(
+            step=done,
+            epoch=done * self._run.train.global_batch / self._order.num_samples,
+            loss=sum(entry.weight * mean for entry, mean in zip(self._prepared.objectives, means, strict=True)),
+            losses=dict(zip(self._names, means, strict=True)),
+            learning_rate=self._rate(done - 1),
+            gradient_norm=None if norm is None else float(norm),
+            tokens_per_s=window.restart(),
+            elapsed_s=time.monotonic() - self._started_s,
+        )
+
+    def _agree_to_stop(self, stop: StopRequest) -> bool:
+        if self._world.size == 1:
+            return stop.is_set
+        return bool(sum_over_ranks(torch.tensor(int(stop.is_set), device=self._engine.device)) > 0)
+
+    def _save_checkpoint(self) -> None:
+        save_checkpoint(
+            self._engine, self._out / "checkpoints", self._steps_done, self._prepared.continuity, self._world
+        )
+
+
+class _Window:
+    """Sums and counts of the steps since the last line of metrics."""
+
+    def __init__(self, num_objectives: int, device: torch.device):
+        self._num_objectives, self._device = num_objectives, device
+        self._clear()
+
+    def add(self, sums: StepSums, num_tokens: int) -> None:
+        """Add a step of this rank."""
+        self._totals_O += sums.totals_O
+        self._counts_O += sums.counts_O
+        self._num_tokens += num_tokens
+
+    def means(self) -> list[float]:
+        """Mean of each objective over all ranks, in nats."""
+        return (sum_over_ranks(self._totals_O) / self._counts_O.clamp_min(1)).tolist()
+
+    def restart(self) -> float:
+        """Start the next window; gives the tokens per second of this one, over all ranks."""
+        num_tokens = float(sum_over_ranks(torch.tensor(self._num_tokens, device=self._device)))
+        elapsed_s = time.monotonic() - self._start_s
+        self._clear()
+        return num_tokens / max(elapsed_s, 1e-9)
+
+    def _clear(self) -> None:
+        self._totals_O = torch.zeros(self._num_objectives, dtype=torch.float64, device=self._device)
+        self._counts_O = torch.zeros_like(self._totals_O)
+        self._num_tokens = 0
+        self._start_s = time.monotonic()
+
+
+def visited_records(source: TeacherSource, visits: Sequence[Visit]) -> list[ViewRecord]:
+    """Give the records of a run of visits, in order, which may cross from one epoch into the next."""
+    result: list[ViewRecord] = []
+    for epoch, group in groupby(visits, key=lambda visit: visit.epoch):
+        result += source.records([visit.sample for visit in group], epoch)
+    return result
+
+
+def _backbone(run: TrainRun, prepared: Prepared, device: str) -> Backbone:
+    dtype = DTYPES[run.train.precision]
+    if prepared.checkpoint is not None:
+        return load_backbone(prepared.checkpoint, dtype, device, run.student.revision)
+    assert run.student.shape is not None, "the run-file model requires one of the two"
+    return new_backbone(prepared.model_config, dtype, device, run.student.shape.init_seed)

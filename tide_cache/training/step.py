@@ -1,0 +1,81 @@
+"""One optimizer step: counts first, over all ranks and micro-batches, then forwards and backwards, divided once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+
+from tide_cache.objectives import Objective, ids_to_gather, union_of_needs
+from tide_cache.records import StudentBatch, Targets
+from tide_cache.training.distributed import World, sum_over_ranks
+
+Record = TypeVar("Record", StudentBatch, Targets)
+
+
+@dataclass(frozen=True)
+class WeightedObjective:
+    """An objective and its factor in the loss."""
+
+    objective: Objective
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class StepSums:
+    """Sums and counts of one step over this rank's micro-batches, one entry per objective.
+
+    `totals_O` are detached, in nats, not weighted; `counts_O` are over all ranks.
+    """
+
+    totals_O: torch.Tensor
+    counts_O: torch.Tensor
+
+
+def train_step(
+    engine: Any,
+    micro_batches: Sequence[tuple[StudentBatch, Targets]],
+    objectives: Sequence[WeightedObjective],
+    world: World,
+) -> StepSums:
+    """Run forwards and backwards of a step and let the engine update.
+
+    The loss is the sum over objectives of weight * (sum over all ranks and micro-batches) / (count over the same), so
+    neither accumulation nor the number of ranks changes it. DeepSpeed averages gradients over ranks; the factor
+    `world.size` undoes that.
+
+    Args:
+        engine: From `make_engine`.
+        micro_batches: This rank's, equally many on each rank; all on the CPU.
+        objectives: What to sum.
+        world: This process.
+    """
+    device = engine.device
+    counts_O = torch.tensor(
+        [sum(entry.objective.count(targets) for _, targets in micro_batches) for entry in objectives],
+        dtype=torch.float64,
+    )
+    counts_O = sum_over_ranks(counts_O.to(device))
+    scale_O = [
+        entry.weight * world.size / max(count, 1.0) for entry, count in zip(objectives, counts_O.tolist(), strict=True)
+    ]
+    temperatures = tuple(sorted(union_of_needs(e.objective.needs for e in objectives).student_temperatures))
+    totals_O = torch.zeros(len(objectives), dtype=torch.float64, device=device)
+    for batch, targets in micro_batches:
+        here, there = on_device(batch, device), on_device(targets, device)
+        statistics = engine(here, *ids_to_gather(there), temperatures)
+        totals = [entry.objective.total(statistics, there) for entry in objectives]
+        engine.backward(sum(total * scale for total, scale in zip(totals, scale_O, strict=True)), scale_wrt_gas=False)
+        engine.step()
+        totals_O += torch.stack([total.detach() for total in totals])
+    return StepSums(totals_O, counts_O)
+
+
+def on_device(record: Record, device: torch.device) -> Record:
+    """Move a record's tensors to a device; the rest stays."""
+    moved = {
+        field.name: value.to(device, non_blocking=True)
+        for field in fields(record)
+        if isinstance(value := getattr(record, field.name), torch.Tensor)
+    }
+    return replace(record, **moved)  # type: ignore[arg-type]
