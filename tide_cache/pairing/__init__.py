@@ -1,1 +1,21 @@
 """From a chat row to a sample as both tokenizers see it."""
+
+from tide_cache.pairing.alignment import align_bytes
+from tide_cache.pairing.encoding import Encoded
+from tide_cache.pairing.pairer import SamplePairer, encode_student
+from tide_cache.pairing.rendering import Rendered
+from tide_cache.pairing.report import Dropped, PairedRows, PairingReport
+from tide_cache.pairing.tokenizer import TextTokenizer, shared_vocab_size
+
+__all__ = [
+    "Dropped",
+    "Encoded",
+    "PairedRows",
+    "PairingReport",
+    "Rendered",
+    "SamplePairer",
+    "TextTokenizer",
+    "align_bytes",
+    "encode_student",
+    "shared_vocab_size",
+]

@@ -1,0 +1,59 @@
+"""What pairing gives back: the samples, the rows left out and why, and counts that say how much was tied together."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from tide_cache.records import SampleId, SamplePair
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A row that gives no sample, and why."""
+
+    sample_id: SampleId
+    reason: str
+
+
+@dataclass(frozen=True)
+class PairingReport:
+    """Counts over some rows; reports of parts add up to the report of the whole.
+
+    Attributes:
+        samples: Rows that became samples; the other counts, but for `dropped`, are about these.
+        dropped: Rows left out, by reason.
+        truncated: Samples cut at the longest length on either side.
+        supervised_tokens: Student tokens that may be masked, filled ones included.
+        covered_tokens: Supervised tokens inside chunks that can be distilled.
+        chunks: Chunks, supervised or not.
+        pairs_one_to_one: Chunks of one token on each side.
+        spans_resynchronised: Contents whose bytes a tokenizer changed (a normaliser), aligned by characters.
+        spans_dropped: Contents that could not be aligned at all.
+        chunks_rejected: Chunks dropped because the two sides do not say the same after Unicode normalisation.
+    """
+
+    samples: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    supervised_tokens: int = 0
+    covered_tokens: int = 0
+    chunks: int = 0
+    pairs_one_to_one: int = 0
+    spans_resynchronised: int = 0
+    spans_dropped: int = 0
+    chunks_rejected: int = 0
+
+    def __add__(self, other: "PairingReport") -> "PairingReport":
+        """Add the counts."""
+        names = [f.name for f in fields(self) if f.name != "dropped"]
+        counts = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return PairingReport(dropped=dict(Counter(self.dropped) + Counter(other.dropped)), **counts)
+
+
+@dataclass(frozen=True)
+class PairedRows:
+    """Rows after pairing, in their order."""
+
+    pairs: list[SamplePair]
+    dropped: list[Dropped]
+    report: PairingReport

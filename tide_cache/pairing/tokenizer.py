@@ -1,0 +1,284 @@
+"""One tokenizer with its chat template and mask token: how a teacher or a student sees text."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+from tide_cache.errors import PairingError
+from tide_cache.pairing.encoding import Encoded, TokenBytes, ends_by_offsets
+from tide_cache.pairing.rendering import ChatTemplate, Conversation, Rendered
+from tide_cache.records import Bools, Message
+
+DEFAULT_MASK_TOKEN = "<|mask|>"
+_COPIED_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
+
+
+class TextTokenizer:
+    """A fast Hugging Face tokenizer, checked for all that masked diffusion needs of it; made by `load`.
+
+    Attributes:
+        name: Path or hub name, for messages.
+        mask_token: The mask token's text.
+        mask_id: Its id.
+        eos_id: The end-of-text token, which fills the last block.
+        pad_id: The padding token; the end-of-text token where the tokenizer has none.
+        vocab_size: One past the largest id, mask included.
+    """
+
+    def __init__(self, tokenizer: Any, name: str, revision: str | None, template: str, is_mask_added: bool) -> None:
+        """Wrap a tokenizer whose tokens and template are known to be there; use `load`.
+
+        Args:
+            tokenizer: The Hugging Face tokenizer, mask token set.
+            name: Where it was loaded from.
+            revision: Commit of a hub tokenizer.
+            template: Its chat template.
+            is_mask_added: The mask token is not in the original files.
+        """
+        self._tokenizer = tokenizer
+        self._backend: Tokenizer = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._revision = revision
+        self._template = template
+        self._is_mask_added = is_mask_added
+        self._chat = ChatTemplate(self._render_texts, template, name)
+        self.name = name
+        self.mask_token: str = tokenizer.mask_token
+        self.mask_id: int = tokenizer.mask_token_id
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.vocab_size: int = 1 + max(tokenizer.get_vocab().values())
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        revision: str | None = None,
+        mask_token: str | None = None,
+        add_mask_token: bool = False,
+        chat_template: Path | None = None,
+    ) -> "TextTokenizer":
+        """Load a tokenizer; code that comes with it is never run.
+
+        Args:
+            path: Folder with tokenizer.json, or a hub name.
+            revision: Commit of a hub tokenizer.
+            mask_token: The mask token's text, which may be any token of the vocabulary; by default the tokenizer's
+                own mask token.
+            add_mask_token: Append the mask token (`<|mask|>` unless named) to a vocabulary that lacks it.
+            chat_template: Jinja file that replaces the tokenizer's template.
+
+        Raises:
+            PairingError: It cannot be loaded, or lacks a mask token, an end-of-text token or a chat template.
+        """
+        tokenizer = _load(path, revision)
+        text = _mask_token_of(tokenizer, path, mask_token, add_mask_token)
+        is_mask_added = text not in tokenizer.get_vocab()
+        if tokenizer.mask_token != text:
+            tokenizer = _load(path, revision, mask_token=text)
+        if tokenizer.eos_token_id is None:
+            raise PairingError(
+                f"{path}: the tokenizer has no end-of-text token (eos_token), which fills the last block of a sample. "
+                'Name one in its tokenizer_config.json: "eos_token": "<|endoftext|>".'
+            )
+        return cls(tokenizer, path, revision, _template_of(tokenizer, path, chat_template), is_mask_added)
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
+        """Render a conversation by the chat template and say where each content is.
+
+        Templates with a switch for reasoning are told not to think.
+
+        Args:
+            messages: The conversation.
+            add_generation_prompt: Also write what precedes an answer.
+
+        Raises:
+            PairingError: The template cannot render the messages with every content as it is.
+        """
+        return self._chat.render(messages, add_generation_prompt)
+
+    def encode(self, text: str) -> Encoded:
+        """Tokenize a text as it stands: no token is put before or after it."""
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
+        """Tokenize several texts in parallel."""
+        result = []
+        for text, encoding in zip(texts, self._backend.encode_batch(texts, add_special_tokens=False), strict=True):
+            ids: list[int] = encoding.ids
+            ids_L = np.array(ids, dtype=np.int32)
+            is_exact = self.token_bytes.join(ids) == text.encode()
+            ends_L = self.token_bytes.ends(ids_L) if is_exact else ends_by_offsets(text, encoding.offsets)
+            result.append(Encoded(ids_L, ends_L, is_exact))
+        return result
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], skip_special: bool = False) -> str:
+        """Give the text of tokens, with special tokens written out unless skipped."""
+        text: str = self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        return text
+
+    @cached_property
+    def tokens(self) -> tuple[str | None, ...]:
+        """Token strings by id, as the vocabulary writes them; None where an id has no token."""
+        tokens: list[str | None] = [None] * self.vocab_size
+        for token, i in self._tokenizer.get_vocab().items():
+            tokens[i] = token
+        return tuple(tokens)
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes of every token."""
+        is_byte_level = any("ByteLevel" in str(part) for part in (self._backend.decoder, self._backend.pre_tokenizer))
+        return TokenBytes(self.tokens, self._flags(special_only=False), is_byte_level)
+
+    @cached_property
+    def is_special_V(self) -> Bools:
+        """Special tokens by id: what a template writes, never a part of the text."""
+        is_special_V = self._flags(special_only=True)
+        is_special_V[[self.eos_id, self.mask_id]] = True
+        return is_special_V
+
+    def fingerprint(self) -> dict[str, str]:
+        """Say what this tokenizer is: equal fingerprints give equal tokens for equal conversations.
+
+        Returns:
+            SHA-256 of the canonical tokenizer.json (token mapping, added tokens, merges, normaliser, pre-tokenizer)
+            and of the chat template, and the mask token's id.
+        """
+        return {
+            "tokenizer": self._tokenizer_digest,
+            "chat_template": hashlib.sha256(self._template.encode()).hexdigest(),
+            "mask_token_id": str(self.mask_id),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the original tokenizer files, with the mask token and the chat template in them.
+
+        The files are copied, because older releases of transformers cannot load what newer ones save.
+
+        Args:
+            folder: Made if missing; holds afterwards what `load` and `AutoTokenizer` take without options.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _COPIED_FILES:
+            if (source := _file_of(self.name, name, self._revision)) is not None:
+                shutil.copyfile(source, folder / name)
+        original = _file_of(self.name, "tokenizer.json", self._revision)
+        if self._is_mask_added:
+            backend = Tokenizer.from_file(str(original))
+            backend.add_special_tokens([AddedToken(self.mask_token, special=True, normalized=False)])
+            backend.save(str(folder / "tokenizer.json"))
+        else:
+            shutil.copyfile(str(original), folder / "tokenizer.json")
+        config_file = _file_of(self.name, "tokenizer_config.json", self._revision)
+        config = {} if config_file is None else json.loads(Path(config_file).read_text(encoding="utf-8"))
+        config |= {"mask_token": self.mask_token, "chat_template": self._template}
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        content = json.loads(self._backend.to_str())
+        for run_time_setting in ("truncation", "padding"):
+            del content[run_time_setting]
+        canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _flags(self, special_only: bool) -> Bools:
+        flags_V = np.zeros(self.vocab_size, bool)
+        added = self._tokenizer.added_tokens_decoder.items()
+        flags_V[[i for i, token in added if token.special or not special_only]] = True
+        return flags_V
+
+    def _render_texts(self, conversations: list[Conversation], add_generation_prompt: bool) -> list[str]:
+        texts: list[str] = self._tokenizer.apply_chat_template(
+            conversations,
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=False,
+        )
+        return texts
+
+
+def shared_vocab_size(teacher: TextTokenizer, student: TextTokenizer) -> int:
+    """Find the largest n such that every id below n is the same token for both.
+
+    Args:
+        teacher: The teacher's tokenizer.
+        student: The student's.
+    """
+    size = min(teacher.vocab_size, student.vocab_size)
+    differs = np.array(teacher.tokens[:size], dtype=object) != np.array(student.tokens[:size], dtype=object)
+    return int(np.argmax(differs)) if differs.any() else size
+
+
+def _load(path: str, revision: str | None, **options: str) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
+        file = _file_of(path, "tokenizer.json", revision)
+    except Exception as error:  # the loader raises OSError, ValueError, KeyError and bare Exception for bad files
+        raise PairingError(
+            f"{path}: no tokenizer can be loaded from here: {error}\n"
+            "Expected a folder with tokenizer.json and tokenizer_config.json, or a hub name and its revision; "
+            "a tokenizer that needs its own code to run cannot be used."
+        ) from error
+    if not tokenizer.is_fast or file is None:
+        raise PairingError(
+            f"{path}: found a {type(tokenizer).__name__} without tokenizer.json; expected a fast tokenizer. Convert "
+            "it once: AutoTokenizer.from_pretrained(...).save_pretrained('folder'), and give that folder."
+        )
+    return tokenizer
+
+
+def _file_of(path: str, name: str, revision: str | None) -> str | None:
+    """Find one of the tokenizer's original files, in the folder or in the hub's local cache."""
+    found: str | None = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return found
+
+
+def _mask_token_of(tokenizer: Any, path: str, mask_token: str | None, add_mask_token: bool) -> str:
+    """Decide the mask token's text; only with `add_mask_token` may it be outside the vocabulary."""
+    text: str | None = mask_token if mask_token is not None else tokenizer.mask_token
+    if add_mask_token:
+        return DEFAULT_MASK_TOKEN if text is None else text
+    vocabulary = tokenizer.get_vocab()
+    if text is not None and text in vocabulary:
+        return text
+    looked_for = "its own mask_token, which is not set" if text is None else f"{text!r}, which is not in its vocabulary"
+    known = vocabulary.get(DEFAULT_MASK_TOKEN)
+    hint = f"It does hold {DEFAULT_MASK_TOKEN!r}, id {known}. " if known is not None else ""
+    raise PairingError(
+        f"{path}: the tokenizer has no mask token; looked for {looked_for}. {hint}Name a token of its vocabulary: "
+        f"mask_token = '...' (the published Qwen3 diffusion student has {DEFAULT_MASK_TOKEN!r} = 151669); or, to "
+        "train from scratch, append one: add_mask_token = true."
+    )
+
+
+def _template_of(tokenizer: Any, path: str, file: Path | None) -> str:
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PairingError(
+                f"{file}: the chat template of {path} cannot be read: {error}. Give a Jinja file in UTF-8."
+            ) from None
+    if not tokenizer.chat_template:
+        raise PairingError(
+            f"{path}: the tokenizer has no chat template. Give one: chat_template = 'file.jinja' (and the same file "
+            "wherever this model is used)."
+        )
+    template: str = tokenizer.get_chat_template()
+    return template
