@@ -89,7 +89,7 @@ def test_a_template_from_a_file_is_saved(make_tokenizer: MakeTokenizer, tmp_path
     _assert_same(tokenizer, tmp_path / "saved")
 
 
-@pytest.mark.parametrize("name", ["qwen", "phi3"])
+@pytest.mark.parametrize("name", ["falcon", "phi3"])
 def test_real_tokenizers_are_saved(load_shared: Callable[[str], TextTokenizer], tmp_path: Path, name: str):
     _assert_same(_saved(load_shared(name), tmp_path), tmp_path)
 
