@@ -1,1 +1,18 @@
 """How good a student is: held-out NLL, agreement with the teacher, block sampling."""
+
+from tide_cache.evaluation.agreement import Agreement, AgreementReport, teacher_agreement
+from tide_cache.evaluation.nll import TIMES, NllAtTime, NllReport, held_out_nll
+from tide_cache.evaluation.sampler import SamplerOptions, generate, generate_text
+
+__all__ = [
+    "TIMES",
+    "Agreement",
+    "AgreementReport",
+    "NllAtTime",
+    "NllReport",
+    "SamplerOptions",
+    "generate",
+    "generate_text",
+    "held_out_nll",
+    "teacher_agreement",
+]
