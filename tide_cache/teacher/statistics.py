@@ -20,7 +20,7 @@ class SignalPlan:
     Attributes:
         temperatures: Each T for which tail and partition are stored; includes 1.
         top_k: At most this many ids per row; 0 when no candidates are wanted.
-        top_p: The fewest ids whose mass reaches this.
+        top_p: The fewest ids whose mass reaches this; 1 keeps `top_k` ids.
     """
 
     temperatures: tuple[float, ...]
@@ -108,7 +108,8 @@ def _candidates(
     top_RK, ids_RK = logits_RV.topk(top_k, dim=1)
     logprobs_RK = top_RK - log_z_R[:, None]
     mass_RK = logprobs_RK.exp().cumsum(dim=1)
-    counts_R = ((mass_RK < top_p).sum(dim=1) + 1).clamp_max(top_k)
+    is_short_RK = mass_RK < top_p if top_p < 1 else torch.ones_like(mass_RK, dtype=torch.bool)  # 1 - 1e-9 rounds to 1
+    counts_R = (is_short_RK.sum(dim=1) + 1).clamp_max(top_k)
     is_kept_RK = torch.arange(top_k, device=counts_R.device) < counts_R[:, None]
     whole_RT = torch.stack([_log_power_sum(logits_RV, log_z_R, temperature) for temperature in temperatures], dim=1)
     row, column = is_kept_RK.nonzero(as_tuple=True)

@@ -1,0 +1,144 @@
+"""What is kept of a distribution, against the full one in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tide_cache.teacher.statistics import SignalPlan, row_signals
+
+TEMPERATURES = (1.0, 2.0, 0.5)
+quick = settings(max_examples=40, deadline=None)
+
+
+def inputs(num_rows=9, vocab=23, size=6, seed=0, scale=2.0):
+    random = torch.Generator().manual_seed(seed)
+    hidden_ND = scale * torch.randn(num_rows, size, generator=random)
+    head_VD = torch.randn(vocab, size, generator=random)
+    true_ids_N = torch.randint(vocab, (num_rows,), generator=random)
+    return hidden_ND, head_VD, true_ids_N, torch.ones(num_rows, dtype=torch.bool)
+
+
+def full_logprobs(hidden_ND, head_VD):
+    return (hidden_ND.double() @ head_VD.double().T).log_softmax(dim=1)
+
+
+plans = st.builds(
+    SignalPlan,
+    temperatures=st.just(TEMPERATURES),
+    top_k=st.integers(1, 30),
+    top_p=st.floats(0.05, 1) | st.sampled_from([0.999, 0.9999, 1.0]),
+)
+
+
+@quick
+@given(plan=plans, seed=st.integers(0, 99), scale=st.sampled_from([0.1, 2.0, 8.0]))
+def test_signals_equal_the_full_distribution(plan, seed, scale):
+    hidden_ND, head_VD, true_ids_N, wants_N = inputs(seed=seed, scale=scale)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N, plan, slice_rows=4)
+    full_NV = full_logprobs(hidden_ND, head_VD)
+    for n, logprobs_V in enumerate(full_NV):
+        count = int(got.counts_N[n])
+        ids = got.ids_NK[n, :count]
+        assert got.truth_logprobs_N[n] == pytest.approx(float(logprobs_V[true_ids_N[n]]), abs=1e-4)
+        assert bool(got.is_top1_N[n]) == (int(logprobs_V.argmax()) == int(true_ids_N[n]))
+        assert len(set(ids.tolist())) == count
+        torch.testing.assert_close(got.logprobs_NK[n, :count].double(), logprobs_V[ids], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(
+            got.logprobs_NK[n, :count].double(), logprobs_V.sort(descending=True).values[:count], atol=1e-4, rtol=1e-5
+        )
+        is_rest_V = torch.ones_like(logprobs_V, dtype=torch.bool)
+        is_rest_V[ids] = False
+        for index, temperature in enumerate(TEMPERATURES):
+            whole = (logprobs_V / temperature).logsumexp(0)
+            rest = (logprobs_V[is_rest_V] / temperature).logsumexp(0) if is_rest_V.any() else -torch.inf
+            assert got.log_partition_NT[n, index] == pytest.approx(float(whole), abs=1e-4)
+            assert got.log_tail_NT[n, index] == pytest.approx(float(rest), abs=1e-3)
+
+
+@quick
+@given(plan=plans, seed=st.integers(0, 99))
+def test_the_fewest_ids_that_hold_the_mass_are_kept(plan, seed):
+    hidden_ND, head_VD, true_ids_N, wants_N = inputs(seed=seed)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N, plan, slice_rows=100)
+    limit = min(plan.top_k, 23)
+    for n, logprobs_V in enumerate(full_logprobs(hidden_ND, head_VD)):
+        mass_V = logprobs_V.exp().sort(descending=True).values.cumsum(0)
+        count = int(got.counts_N[n])
+        assert 1 <= count <= limit
+        if count < limit:
+            assert mass_V[count - 1] >= plan.top_p - 1e-6
+        if count > 1:
+            assert mass_V[count - 2] < plan.top_p + 1e-6
+
+
+@quick
+@given(plan=plans, seed=st.integers(0, 99))
+def test_kept_mass_and_tail_make_up_the_partition_at_every_temperature(plan, seed):
+    hidden_ND, head_VD, true_ids_N, wants_N = inputs(seed=seed)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N, plan, slice_rows=100)
+    is_kept_NK = torch.arange(got.ids_NK.shape[1]) < got.counts_N[:, None]
+    for index, temperature in enumerate(TEMPERATURES):
+        kept_N = ((got.logprobs_NK / temperature).exp() * is_kept_NK).sum(dim=1)
+        whole_N = got.log_partition_NT[:, index].exp()
+        torch.testing.assert_close(kept_N + got.log_tail_NT[:, index].exp(), whole_N, rtol=2e-5, atol=0)
+    assert (got.log_partition_NT[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("slice_rows", [1, 4, 9, 100])
+def test_slices_do_not_matter(slice_rows):
+    plan = SignalPlan(TEMPERATURES, top_k=8, top_p=0.95)
+    whole = row_signals(*inputs(), plan, slice_rows=9)
+    sliced = row_signals(*inputs(), plan, slice_rows=slice_rows)
+    for name in ("is_top1_N", "counts_N", "ids_NK"):
+        assert torch.equal(getattr(whole, name), getattr(sliced, name)), name
+    for name in ("truth_logprobs_N", "logprobs_NK", "log_tail_NT", "log_partition_NT"):
+        torch.testing.assert_close(getattr(whole, name), getattr(sliced, name), atol=1e-5, rtol=1e-5)
+
+
+def test_all_mass_means_every_id_even_where_float32_loses_the_tail():
+    """A sum of float32 probabilities reaches one long before the last id."""
+    hidden_ND = torch.tensor([[0.0, 30, 5, 1, 2], [9, 9, 9, 9, 9]])
+    plan = SignalPlan(TEMPERATURES, top_k=5, top_p=1.0)
+    got = row_signals(hidden_ND, torch.eye(5), torch.tensor([1, 0]), torch.ones(2, dtype=torch.bool), plan, 10)
+    assert got.counts_N.tolist() == [5, 5]
+    assert (got.log_tail_NT == -math.inf).all()
+
+
+def test_candidates_are_kept_where_they_are_wanted_only():
+    hidden_ND, head_VD, true_ids_N, _ = inputs()
+    wants_N = torch.arange(9) % 3 == 1
+    plan = SignalPlan(TEMPERATURES, top_k=8, top_p=0.9)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N, plan, slice_rows=4)
+    everywhere = row_signals(hidden_ND, head_VD, true_ids_N, torch.ones_like(wants_N), plan, slice_rows=4)
+    assert (got.counts_N > 0).tolist() == wants_N.tolist()
+    torch.testing.assert_close(got.truth_logprobs_N, everywhere.truth_logprobs_N)
+    torch.testing.assert_close(got.log_tail_NT[wants_N], everywhere.log_tail_NT[wants_N])
+    assert torch.equal(got.ids_NK[wants_N], everywhere.ids_NK[wants_N])
+
+
+def test_no_candidates_at_all():
+    got = row_signals(*inputs(), SignalPlan((1.0,), top_k=0, top_p=1.0), slice_rows=4)
+    assert got.ids_NK.shape == (9, 0)
+    assert (got.counts_N == 0).all()
+    assert got.truth_logprobs_N.isfinite().all()
+
+
+def test_no_rows():
+    got = row_signals(*inputs(num_rows=0), SignalPlan(TEMPERATURES, top_k=4, top_p=0.9), slice_rows=4)
+    assert got.truth_logprobs_N.shape == (0,)
+    assert got.ids_NK.shape == (0, 4)
+    assert got.log_tail_NT.shape == (0, 3)
+
+
+def test_bfloat16_states_give_float32_statistics():
+    """Half precision rounds the inputs; the products are summed in float32."""
+    hidden_ND, head_VD, true_ids_N, wants_N = inputs(scale=8.0)
+    plan = SignalPlan(TEMPERATURES, top_k=8, top_p=0.9)
+    low = row_signals(hidden_ND.bfloat16(), head_VD.bfloat16(), true_ids_N, wants_N, plan, 4)
+    same = row_signals(hidden_ND.bfloat16().float(), head_VD.bfloat16().float(), true_ids_N, wants_N, plan, 4)
+    assert low.truth_logprobs_N.dtype == low.log_tail_NT.dtype == torch.float32
+    torch.testing.assert_close(low.truth_logprobs_N, same.truth_logprobs_N)
+    torch.testing.assert_close(low.log_tail_NT, same.log_tail_NT)
