@@ -1,9 +1,19 @@
 """Fixtures that several test folders use."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import Qwen3Config
+
+from tide_cache.demo.tasks import make_tasks, write_tasks
+from tide_cache.demo.vocabularies import Vocabularies, train_vocabularies
+from tide_cache.modeling.backbone import new_backbone
+from tide_cache.modeling.checkpoint import save_student
+from tide_cache.pairing import TextTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,3 +25,55 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared material at {folder}; set TIDE_CACHE_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Vocabularies:
+    """Two small tokenizers."""
+    return train_vocabularies(tmp_path_factory.mktemp("tokenizers"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty generated conversations."""
+    path = tmp_path_factory.mktemp("corpus") / "tasks.jsonl"
+    write_tasks(path, make_tasks(40, seed=7))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, vocabularies: Vocabularies) -> Path:
+    """A checkpoint with random weights in the second tokenizer."""
+    tokenizer = TextTokenizer.load(str(vocabularies.second))
+    config = Qwen3Config(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,
+    )  # fmt: skip
+    backbone = new_backbone(config, torch.float32, "cpu", seed=3)
+    folder = tmp_path_factory.mktemp("teacher")
+    weights = {name: tensor * 3 for name, tensor in backbone.model.state_dict().items()}
+    save_student(folder, weights, config, tokenizer, {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def build_values(corpus_file: Path, tiny_teacher: Path, vocabularies: Vocabularies) -> Callable[..., dict[str, Any]]:
+    """Values of a build run file; `build_values(out, pipeline, **changes)` with dotted names for changes."""
+
+    def make(out: Path, pipeline: str = "shared", **changes: Any) -> dict[str, Any]:
+        tokenizer = vocabularies.second if pipeline == "shared" else vocabularies.first
+        values: dict[str, Any] = {
+            "corpus": {"spec": str(corpus_file)},
+            "teacher": {"model": str(tiny_teacher), "block_size": 8, "max_length": 64, "dtype": "float32"},
+            "student": {"tokenizer": {"path": str(tokenizer)}, "max_length": 64, "block_size": 8},
+            "views": {"num_views": 4},
+            "signals": {"top_k": 16},
+            "build": {"out": str(out), "samples_per_shard": 16, "batch_tokens": 1024},
+        }
+        for name, value in changes.items():
+            section, _, key = name.partition("__")
+            values[section][key] = value
+        return values
+
+    return make

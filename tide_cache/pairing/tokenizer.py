@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PretrainedConfig
 from transformers.utils import cached_file
 
 from tide_cache.errors import PairingError
@@ -227,7 +227,10 @@ def shared_vocab_size(teacher: TextTokenizer, student: TextTokenizer) -> int:
 
 def _load(path: str, revision: str | None, **options: str) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
+        # The class is named in tokenizer_config.json; a config.json beside it, of any model_type, has no say.
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, config=PretrainedConfig(), trust_remote_code=False, **options
+        )
         file = _file_of(path, "tokenizer.json", revision)
     except Exception as error:  # the loader raises OSError, ValueError, KeyError and bare Exception for bad files
         raise PairingError(

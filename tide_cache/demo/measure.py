@@ -1,0 +1,79 @@
+"""What a model of the demonstration can do: held-out NLL and accuracy, and answers checked against the tasks."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tide_cache.corpus import open_corpus
+from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, TIMES, DemoPlan, Pipeline
+from tide_cache.demo.stages import HELD_OUT_SEED, DemoFolder
+from tide_cache.demo.tasks import is_checkable, is_correct, make_tasks
+from tide_cache.evaluation import generate_text, held_out_nll
+from tide_cache.modeling.backbone import DTYPES, load_backbone, read_checkpoint
+from tide_cache.pairing import TextTokenizer, encode_student
+from tide_cache.records import Message
+
+MAX_NEW_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one model on the held-out tasks.
+
+    Attributes:
+        nll: Mean over the grid of t, nats per masked token.
+        nll_at: NLL at each t of the grid.
+        accuracy: Token accuracy, mean over the grid.
+        exact_match: Share of tasks with one right answer that were answered exactly.
+    """
+
+    nll: float
+    nll_at: dict[str, float]
+    accuracy: float
+    exact_match: float
+
+
+def measure(folder: DemoFolder, plan: DemoPlan, model: Path, pipeline: Pipeline) -> Measured:
+    """Measure a model, or read what was measured before.
+
+    Args:
+        folder: Of the demonstration.
+        plan: Its sizes.
+        model: Folder of the saved model.
+        pipeline: Whose tokenizer the model has.
+    """
+    file = model.parent / "measured.json"
+    if file.exists():
+        return Measured(**json.loads(file.read_text(encoding="utf-8")))
+    tokenizer = TextTokenizer.load(str(folder.tokenizer(pipeline)))
+    backbone = load_backbone(read_checkpoint(str(model)), DTYPES["float32"], "cpu")
+    rows = list(open_corpus(str(folder.tasks("held-out")), folder=folder.root))
+    paired = encode_student(rows, tokenizer, max_length=MAX_LENGTH, block_size=BLOCK_SIZE, fill_last_block=True)
+    report = held_out_nll(
+        backbone,
+        paired.pairs,
+        mask_id=tokenizer.mask_id,
+        pad_id=tokenizer.pad_id,
+        block_size=BLOCK_SIZE,
+        times=TIMES,
+    )
+    tasks = [task for task in make_tasks(plan.held_out_samples, HELD_OUT_SEED) if is_checkable(task.kind)]
+    tasks = tasks[: plan.exact_samples]
+    answers = generate_text(
+        backbone,
+        tokenizer,
+        [[Message("user", task.question)] for task in tasks],
+        block_size=BLOCK_SIZE,
+        max_new_tokens=MAX_NEW_TOKENS,
+        steps_per_block=BLOCK_SIZE // 2,
+    )
+    assert report.mean_nll is not None
+    assert report.mean_accuracy is not None
+    measured = Measured(
+        nll=report.mean_nll,
+        nll_at={f"{entry.t:g}": entry.nll for entry in report.times if entry.nll is not None},
+        accuracy=report.mean_accuracy,
+        exact_match=sum(is_correct(task, text) for task, text in zip(tasks, answers, strict=True)) / len(tasks),
+    )
+    file.write_text(json.dumps(asdict(measured), indent=2) + "\n", encoding="utf-8")
+    return measured
