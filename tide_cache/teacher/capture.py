@@ -85,7 +85,7 @@ class Teacher:
     def _batch_signals(self, batch: Sequence[tuple[SamplePair, list[MaskedView]]]) -> list[list[TeacherSignal]]:
         """Run one forward; every sample of the batch has equally many views."""
         device = self._backbone.device
-        length = max(len(pair.teacher_ids_M) for pair, _ in batch)
+        length = max(1, *(len(pair.teacher_ids_M) for pair, _ in batch))  # attention refuses length 0
         num_views = len(batch[0][1])
         x_0_BL = np.zeros((len(batch), length), np.int64)
         is_real_BL = np.zeros((len(batch), length), bool)
