@@ -44,14 +44,15 @@ class SampleOrder:
 
     def visits(self, start: int, count: int) -> list[Visit]:
         """Give turns `start` to `start + count - 1` of the endless stream."""
-        result = []
-        for turn in range(start, start + count):
-            epoch, place = divmod(turn, self.num_samples)
-            result.append(Visit(int(self.epoch_order(epoch)[place]), epoch))
+        result: list[Visit] = []
+        while len(result) < count:
+            epoch, place = divmod(start + len(result), self.num_samples)
+            samples = self.epoch_order(epoch)[place : place + count - len(result)]
+            result += [Visit(sample, epoch) for sample in samples.tolist()]
         return result
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """Give the sample numbers of an epoch in the order of their visits, int64; each once."""
+        """Give the sample numbers of an epoch in the order of their visits, int64, read-only; each once."""
         return _epoch_order(self, epoch)
 
 
@@ -65,7 +66,9 @@ def _epoch_order(order: SampleOrder, epoch: int) -> np.ndarray:
         members = [np.arange(first_sample[g], first_sample[g + 1]) for g in groups[start : start + order.window_groups]]
         samples = np.concatenate(members)
         windows.append(samples[random.permutation(len(samples))])
-    return np.concatenate(windows)
+    result = np.concatenate(windows)
+    result.flags.writeable = False  # every caller gets the same array
+    return result
 
 
 def rank_turns(step: int, global_batch: int, micro_batch: int, rank: int, world_size: int) -> list[range]:
