@@ -8,6 +8,7 @@ Ids are asked for in a fixed order: column 0 is the true token, columns 1 to K t
 Shape suffixes: N masked rows, R rows with teacher candidates, K kept ids, C active chunks.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -15,6 +16,9 @@ from typing import ClassVar, Protocol
 import torch
 
 from tide_cache.records import RowStatistics, Targets
+
+MIN_PROB, MAX_PROB = 1e-7, 1 - 2.0**-23
+"""Chunk probabilities are clamped to this range, in float32, as the reference does (golden/README.md)."""
 
 
 @dataclass(frozen=True)
@@ -104,19 +108,16 @@ def grouped_kl(first: RowLogProbs, second: RowLogProbs) -> torch.Tensor:
     """Give KL(first || second) of each row over the kept ids and the rest, in nats [R].
 
     Grouping outcomes never raises a KL: the result is at most the full-vocabulary KL, and equals it at K = V.
-    A rest that neither side has contributes zero.
+    A rest that `first` lacks contributes zero. Where only `second` lacks it the KL is infinite; its rest then counts as
+    `MIN_PROB`, which keeps the sum finite and still drives a student out of ids that the teacher does not have.
 
     Source: docs/decisions/rest-outcome.md.
     """
     difference_RK = torch.where(first.is_kept_RK, first.kept_RK - second.kept_RK, 0)
-    has_rest_R = (first.rest_R > -torch.inf) & (second.rest_R > -torch.inf)
-    difference_R = torch.where(has_rest_R, first.rest_R - second.rest_R, 0)
+    second_rest_R = torch.where(second.rest_R > -torch.inf, second.rest_R, math.log(MIN_PROB))
+    difference_R = torch.where(first.rest_R > -torch.inf, first.rest_R - second_rest_R, 0)
     kept_probs_RK = torch.where(first.is_kept_RK, first.kept_RK, -torch.inf).exp()
     return (kept_probs_RK * difference_RK).sum(dim=1) + first.rest_R.exp() * difference_R
-
-
-MIN_PROB, MAX_PROB = 1e-7, 1 - 2.0**-23
-"""Chunk probabilities are clamped to this range: 1e-7 and the largest float32 below 1 (golden/README.md)."""
 
 
 def chunk_probs(student: RowStatistics, targets: Targets, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,150 @@
+"""Laws of the KL over kept ids and a rest: zero for equals, a lower bound, exact at K = V."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tide_cache.objectives.kl import ForwardKL, ReverseKL
+
+BOTH = (ForwardKL, ReverseKL)
+VOCAB = 12
+quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+temperatures = st.sampled_from([0.5, 1.0, 2.0, 5.0])
+
+
+def full_kl(first_NV, second_NV, temperature):
+    """The textbook KL over the whole vocabulary, T^2 sum p (log p - log q), in float64."""
+    first_NV, second_NV = ((x.double() / temperature).log_softmax(dim=1) for x in (first_NV, second_NV))
+    return temperature**2 * (first_NV.exp() * (first_NV - second_NV)).sum()
+
+
+def full_kl_of(kind, case, temperature):
+    sides = (case.teacher_logits_NV, case.logits_NV.detach())
+    return float(full_kl(*(sides if kind is ForwardKL else sides[::-1]), temperature))
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("top_k", [1, 5, VOCAB])
+@quick
+@given(temperature=temperatures, seed=st.integers(0, 99))
+def test_equals_have_no_kl_and_no_gradient(example, kind, top_k, temperature, seed):
+    shift = 3.5  # logits are equal up to a constant
+    case = example(seed, top_k=top_k, temperatures=(1.0, temperature), student=lambda teacher: teacher + shift)
+    objective = kind(temperature)
+    assert case.loss(objective).item() == pytest.approx(0, abs=1e-4)
+    torch.testing.assert_close(case.gradient(objective), torch.zeros_like(case.logits_NV), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@quick
+@given(temperature=temperatures, seed=st.integers(0, 99), top_k=st.integers(1, VOCAB))
+def test_grouping_never_raises_a_kl_and_never_makes_it_negative(example, kind, temperature, seed, top_k):
+    case = example(seed, top_k=top_k, temperatures=(1.0, temperature))
+    whole = full_kl_of(kind, case, temperature)
+    assert -1e-4 <= case.loss(kind(temperature)).item() <= whole * (1 + 1e-5) + 1e-4
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@quick
+@given(temperature=temperatures, seed=st.integers(0, 99))
+def test_more_kept_ids_bring_it_closer_to_the_whole(example, kind, temperature, seed):
+    losses = [
+        example(seed, top_k=top_k, temperatures=(1.0, temperature)).loss(kind(temperature)).item()
+        for top_k in (1, 3, 6, VOCAB)
+    ]
+    assert all(more >= less - 1e-4 for less, more in pairwise(losses))
+    whole = full_kl_of(kind, example(seed, temperatures=(1.0, temperature)), temperature)
+    assert losses[-1] == pytest.approx(whole, rel=1e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@quick
+@given(temperature=temperatures, seed=st.integers(0, 99))
+def test_at_all_ids_the_gradient_is_that_of_the_whole(example, kind, temperature, seed):
+    case = example(seed, top_k=VOCAB, temperatures=(1.0, temperature))
+    logits_NV = case.logits_NV.detach().double().requires_grad_()
+    sides = (case.teacher_logits_NV, logits_NV)
+    loss = full_kl(*(sides if kind is ForwardKL else sides[::-1]), temperature)
+    (expected_NV,) = torch.autograd.grad(loss, logits_NV)
+    torch.testing.assert_close(case.gradient(kind(temperature)), expected_NV.float(), atol=2e-5, rtol=2e-5)
+
+
+@quick
+@given(temperature=temperatures, seed=st.integers(0, 99))
+def test_the_gradient_of_the_forward_kl_is_t_times_the_difference(example, temperature, seed):
+    case = example(seed, top_k=VOCAB, temperatures=(1.0, temperature))
+    student_NV, teacher_NV = (
+        (logits / temperature).softmax(dim=1) for logits in (case.logits_NV.detach(), case.teacher_logits_NV)
+    )
+    expected_NV = temperature * (student_NV - teacher_NV)
+    torch.testing.assert_close(case.gradient(ForwardKL(temperature)), expected_NV, atol=2e-5, rtol=0)
+
+
+@quick
+@given(temperature=temperatures, seed=st.integers(0, 99))
+def test_with_a_rest_the_kept_ids_have_the_same_gradient_and_the_rest_shares_its_own(example, temperature, seed):
+    """Inside the rest the student keeps its own proportions: nothing is pulled towards a guess of the tail."""
+    case = example(seed, top_k=4, temperatures=(1.0, temperature))
+    student_NV, teacher_NV = (
+        (logits / temperature).softmax(dim=1) for logits in (case.logits_NV.detach(), case.teacher_logits_NV)
+    )
+    is_kept_NV = torch.zeros_like(student_NV, dtype=torch.bool).scatter(1, case.targets.kept_ids_NK, True)
+    rest_N1 = [(probs * ~is_kept_NV).sum(dim=1, keepdim=True) for probs in (student_NV, teacher_NV)]
+    target_NV = torch.where(is_kept_NV, teacher_NV, student_NV / rest_N1[0] * rest_N1[1])
+    expected_NV = temperature * (student_NV - target_NV)
+    torch.testing.assert_close(case.gradient(ForwardKL(temperature)), expected_NV, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_extreme_logits_stay_finite(example, kind):
+    case = example(0, top_k=3, student=lambda teacher: -200 * teacher)
+    assert case.loss(kind(2.0)).isfinite()
+    assert case.gradient(kind(2.0)).isfinite().all()
+
+
+def with_extra_ids(teacher_NV, mass):
+    """Equal to the teacher, but for two ids of their own that hold a share of the probability."""
+    extra_N1 = teacher_NV.logsumexp(dim=1, keepdim=True) + math.log(mass / (1 - mass) / 2)
+    return torch.cat([teacher_NV, extra_N1, extra_N1], dim=1)
+
+
+def test_forward_kl_where_the_teacher_has_no_rest_is_that_of_a_teacher_without_those_ids(example):
+    case = example(0, top_k=VOCAB, student=lambda teacher: with_extra_ids(teacher, 0.25))
+    assert case.loss(ForwardKL(1.0)).item() == pytest.approx(-math.log(0.75) * len(case.logits_NV), rel=1e-4)
+    assert (case.gradient(ForwardKL(1.0))[:, VOCAB:] > 0).all()
+
+
+def test_reverse_kl_where_the_teacher_has_no_rest_drives_the_student_out_of_it(example):
+    losses = []
+    for mass in (0.01, 0.25, 0.6):
+        case = example(0, top_k=VOCAB, student=lambda teacher, mass=mass: with_extra_ids(teacher, mass))
+        losses.append(case.loss(ReverseKL(1.0)).item())
+        assert case.gradient(ReverseKL(1.0)).isfinite().all()
+        assert (case.gradient(ReverseKL(1.0))[:, VOCAB:] > 0).all(), "gradient descent lowers them"
+    assert 0 < losses[0] < losses[1] < losses[2]
+
+
+def test_forward_kl_where_the_student_has_no_rest_is_finite_and_pulls_towards_the_kept_ids(example):
+    """The teacher has ids that the student cannot say; they have become its rest, and the student has none."""
+    sayable = VOCAB - 2
+    case = example(0, top_k=VOCAB, student=lambda teacher: torch.zeros(len(teacher), sayable))
+    is_said_NK = case.targets.kept_ids_NK < sayable
+    probs_NV = case.teacher_logits_NV.softmax(dim=1)
+    rest_N = probs_NV[:, sayable:].sum(dim=1)
+    targets = replace(
+        case.targets,
+        true_id_N=torch.zeros_like(case.targets.true_id_N),
+        kept_ids_NK=case.targets.kept_ids_NK.masked_fill(~is_said_NK, -1),
+        kept_logprobs_NK=case.targets.kept_logprobs_NK.masked_fill(~is_said_NK, -torch.inf),
+        log_tail_NT=rest_N.log()[:, None].expand(-1, 2),
+    )
+    case = replace(case, targets=targets)
+    assert case.loss(ForwardKL(1.0)).isfinite()
+    said_N1 = 1 - rest_N[:, None]
+    expected_NV = said_N1 / sayable - probs_NV[:, :sayable]
+    torch.testing.assert_close(case.gradient(ForwardKL(1.0)), expected_NV, atol=1e-5, rtol=0)

@@ -1,0 +1,164 @@
+"""What every objective must keep: counts, micro-batches, padding, empty batches, and the run file's entries."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from tide_cache.config.objectives import ObjectiveConfig
+from tide_cache.objectives import OBJECTIVES, Needs, union_of_needs
+from tide_cache.objectives.calm import Calm, ReverseCalm
+from tide_cache.objectives.ce import CrossEntropy
+from tide_cache.objectives.kl import ForwardKL, ReverseKL
+from tide_cache.views import active_chunks
+
+EVERY = [
+    CrossEntropy("scheduler"),
+    CrossEntropy("realised_ratio"),
+    CrossEntropy("uniform"),
+    ForwardKL(2.0),
+    ReverseKL(2.0),
+    Calm(5.0),
+    ReverseCalm(5.0),
+]
+TAUGHT = [objective for objective in EVERY if objective.needs.signals]
+every_objective = pytest.mark.parametrize("objective", EVERY, ids=repr)
+
+
+@every_objective
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_micro_batches_sum_to_the_whole_in_loss_count_and_gradient(example, objective, chunk_size):
+    whole = example(3, num_samples=4, chunk_size=chunk_size)
+    parts = [example(3, num_samples=4, chunk_size=chunk_size, samples=samples) for samples in (range(1), range(1, 4))]
+    assert sum(objective.count(part.targets) for part in parts) == objective.count(whole.targets) > 0 or chunk_size == 2
+    total = sum(part.loss(objective).item() for part in parts)
+    assert whole.loss(objective).item() == pytest.approx(total, rel=1e-5)
+    gradients = torch.cat([part.gradient(objective) for part in parts])
+    torch.testing.assert_close(whole.gradient(objective), gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_counts_are_those_of_what_is_summed(example):
+    case = example(0, num_samples=3, length=12, chunk_size=1)
+    num_masked = sum(int(view.is_student_masked_L.sum()) for view in case.views)
+    num_active = sum(int(active_chunks(pair, view).sum()) for pair, view in zip(case.pairs, case.views, strict=True))
+    assert num_active == num_masked > 0
+    for objective in EVERY:
+        is_per_supervised = objective in EVERY[:2]
+        assert objective.count(case.targets) == (36 if is_per_supervised else num_masked), objective
+    joined = example(0, num_samples=3, length=12, chunk_size=3)
+    num_chunks = sum(
+        int(active_chunks(pair, view).sum()) for pair, view in zip(joined.pairs, joined.views, strict=True)
+    )
+    assert Calm().count(joined.targets) == ReverseCalm().count(joined.targets) == num_chunks
+    assert ForwardKL().count(joined.targets) == 0, "chunks of three tokens are not aligned pairs"
+
+
+@every_objective
+def test_padding_of_kept_ids_changes_nothing(example, objective):
+    case = example(0, top_k=4)
+    pad_N3 = torch.full((len(case.logits_NV), 3), -1)
+    targets = replace(
+        case.targets,
+        kept_ids_NK=torch.cat([case.targets.kept_ids_NK, pad_N3], dim=1),
+        kept_logprobs_NK=torch.cat([case.targets.kept_logprobs_NK, torch.full(pad_N3.shape, -torch.inf)], dim=1),
+    )
+    padded = replace(case, targets=targets)
+    torch.testing.assert_close(padded.loss(objective), case.loss(objective))
+    torch.testing.assert_close(padded.gradient(objective), case.gradient(objective))
+
+
+@pytest.mark.parametrize("objective", [ForwardKL(2.0), ReverseKL(2.0)], ids=repr)
+@pytest.mark.parametrize("top_p", [0.5, 0.9])
+def test_ragged_rows_equal_each_row_alone(example, objective, top_p):
+    case = example(0, top_k=12, top_p=top_p)
+    counts_N = (case.targets.kept_ids_NK >= 0).sum(dim=1)
+    assert len(set(counts_N.tolist())) > 1
+    per_row = []
+    for n in range(len(counts_N)):
+        one = {
+            name: getattr(case.targets, name)[n : n + 1]
+            for name in ("true_id_N", "t_N", "time_weight_N", "mask_ratio_N", "has_topk_N", "log_tail_NT")
+        }
+        kept = {
+            name: getattr(case.targets, name)[n : n + 1, : counts_N[n]] for name in ("kept_ids_NK", "kept_logprobs_NK")
+        }
+        partition = {"log_partition_NT": case.targets.log_partition_NT[n : n + 1]}
+        row = replace(
+            case, targets=replace(case.targets, **one, **kept, **partition), logits_NV=case.logits_NV[n : n + 1]
+        )
+        per_row.append(row.loss(objective).item())
+    assert case.loss(objective).item() == pytest.approx(sum(per_row), rel=1e-5)
+
+
+@every_objective
+def test_nothing_masked_gives_a_zero_on_the_graph(example, objective):
+    case = example(0, is_supervised=False)
+    assert case.logits_NV.shape == (0, 12)
+    loss = case.loss(objective)
+    assert loss.item() == 0
+    assert loss.requires_grad
+    assert case.gradient(objective).shape == (0, 12)
+    assert objective.count(case.targets) == 0
+
+
+@pytest.mark.parametrize("objective", TAUGHT, ids=repr)
+def test_rows_that_no_signal_reaches_give_a_zero_and_no_gradient(example, objective):
+    case = example(0)
+    num_rows = len(case.logits_NV)
+    targets = replace(
+        case.targets,
+        has_topk_N=torch.zeros(num_rows, dtype=torch.bool),
+        kept_ids_NK=torch.zeros(num_rows, 0, dtype=torch.int64),
+        kept_logprobs_NK=torch.zeros(num_rows, 0),
+        chunk_of_row_N=torch.full((num_rows,), -1),
+        chunk_logprob_C=torch.zeros(0),
+        chunk_t_C=torch.zeros(0),
+    )
+    case = replace(case, targets=targets)
+    assert case.loss(objective).item() == 0
+    assert case.loss(objective).requires_grad
+    assert (case.gradient(objective) == 0).all()
+    assert objective.count(targets) == 0
+
+
+def test_the_registry_holds_every_entry_of_the_run_file():
+    kinds = {
+        entry["properties"]["kind"]["const"] for entry in TypeAdapter(ObjectiveConfig).json_schema()["$defs"].values()
+    }
+    assert kinds == set(OBJECTIVES)
+    for kind, objective in OBJECTIVES.items():
+        entry = TypeAdapter(ObjectiveConfig).validate_python({"kind": kind})
+        arguments = entry.model_dump(exclude={"kind", "weight"})
+        assert set(arguments) == {field.name for field in fields(objective)}, "same fields under the same names"
+        assert objective(**arguments) == objective(), "and the same defaults"
+        assert objective.kind == kind
+
+
+def test_needs_are_what_each_objective_reads():
+    assert CrossEntropy().needs == Needs()
+    assert ForwardKL(3.0).needs == Needs(frozenset({"topk"}), frozenset({3.0}), frozenset({3.0}))
+    assert ReverseKL(3.0).needs == ForwardKL(3.0).needs
+    assert Calm().needs == ReverseCalm().needs == Needs(frozenset({"truth"}))
+
+
+def test_needs_add_up():
+    together = union_of_needs([CrossEntropy().needs, ForwardKL(2.0).needs, ReverseKL(4.0).needs, Calm().needs])
+    assert together == Needs(frozenset({"topk", "truth"}), frozenset({1.0, 2.0, 4.0}), frozenset({2.0, 4.0}))
+    assert union_of_needs([]) == Needs()
+
+
+@every_objective
+def test_a_batch_with_the_statistics_of_others_gives_the_same_loss(example, objective):
+    """The trainer computes the union of temperatures once for all objectives."""
+    case = example(0, temperatures=(1.0, 2.0, 4.0))
+    together = union_of_needs([*(other.needs for other in EVERY), Needs(student_temperatures=frozenset({4.0, 0.5}))])
+    pretender = _With(objective, together)
+    assert case.loss(pretender).item() == pytest.approx(case.loss(objective).item(), rel=1e-6)
+
+
+class _With:
+    """An objective that asks for more than it reads."""
+
+    def __init__(self, objective, needs):
+        self.needs, self.total, self.count = needs, objective.total, objective.count
