@@ -5,8 +5,6 @@ Shape suffixes: B samples, L tokens of one copy, Q queries, S keys; with n views
 
 import torch
 
-from tide_cache.errors import RunFileError
-
 
 def block_diffusion_mask(length: int, block_size: int, num_views: int = 1) -> torch.Tensor:
     """Give the mask of the packed sequence [x_t1, ..., x_tn, x_0], True where a query may attend to a key.
@@ -48,13 +46,3 @@ def with_padding(is_allowed_QS: torch.Tensor, is_real_BS: torch.Tensor) -> torch
     """
     itself_QS = torch.eye(is_allowed_QS.shape[-1], dtype=torch.bool, device=is_allowed_QS.device)
     return ((is_allowed_QS & is_real_BS[:, None, :]) | itself_QS)[:, None]
-
-
-def require_block_multiple(length: int, block_size: int) -> None:
-    """Refuse a length that is no multiple of the block size where whole blocks are needed.
-
-    Raises:
-        RunFileError: With both numbers.
-    """
-    if length % block_size:
-        raise RunFileError(f"length {length} is no multiple of block_size {block_size}; choose one that is")
