@@ -23,8 +23,8 @@ class ViewPlan:
 def draw_view(pair: SamplePair, view: int, plan: ViewPlan) -> MaskedView:
     """Draw a masked view; the same pair, number and plan always give the same one.
 
-    With `complementary`, view 2j+1 masks exactly the supervised tokens that view 2j shows (chunks that touch an
-    unsupervised token aside), and its t is the one whose mask probability is the complement.
+    With `complementary`, view 2j+1 masks exactly the supervised tokens that view 2j shows, and its t is the one whose
+    mask probability is the complement, at least `MIN_T`. An odd last view has no partner.
 
     Args:
         pair: The sample.
