@@ -120,10 +120,10 @@ def _resolve_paths(model: type[BaseModel], raw: Any, folder: Path, with_defaults
             if with_defaults and isinstance(field.default, Path):
                 raw[name] = str((folder / field.default).resolve())
             continue
-        types = _types_in(field.annotation)
+        types = [*field.metadata, *_types_in(field.annotation)]
         if Path in types and isinstance(value, str):
             raw[name] = str((folder / Path(value).expanduser()).resolve())
-        elif field.json_schema_extra == LOCATION and isinstance(value, str):
+        elif LocationMark in types and isinstance(value, str):
             raw[name] = _resolved_location(value, folder)
         else:
             for inner in (t for t in types if isinstance(t, type) and issubclass(t, BaseModel)):
@@ -131,8 +131,8 @@ def _resolve_paths(model: type[BaseModel], raw: Any, folder: Path, with_defaults
                     _resolve_paths(inner, entry, folder, with_defaults)
 
 
-LOCATION = {"format": "local path or hub name"}
-"""Marks a string field that is a path when something lies there or when it is written like one, else a hub name."""
+class LocationMark:
+    """Annotates a string that is a path when something lies there or it is written like one, else a hub name."""
 
 
 def _resolved_location(value: str, folder: Path) -> str:
@@ -142,8 +142,10 @@ def _resolved_location(value: str, folder: Path) -> str:
 
 
 def _types_in(annotation: Any) -> list[Any]:
+    """Give the types that an annotation is made of, and what annotates them."""
     arguments = getattr(annotation, "__args__", None)
-    return [annotation] if not arguments else [t for argument in arguments for t in _types_in(argument)]
+    inner = [t for argument in arguments for t in _types_in(argument)] if arguments else [annotation]
+    return [*getattr(annotation, "__metadata__", ()), *inner]
 
 
 def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str:

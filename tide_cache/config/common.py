@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tide_cache.config.base import LOCATION, Frozen
+from tide_cache.config.base import Frozen, LocationMark
 
-Location = Annotated[str, Field(json_schema_extra=LOCATION, min_length=1)]
+Location = Annotated[str, LocationMark, Field(min_length=1)]
 """A local folder or file, or a name on a hub."""
 
 Precision = Literal["float32", "bfloat16"]

@@ -15,7 +15,13 @@ from tide_cache.evaluation.forward import HEAD_ROWS, evaluating, length_faults, 
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.head import apply_head
-from tide_cache.objectives.base import grouped_kl, ids_to_gather, student_logprobs, student_truth, teacher_logprobs
+from tide_cache.objectives.base import (
+    grouped_kl,
+    ids_to_gather,
+    student_chunk_logprobs,
+    student_logprobs,
+    teacher_logprobs,
+)
 from tide_cache.records import Bools, Float32s, RowStatistics, Targets, ViewRecord
 from tide_cache.student.row_statistics import row_statistics
 from tide_cache.teacher.batches import plan_batches
@@ -121,7 +127,7 @@ def _measure(backbone: Backbone, records: Sequence[ViewRecord], plan: CollatePla
         agrees_R=is_first_R1.any(dim=1).numpy(),
         kl_R=grouped_kl(teacher_logprobs(targets, 1.0), student_logprobs(student, targets, 1.0)).numpy(),
         t_C=targets.chunk_t_C.numpy(),
-        difference_C=(_chunk_logprobs(student, targets) - targets.chunk_logprob_C).abs().numpy(),
+        difference_C=(student_chunk_logprobs(student, targets) - targets.chunk_logprob_C).abs().numpy(),
     )
 
 
@@ -136,13 +142,6 @@ def _most_likely(hidden_ND: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor
     """Give the most likely id of each row, slice by slice, on the CPU."""
     best = [apply_head(rows_RD, head_VD).argmax(dim=1) for rows_RD in torch.split(hidden_ND, HEAD_ROWS)]
     return torch.cat(best).cpu()
-
-
-def _chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Tensor:
-    """Sum the student's log-probs of the true tokens over each active chunk."""
-    rows = (targets.chunk_of_row_N >= 0).nonzero().squeeze(1)
-    empty_C = torch.zeros_like(targets.chunk_logprob_C)
-    return empty_C.index_add(0, targets.chunk_of_row_N[rows], student_truth(student)[rows])
 
 
 def _summary(measured: _Measured, low: float, high: float) -> Agreement:

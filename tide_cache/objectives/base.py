@@ -120,6 +120,13 @@ def grouped_kl(first: RowLogProbs, second: RowLogProbs) -> torch.Tensor:
     return (kept_probs_RK * difference_RK).sum(dim=1) + first.rest_R.exp() * difference_R
 
 
+def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Tensor:
+    """Sum the student's log-probs of the true tokens over each active chunk, in nats [C]."""
+    rows = (targets.chunk_of_row_N >= 0).nonzero().squeeze(1)
+    nothing_C = torch.zeros_like(targets.chunk_logprob_C)
+    return nothing_C.index_add(0, targets.chunk_of_row_N[rows], student_truth(student)[rows])
+
+
 def chunk_probs(student: RowStatistics, targets: Targets, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Give the clamped probabilities exp(log-likelihood / T) of the true tokens of each active chunk.
 
@@ -128,12 +135,7 @@ def chunk_probs(student: RowStatistics, targets: Targets, temperature: float) ->
 
     Source: CALM, arXiv:2604.26951, section 2.3.
     """
-    chunk_of_row_N = targets.chunk_of_row_N
-    rows = (chunk_of_row_N >= 0).nonzero().squeeze(1)
-    logprob_C = torch.zeros_like(targets.chunk_logprob_C).index_add(
-        0, chunk_of_row_N[rows], student_truth(student)[rows]
-    )
-    student_C = (logprob_C / temperature).exp().clamp(MIN_PROB, MAX_PROB)
+    student_C = (student_chunk_logprobs(student, targets) / temperature).exp().clamp(MIN_PROB, MAX_PROB)
     teacher_C = (targets.chunk_logprob_C / temperature).exp().clamp(MIN_PROB, MAX_PROB)
     return student_C, teacher_C
 

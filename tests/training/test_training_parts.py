@@ -1,0 +1,81 @@
+"""The small parts of training: learning rate, metrics file, and finding out which process this is."""
+
+import json
+
+import pytest
+
+from tide_cache.config.train import OptimizerConfig, TrainConfig
+from tide_cache.errors import RunFileError
+from tide_cache.training.distributed import World, find_world
+from tide_cache.training.engine import deepspeed_config
+from tide_cache.training.metrics import MetricsFile, StepMetrics, objective_names
+from tide_cache.training.schedule import learning_rate
+
+
+def rates(schedule, steps=10, warmup_ratio=0.2):
+    options = {"steps": steps, "peak": 1.0, "warmup_ratio": warmup_ratio, "schedule": schedule}
+    return [learning_rate(step, **options) for step in range(steps)]
+
+
+def test_the_rate_warms_up_to_its_peak_and_decays():
+    cosine = rates("cosine")
+    assert cosine[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert cosine[6] == pytest.approx(0.5)  # half of the decay
+    assert all(0 < b <= a for a, b in zip(cosine[2:], cosine[3:], strict=False))
+    assert rates("constant")[1:] == [1.0] * 9
+    assert rates("constant", warmup_ratio=0.0) == [1.0] * 10
+
+
+def test_resuming_drops_the_lines_of_steps_that_are_taken_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path, resumed_at=0)
+    for step in (1, 2, 3):
+        first.write(StepMetrics(step, 0.1, 1.0, {"ce": 1.0}, 0.1, None, 1.0, 1.0))
+    with path.open("a") as stream:
+        stream.write('{"step": 4, "epo')  # killed in the middle of a line
+    MetricsFile(path, resumed_at=2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+    MetricsFile(path, resumed_at=0)
+    assert path.read_text() == ""
+
+
+def test_objectives_of_one_kind_are_told_apart():
+    assert objective_names(["ce", "kl", "kl"]) == ["ce", "kl.0", "kl.1"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "world"),
+    [
+        ({}, World(0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, World(3, 4, 1)),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, World(1, 2, 0)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, World(0, 1, 0)),
+    ],
+)
+def test_the_launchers_variables_say_which_process_this_is(monkeypatch, variables, world):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert find_world() == world
+
+
+def test_several_processes_without_a_meeting_place_are_refused(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(RunFileError, match=r"rank 1 of 2 .* no MASTER_ADDR.*scontrol"):
+        find_world()
+
+
+def test_deepspeed_is_configured_from_the_run_file(tmp_path):
+    train = TrainConfig(out=tmp_path, steps=1, global_batch=24, micro_batch=2, precision="bfloat16", zero_stage=0)
+    config = deepspeed_config(train, OptimizerConfig(max_grad_norm=0.5), world_size=3)
+    assert config["gradient_accumulation_steps"] == 4
+    assert config["gradient_clipping"] == 0.5
+    assert config["zero_optimization"]["stage"] == 1  # docs/decisions/bfloat16.md
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    exact = deepspeed_config(train.model_copy(update={"precision": "float32"}), OptimizerConfig(), world_size=1)
+    assert exact["zero_optimization"]["stage"] == 0
+    assert not exact["bf16"]["enabled"]
