@@ -1,0 +1,126 @@
+"""`tide-cache build-teacher-shards`: stage 1."""
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tide_cache.config.base import load_run_file, parse_assignments
+from tide_cache.config.build import BuildRun
+
+from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_text, say, size
+from .options import BadRow, Dataset, DryRun, Json, Out, RunFile, Set, corpus_flags, given
+from .progress import ProgressReport
+from .run_toml import run_toml
+
+if TYPE_CHECKING:
+    from tide_cache.building.driver import BuildProgress, BuildSummary
+
+SHOWN_ROWS = 5
+
+
+def build_teacher_shards(
+    run_file: RunFile = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher checkpoint: a folder or a hub name.", show_default=False)
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Student tokenizer: a folder or a hub name.", show_default=False)
+    ] = None,
+    dataset: Dataset = None,
+    on_bad_row: BadRow = None,
+    out: Out = None,
+    assignments: Set = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Run the teacher once over masked views of a corpus and write what it said as a cache.
+
+    An interrupted build goes on where it stopped when the same command is run again.
+    """
+    flags = {
+        "teacher.model": teacher,
+        "student.tokenizer.path": student,
+        **corpus_flags("corpus", dataset, on_bad_row),
+        "build.out": out,
+    }
+    run = load_run_file(BuildRun, run_file, {**given(flags), **parse_assignments(assignments or ())})
+    if dry_run:
+        _dry_run(run, json)
+        return
+    with chatter_to_stderr():
+        from tide_cache.building.driver import build_cache
+
+        with ProgressReport("build", "views") as report:
+            summary = build_cache(run, lambda progress: _show(report, progress))
+    if json:
+        print_json(asdict(summary))
+    else:
+        _print_summary(run, summary)
+
+
+def _dry_run(run: BuildRun, json: bool) -> None:
+    with chatter_to_stderr():
+        from tide_cache.building.prepare import prepare_build
+        from tide_cache.manifest import CacheFolder
+        from tide_cache.reporting.estimate import estimate_build
+
+        build = prepare_build(run)
+        CacheFolder(run.build.out).require_fits(build.identity, build.plan)
+        estimate = estimate_build(build)
+    if json:
+        document = {"run": run.model_dump(mode="json"), "cache_id": build.identity.cache_id}
+        print_json({**document, "estimate": asdict(estimate)})
+        return
+    print_text(
+        f"# cache {build.identity.cache_id}: {number(estimate.num_rows)} rows in {number(estimate.num_shards)} shards, "
+        f"{run.views.num_views} views each\n"
+        f"# about {number(estimate.masked_positions)} masked positions, at most about {size(estimate.cache_bytes)}; "
+        f"rough, from {number(estimate.rows_sampled)} rows, {percent(estimate.coverage)} of whose supervised tokens "
+        f"are in chunks\n{run_toml(run)}"
+    )
+    say("Checked; no model was loaded and nothing was written.")
+
+
+def _show(report: ProgressReport, progress: "BuildProgress") -> None:
+    shards = f"shard {progress.shards_done} of {progress.num_shards}"
+    report.update(progress.views_done, progress.num_views, f"{shards}, {size(progress.bytes_written)} written")
+
+
+def _print_summary(run: BuildRun, summary: "BuildSummary") -> None:
+    fields = [
+        ("cache", str(summary.cache)),
+        ("cache id", summary.cache_id),
+        ("shards", f"{number(summary.num_shards)} ({number(summary.shards_reused)} were there already)"),
+        ("samples", f"{number(summary.num_samples)}, {summary.num_views} views each"),
+        ("masked positions", number(summary.masked_positions)),
+        ("coverage", f"{percent(summary.coverage)} of supervised tokens are in chunks"),
+        ("size", f"{size(summary.cache_bytes)}, {_bytes_per_position(summary)} per masked position"),
+        ("time", f"{summary.elapsed_s:.1f} s"),
+        *((f"dropped: {reason}", number(count)) for reason, count in summary.dropped.items()),
+    ]
+    if summary.skipped_rows:
+        fields.append(("bad rows left out", number(len(summary.skipped_rows))))
+    print_fields("Built", fields)
+    for row in summary.skipped_rows[:SHOWN_ROWS]:
+        say(f"left out: {row}")
+    say("Next:\n  " + _next_command(run, summary.cache))
+
+
+def _bytes_per_position(summary: "BuildSummary") -> str:
+    return f"{summary.cache_bytes / max(summary.masked_positions, 1):.1f} B"
+
+
+def _next_command(run: BuildRun, cache: Path) -> str:
+    from tide_cache.manifest import Manifest
+
+    identity = Manifest.load(cache).identity
+    is_mostly_shared = identity.pairing.shared_vocab_size > 0.9 * identity.vocab_sizes.student
+    has_default_kl = "topk" in run.signals.kinds and 2.0 in run.signals.temperatures
+    objective = "kl" if is_mostly_shared and has_default_kl else "calm"
+    return (
+        f"tide-cache train --student CHECKPOINT --cache {shlex.quote(str(cache))} --objective {objective} "
+        "--out runs/student --set train.epochs=10"
+    )

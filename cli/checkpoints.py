@@ -1,0 +1,66 @@
+"""Opening a trained model for `eval` and `generate`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tide_cache.modeling.backbone import Backbone, CheckpointInfo
+    from tide_cache.pairing import TextTokenizer
+
+DEFAULT_BLOCK_SIZE = 32
+
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="Model folder that `train` wrote (OUT/model), or a hub name.")
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Tokens per block; by default what the model was trained with, else 32.", show_default=False
+    ),
+]
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A checkpoint's configuration and tokenizer; weights are loaded on demand, after all checks."""
+
+    info: "CheckpointInfo"
+    tokenizer: "TextTokenizer"
+    block_size: int
+
+    def load(self) -> "Backbone":
+        """Load the weights in float32 onto the GPU, where there is one."""
+        import torch
+
+        from tide_cache.modeling.backbone import load_backbone, resolve_device
+
+        return load_backbone(self.info, torch.float32, resolve_device("auto"))
+
+
+def open_model(checkpoint: str, block_size: int | None) -> OpenModel:
+    """Read a checkpoint's configuration and tokenizer.
+
+    Args:
+        checkpoint: Folder or hub name.
+        block_size: Tokens per block; None for what the model was trained with.
+
+    Raises:
+        TideCacheError: There is no usable model or tokenizer.
+    """
+    from tide_cache.modeling.backbone import read_checkpoint
+    from tide_cache.pairing import TextTokenizer
+
+    info = read_checkpoint(checkpoint)
+    return OpenModel(info, TextTokenizer.load(checkpoint), block_size or _trained_block_size(checkpoint))
+
+
+def _trained_block_size(checkpoint: str) -> int:
+    provenance = Path(checkpoint, "tide_cache.json")
+    if not provenance.is_file():
+        return DEFAULT_BLOCK_SIZE
+    content = json.loads(provenance.read_text(encoding="utf-8"))
+    return int(content.get("block_size", DEFAULT_BLOCK_SIZE))

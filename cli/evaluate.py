@@ -1,0 +1,213 @@
+"""`tide-cache eval`: held-out NLL over diffusion time, and agreement with the teacher."""
+
+import json as json_format
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tide_cache.errors import CacheMismatchError, RunFileError, fault_list
+
+from .checkpoints import BlockSize, Checkpoint, OpenModel, open_model
+from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say
+from .options import BadRow, Json
+from .progress import ProgressReport
+
+if TYPE_CHECKING:
+    from tide_cache.evaluation import AgreementReport, NllReport
+    from tide_cache.manifest import Manifest
+    from tide_cache.modeling.backbone import Backbone
+    from tide_cache.records import SamplePair
+
+CACHE_SAMPLES = 1000
+"""Samples of a cache that agreement looks at unless told otherwise; their views are held in memory."""
+
+
+class Context(StrEnum):
+    """What the model is shown."""
+
+    block = "block"
+    full = "full"
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    dataset: Annotated[str, typer.Option(metavar="SPEC", help="Held-out corpus; as for `train`.", show_default=False)],
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Also compare with the teacher, on this cache's views.", show_default=False
+        ),
+    ] = None,
+    block_size: BlockSize = None,
+    max_length: Annotated[int, typer.Option(min=1, help="Longest sequence, in tokens.")] = 512,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Samples at most; by default all of the corpus, {CACHE_SAMPLES} of the cache.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Mask seed; models are compared at the same one.")] = 0,
+    context: Annotated[
+        Context, typer.Option(help="block: [x_t, x_0] under the block mask. full: x_t alone, bidirectional.")
+    ] = Context.block,
+    on_bad_row: BadRow = None,
+    json: Json = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the JSON document here.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure a model on held-out text: negative log-likelihood and accuracy over diffusion time."""
+    if out is not None and not out.parent.is_dir():
+        raise RunFileError(f"--out {out}: found no folder {out.parent}; make it first")
+    with chatter_to_stderr():
+        from tide_cache.corpus import open_corpus
+
+        model = open_model(checkpoint, block_size)
+        if faults := model.info.require_fits(model.tokenizer.vocab_size, max_length, "eval"):
+            raise RunFileError(fault_list("The evaluation cannot start:", faults, "Nothing was loaded."))
+        manifest = _fitting_manifest(cache, model) if cache is not None else None
+        corpus = open_corpus(dataset, folder=Path.cwd(), on_bad_row=on_bad_row.value if on_bad_row else "error")
+        pairs = _samples(list(corpus.rows(0, limit or len(corpus))), model, max_length)
+        backbone = model.load()
+        nll = _held_out_nll(backbone, model, pairs, seed, context)
+        agreement = _agreement(backbone, model, cache, manifest, limit) if cache and manifest else None
+    document = {
+        "checkpoint": checkpoint,
+        "dataset": dataset,
+        "block_size": model.block_size,
+        "max_length": max_length,
+        "bad_rows": len(corpus.skipped),
+        "nll": asdict(nll),
+        "agreement": asdict(agreement) if agreement else None,
+    }
+    if out is not None:
+        out.write_text(json_format.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if json:
+        print_json(document)
+    else:
+        _print_nll(nll, model)
+        if corpus.skipped:
+            say(f"{len(corpus.skipped)} bad rows were left out; the first: {corpus.skipped[0]}")
+        if agreement is not None:
+            _print_agreement(agreement)
+
+
+def _samples(rows: list[Any], model: OpenModel, max_length: int) -> "list[SamplePair]":
+    from tide_cache.pairing import encode_student
+
+    paired = encode_student(
+        rows, model.tokenizer, max_length=max_length, block_size=model.block_size, fill_last_block=True
+    )
+    return paired.pairs
+
+
+def _held_out_nll(
+    backbone: "Backbone", model: OpenModel, pairs: "list[SamplePair]", seed: int, context: Context
+) -> "NllReport":
+    from tide_cache.evaluation import held_out_nll
+
+    with ProgressReport("held-out NLL", "views") as report:
+        return held_out_nll(
+            backbone,
+            pairs,
+            mask_id=model.tokenizer.mask_id,
+            pad_id=model.tokenizer.pad_id,
+            block_size=model.block_size,
+            seed=seed,
+            context=context.value,
+            num_bytes=_text_bytes(model, pairs),
+            progress=report.update,
+        )
+
+
+def _text_bytes(model: OpenModel, pairs: "list[SamplePair]") -> int | None:
+    """Count the bytes that supervised tokens spell, special tokens apart; None when they spell nothing."""
+    tokenizer = model.tokenizer
+    num_bytes = 0
+    for pair in pairs:
+        ids_N = pair.student_ids_L[pair.is_supervised_L]
+        num_bytes += len(tokenizer.token_bytes.join(ids_N[~tokenizer.is_special_V[ids_N]].tolist()))
+    return num_bytes or None
+
+
+def _fitting_manifest(cache: Path, model: OpenModel) -> "Manifest":
+    """Read a cache's manifest, and refuse a cache of another tokenizer."""
+    from tide_cache.manifest import Manifest
+
+    manifest = Manifest.load(cache)
+    found, expected = manifest.identity.student_tokenizer, model.tokenizer.fingerprint()
+    if found != expected:
+        faults = [
+            f"student tokenizer, {name}: cache has {found.get(name)}, the model's is {expected.get(name)}"
+            for name in sorted(found.keys() | expected.keys())
+            if found.get(name) != expected.get(name)
+        ]
+        raise CacheMismatchError(
+            fault_list(
+                f"{cache} was not built for this model:",
+                faults,
+                "Give a cache that was built with the model's tokenizer, or leave --cache out.",
+            )
+        )
+    return manifest
+
+
+def _agreement(
+    backbone: "Backbone", model: OpenModel, cache: Path, manifest: "Manifest", limit: int | None
+) -> "AgreementReport":
+    from tide_cache.evaluation import teacher_agreement
+    from tide_cache.loading.cache import CacheSource, cache_collate_plan
+
+    source = CacheSource(cache, manifest)
+    samples = range(min(sum(source.group_sizes), limit or CACHE_SAMPLES))
+    records = [r for view in range(manifest.identity.views.num_views) for r in source.records(samples, view)]
+    plan = cache_collate_plan(manifest, model.tokenizer.mask_id, model.tokenizer.pad_id, model.block_size)
+    with ProgressReport("agreement", "views") as report:
+        return teacher_agreement(backbone, records, plan, progress=report.update)
+
+
+def _print_nll(nll: "NllReport", model: OpenModel) -> None:
+    print_fields(
+        "Held-out NLL",
+        [
+            ("model", model.info.location),
+            ("samples", f"{number(nll.num_samples)}, {number(nll.num_supervised)} supervised tokens"),
+            ("context", f"{nll.context}, block size {model.block_size}, mask seed {nll.seed}"),
+            ("mean NLL", f"{number(nll.mean_nll, 4)} nats per token, {number(nll.nats_per_byte, 4)} nats per byte"),
+            ("mean accuracy", percent(nll.mean_accuracy)),
+        ],
+    )
+    print_table(
+        "By diffusion time",
+        ["t", "masked tokens", "NLL (nats per token)", "accuracy"],
+        [
+            *((f"{e.t:.2f}", number(e.num_masked), number(e.nll, 4), percent(e.accuracy)) for e in nll.times),
+            ("mean", "", number(nll.mean_nll, 4), percent(nll.mean_accuracy)),
+        ],
+    )
+
+
+def _print_agreement(report: "AgreementReport") -> None:
+    def row(name: str, entry: Any) -> tuple[str, ...]:
+        return (
+            name,
+            number(entry.num_rows),
+            percent(entry.top1_agreement),
+            number(entry.kl, 4),
+            number(entry.num_chunks),
+            number(entry.chunk_logprob_difference, 4),
+        )
+
+    print_table(
+        f"Agreement with the teacher on {number(report.num_views)} cached views",
+        ["t", "rows", "same top-1", "KL (nats)", "chunks", "|log q - log p| (nats)"],
+        [
+            *(row(f"{entry.t_from:.1f}-{entry.t_to:.1f}", entry) for entry in report.by_time),
+            row("all", report.overall),
+        ],
+    )

@@ -1,0 +1,94 @@
+"""The command line: puts the subcommands together, and turns errors into messages and exit codes."""
+
+import os
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from tide_cache.errors import Interrupted, TideCacheError
+
+from .build_teacher_shards import build_teacher_shards
+from .console import say
+from .evaluate import evaluate
+from .generate import generate
+from .inspect_cache import inspect_cache
+from .schema import schema
+from .train import train_student
+from .verify import verify_cache
+
+INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """The subcommands; a user's mistake shows a message, a fault of ours a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except Interrupted as error:
+            say(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except TideCacheError as error:
+            say(f"error: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            if os.environ.get("RANK", "0") == "0":
+                say("Interrupted before there was anything to keep; run the same command again.")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="tide-cache",
+    cls=_Commands,
+    help="Offline distillation for diffusion language models: run each teacher once, train many students from it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _example(*lines: str) -> str:
+    return "\n\n".join(["Example:", *(f"`{line}`" for line in lines)])
+
+
+# The commands in the order in which a user meets them; one line each.
+app.command(
+    "build-teacher-shards",
+    epilog=_example(
+        "tide-cache build-teacher-shards build.toml",
+        "tide-cache build-teacher-shards --teacher runs/teacher/model --student tokenizers/qwen "
+        "--dataset chats.jsonl --out cache",
+    ),
+)(build_teacher_shards)
+app.command(
+    "train",
+    epilog=_example(
+        "tide-cache train train.toml --num-gpus 8",
+        "tide-cache train --student checkpoint --cache cache --objective ce --objective kl:0.5 --out runs/student "
+        "--set train.epochs=10",
+    ),
+)(train_student)
+app.command("inspect", epilog=_example("tide-cache inspect cache", "tide-cache inspect cache --view 3 --tokenizer t"))(
+    inspect_cache
+)
+app.command("verify", epilog=_example("tide-cache verify cache --deep"))(verify_cache)
+app.command(
+    "eval", epilog=_example("tide-cache eval runs/student/model --dataset held-out.jsonl --cache cache --json")
+)(evaluate)
+app.command("generate", epilog=_example('tide-cache generate runs/student/model --prompt "reverse: one two three"'))(
+    generate
+)
+app.command("schema", epilog=_example("tide-cache schema --check schemas"))(schema)
+
+
+def run() -> None:
+    """Run the command line and exit: the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,76 @@
+"""Options that several subcommands share, and how flags become entries of a run file."""
+
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tide_cache.errors import RunFileError
+
+
+class OnBadRow(StrEnum):
+    """What a row without a usable field does."""
+
+    error = "error"
+    skip = "skip"
+
+
+RunFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="RUN.toml", help="Run file; not needed when the options say enough.", show_default=False),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder to write.", show_default=False)]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Corpus: files, folders or hub names joined by '+', each with an optional selection: a.jsonl[train:500].",
+        show_default=False,
+    ),
+]
+BadRow = Annotated[
+    OnBadRow | None,
+    typer.Option("--on-bad-row", help="Stop at a row that cannot be used (default), or leave it out and list it."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the run file: train.steps=500. Repeatable."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything without loading a model, print the resolved run file, stop.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """Keep the options that were given, as entries of a run file: dotted keys and plain values."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in flags.items() if value is not None}
+
+
+def corpus_flags(section: str, spec: str | None, on_bad_row: OnBadRow | None) -> dict[str, Any]:
+    """Give the entries of a corpus section; files of `--dataset` are looked up in the working folder."""
+    return {
+        f"{section}.spec": spec,
+        f"{section}.folder": Path.cwd() if spec is not None else None,
+        f"{section}.on_bad_row": on_bad_row.value if on_bad_row is not None else None,
+    }
+
+
+def objectives(items: Iterable[str]) -> list[dict[str, Any]]:
+    """Read `--objective kind` or `kind:weight`.
+
+    Raises:
+        RunFileError: A weight is no number.
+    """
+    result: list[dict[str, Any]] = []
+    for item in items:
+        kind, colon, weight = item.partition(":")
+        if colon and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", weight):
+            raise RunFileError(
+                f"--objective {item!r}: found weight {weight!r}; expected kind or kind:weight, for example kl:0.5"
+            )
+        result.append({"kind": kind, "weight": float(weight)} if colon else {"kind": kind})
+    return result

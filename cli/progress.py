@@ -1,0 +1,83 @@
+"""How far a long command is: a bar on a terminal, a plain line every few seconds elsewhere; always on stderr."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .console import messages, say, size
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressReport:
+    """Shows one count that grows; made for a `with` block."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        """Say what is counted.
+
+        Args:
+            title: What is going on, for example `build`.
+            unit: What is counted, in the plural; `bytes` are shown as sizes.
+        """
+        self._title, self._unit = title, unit
+        self._bar: Progress | None = None
+        self._first: tuple[float, float] | None = None
+        self._next_line_s = 0.0
+        self._line = ""
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")]
+            self._bar = Progress(
+                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=messages(), redirect_stdout=False
+            )
+            self._task = self._bar.add_task(self._title, total=None, text="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._line:
+            say(self._line)
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """Show that `done` of `total` are done.
+
+        Args:
+            done: Never decreases.
+            total: In all.
+            note: Shown behind the rate, for example bytes written.
+        """
+        now_s = time.monotonic()
+        self._first = self._first or (now_s, done)
+        elapsed_s, grown = now_s - self._first[0], done - self._first[1]
+        rate = grown / elapsed_s if elapsed_s > 0 and grown else None
+        parts = [f"{self._count(done)} of {self._count(total)} {self._unit}".replace(" bytes", "")]
+        parts += [f"{self._count(rate)}/s"] if rate else []
+        parts += [note] if note else []
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, text=", ".join(parts))
+            return
+        parts += [f"{_clock((total - done) / rate)} left"] if rate and done < total else []
+        self._line = f"{self._title}: {', '.join(parts)}"
+        if now_s >= self._next_line_s:
+            say(self._line)
+            self._line = ""
+            self._next_line_s = now_s + SECONDS_BETWEEN_LINES
+
+    def _count(self, value: float) -> str:
+        if self._unit == "bytes":
+            return size(value)
+        return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,173 @@
+"""`tide-cache train`: stage 2, in this process, in several local ones, or as one of those a launcher has started."""
+
+import shlex
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from tide_cache.config.base import load_run_file, parse_assignments
+from tide_cache.config.train import TrainRun
+from tide_cache.errors import Interrupted, TideCacheError
+
+from .console import chatter_to_stderr, number, print_fields, print_json, print_text, say
+from .launch import launch, require_gpus, require_no_launcher
+from .options import BadRow, Dataset, DryRun, Json, OnBadRow, Out, RunFile, Set, corpus_flags, given, objectives
+from .progress import ProgressReport
+from .run_toml import run_toml
+
+if TYPE_CHECKING:
+    from tide_cache.training.distributed import World
+    from tide_cache.training.metrics import StepMetrics
+    from tide_cache.training.run import TrainSummary
+
+FIRST_SPEAKS_S = 5.0
+"""How long another process waits with its message for the first to say the same and the launcher to end all."""
+
+
+def train_student(
+    run_file: RunFile = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint to start from, a folder or a hub name; replaces student.shape.", show_default=False
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Cache to learn from, instead of a corpus.", metavar="FOLDER", show_default=False),
+    ] = None,
+    dataset: Dataset = None,
+    on_bad_row: BadRow = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND[:WEIGHT]", help="Replaces the run file's objectives. Repeatable: ce, kl:0.5."),
+    ] = None,
+    out: Out = None,
+    assignments: Set = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
+    ] = False,
+    num_gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Start so many processes on this machine; on CPUs too.", show_default=False),
+    ] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Train a student from a cache, or from a corpus with the denoising loss alone.
+
+    Under torchrun, DeepSpeed's launcher or `srun` the process joins the others; only the first one prints.
+    """
+    flags = _flags(student, cache, dataset, on_bad_row, objective, out)
+    run = load_run_file(TrainRun, run_file, {**flags, **parse_assignments(assignments or ())})
+    if num_gpus is not None:
+        require_no_launcher(num_gpus)
+        require_gpus(num_gpus, run.train.device)
+    if dry_run:
+        _dry_run(run, resume, num_gpus, json)
+    elif num_gpus is not None and num_gpus > 1:
+        options = [name for name, is_given in (("--resume", resume), ("--json", json)) if is_given]
+        raise typer.Exit(launch(run, num_gpus, options))
+    else:
+        _train(run, resume, json)
+
+
+def _flags(
+    student: str | None,
+    cache: str | None,
+    dataset: str | None,
+    on_bad_row: OnBadRow | None,
+    objective: list[str] | None,
+    out: Path | None,
+) -> dict[str, Any]:
+    """Collect what the options say; a source of data or weights takes the place of the run file's other one."""
+    flags = {
+        "student.model": student,
+        "data.cache": cache,
+        **corpus_flags("data.corpus", dataset, on_bad_row),
+        "objective": objectives(objective) if objective else None,
+        "train.out": out,
+    }
+    replaced = []
+    if student is not None:
+        replaced.append("student.shape")
+    if (cache is None) != (dataset is None):
+        replaced.append("data.corpus" if dataset is None else "data.cache")
+    return {**dict.fromkeys(replaced), **given(flags)}
+
+
+def _dry_run(run: TrainRun, resume: bool, num_gpus: int | None, json: bool) -> None:
+    with chatter_to_stderr():
+        from tide_cache.training.distributed import World, find_world
+        from tide_cache.training.prepare import prepare
+
+        world = World(0, num_gpus, 0) if num_gpus is not None else find_world()
+        prepared = prepare(run, world, resume)
+    if not world.is_first:
+        return
+    num_samples = sum(prepared.source.group_sizes)
+    if json:
+        print_json({"run": run.model_dump(mode="json"), "samples": num_samples, "steps": prepared.steps})
+        return
+    epochs = prepared.steps * run.train.global_batch / num_samples
+    print_text(
+        f"# {number(prepared.steps)} steps over {number(num_samples)} samples: {epochs:.2f} epochs\n{run_toml(run)}"
+    )
+    say("Checked; no model was loaded and nothing was written.")
+
+
+def _train(run: TrainRun, resume: bool, json: bool) -> None:
+    with chatter_to_stderr():
+        from tide_cache.training.distributed import find_world
+        from tide_cache.training.run import train
+
+        world = find_world()
+        try:
+            if not world.is_first:
+                train(run, resume=resume)
+                return
+            with ProgressReport("train", "steps") as report:
+                summary = train(run, resume=resume, on_step=lambda metrics, steps: _show(report, metrics, steps))
+        except TideCacheError as error:
+            if world.is_first:
+                raise
+            _leave(world, error)
+    if json:
+        print_json(asdict(summary))
+    else:
+        _print_summary(summary)
+
+
+def _leave(world: "World", error: TideCacheError) -> NoReturn:
+    """End a process that is not the first; what the first one says too is not said twice."""
+    if not isinstance(error, Interrupted):
+        time.sleep(FIRST_SPEAKS_S)
+        say(f"error in process {world.rank} of {world.size}: {error}")
+    raise typer.Exit(error.exit_code)
+
+
+def _show(report: ProgressReport, metrics: "StepMetrics", steps: int) -> None:
+    report.update(metrics.step, steps, f"{_losses(metrics)}, {metrics.tokens_per_s:,.0f} tokens/s")
+
+
+def _losses(metrics: "StepMetrics") -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.losses.items())
+
+
+def _print_summary(summary: "TrainSummary") -> None:
+    fields = [
+        ("model", str(summary.model)),
+        ("metrics", str(summary.metrics)),
+        ("steps", number(summary.steps)),
+    ]
+    if summary.last is not None:
+        fields += [
+            ("epochs", f"{summary.last.epoch:.2f}"),
+            ("last losses", f"{_losses(summary.last)} (nats)"),
+            ("time", f"{summary.last.elapsed_s:.1f} s, {summary.last.tokens_per_s:,.0f} tokens/s"),
+        ]
+    print_fields("Trained", fields)
+    say(f"Next:\n  tide-cache eval {shlex.quote(str(summary.model))} --dataset HELD_OUT.jsonl")

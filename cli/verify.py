@@ -1,0 +1,42 @@
+"""`tide-cache verify`: is the cache what it says."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import chatter_to_stderr, number, print_fields, print_json, print_table, say, size
+from .options import Json
+from .progress import ProgressReport
+
+REFUSED = 3
+
+
+def verify_cache(
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of a complete cache.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also decode every row and hold it against the laws of the format.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check the manifest, every commit record, and the size, footer and hash of every shard; exit 3 on a fault."""
+    with chatter_to_stderr():
+        from tide_cache.manifest import verify
+
+        with ProgressReport("verify", "bytes") as report:
+            found = verify(cache, deep, report.update)
+    if json:
+        print_json(found.model_dump(mode="json"))
+    elif found.ok:
+        print_fields("Whole", [("cache", str(cache)), ("shards", number(found.shards)), ("size", size(found.bytes))])
+    else:
+        print_table(
+            f"{number(len(found.problems))} problems in {cache}",
+            ["shard", "problem"],
+            ((problem.shard, problem.problem) for problem in found.problems),
+            num_text_columns=2,
+        )
+    if not found.ok:
+        shards = sorted({problem.shard for problem in found.problems})
+        say(f"error: {cache} is damaged: {', '.join(shards)}")
+        raise typer.Exit(REFUSED)

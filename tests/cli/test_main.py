@@ -1,0 +1,71 @@
+"""What a user meets before any work is done: help, suggestions, usage errors."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from tide_cache_cli.main import app
+from typer.testing import CliRunner
+
+COMMANDS = ["build-teacher-shards", "train", "inspect", "verify", "eval", "generate", "schema"]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, arguments)
+
+
+def test_help_lists_every_command_in_the_order_of_use():
+    text = call("--help").stdout
+    found = re.findall(r"^\W ([a-z-]+)  ", text.split("Commands")[1], flags=re.MULTILINE)
+    assert [name for name in found if name in COMMANDS] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(command):
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert "Example:" in result.stdout
+    assert f"tide-cache {command}" in result.stdout.split("Example:")[1]
+
+
+def test_help_loads_no_heavy_library():
+    """Starting must not cost what torch costs."""
+    code = (
+        "import sys, tide_cache_cli.main\n"
+        "print(sorted({'torch', 'transformers', 'deepspeed', 'pyarrow', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_misspelt_command_is_suggested():
+    result = call("trian")
+    assert result.exit_code == 2
+    assert "Did you mean 'train'?" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("train", "--nmu-gpus", "2"), ("verify",), ("train", "--num-gpus", "0")])
+def test_wrong_usage_exits_2_and_leaves_stdout_empty(arguments):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Error" in result.stderr
+
+
+def test_an_unexpected_exception_is_not_hidden(monkeypatch):
+    """A fault of ours shows its traceback and exits 1, as Python does."""
+    monkeypatch.setattr("tide_cache.reporting.schemas.schema_texts", lambda: 1 / 0)
+    result = call("schema", "--check", "schemas")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_ctrl_c_before_there_is_work_exits_130_without_a_traceback(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tide_cache.reporting.schemas.schema_texts", interrupted)
+    result = call("schema", "--check", "schemas")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted before there was anything to keep; run the same command again.\n"

@@ -1,0 +1,45 @@
+"""Progress where nobody watches a terminal: few lines, with rate, time left and bytes."""
+
+import pytest
+from tide_cache_cli import progress
+from tide_cache_cli.progress import ProgressReport
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now_s = 100.0
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: Clock.now_s)
+    return Clock
+
+
+def test_lines_come_every_few_seconds_and_the_last_one_always(clock, capsys):
+    with ProgressReport("build", "views") as report:
+        for done in range(0, 101):
+            report.update(done, 100, f"{done} B written")
+            clock.now_s += 0.125
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "build: 0 of 100 views, 0 B written",
+        "build: 40 of 100 views, 8/s, 40 B written, 0:00:08 left",
+        "build: 80 of 100 views, 8/s, 80 B written, 0:00:02 left",
+        "build: 100 of 100 views, 8/s, 100 B written",
+    ]
+
+
+def test_bytes_are_shown_as_sizes(clock, capsys):
+    with ProgressReport("verify", "bytes") as report:
+        report.update(0, 3_000_000)
+        clock.now_s += 2
+        report.update(3_000_000, 3_000_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "verify: 0 B of 3.0 MB",
+        "verify: 3.0 MB of 3.0 MB, 1.5 MB/s",
+    ]
+
+
+def test_stdout_stays_empty(clock, capsys):
+    with ProgressReport("train", "steps") as report:
+        report.update(1, 2)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,65 @@
+"""JSON Schemas of the documents that people write and programs read; the committed copies must not drift."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tide_cache.config.base import Frozen
+from tide_cache.config.build import BuildRun
+from tide_cache.config.train import TrainRun
+from tide_cache.manifest import CommitRecord, Manifest, PlanDocument
+from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, signals_schema
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+MODELS: dict[str, type[Frozen]] = {
+    "build-run.json": BuildRun,
+    "train-run.json": TrainRun,
+    "manifest.json": Manifest,
+    "plan.json": PlanDocument,
+    "commit-record.json": CommitRecord,
+}
+COLUMNS = "parquet-columns.json"
+
+
+def schema_texts() -> dict[str, str]:
+    """Give the content of every schema file, by name."""
+    documents: dict[str, Any] = {
+        name: {"$schema": DIALECT, **model.model_json_schema()} for name, model in MODELS.items()
+    }
+    documents[COLUMNS] = {
+        "format_version": FORMAT_VERSION,
+        "pairs": _columns(PAIRS_SCHEMA),
+        "signals": _columns(signals_schema(has_topk=False)),
+        "signals_with_topk": _columns(signals_schema(has_topk=True)),
+    }
+    return {name: json.dumps(document, indent=2) + "\n" for name, document in documents.items()}
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """Write every schema file; gives their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, text in schema_texts().items():
+        path = folder / name
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def drifted_schemas(folder: Path) -> list[str]:
+    """List the files of a folder that are not what `write_schemas` would write; empty when all are current."""
+    texts = schema_texts()
+    found = {path.name for path in folder.glob("*.json")}
+    faults = [f"{folder / name}: is missing" for name in sorted(texts.keys() - found)]
+    faults += [f"{folder / name}: is not a schema of this release" for name in sorted(found - texts.keys())]
+    for name in sorted(texts.keys() & found):
+        if (folder / name).read_text(encoding="utf-8") != texts[name]:
+            faults.append(f"{folder / name}: differs")
+    return faults
+
+
+def _columns(schema: pa.Schema) -> list[dict[str, Any]]:
+    return [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
