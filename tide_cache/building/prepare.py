@@ -115,6 +115,8 @@ def _setting_faults(run: BuildRun, checkpoint: CheckpointInfo, shared: int) -> l
         faults.append(
             f"views.num_views: found {run.views.num_views}, complementary views come in pairs; use an even number"
         )
+    if run.build.out.exists() and not run.build.out.is_dir():
+        faults.append(f"build.out: {run.build.out} is a file; give an empty or new folder")
     return faults
 
 

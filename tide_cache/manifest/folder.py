@@ -63,6 +63,14 @@ class CacheFolder:
             self._files.make_folder(table_folder(self.root, table))
             remove_leftovers(table_folder(self.root, table), self._files)
 
+    def require_fits(self, identity: CacheIdentity, plan: ShardPlan) -> None:
+        """Check, without writing, that `begin` would take this build; raises what it would raise."""
+        path = self.root / "plan.json"
+        if "plan.json" in self._files.list_folder(self.root):
+            require_same_identity(path, self.plan_document, PlanDocument(identity=identity, plan=plan))
+        else:
+            self._require_unused()
+
     @cached_property
     def plan_document(self) -> PlanDocument:
         """What is being built."""

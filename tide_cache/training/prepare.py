@@ -173,6 +173,8 @@ def _batch_faults(run: TrainRun, world: World) -> list[str]:
 
 
 def _out_faults(out: Path, resume: bool) -> list[str]:
+    if out.exists() and not out.is_dir():
+        return [f"train.out: {out} is a file; give a new folder"]
     if resume or not out.exists() or not any(out.iterdir()):
         return []
     return [f"train.out: {out} is not empty; add --resume to continue the run in it, or give a new folder"]
