@@ -119,11 +119,10 @@ class Teacher:
         return pack_full(x_t_BnL[:, 0], is_real_BL)
 
     def _wants_topk(self, pairs: Sequence[SamplePair], length: int) -> np.ndarray:
-        """Mark teacher positions of aligned pairs that can carry a loss, [B, L]."""
+        """Mark teacher positions of aligned pairs, [B, L]; one that carries no loss is never masked."""
         wants_BL = np.zeros((len(pairs), length), bool)
         for b, pair in enumerate(pairs):
-            is_pair_C = pair.is_aligned_pair_C(self._plan.shared_vocab_size) & pair.is_distillable_C
-            wants_BL[b, pair.chunks_C4[is_pair_C, 0]] = True
+            wants_BL[b, pair.chunks_C4[pair.is_aligned_pair_C(self._plan.shared_vocab_size), 0]] = True
         return wants_BL
 
     def _split(self, rows: RowSignals, is_masked_BnL: np.ndarray) -> list[list[TeacherSignal]]:
