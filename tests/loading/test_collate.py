@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pair_examples import one_to_one, pairs
 
@@ -50,8 +50,15 @@ def record_of(pair, view_number, top_k, top_p, seed):
 @st.composite
 def records(draw, vocab=TEACHER_VOCAB, max_size=4):
     top_k, top_p = draw(st.integers(1, TEACHER_VOCAB)), draw(st.sampled_from([0.3, 0.9, 1.0]))
-    samples = draw(st.lists(pairs(vocab=vocab), min_size=1, max_size=max_size))
+    samples = draw(st.lists(pairs(vocab=vocab, max_spans=12), min_size=1, max_size=max_size))
     return [record_of(pair, draw(st.integers(0, 3)), top_k, top_p, draw(st.integers(0, 999))) for pair in samples]
+
+
+DENSE = [
+    record_of(one_to_one("a", 12, SHARED), 1, 6, 0.9, seed=0),
+    record_of(one_to_one("b", 7, TEACHER_VOCAB), 1, 6, 0.9, seed=1),
+]
+"""Aligned pairs throughout, shared and not; random samples have few."""
 
 
 def expected_rows(records):
@@ -111,6 +118,7 @@ def kept_of(topk, place):
 
 @quick
 @given(records())
+@example(DENSE)
 def test_everything_equals_the_slow_reference(records):
     batch, targets = collate(records, PLAN)
     rows, chunks = expected_rows(records)
@@ -139,6 +147,7 @@ def test_everything_equals_the_slow_reference(records):
 
 @quick
 @given(records())
+@example(DENSE)
 def test_ids_the_student_lacks_move_to_the_rest_and_no_mass_is_lost(records):
     _, targets = collate(records, PLAN)
     assert (targets.kept_ids_NK < SHARED).all()
@@ -152,6 +161,7 @@ def test_ids_the_student_lacks_move_to_the_rest_and_no_mass_is_lost(records):
 
 @quick
 @given(records())
+@example(DENSE)
 def test_x_t_hides_the_masked_tokens_only_and_padding_is_marked(records):
     batch, _ = collate(records, PLAN)
     length = batch.x_0_BL.shape[1]
@@ -169,6 +179,7 @@ def test_x_t_hides_the_masked_tokens_only_and_padding_is_marked(records):
 
 @quick
 @given(records(max_size=3))
+@example(DENSE)
 def test_a_record_gives_the_same_targets_alone_as_in_a_batch(records):
     _, together = collate(records, PLAN)
     alone = [collate([record], PLAN)[1] for record in records]
@@ -209,6 +220,7 @@ def test_dtypes_are_those_of_the_records(with_signal):
 
 @quick
 @given(records(max_size=3))
+@example(DENSE)
 def test_without_a_teacher_there_are_rows_but_neither_chunks_nor_candidates(records):
     batch, targets = collate([replace(record, signal=None) for record in records], replace(PLAN, temperatures=()))
     _, taught = collate(records, PLAN)
@@ -238,6 +250,18 @@ def test_nothing_masked_gives_no_rows():
     assert torch.equal(batch.x_0_BL, batch.x_t_BL)
     assert len(batch.row_sample_N) == len(targets.true_id_N) == len(targets.chunk_logprob_C) == 0
     assert targets.num_supervised == 0
+
+
+@quick
+@given(records())
+@example(DENSE)
+def test_rows_of_pairs_that_the_plan_does_not_share_are_left_out(records):
+    _, targets = collate(records, replace(PLAN, shared_vocab_size=5))
+    _, whole = collate(records, PLAN)
+    assert torch.equal(targets.has_topk_N, whole.has_topk_N & (targets.true_id_N < 5))
+    assert (targets.kept_ids_NK < 5).all()
+    assert (targets.kept_ids_NK[~targets.has_topk_N] == -1).all()
+    assert (targets.log_partition_NT[~targets.has_topk_N] == 0).all()
 
 
 def test_all_candidates_foreign_leaves_the_rest_alone():

@@ -9,8 +9,9 @@ from tide_cache.records import SampleId, SamplePair
 
 @st.composite
 def pairs(draw, vocab: int = 12, max_spans: int = 6, sample_id: str | None = None) -> SamplePair:
-    """Samples whose spans have 0 to 3 tokens a side; a span with tokens on both sides is mostly a chunk."""
-    sizes = [*draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=max_spans)), (0, 1)]
+    """Samples whose spans have 0 to 3 tokens a side, half of them one; a span with tokens on both is mostly a chunk."""
+    size = st.just((1, 1)) | st.tuples(st.integers(0, 3), st.integers(0, 3))
+    sizes = [*draw(st.lists(size, max_size=max_spans)), (0, 1)]
     student_ids, teacher_ids = (
         draw(st_numpy.arrays(np.int32, sum(size[side] for size in sizes), elements=st.integers(0, vocab - 1)))
         for side in (1, 0)
@@ -19,7 +20,7 @@ def pairs(draw, vocab: int = 12, max_spans: int = 6, sample_id: str | None = Non
     for teacher_size, student_size in sizes:
         if teacher_size and student_size and draw(st.integers(0, 3)):
             chunks.append((teacher_at, teacher_at + teacher_size, student_at, student_at + student_size))
-            if teacher_size == student_size == 1 and draw(st.booleans()):
+            if teacher_size == student_size == 1 and draw(st.integers(0, 3)):
                 teacher_ids[teacher_at] = student_ids[student_at]
         student_at, teacher_at = student_at + student_size, teacher_at + teacher_size
     is_supervised = draw(st_numpy.arrays(np.bool_, student_at, elements=st.sampled_from([True, True, True, False])))

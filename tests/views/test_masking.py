@@ -103,6 +103,16 @@ def test_complementary_views_share_out_the_supervised_tokens(pair, plan, view):
     assert sums == pytest.approx(1, abs=2e-3)  # t is kept above 1e-3
 
 
+def test_pairs_of_complementary_views_cover_the_strata():
+    plan = replace(PLAN, num_views=8, complementary=True)
+    for number in range(20):
+        pair = one_to_one(f"sample{number}", 5)
+        times = [draw_view(pair, view, plan).t for view in range(8)]
+        strata = [int((t - 1e-3) / (1 - 1e-3) * 4) for t in times[::2]]
+        assert sorted(strata) == [0, 1, 2, 3]
+        assert times[1::2] == pytest.approx([max(1e-3, 1 - t) for t in times[::2]])
+
+
 def test_without_chunk_growth_the_masked_share_is_the_mask_probability():
     pair = one_to_one("long", 20_000)
     for schedule, view in product(("linear", "cosine"), range(4)):
