@@ -10,6 +10,7 @@ from tide_cache.errors import Interrupted, TideCacheError
 
 from .build_teacher_shards import build_teacher_shards
 from .console import say
+from .demo import demo
 from .evaluate import evaluate
 from .generate import generate
 from .inspect_cache import inspect_cache
@@ -56,6 +57,7 @@ def _example(*lines: str) -> str:
 
 
 # The commands in the order in which a user meets them; one line each.
+app.command("demo", epilog=_example("tide-cache demo --out demo-output"))(demo)
 app.command(
     "build-teacher-shards",
     epilog=_example(

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tide_cache_cli.main import app
 from typer.testing import CliRunner
 
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import train_vocabularies
+from tide_cache_cli.main import app
 
 COMMAND = Path(sys.executable).with_name("tide-cache")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "NO_COLOR": "1"}

@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from tide_cache_cli.main import app
 from typer.testing import CliRunner
 
-COMMANDS = ["build-teacher-shards", "train", "inspect", "verify", "eval", "generate", "schema"]
+from tide_cache_cli.main import app
+
+COMMANDS = ["demo", "build-teacher-shards", "train", "inspect", "verify", "eval", "generate", "schema"]
 
 
 def call(*arguments):

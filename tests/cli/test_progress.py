@@ -1,6 +1,7 @@
 """Progress where nobody watches a terminal: few lines, with rate, time left and bytes."""
 
 import pytest
+
 from tide_cache_cli import progress
 from tide_cache_cli.progress import ProgressReport
 

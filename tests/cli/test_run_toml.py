@@ -5,11 +5,11 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tide_cache_cli.run_toml import run_toml
 
 from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
+from tide_cache_cli.run_toml import run_toml
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 SMALL = st.floats(1e-12, 1e12)

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from tide_cache_cli.console import chatter_to_stderr
 
 from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
+from tide_cache_cli.console import chatter_to_stderr
 
 CROSS = ("--set", "student.tokenizer.path=vocab/first")
 

@@ -26,6 +26,7 @@ from tide_cache.training.prepare import prepare
 from tide_cache.training.run import train, train_prepared
 
 ALL = ({"kind": "ce"}, {"kind": "kl"}, {"kind": "reverse_kl"}, {"kind": "calm"}, {"kind": "reverse_calm"})
+ALONE = World(0, 1, 0)
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
 
 
@@ -84,10 +85,10 @@ def test_a_cache_gives_the_losses_of_the_live_teacher(make_run, exact_build):
     build = prepare_build(exact_build)
     pairs = build.pairer.pair_many(list(build.corpus)).pairs
     source = LiveTeacher(pairs, build.views, load_teacher(exact_build, build))
-    prepared = prepare(live, World(0, 1, 0), resume=False)
+    prepared = prepare(live, ALONE, resume=False)
     sizes = prepared.source.group_sizes
     source = _Grouped(source, sizes)
-    train_prepared(live, replace(prepared, source=source), World(0, 1, 0))
+    train_prepared(live, replace(prepared, source=source), ALONE)
     assert_equal_runs(cached, live, rtol=1e-5)
 
 
@@ -205,7 +206,7 @@ def test_epochs_and_fewer_views(make_run, exact_build):
 class TestRefusals:
     """Everything is found before a model is loaded, and told at once."""
 
-    def refuse(self, run, error, *parts, world=World(0, 1, 0)):
+    def refuse(self, run, error, *parts, world=ALONE):
         with pytest.raises(error) as caught:
             prepare(run, world, resume=False)
         for part in parts:

@@ -1,6 +1,7 @@
 """The small parts of training: learning rate, metrics file, and finding out which process this is."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_the_rate_warms_up_to_its_peak_and_decays():
     cosine = rates("cosine")
     assert cosine[:3] == pytest.approx([0.5, 1.0, 1.0])
     assert cosine[6] == pytest.approx(0.5)  # half of the decay
-    assert all(0 < b <= a for a, b in zip(cosine[2:], cosine[3:], strict=False))
+    assert all(0 < b <= a for a, b in pairwise(cosine[2:]))
     assert rates("constant")[1:] == [1.0] * 9
     assert rates("constant", warmup_ratio=0.0) == [1.0] * 10
 

@@ -74,12 +74,12 @@ class DemoPlan:
     teacher_hidden: int = 96
     teacher_layers: int = 4
     teacher_samples: int = 40_000
-    teacher_steps: int = 700
+    teacher_steps: int = 550
     teacher_batch: int = 64
-    student_hidden: int = 64
+    student_hidden: int = 48
     student_layers: int = 2
-    student_samples: int = 300
-    student_steps: int = 250
+    student_samples: int = 150
+    student_steps: int = 300
     student_batch: int = 32
     held_out_samples: int = 200
     exact_samples: int = 60

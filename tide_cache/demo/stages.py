@@ -110,7 +110,7 @@ def student_run(folder: DemoFolder, plan: DemoPlan, arm: Arm, seed: int) -> Trai
             "checkpoint_every": 0,
             "seed": seed,
         },
-        learning_rate=3e-3,
+        learning_rate=8e-3,
     )
 
 

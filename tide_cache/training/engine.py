@@ -2,14 +2,23 @@
 
 import contextlib
 import logging
+import os
 import sys
 from typing import Any
 
-import deepspeed
 import torch
 from torch import nn
 
 from tide_cache.config.train import OptimizerConfig, TrainConfig
+
+if not torch.accelerator.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to guess
+import deepspeed
+import deepspeed.ops
+
+# Without the op, CPU ranks talk through gloo. With it, DeepSpeed compiles C++ when the first training starts: a
+# minute, and a compiler, for nothing that a test or a small run would notice.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, world_size: int) -> dict[str, Any]:
