@@ -23,8 +23,8 @@ def require_no_launcher(num_gpus: int) -> None:
     """
     env = os.environ
     names = ["RANK", "WORLD_SIZE"] if "RANK" in env and "WORLD_SIZE" in env else []
-    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        names += ["SLURM_PROCID", "SLURM_NTASKS"]
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        names += ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
     if names:
         found = ", ".join(f"{name}={env[name]}" for name in names)
         raise RunFileError(

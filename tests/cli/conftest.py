@@ -111,7 +111,7 @@ def workshop(tmp_path_factory):
 def call(workshop, monkeypatch):
     """Call the command line in this process, in the workshop's folder."""
     monkeypatch.chdir(workshop.root)
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
     def run(*arguments):

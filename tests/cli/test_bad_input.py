@@ -159,9 +159,9 @@ def test_num_gpus_inside_a_launcher_is_refused(call, monkeypatch):
     assert "--num-gpus 2: found RANK=0, WORLD_SIZE=2 in the environment" in result.stderr
     monkeypatch.delenv("RANK")
     monkeypatch.setenv("SLURM_PROCID", "1")
-    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     result = call("train", "train.toml", "--cache", "cache", "--out", "x", "--num-gpus", "2")
-    assert "SLURM_PROCID=1, SLURM_NTASKS=4" in result.stderr
+    assert "SLURM_PROCID=1, SLURM_STEP_NUM_TASKS=4" in result.stderr
 
 
 def test_more_processes_than_gpus_are_refused(call, monkeypatch):

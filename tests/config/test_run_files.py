@@ -88,6 +88,8 @@ def test_values_that_contradict_each_other(write):
     assert "give either cache or corpus" in refuse(write(GOOD.replace('cache = "cache"', "")))
     assert "give either model (a checkpoint) or shape" in refuse(write(GOOD.replace('model = "checkpoint"', "")))
     assert "global_batch 64 is no multiple of micro_batch 7" in refuse(write(GOOD + "micro_batch = 7\n"))
+    corpus = GOOD.replace('cache = "cache"', 'corpus.spec = "a"\nviews = { num_views = 3, complementary = true }')
+    assert "num_views 3: complementary views come in pairs; use an even number" in refuse(write(corpus))
     assert "student: missing; it has no default" in refuse(write("[train]\nout = 'o'\nsteps = 1\n"))
 
 

@@ -49,12 +49,12 @@ def test_objectives_of_one_kind_are_told_apart():
     [
         ({}, World(0, 1, 0)),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, World(3, 4, 1)),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, World(1, 2, 0)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, World(0, 1, 0)),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, World(1, 2, 0)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, World(0, 1, 0)),  # sbatch without srun
     ],
 )
 def test_the_launchers_variables_say_which_process_this_is(monkeypatch, variables, world):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -65,7 +65,7 @@ def test_several_processes_without_a_meeting_place_are_refused(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("SLURM_PROCID", "1")
-    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(RunFileError, match=r"rank 1 of 2 .* no MASTER_ADDR.*scontrol"):
         find_world()
 

@@ -111,10 +111,6 @@ def _setting_faults(run: BuildRun, checkpoint: CheckpointInfo, shared: int) -> l
             f"pairing.shared_vocab_size: found {run.pairing.shared_vocab_size}, but the tokenizers differ "
             f"at id {shared}; leave it out to have it found by comparison"
         )
-    if run.views.complementary and run.views.num_views % 2:
-        faults.append(
-            f"views.num_views: found {run.views.num_views}, complementary views come in pairs; use an even number"
-        )
     if run.build.out.exists() and not run.build.out.is_dir():
         faults.append(f"build.out: {run.build.out} is a file; give an empty or new folder")
     return faults

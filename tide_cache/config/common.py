@@ -1,9 +1,9 @@
 """Sections that the run files of both stages share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tide_cache.config.base import Frozen, LocationMark
 
@@ -55,3 +55,9 @@ class ViewsConfig(Frozen):
     )
     schedule: Literal["linear", "cosine"] = Field(default="linear", description="Mask probability as a function of t.")
     complementary: bool = Field(default=False, description="Views come in pairs whose masks complement each other.")
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        if self.complementary and self.num_views % 2:
+            raise ValueError(f"num_views {self.num_views}: complementary views come in pairs; use an even number")
+        return self

@@ -37,7 +37,7 @@ KL = {"kind": "kl", "temperature": 2.0}
 ARMS = (
     Arm("ce", "shared", (CE,)),
     Arm("ce, no 1/t", "shared", (CE_UNIFORM,)),
-    Arm("ce, no 1/t, 40% of the steps", "shared", (CE_UNIFORM,), steps_share=0.4),
+    Arm("ce, no 1/t, 70% of the steps", "shared", (CE_UNIFORM,), steps_share=0.7),
     Arm("ce + kl", "shared", (CE, KL)),
     Arm("kl", "shared", (KL,)),
     Arm("ce", "cross", (CE,)),

@@ -26,7 +26,7 @@ class World:
 
 
 def find_world() -> World:
-    """Read launcher variables: RANK and WORLD_SIZE (torchrun, DeepSpeed), or SLURM_PROCID under `srun`.
+    """Read launcher variables: RANK and WORLD_SIZE (torchrun, DeepSpeed), or the step's variables under `srun`.
 
     Raises:
         RunFileError: Several processes are announced but not where they meet.
@@ -34,8 +34,8 @@ def find_world() -> World:
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         world = World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")))
-    elif "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        world = World(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0")))
+    elif int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set by srun alone; a batch script by itself is one process
+        world = World(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_LOCALID", "0")))
     else:
         return World(0, 1, 0)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
