@@ -96,12 +96,13 @@ class GoldenCase:
         if "topk" in objective.needs.signals:
             logits_NV = logits_NV[:, : self.hyper["shared_vocab_size"]]
         statistics = statistics_of(logits_NV, self.targets, sorted({1.0, *objective.needs.student_temperatures}))
-        return objective.total(statistics, self.targets) / max(objective.count(self.targets), 1)
+        progress = self.hyper["global_step"] / self.hyper["max_steps"]
+        return objective.total(statistics, self.targets, progress) / max(objective.count(self.targets), 1)
 
 
 @pytest.fixture(scope="session")
 def golden_case(shared: Path) -> Callable[[str, str], GoldenCase]:
-    """`golden_case(family, name)`, with family `alm` or `same`, as golden/README.md names the cases."""
+    """`golden_case(family, name)`, with family `alm`, `same` or `aligned`, as golden/README.md names the cases."""
     files: dict[str, dict[str, np.ndarray]] = {}
 
     def load(family: str, name: str) -> GoldenCase:
@@ -141,7 +142,22 @@ def _shared_targets(
     return capture(pairs, views, logits_BLV, SignalPlan(temperatures, top_k=size, top_p=1.0), size)
 
 
-GOLDEN_TARGETS = {"alm": _chunk_targets, "same": _shared_targets}
+def _aligned_targets(
+    at: Mapping[str, np.ndarray], hyper: Mapping[str, Any], is_compdemo: bool
+) -> tuple[StudentBatch, Targets]:
+    """Two tokenizers that share ids: pairs of positions, every shared id kept; the reference checks no id."""
+    position_pairs = [
+        np.stack([t[:n], t[:n] + 1, s[:n], s[:n] + 1], axis=1)
+        for t, s, n in zip(at["align_teacher"], at["align_student"], at["n_aligned"], strict=True)
+    ]
+    pairs, views = _recorded_views(at, at["teacher_input_ids"], at["teacher_mask"], position_pairs)
+    logits_BLV = _teacher_logits(at, is_compdemo, "teacher_M_A")[..., : hyper["shared_vocab_size"]]
+    temperatures = tuple(sorted({1.0, hyper["kl_temperature"]}))
+    signals = SignalPlan(temperatures, top_k=hyper["shared_vocab_size"], top_p=1.0)
+    return capture(pairs, views, logits_BLV, signals, at["student_logits"].shape[2])
+
+
+GOLDEN_TARGETS = {"alm": _chunk_targets, "same": _shared_targets, "aligned": _aligned_targets}
 
 
 def _recorded_views(

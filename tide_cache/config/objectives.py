@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tide_cache.config.base import Frozen
 
@@ -49,7 +49,49 @@ class ReverseCalmConfig(_Objective):
     temperature: float = Field(default=5.0, gt=0, description="Divides summed chunk log-probs; dimensionless.")
 
 
+class BernoulliKLConfig(_Objective):
+    """KL between chunk likelihoods as two outcomes: what Reverse CALM is said to be."""
+
+    kind: Literal["bernoulli_kl"]
+    temperature: float = Field(default=5.0, gt=0, description="Divides summed chunk log-probs; dimensionless.")
+
+
+class TidalConfig(_Objective):
+    """A target between student and teacher that moves to the teacher with training progress and falling noise."""
+
+    kind: Literal["tidal"]
+    over: Literal["kl", "calm"] = Field(
+        default="kl", description="kl on aligned pairs, or calm on chunks; reverse objectives are refused."
+    )
+    temperature: float = Field(default=2.0, gt=0, description="Over kl it must have been captured.")
+    axes: Literal["both", "training_only", "timestep_only"] = Field(
+        default="both", description="What the trust in the teacher depends on."
+    )
+    time_weight: Literal["uniform", "midrange"] = Field(
+        default="uniform", description="midrange: exp(-(t - 0.5)^2 / (2 * 0.15^2)), paper Table 5."
+    )
+    growth: Literal["cosine", "linear"] = Field(default="cosine", description="How trust grows over the run.")
+    lambda_init: float = Field(default=0.1, ge=0, le=1, description="Trust at the start (paper: 0.1).")
+    lambda_max: float = Field(default=0.9, ge=0, le=1, description="Trust at the end (paper: 0.9).")
+
+    @field_validator("over", mode="before")
+    @classmethod
+    def _not_reversed(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith("reverse"):
+            raise ValueError(
+                "TIDAL does not go with a reverse objective: the paper finds the two counterproductive together "
+                "(arXiv:2604.26951); use over = 'kl' or 'calm', or the reverse objective by itself"
+            )
+        return value
+
+
 ObjectiveConfig = Annotated[
-    CrossEntropyConfig | ForwardKLConfig | ReverseKLConfig | CalmConfig | ReverseCalmConfig,
+    CrossEntropyConfig
+    | ForwardKLConfig
+    | ReverseKLConfig
+    | CalmConfig
+    | ReverseCalmConfig
+    | BernoulliKLConfig
+    | TidalConfig,
     Field(discriminator="kind"),
 ]

@@ -25,7 +25,7 @@ def draw(path: Path, accuracy_at: Mapping[float, float], nll_at_views: Mapping[i
     left.set(
         xlabel="diffusion time t (share of the answer that is masked)",
         ylabel="accuracy on masked tokens",
-        title="The teacher knows less as more is masked",
+        title="What the teacher knows, by diffusion time",
         xlim=(0, 1),
         ylim=(0, 1),
     )

@@ -48,8 +48,14 @@ class Objective(Protocol):
     def count(self, targets: Targets) -> float:
         """Give the number the sum is divided by; depends on data only."""
 
-    def total(self, student: RowStatistics, targets: Targets) -> torch.Tensor:
-        """Give the sum in nats, a scalar on the graph; zero when nothing is there to sum."""
+    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
+        """Give the sum in nats, a scalar on the graph; zero when nothing is there to sum.
+
+        Args:
+            student: Statistics of the masked rows.
+            targets: What they are compared with.
+            progress: Share of the run's steps that are taken, for objectives that change as training goes on.
+        """
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Chunk likelihoods across tokenizers: CALM and Reverse CALM, a binary cross-entropy per active chunk."""
+"""Chunk likelihoods across tokenizers: CALM, Reverse CALM and the true KL, on two outcomes per active chunk."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,7 +34,7 @@ class Calm(_ChunkLikelihood):
 
     kind: ClassVar[str] = "calm"
 
-    def total(self, student: RowStatistics, targets: Targets) -> torch.Tensor:
+    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""
         student_C, teacher_C = chunk_probs(student, targets, self.temperature)
         return binary_cross_entropy(teacher_C, student_C)
@@ -52,7 +52,24 @@ class ReverseCalm(_ChunkLikelihood):
 
     kind: ClassVar[str] = "reverse_calm"
 
-    def total(self, student: RowStatistics, targets: Targets) -> torch.Tensor:
+    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""
         student_C, teacher_C = chunk_probs(student, targets, self.temperature)
         return binary_cross_entropy(student_C, teacher_C)
+
+
+@dataclass(frozen=True)
+class BernoulliKL(_ChunkLikelihood):
+    """Sum KL(Bern(s) || Bern(p)): what the paper says Reverse CALM equals, and it does not.
+
+    Reverse CALM lacks the entropy of s. With it the gradient in s is logit(s) - logit(p), so the minimum lies at s = p.
+
+    Source: ours; the claim is in arXiv:2604.26951, section 2.3.
+    """
+
+    kind: ClassVar[str] = "bernoulli_kl"
+
+    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
+        """Give the sum in nats."""
+        student_C, teacher_C = chunk_probs(student, targets, self.temperature)
+        return binary_cross_entropy(student_C, teacher_C) - binary_cross_entropy(student_C, student_C)

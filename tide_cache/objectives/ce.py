@@ -32,7 +32,7 @@ class CrossEntropy:
         """Give the number of supervised tokens, or of masked ones for `uniform`."""
         return float(len(targets.true_id_N) if self.time_weight == "uniform" else targets.num_supervised)
 
-    def total(self, student: RowStatistics, targets: Targets) -> torch.Tensor:
+    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the weighted sum of negative log-likelihoods, in nats."""
         nll_N = -student_truth(student)
         if self.time_weight == "scheduler":

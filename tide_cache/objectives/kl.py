@@ -33,7 +33,7 @@ class ForwardKL(_GroupedKL):
 
     kind: ClassVar[str] = "kl"
 
-    def total(self, student: RowStatistics, targets: Targets) -> torch.Tensor:
+    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats; its gradient in a logit is T (q_T - p_T)."""
         teacher = teacher_logprobs(targets, self.temperature)
         return self.temperature**2 * grouped_kl(teacher, student_logprobs(student, targets, self.temperature)).sum()
@@ -48,7 +48,7 @@ class ReverseKL(_GroupedKL):
 
     kind: ClassVar[str] = "reverse_kl"
 
-    def total(self, student: RowStatistics, targets: Targets) -> torch.Tensor:
+    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""
         teacher = teacher_logprobs(targets, self.temperature)
         return self.temperature**2 * grouped_kl(student_logprobs(student, targets, self.temperature), teacher).sum()

@@ -137,7 +137,8 @@ class _Loop:
     def _step(self) -> tuple[StepSums, int]:
         batches = self._micro_batches()
         set_learning_rate(self._engine, self._rate(self._steps_done))
-        sums = train_step(self._engine, batches, self._prepared.objectives, self._world)
+        progress = self._steps_done / self._prepared.steps
+        sums = train_step(self._engine, batches, self._prepared.objectives, self._world, progress)
         self._steps_done += 1
         return sums, sum(int(batch.is_real_BL.sum()) for batch, _ in batches)
 

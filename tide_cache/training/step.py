@@ -37,6 +37,7 @@ def train_step(
     micro_batches: Sequence[tuple[StudentBatch, Targets]],
     objectives: Sequence[WeightedObjective],
     world: World,
+    progress: float = 0.0,
 ) -> StepSums:
     """Run forwards and backwards of a step and let the engine update.
 
@@ -49,6 +50,7 @@ def train_step(
         micro_batches: This rank's, equally many on each rank; all on the CPU.
         objectives: What to sum.
         world: This process.
+        progress: Share of the run's steps that are taken.
     """
     device = engine.device
     counts_O = torch.tensor(
@@ -64,7 +66,7 @@ def train_step(
     for batch, targets in micro_batches:
         here, there = on_device(batch, device), on_device(targets, device)
         statistics = engine(here, *ids_to_gather(there), temperatures)
-        totals = [entry.objective.total(statistics, there) for entry in objectives]
+        totals = [entry.objective.total(statistics, there, progress) for entry in objectives]
         engine.backward(sum(total * scale for total, scale in zip(totals, scale_O, strict=True)), scale_wrt_gas=False)
         engine.step()
         totals_O += torch.stack([total.detach() for total in totals])

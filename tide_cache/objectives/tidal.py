@@ -1,0 +1,113 @@
+"""TIDAL: the target is a mixture of student and teacher that trusts the teacher by training progress and noise level.
+
+At the start of training, and where much is masked, the target stays near the student; it moves to the teacher as the
+run goes on and where the teacher sees more. The mixture carries no gradient.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from tide_cache.objectives.base import (
+    MAX_PROB,
+    MIN_PROB,
+    Needs,
+    RowLogProbs,
+    chunk_probs,
+    grouped_kl,
+    student_logprobs,
+    teacher_logprobs,
+)
+from tide_cache.records import RowStatistics, Targets
+
+
+@dataclass(frozen=True)
+class Tidal:
+    """Sum w(t) * loss(target, student), over rows with candidates (`over` = kl) or active chunks (`over` = calm).
+
+    kl: T^2 KL(r || q_T), with r proportional to q_T^(1-l) p_T^l over the kept ids and the rest: logits are mixed, as in
+    the paper; the rest outcome is q_rest^(1-l) p_rest^l. calm: the target probability is (1-l) s + l p.
+    l = lambda_train * (1 - t) on both axes, lambda_train alone, or lambda_max * (1 - t) alone.
+
+    Source: TIDAL, arXiv:2604.26951, section 2.1; `midrange` from its Table 5; the rest, docs/decisions/rest-outcome.md.
+    """
+
+    kind: ClassVar[str] = "tidal"
+    over: Literal["kl", "calm"] = "kl"
+    temperature: float = 2.0
+    axes: Literal["both", "training_only", "timestep_only"] = "both"
+    time_weight: Literal["uniform", "midrange"] = "uniform"
+    growth: Literal["cosine", "linear"] = "cosine"
+    lambda_init: float = 0.1
+    lambda_max: float = 0.9
+
+    @property
+    def needs(self) -> Needs:
+        """Candidates at T over kl, the true tokens' log-probs over calm."""
+        if self.over == "calm":
+            return Needs(frozenset({"truth"}))
+        at = frozenset({self.temperature})
+        return Needs(frozenset({"topk"}), student_temperatures=at, teacher_temperatures=at)
+
+    def count(self, targets: Targets) -> float:
+        """Give the number of rows with candidates, or of active chunks; as in the paper, not the sum of weights."""
+        return float(targets.has_topk_N.sum()) if self.over == "kl" else float(len(targets.chunk_logprob_C))
+
+    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
+        """Give the weighted sum in nats."""
+        if self.over == "calm":
+            return (self._weight(targets.chunk_t_C) * self._calm_C(student, targets, progress)).sum()
+        t_R = targets.t_N[targets.has_topk_N]
+        return self.temperature**2 * (self._weight(t_R) * self._kl_R(student, targets, t_R, progress)).sum()
+
+    def trust(self, t: torch.Tensor, progress: float) -> torch.Tensor:
+        """Give l, the share of the teacher in the target, for each t.
+
+        Args:
+            t: Diffusion times.
+            progress: Share of the training that is done; beyond 1 counts as 1.
+        """
+        if self.axes == "timestep_only":
+            return self.lambda_max * (1 - t)
+        done = min(max(progress, 0.0), 1.0)
+        grown = (1 - math.cos(math.pi * done)) / 2 if self.growth == "cosine" else done
+        lambda_train = self.lambda_init + (self.lambda_max - self.lambda_init) * grown
+        return lambda_train * (1 - t) if self.axes == "both" else torch.full_like(t, lambda_train)
+
+    def _weight(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-((t - 0.5) ** 2) / (2 * 0.15**2)) if self.time_weight == "midrange" else torch.ones_like(t)
+
+    def _kl_R(self, student: RowStatistics, targets: Targets, t_R: torch.Tensor, progress: float) -> torch.Tensor:
+        q, p = (
+            student_logprobs(student, targets, self.temperature),
+            teacher_logprobs(targets, self.temperature),
+        )
+        return grouped_kl(mixture(q, p, self.trust(t_R, progress)), q)
+
+    def _calm_C(self, student: RowStatistics, targets: Targets, progress: float) -> torch.Tensor:
+        student_C, teacher_C = chunk_probs(student, targets, self.temperature)
+        trust_C = self.trust(targets.chunk_t_C, progress)
+        target_C = ((1 - trust_C) * student_C.detach() + trust_C * teacher_C).clamp(MIN_PROB, MAX_PROB)
+        return -(target_C * student_C.log() + (1 - target_C) * torch.log1p(-student_C))
+
+
+def mixture(student: RowLogProbs, teacher: RowLogProbs, trust_R: torch.Tensor) -> RowLogProbs:
+    """Give r proportional to q^(1-l) p^l over the kept ids and the rest, detached.
+
+    At k = V this is the softmax of mixed logits. Where one side has no rest, the mixture has none.
+
+    Args:
+        student: q.
+        teacher: p.
+        trust_R: l of each row.
+    """
+    l_R1 = trust_R[:, None]
+    kept_RK = (1 - l_R1) * student.kept_RK.detach() + l_R1 * teacher.kept_RK
+    kept_RK = torch.where(student.is_kept_RK, kept_RK, -torch.inf)
+    has_rest_R = (student.rest_R > -torch.inf) & (teacher.rest_R > -torch.inf)
+    rest_R = (1 - trust_R) * student.rest_R.detach() + trust_R * teacher.rest_R
+    rest_R = torch.where(has_rest_R, rest_R, -torch.inf)
+    log_z_R = torch.cat([kept_RK, rest_R[:, None]], dim=1).logsumexp(dim=1)
+    return RowLogProbs(kept_RK - log_z_R[:, None], rest_R - log_z_R, student.is_kept_RK)
