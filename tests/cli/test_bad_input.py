@@ -121,7 +121,7 @@ def test_a_length_above_the_models_limit_is_refused_everywhere(workshop, call, t
 def test_an_output_folder_in_use_is_refused(workshop, call):
     result = call("train", "train.toml", "--dataset", "tasks.jsonl", "--out", "teacher")
     assert result.exit_code == 2
-    assert f"train.out: {workshop.root / 'teacher'} is not empty; add --resume" in result.stderr
+    assert f"train.out: {workshop.root / 'teacher'} is not empty and holds no checkpoint" in result.stderr
     for more in ([], ["--dry-run"]):
         result = call("build-teacher-shards", "build.toml", "--out", "teacher", *more)
         assert result.exit_code == 3

@@ -14,7 +14,7 @@ from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.corpus import open_corpus
-from tide_cache.errors import CacheMismatchError, CheckpointError, Interrupted, RunFileError
+from tide_cache.errors import CacheMismatchError, CheckpointError, Interrupted, PairingError, RunFileError
 from tide_cache.loading.cache import CacheSource
 from tide_cache.loading.source import LiveTeacher
 from tide_cache.manifest import Manifest
@@ -140,16 +140,28 @@ def test_a_stop_request_commits_a_checkpoint_and_says_how_to_go_on(make_run):
 def test_only_committed_and_unchanged_checkpoints_are_resumed(make_run):
     run = make_run()
     train(run)
+    declared = (run.train.out / "run.json").read_text()
     with pytest.raises(CheckpointError, match=r"run declares 9"):
         train(make_run(steps=9), resume=True)
+    assert (run.train.out / "run.json").read_text() == declared
     (checkpoint,) = committed_checkpoints(run.train.out / "checkpoints")
     state = next(checkpoint.glob("*.pt"))
     state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=rf"{state.name} changed since"):
         train(run, resume=True)
     (checkpoint / "committed.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no committed checkpoint.*new train\.out, or remove .*run"):
+        train(run, resume=True)
+    with pytest.raises(RunFileError, match=r"is not empty and holds no checkpoint to resume; give a new folder"):
+        train(run)
+
+
+def test_a_refused_resume_loads_no_model_and_leaves_no_folder(make_run, monkeypatch):
+    monkeypatch.setattr("tide_cache.training.run.new_backbone", lambda *_: pytest.fail("a model was made"))
+    run = make_run()
     with pytest.raises(CheckpointError, match="no committed checkpoint"):
         train(run, resume=True)
+    assert not run.train.out.exists()
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
@@ -235,9 +247,25 @@ class TestRefusals:
         run.train.out.mkdir()
         (run.train.out / "old").write_text("")
         self.refuse(
-            run, RunFileError, "is not empty; add --resume", "expected a multiple of micro_batch x processes = 8 x 3",
+            run, RunFileError, "is not empty and holds no checkpoint", "expected a multiple of micro_batch x processes = 8 x 3",
             world=World(0, 3, 0),
         )  # fmt: skip
+
+    def test_a_folder_with_a_checkpoint_can_be_continued(self, make_run):
+        run = make_run()
+        (run.train.out / "checkpoints/step-00000003").mkdir(parents=True)
+        (run.train.out / "checkpoints/step-00000003/committed.json").write_text("")
+        self.refuse(run, RunFileError, "is not empty; add --resume to continue the run in it, or give a new folder")
+
+    def test_a_corpus_or_cache_without_a_sample(self, make_run, corpus_file, build_values, tmp_path):
+        run = make_run(objectives=({"kind": "ce"},), data={"corpus": {"spec": str(corpus_file)}})
+        run = run.model_copy(update={"student": run.student.model_copy(update={"max_length": 3})})
+        self.refuse(run, PairingError, "no row of the corpus", "within max_length: 40", "Raise student.max_length")
+        build = BuildRun.model_validate(build_values(tmp_path / "empty", student__max_length=3))
+        with pytest.raises(PairingError):
+            build_cache(build)
+        run = make_run(data={"cache": str(tmp_path / "empty")})
+        self.refuse(run, CacheMismatchError, "found a cache without samples")
 
     def test_a_sequence_above_the_models_limit(self, make_run, tiny_teacher):
         run = make_run()

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from pydantic import ValidationError
 from tide_cache.config.base import Frozen
 from tide_cache.errors import CheckpointError, fault_list
 from tide_cache.training.distributed import World
+
+CHECKPOINTS = "checkpoints"
+"""Folder inside the run's own."""
 
 MARKER = "committed.json"
 KEPT = 2
@@ -71,24 +75,31 @@ def committed_checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{MARKER}"))
 
 
-def load_checkpoint(engine: Any, folder: Path, run: dict[str, Any], world: World) -> int:
-    """Load the newest committed checkpoint into the engine; called by every rank.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint whose files are the ones committed, of this run."""
+
+    path: Path
+    step: int
+
+
+def find_checkpoint(folder: Path, run: dict[str, Any], world: World) -> Checkpoint:
+    """Find the newest committed checkpoint and check that this run may go on from it; nothing is loaded.
 
     Args:
-        engine: The DeepSpeed engine, freshly made.
         folder: Folder of all checkpoints of the run.
         run: Must equal the marker's.
         world: This process.
-
-    Returns:
-        Optimizer steps it had taken.
 
     Raises:
         CheckpointError: There is none, it belongs to another run, or its files are not the ones committed.
     """
     found = committed_checkpoints(folder)
     if not found:
-        raise CheckpointError(f"{folder}: found no committed checkpoint to resume; leave --resume out to start anew")
+        raise CheckpointError(
+            f"{folder}: found no committed checkpoint to resume; to start anew, leave --resume out and give a new "
+            f"train.out, or remove {folder.parent}"
+        )
     path = found[-1]
     marker = read_marker(path)
     differing = [
@@ -112,9 +123,13 @@ def load_checkpoint(engine: Any, folder: Path, run: dict[str, Any], world: World
             f"{path}: {', '.join(changed)} changed since the checkpoint was committed; remove this folder to fall back "
             "to the one before"
         )
+    return Checkpoint(path, marker.step)
+
+
+def load_checkpoint(engine: Any, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint into the engine, freshly made; called by every rank."""
     with contextlib.redirect_stdout(sys.stderr):
-        engine.load_checkpoint(str(folder), tag=path.name)
-    return marker.step
+        engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
 
 
 def read_marker(path: Path) -> Marker:

@@ -11,7 +11,7 @@ from tide_cache import __version__
 from tide_cache.config.common import TokenizerConfig
 from tide_cache.config.train import StudentConfig, TrainRun
 from tide_cache.corpus import open_corpus
-from tide_cache.errors import CacheMismatchError, RunFileError, fault_list
+from tide_cache.errors import CacheMismatchError, PairingError, RunFileError, fault_list
 from tide_cache.loading.cache import CacheSource, cache_collate_plan
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.source import PlainSource, TeacherSource
@@ -19,7 +19,7 @@ from tide_cache.manifest import Manifest
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint
 from tide_cache.objectives import OBJECTIVES, Needs, Objective, union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
-from tide_cache.training.checkpoints import as_json
+from tide_cache.training.checkpoints import CHECKPOINTS, Checkpoint, as_json, committed_checkpoints, find_checkpoint
 from tide_cache.training.distributed import World
 from tide_cache.training.step import WeightedObjective
 from tide_cache.views import ViewPlan
@@ -39,6 +39,7 @@ class Prepared:
         objectives: With weights.
         steps: Optimizer steps of the whole run.
         continuity: What must be equal when the run is resumed.
+        resumed: The checkpoint to go on from; None to start anew.
         provenance: What the student learned from, saved beside it.
     """
 
@@ -51,6 +52,7 @@ class Prepared:
     objectives: tuple[WeightedObjective, ...]
     steps: int
     continuity: dict[str, Any]
+    resumed: Checkpoint | None
     provenance: dict[str, Any]
 
 
@@ -65,6 +67,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     Raises:
         RunFileError: Something in the run file cannot work; lists every fault.
         CacheMismatchError: The cache lacks what the run needs.
+        CheckpointError: There is no checkpoint to resume, or it belongs to another run.
     """
     tokenizer = TextTokenizer.load(**dict(student_tokenizer_config(run.student)))
     checkpoint = read_checkpoint(run.student.model, run.student.revision) if run.student.model else None
@@ -84,10 +87,14 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
         require_cache_fits(run, manifest, tokenizer, needs)
     source, plan, key = _open_data(run, manifest, tokenizer)
     num_samples = sum(source.group_sizes)
+    if not num_samples:
+        raise CacheMismatchError(f"{run.data.cache}: found a cache without samples; build one that has some")
     steps = run.train.steps or max(1, math.ceil((run.train.epochs or 0) * num_samples / run.train.global_batch))
+    continuity = _continuity(run, key, steps)
     return Prepared(
-        tokenizer, checkpoint, config, source, key, plan, objectives, steps,
-        continuity=_continuity(run, key, steps), provenance=_provenance(run, key, manifest, steps),
+        tokenizer, checkpoint, config, source, key, plan, objectives, steps, continuity,
+        resumed=find_checkpoint(run.train.out / CHECKPOINTS, continuity, world) if resume else None,
+        provenance=_provenance(run, key, manifest, steps),
     )  # fmt: skip
 
 
@@ -177,7 +184,9 @@ def _out_faults(out: Path, resume: bool) -> list[str]:
         return [f"train.out: {out} is a file; give a new folder"]
     if resume or not out.exists() or not any(out.iterdir()):
         return []
-    return [f"train.out: {out} is not empty; add --resume to continue the run in it, or give a new folder"]
+    if committed_checkpoints(out / CHECKPOINTS):
+        return [f"train.out: {out} is not empty; add --resume to continue the run in it, or give a new folder"]
+    return [f"train.out: {out} is not empty and holds no checkpoint to resume; give a new folder, or remove it"]
 
 
 def _open_data(
@@ -194,6 +203,10 @@ def _open_data(
     paired = encode_student(
         list(corpus), tokenizer, max_length=run.student.max_length, block_size=block_size, fill_last_block=True
     )
+    if not paired.pairs:
+        reasons = [f"{reason}: {count}" for reason, count in paired.report.dropped.items()]
+        title = f"{run.data.corpus.spec}: no row of the corpus became a sample:"
+        raise PairingError(fault_list(title, reasons, "Raise student.max_length, or mend the corpus."))
     views = ViewPlan(**run.data.views.model_dump())
     plan = CollatePlan(tokenizer.mask_id, tokenizer.pad_id, block_size, schedule=views.schedule)
     return PlainSource(paired.pairs, views), plan, corpus.content_hash

@@ -17,7 +17,7 @@ from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_ba
 from tide_cache.modeling.checkpoint import save_student
 from tide_cache.records import StudentBatch, Targets, ViewRecord
 from tide_cache.student.model import Student
-from tide_cache.training.checkpoints import load_checkpoint, save_checkpoint
+from tide_cache.training.checkpoints import CHECKPOINTS, load_checkpoint, save_checkpoint
 from tide_cache.training.distributed import World, find_world, join, sum_over_ranks
 from tide_cache.training.engine import make_engine, set_learning_rate
 from tide_cache.training.metrics import MetricsFile, OnStep, StepMetrics, objective_names
@@ -46,23 +46,20 @@ def train(run: TrainRun, *, resume: bool = False, on_step: OnStep | None = None)
 
     Raises:
         Interrupted: A stop was asked for; a checkpoint was committed first.
-        TideCacheError: See `prepare` and `load_checkpoint`.
+        TideCacheError: See `prepare`.
     """
     world = find_world()
     prepared = prepare(run, world, resume)
-    return train_prepared(run, prepared, world, resume=resume, on_step=on_step)
+    return train_prepared(run, prepared, world, on_step=on_step)
 
 
-def train_prepared(
-    run: TrainRun, prepared: Prepared, world: World, *, resume: bool = False, on_step: OnStep | None = None
-) -> TrainSummary:
+def train_prepared(run: TrainRun, prepared: Prepared, world: World, *, on_step: OnStep | None = None) -> TrainSummary:
     """Train on what `prepare` opened; a caller may have put another source in its place.
 
     Args:
         run: The run file.
         prepared: From `prepare`.
         world: This process.
-        resume: As for `train`.
         on_step: As for `train`.
     """
     device = resolve_device(run.train.device)
@@ -71,8 +68,6 @@ def train_prepared(
     join(world, device)
     with StopRequest() as stop:
         loop = _Loop(run, prepared, world, device, on_step)
-        if resume:
-            loop.resume()
         loop.run(stop)
         return loop.finish()
 
@@ -91,16 +86,14 @@ class _Loop:
         self._names = objective_names([entry.kind for entry in run.objective])
         self._out = run.train.out
         self._steps_done = 0
+        if prepared.resumed is not None:
+            load_checkpoint(self._engine, prepared.resumed)
+            self._steps_done = prepared.resumed.step
         self._started_s = time.monotonic()
         self._last: StepMetrics | None = None
         if world.is_first:
             self._out.mkdir(parents=True, exist_ok=True)
             (self._out / "run.json").write_text(run.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-    def resume(self) -> None:
-        """Continue from the newest committed checkpoint."""
-        folder = self._out / "checkpoints"
-        self._steps_done = load_checkpoint(self._engine, folder, self._prepared.continuity, self._world)
 
     def run(self, stop: StopRequest) -> None:
         """Take the remaining steps."""
@@ -183,9 +176,7 @@ class _Loop:
         return bool(sum_over_ranks(torch.tensor(int(stop.is_set), device=self._engine.device)) > 0)
 
     def _save_checkpoint(self) -> None:
-        save_checkpoint(
-            self._engine, self._out / "checkpoints", self._steps_done, self._prepared.continuity, self._world
-        )
+        save_checkpoint(self._engine, self._out / CHECKPOINTS, self._steps_done, self._prepared.continuity, self._world)
 
 
 class _Window:
