@@ -78,8 +78,17 @@ def test_every_fault_is_told_at_once_with_what_was_meant(write):
 
 
 def test_an_unknown_key_without_a_likeness_lists_what_is_known(write):
-    assert "data.zzz: unknown key; known here: cache, corpus, num_views, seed, views" in refuse(
+    assert "data.zzz: unknown key; known here: cache, corpus, num_views, seed, signal_pass, views" in refuse(
         write(GOOD.replace('cache = "cache"', 'cache = "cache"\nzzz = 1'))
+    )
+
+
+def test_a_refused_entry_of_a_list_is_told_once(write):
+    message = refuse(write(GOOD.replace('kind = "ce"', 'kind = "cee"').replace('kind = "kl"', 'kind = "ce"')))
+    assert "objective.0: Input tag 'cee' found" in message
+    assert "at least 1 item" not in message
+    assert "objective: Tuple should have at least 1 item" in refuse(
+        write("objective = []" + GOOD.split("[[objective]]")[0])
     )
 
 
@@ -131,6 +140,7 @@ def test_files_that_cannot_be_read(write, tmp_path):
         ("train.steps", "found no '='"),
         ("objective.weight=1", "objective.0.weight=1.0"),
         ("objective.7.weight=1", "'7' is no index of a list of 2 entries"),
+        ("optimizer.0.lr=1", "found no list to take entry 0 of; write it in the run file"),
     ],
 )
 def test_assignments_that_lead_nowhere(write, item, part):

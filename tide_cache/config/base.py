@@ -91,6 +91,8 @@ def _assign(layer: dict[str, Any], base: Mapping[str, Any], dotted: str, value: 
                 raise RunFileError(f"--set {dotted}: {key!r} is no index of a list of {len(here)} entries")
             here, there = here[int(key)], None
             continue
+        if key.isdigit():
+            raise RunFileError(f"--set {dotted}: found no list to take entry {key} of; write it in the run file")
         there = there.get(key) if isinstance(there, Mapping) else None
         if key not in here:
             here[key] = [dict(entry) for entry in there] if isinstance(there, list) else {}
@@ -150,7 +152,12 @@ def _types_in(annotation: Any) -> list[Any]:
 
 def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
     faults = []
-    for fault in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for fault in found:
+        if fault["type"] == "too_short" and any(
+            f["loc"][: len(fault["loc"])] == fault["loc"] != f["loc"] for f in found
+        ):
+            continue  # it is short because its entries were refused, each with its own fault
         key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
         if fault["type"] == "extra_forbidden":
             known = _known_keys(model, fault["loc"][:-1])
