@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tide_cache.errors import TideCacheError
+from tide_cache.errors import Interrupted, TideCacheError
 
 from .console import chatter_to_stderr, number, percent, print_json, print_table, print_text, say, size
 from .options import Json
@@ -32,8 +32,13 @@ def demo(
             raise TideCacheError(
                 f"the demonstration draws with {error.name}: pip install 'tide-cache[report]'"
             ) from None
-        with _Stages() as stages:
-            result = run_demo(out, QUICK if quick else FULL, stages.update)
+        try:
+            with _Stages() as stages:
+                result = run_demo(out, QUICK if quick else FULL, stages.update)
+        except (Interrupted, KeyboardInterrupt) as error:
+            stopped = Interrupted(f"Stopped; what is done lies in {out}. Run the same command again to continue.")
+            stopped.exit_code = getattr(error, "exit_code", stopped.exit_code)
+            raise stopped from None
     if as_json:
         print_json({"results": str(result.results), "picture": str(result.picture), "out": str(out.resolve())})
         return

@@ -5,11 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from tide_cache.demo.plan import ARMS, QUICK
 from tide_cache.demo.run import run_demo
-from tide_cache.errors import RunFileError
+from tide_cache.demo.stages import DemoFolder, make_data, train_teacher
+from tide_cache.errors import Interrupted, RunFileError
 from tide_cache.manifest import verify
+from tide_cache_cli.main import app
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,27 @@ def test_a_second_run_uses_what_is_there_and_finds_the_same(finished):
     assert "teacher" not in stages
     found, known = json.loads((out / "results.json").read_text()), json.loads(before)
     assert found["arms"] == known["arms"]
+
+
+def test_a_teacher_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path):
+    folder = DemoFolder(tmp_path)
+    make_data(folder, QUICK)
+    folder.teacher.mkdir()
+    (folder.teacher / "run.json").write_text("")
+    steps = []
+    train_teacher(folder, QUICK, lambda metrics, _: steps.append(metrics.step))
+    assert steps[-1] == QUICK.teacher_steps
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted("step 1; use --resume")])
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, error):
+    def interrupted(*_):
+        raise error
+
+    monkeypatch.setattr("tide_cache.demo.run.run_demo", interrupted)
+    result = CliRunner().invoke(app, ["demo", "--quick", "--out", str(tmp_path)])
+    assert result.exit_code == 130
+    assert result.stderr == f"Stopped; what is done lies in {tmp_path}. Run the same command again to continue.\n"
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, finished):

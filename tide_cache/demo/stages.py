@@ -1,5 +1,6 @@
 """The demonstration's data, teacher and caches: the same calls that the command line makes, on generated text."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, NUM_VIEWS, Arm, DemoPla
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import train_vocabularies
 from tide_cache.manifest import Manifest
+from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints
 from tide_cache.training.metrics import OnStep
 from tide_cache.training.run import train
 
@@ -56,9 +58,12 @@ def make_data(folder: DemoFolder, plan: DemoPlan) -> None:
 
 
 def train_teacher(folder: DemoFolder, plan: DemoPlan, on_step: OnStep) -> None:
-    """Train the teacher with `ce` on its own tasks, unless it is there."""
+    """Train the teacher with `ce` on its own tasks, unless it is there; go on from its checkpoint if it has one."""
     if (folder.teacher / "model" / "config.json").exists():
         return
+    has_checkpoint = bool(committed_checkpoints(folder.teacher / CHECKPOINTS))
+    if not has_checkpoint:
+        shutil.rmtree(folder.teacher, ignore_errors=True)  # killed before its first checkpoint
     run = _train_run(
         folder.teacher,
         {"corpus": {"spec": str(folder.tasks("teacher"))}},
@@ -68,7 +73,7 @@ def train_teacher(folder: DemoFolder, plan: DemoPlan, on_step: OnStep) -> None:
         {"steps": plan.teacher_steps, "global_batch": plan.teacher_batch, "micro_batch": plan.teacher_batch},
         learning_rate=2e-3,
     )
-    train(run, resume=folder.teacher.exists(), on_step=on_step)
+    train(run, resume=has_checkpoint, on_step=on_step)
 
 
 def build(folder: DemoFolder, pipeline: Pipeline, on_progress: OnProgress) -> BuildSummary:
