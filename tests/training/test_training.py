@@ -247,8 +247,8 @@ class TestRefusals:
         run.train.out.mkdir()
         (run.train.out / "old").write_text("")
         self.refuse(
-            run, RunFileError, "is not empty and holds no checkpoint", "expected a multiple of micro_batch x processes = 8 x 3",
-            world=World(0, 3, 0),
+            run, RunFileError, "is not empty and holds no checkpoint",
+            "expected a multiple of micro_batch x processes = 8 x 3", world=World(0, 3, 0),
         )  # fmt: skip
 
     def test_a_folder_with_a_checkpoint_can_be_continued(self, make_run):
