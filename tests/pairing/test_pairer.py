@@ -180,6 +180,31 @@ def test_equal_sides_pair_every_token(small: TextTokenizer, make_row: MakeRow):
     np.testing.assert_array_equal(pair.is_distillable_C, pair.is_supervised_L)
 
 
+def test_tokenizers_that_read_alike_tokenize_once(small, make_tokenizer, make_row, monkeypatch):
+    """The shared-tokenizer pipeline does half the work, for the same samples."""
+    again = TextTokenizer.load(small.name, add_mask_token=True)
+    assert again.reads_like(small)
+    other_end = TextTokenizer.load(str(make_tokenizer("end", size=300, eos_token="<|endoftext|>")), add_mask_token=True)
+    assert other_end.fingerprint() == small.fingerprint()
+    assert not other_end.reads_like(small)
+    rows = [make_row("the cat", "sat on the mat"), make_row("x", " the log\n", name="b")]
+    once = make_pairer(again, small, fill_last_block=True).pair_many(rows)
+    monkeypatch.setattr(TextTokenizer, "reads_like", lambda self, other: False)
+    twice = make_pairer(again, small, fill_last_block=True).pair_many(rows)
+    for a, b in zip(once.pairs, twice.pairs, strict=True):
+        for name in ("student_ids_L", "is_supervised_L", "teacher_ids_M", "chunks_C4"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert once.report == twice.report
+    encoded = []
+    encode_many = TextTokenizer.encode_many
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        TextTokenizer, "encode_many", lambda self, texts: encoded.append(len(texts)) or encode_many(self, texts)
+    )
+    make_pairer(again, small).pair_many(rows)
+    assert encoded == [2]
+
+
 def test_equal_sides_of_different_lengths(small: TextTokenizer, make_row: MakeRow):
     row = make_row("the cat", "sat on the mat and " * 3)
     whole = encode_student([row], small, **LONG).pairs[0].student_ids_L

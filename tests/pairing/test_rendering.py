@@ -76,6 +76,54 @@ def test_a_template_that_hoists_the_system_message(render):
     )
 
 
+TEMPLATES = [
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }};{% endfor %}",
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].strip() }};{% endfor %}",
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] if m['content'] else 'none' }}{% endfor %}",
+    "{% for m in messages %}{{ 'long ' if 'a' in m['content'] }}{{ m['content'] }}\n{% endfor %}",
+    "{{ messages[-1]['content'] }};{% for m in messages[:-1] %}{{ m['content'].rstrip() }}{% endfor %}",
+]
+SPACED = st.lists(st.sampled_from(["", " ", "\n", ";", "a", "none", "<user>", "long "]), max_size=4).map("".join)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_places_found_by_frame_are_those_found_by_marks(make_tokenizer: Callable[..., Path], make_row, template: str):
+    """The same template, refusing the word that frames are found with, has every conversation marked."""
+    refusing = "{% if messages[0]['content'] == 'word' %}{{ raise_exception('no') }}{% endif %}" + template
+    framed, marked = (
+        TextTokenizer.load(str(make_tokenizer("one", template=one)), add_mask_token=True)
+        for one in (template, refusing)
+    )
+
+    @given(st.lists(st.lists(SPACED, min_size=1, max_size=3), max_size=4))
+    @settings(max_examples=25, deadline=None)
+    def check(conversations: list[list[str]]) -> None:
+        rows = [make_row(*contents).messages for contents in conversations]
+        assert framed.render_many(rows) == marked.render_many(rows) == [marked.render(row) for row in rows]
+
+    check()
+
+
+def test_a_decision_that_marks_would_change_does_not_refuse_other_conversations(render):
+    """Marked, the second content has eight characters."""
+    template = "{% for m in messages %}{{ 'long ' if m['content'] | length > 6 }}{{ m['content'] }}\n{% endfor %}"
+    messages = Message("user", "a"), Message("assistant", "abcdef")
+    assert render(template, *messages) == ("a\nabcdef\n", ["a", "abcdef"])
+
+
+def test_most_conversations_are_rendered_once(small: TextTokenizer, make_row, monkeypatch: pytest.MonkeyPatch):
+    rows = [make_row("the cat", f"sat {k} times").messages for k in range(50)]
+    small.render_many(rows[:1])
+    num_rendered = []
+    render = small._render_texts
+    monkeypatch.setattr(
+        small._chat, "_render_texts", lambda given, prompt: num_rendered.append(len(given)) or render(given, prompt)
+    )
+    small.render_many(rows)
+    assert num_rendered == [50]
+    assert small.render_many([]) == []
+
+
 def test_reasoning_is_switched_off(render):
     template = "{{ messages[0]['content'] }}{% if enable_thinking is defined and not enable_thinking %}!{% endif %}"
     assert render(template, Message("user", "x"))[0] == "x!"

@@ -30,7 +30,7 @@ def align_bytes(teacher_ends: npt.ArrayLike, student_ends: npt.ArrayLike) -> Int
     """
     teacher_at, student_at = _shared_boundaries(_with_start(teacher_ends), _with_start(student_ends))
     teacher_at[0] = student_at[0] = 0
-    return _rows(teacher_at[:-1], teacher_at[1:], student_at[:-1], student_at[1:])
+    return _rows(teacher_at, student_at, np.arange(len(teacher_at) - 1))
 
 
 def tokens_within(ends_N: Ints, spans_S2: Ints) -> tuple[Ints, Ints]:
@@ -71,10 +71,8 @@ def align_spans(
     student_N, student_token_N, counts_S = _span_boundaries(student_ends_N, student_spans_S2, bases_S)
     teacher_at, student_at = _shared_boundaries(teacher_N, student_N)
     span_at = np.repeat(np.arange(len(counts_S)), counts_S)[student_at]
-    follows = span_at[1:] == span_at[:-1]
-    teacher_at, student_at = teacher_token_N[teacher_at], student_token_N[student_at]
-    rows = _rows(teacher_at[:-1], teacher_at[1:], student_at[:-1], student_at[1:])
-    return rows[follows], span_at[1:][follows]
+    first_C = np.flatnonzero(span_at[1:] == span_at[:-1])
+    return _rows(teacher_token_N[teacher_at], student_token_N[student_at], first_C), span_at[first_C]
 
 
 def _span_boundaries(ends_N: Ints, spans_S2: Ints, bases_S: Ints) -> tuple[Ints, Ints, Ints]:
@@ -106,5 +104,9 @@ def _with_start(ends: npt.ArrayLike) -> Ints:
     return np.concatenate([[0], np.asarray(ends, dtype=np.int64)])
 
 
-def _rows(*columns: Ints) -> Int32s:
-    return np.stack(columns, axis=1).astype(np.int32)
+def _rows(teacher_N: Ints, student_N: Ints, first_C: Ints) -> Int32s:
+    """Chunks between boundaries that follow each other, given the first of each two."""
+    rows_C4 = np.empty((len(first_C), 4), np.int32)
+    rows_C4[:, 0], rows_C4[:, 1] = teacher_N[first_C], teacher_N[first_C + 1]
+    rows_C4[:, 2], rows_C4[:, 3] = student_N[first_C], student_N[first_C + 1]
+    return rows_C4

@@ -8,7 +8,7 @@ Shape suffixes: S spans, C chunks.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from tide_cache.pairing.alignment import Ints, align_spans
 from tide_cache.pairing.rendering import CharRange
 from tide_cache.pairing.streams import TokenStream
 from tide_cache.records import Bools, Int32s
+
+SpanAligner = Callable[[TokenStream, TokenStream, Ints, Ints], tuple[Int32s, Ints, Ints]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +41,24 @@ class AlignedContents:
         return chunks
 
 
-def align_contents(teacher: TokenStream, student: TokenStream, texts: Sequence[int]) -> AlignedContents:
+def align_at_bytes(
+    teacher: TokenStream, student: TokenStream, teacher_spans_S2: Ints, student_spans_S2: Ints
+) -> tuple[Int32s, Ints, Ints]:
+    """Align spans by `align_spans`, whose chunks are right by construction: none of any span is dropped."""
+    chunks_C4, span_C = align_spans(teacher.ends_N, student.ends_N, teacher_spans_S2, student_spans_S2)
+    return chunks_C4, span_C, np.zeros(len(student_spans_S2), np.int64)
+
+
+def align_contents(
+    teacher: TokenStream, student: TokenStream, texts: Sequence[int], align: SpanAligner = align_at_bytes
+) -> AlignedContents:
     """Align the contents of some texts of a batch.
 
     Args:
         teacher: The batch as the teacher sees it.
         student: The same rows as the student sees them.
         texts: Numbers of the texts to align, increasing; the others get no chunks.
+        align: Aligns spans; gives the chunks, the span of each, and how many of each span it had to drop.
     """
     counts: dict[int, Counter[str]] = {text: Counter() for text in texts}
     spans: list[tuple[int, int, int, int]] = []
@@ -62,7 +75,9 @@ def align_contents(teacher: TokenStream, student: TokenStream, texts: Sequence[i
             text_S.append(text)
             is_exact_S.append(all(exact))
     spans_S4 = np.array(spans, dtype=np.int64).reshape(-1, 4)
-    chunks_C4, span_C = align_spans(teacher.ends_N, student.ends_N, spans_S4[:, :2], spans_S4[:, 2:])
+    chunks_C4, span_C, num_rejected_S = align(teacher, student, spans_S4[:, :2], spans_S4[:, 2:])
+    for span in np.flatnonzero(num_rejected_S):
+        counts[text_S[span]]["chunks_rejected"] += int(num_rejected_S[span])
     text_C = np.array(text_S, dtype=np.int64)[span_C]
     is_kept_C = np.ones(len(span_C), bool)
     for span in np.flatnonzero(~np.array(is_exact_S, dtype=bool)):

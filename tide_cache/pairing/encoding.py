@@ -92,7 +92,13 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 _BYTE_ALPHABET = _byte_alphabet()
+_PRINTABLE_OF = {ord(character): chr(code) for code, character in _BYTE_ALPHABET.items()}
 _ONE_BYTE = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+
+
+def spell_printable(data: bytes) -> str:
+    """Write bytes as a byte-level vocabulary does: one printable character each."""
+    return data.decode("latin-1").translate(_PRINTABLE_OF)
 
 
 def _spell_byte_level(token: str) -> bytes:

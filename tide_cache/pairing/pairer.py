@@ -10,15 +10,16 @@ Shape suffixes: N tokens of the batch, L student tokens of a sample, M teacher t
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from tide_cache.pairing.alignment import tokens_within
-from tide_cache.pairing.contents import align_contents
+from tide_cache.pairing.contents import SpanAligner, align_at_bytes, align_contents
 from tide_cache.pairing.report import Dropped, PairedRows, PairingReport
 from tide_cache.pairing.streams import TokenStream
 from tide_cache.pairing.tokenizer import TextTokenizer, shared_vocab_size
+from tide_cache.pairing.tokenkit_aligner import TokenkitAligner
 from tide_cache.records import Bools, ChatRow, Int32s, SamplePair
 
 NOT_UNICODE = "a content is not valid Unicode (it holds a lone surrogate)"
@@ -41,6 +42,7 @@ class SamplePairer:
         student_max_length: int,
         student_block_size: int,
         fill_last_block: bool,
+        aligner: Literal["bytes", "tokenkit"] = "bytes",
     ) -> None:
         """Say how samples are cut.
 
@@ -51,6 +53,10 @@ class SamplePairer:
             student_max_length: Longest student sequence, in tokens.
             student_block_size: Tokens per block.
             fill_last_block: Fill the student's last block with supervised end-of-text tokens.
+            aligner: What cuts contents into chunks.
+
+        Raises:
+            RunFileError: The aligner is not installed, or not the right one.
         """
         self._teacher = teacher
         self._student = student
@@ -58,6 +64,8 @@ class SamplePairer:
             teacher_max_length, student_max_length, student_block_size if fill_last_block else 1, student.eos_id
         )
         self._shared_vocab_size = shared_vocab_size(teacher, student)
+        self._reads_alike = teacher.reads_like(student)
+        self._align: SpanAligner = TokenkitAligner() if aligner == "tokenkit" else align_at_bytes
 
     def pair(self, row: ChatRow) -> SamplePair | Dropped:
         """Pair one row; `pair_many` is faster.
@@ -85,10 +93,12 @@ class SamplePairer:
             PairingError: A chat template cannot render one of them; says which.
         """
         usable = [row for row in rows if _is_unicode(row)]
-        student, teacher = TokenStream(usable, self._student), TokenStream(usable, self._teacher)
+        student = TokenStream(usable, self._student)
+        teacher = student if self._reads_alike else TokenStream(usable, self._teacher)
         is_supervised_N = _supervised(usable, student, self._student.is_special_V)
         is_same = [self._is_same(teacher, student, text) for text in range(len(usable))]
-        contents = align_contents(teacher, student, [text for text in range(len(usable)) if not is_same[text]])
+        others = [text for text in range(len(usable)) if not is_same[text]]
+        contents = align_contents(teacher, student, others, self._align)
         collected = _Collected()
         for row, text in _numbered(rows, collected):
             whole = SamplePair(

@@ -2,6 +2,10 @@
 
 Searching the rendered text for a short answer finds it in the prompt. So each content is rendered between two private
 characters, which are then taken out again; a plain render of the same messages proves that they changed nothing.
+
+Most conversations need no marks of their own: what a template writes around the contents is found once per sequence
+of roles, and where it and the contents give the plain render to the character, the places follow. A template that
+strips, drops or decides by content gives another text there, and those conversations are marked one by one.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,6 +53,27 @@ class ChatTemplate:
         self._name = name
         self._own_characters = frozenset(template)
         self._free_characters = [c for c in map(chr, _PRIVATE_USE[0]) if c not in self._own_characters]
+        self._frames: dict[tuple[tuple[str, ...], bool], _Frame | None] = {}
+
+    def render_many(
+        self, conversations: Sequence[Sequence[Message]], add_generation_prompt: bool = False
+    ) -> list[Rendered]:
+        """Render several conversations and say where each content is.
+
+        Args:
+            conversations: Each a sequence of messages.
+            add_generation_prompt: Also write what precedes an answer.
+
+        Raises:
+            PairingError: As `render` does, for one of them.
+        """
+        if not conversations:
+            return []
+        plain = self._render([_conversation(messages) for messages in conversations], add_generation_prompt)
+        return [
+            self._place(messages, text, add_generation_prompt)
+            for messages, text in zip(conversations, plain, strict=True)
+        ]
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
         """Render a conversation and say where each content is.
@@ -61,28 +86,41 @@ class ChatTemplate:
             PairingError: The template fails on these messages, drops or repeats a content, or changes it other than
                 by stripping white space; names the message.
         """
-        marks = self._marks_for(messages)
-        plain, marked = self._render(
-            [_conversation(messages), _conversation(messages, marks)], messages, add_generation_prompt
-        )
-        rendered = _take_out(marked, marks, plain)
-        if rendered is None:
-            cores = _around_cores(messages, marks)
-            (marked,) = self._render([_conversation(messages, cores)], messages, add_generation_prompt)
-            rendered = _take_out(marked, cores, plain)
-        if rendered is None:
-            raise self._fault(messages, plain, add_generation_prompt)
-        return rendered
+        return self.render_many([messages], add_generation_prompt)[0]
 
-    def _render(
-        self, conversations: list[Conversation], messages: Sequence[Message], add_generation_prompt: bool
-    ) -> list[str]:
+    def _place(self, messages: Sequence[Message], plain: str, add_generation_prompt: bool) -> Rendered:
+        roles = tuple([message.role for message in messages])
+        key = (roles, add_generation_prompt)
+        if key not in self._frames:
+            self._frames[key] = self._frame(roles, add_generation_prompt)
+        frame = self._frames[key]
+        rendered = None if frame is None else frame.place(messages, plain)
+        return rendered or self._place_by_marks(messages, plain, add_generation_prompt)
+
+    def _frame(self, roles: Sequence[str], add_generation_prompt: bool) -> "_Frame | None":
+        """Find what the template writes around contents; None when it does not take plain words from these roles."""
+        messages = [Message(role, "word") for role in roles]
+        try:
+            (plain,) = self._render([_conversation(messages)], add_generation_prompt)
+            return _Frame.around(self._place_by_marks(messages, plain, add_generation_prompt))
+        except PairingError:
+            return None
+
+    def _place_by_marks(self, messages: Sequence[Message], plain: str, add_generation_prompt: bool) -> Rendered:
+        marks = self._marks_for(messages)
+        for tried in (marks, _around_cores(messages, marks)):
+            (marked,) = self._render([_conversation(messages, tried)], add_generation_prompt)
+            if (rendered := _take_out(marked, tried, plain)) is not None:
+                return rendered
+        raise self._fault(messages, plain, add_generation_prompt)
+
+    def _render(self, conversations: list[Conversation], add_generation_prompt: bool) -> list[str]:
         try:
             return self._render_texts(conversations, add_generation_prompt)
         except TemplateError as error:
-            roles = ", ".join(message.role for message in messages)
+            found = " | ".join(dict.fromkeys(", ".join(m["role"] for m in messages) for messages in conversations))
             raise PairingError(
-                f"{self._name}: the chat template fails on a conversation with the roles {roles}: {error}. "
+                f"{self._name}: the chat template fails on a conversation with the roles {found}: {error}. "
                 "Leave such conversations out of the corpus, or give a template that takes them: "
                 "chat_template = 'file.jinja'."
             ) from None
@@ -102,7 +140,7 @@ class ChatTemplate:
         all_marks = _around_cores(messages, self._marks_for(messages))
         for k in range(len(messages)):
             marks = [mark if j == k else None for j, mark in enumerate(all_marks)]
-            (marked,) = self._render([_conversation(messages, marks)], messages, add_generation_prompt)
+            (marked,) = self._render([_conversation(messages, marks)], add_generation_prompt)
             if _take_out(marked, marks, plain) is None:
                 break
         message = messages[k]
@@ -126,6 +164,42 @@ class _Marks:
     def put_around(self, content: str) -> str:
         stop = len(content) - self.num_after
         return content[: self.num_before] + self.start + content[self.num_before : stop] + self.end + content[stop:]
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What a template writes around the contents of one sequence of roles.
+
+    Attributes:
+        pieces: The text before each content, and after the last one; empty for a conversation without messages.
+        order: Number of the message whose content follows each piece.
+    """
+
+    pieces: tuple[str, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def around(cls, rendered: Rendered) -> "_Frame | None":
+        """Take the contents out of a rendered conversation; None where one has no place."""
+        places = [(chars, k) for k, chars in enumerate(rendered.contents) if chars is not None]
+        if len(places) < len(rendered.contents):
+            return None
+        places.sort()
+        edges = [0, *chain.from_iterable(chars for chars, _ in places), len(rendered.text)]
+        pieces = tuple(rendered.text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True))
+        return cls(pieces, tuple(k for _, k in places))
+
+    def place(self, messages: Sequence[Message], plain: str) -> Rendered | None:
+        """Say where the contents are, if the pieces and the contents give `plain`; None otherwise."""
+        contents: list[CharRange] = [(0, 0)] * len(messages)
+        parts = [self.pieces[0]]
+        end = len(self.pieces[0])
+        for k, piece in zip(self.order, self.pieces[1:], strict=True):
+            content = messages[k].content
+            contents[k] = (end, end + len(content))
+            end += len(content) + len(piece)
+            parts += (content, piece)
+        return Rendered(plain, tuple(contents)) if "".join(parts) == plain else None
 
 
 def _around_cores(messages: Sequence[Message], marks: list[_Marks | None]) -> list[_Marks | None]:

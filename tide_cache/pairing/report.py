@@ -29,7 +29,8 @@ class PairingReport:
         pairs_one_to_one: Chunks of one token on each side.
         spans_resynchronised: Contents whose bytes a tokenizer changed (a normaliser), aligned by characters.
         spans_dropped: Contents that could not be aligned at all.
-        chunks_rejected: Chunks dropped because the two sides do not say the same after Unicode normalisation.
+        chunks_rejected: Chunks dropped because the two sides do not say the same after Unicode normalisation, or
+            because another aligner's chunk did not cover the same bytes on both.
     """
 
     samples: int = 0

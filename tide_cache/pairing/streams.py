@@ -36,7 +36,7 @@ class TokenStream:
         Raises:
             PairingError: A conversation cannot be rendered; says which row.
         """
-        self.rendered = [_render(row, tokenizer) for row in rows]
+        self.rendered = _render_all(rows, tokenizer)
         encoded = tokenizer.encode_many([rendered.text for rendered in self.rendered])
         self._data = [rendered.text.encode() for rendered in self.rendered]
         self._token_bytes = tokenizer.token_bytes
@@ -59,6 +59,12 @@ class TokenStream:
             return base + chars[0], base + chars[1]
         start = base + len(string[: chars[0]].encode())
         return start, start + len(string[chars[0] : chars[1]].encode())
+
+    def bytes_in(self, start: int, stop: int) -> bytes:
+        """Give the bytes of the stream in a range that lies in one text."""
+        text = int(np.searchsorted(self.byte_offsets, start, side="right")) - 1
+        base = int(self.byte_offsets[text])
+        return self._data[text][start - base : stop - base]
 
     def settle(self, text: int, span: tuple[int, int]) -> bool:
         """Make the byte ends of a span's tokens exact where the text as a whole is not.
@@ -91,6 +97,14 @@ class TokenStream:
     def spelled(self, first: int, stop: int) -> bytes:
         """Give the bytes that the tokens `first` to `stop` of the stream stand for."""
         return self._token_bytes.join(self.ids_N[first:stop].tolist())
+
+
+def _render_all(rows: Sequence[ChatRow], tokenizer: TextTokenizer) -> list[Rendered]:
+    """Render at once; one by one when that fails, to name the row."""
+    try:
+        return tokenizer.render_many([row.messages for row in rows])
+    except PairingError:
+        return [_render(row, tokenizer) for row in rows]
 
 
 def _render(row: ChatRow, tokenizer: TextTokenizer) -> Rendered:

@@ -109,6 +109,10 @@ class TextTokenizer:
         """
         return self._chat.render(messages, add_generation_prompt)
 
+    def render_many(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
+        """Render several conversations, as `render` does."""
+        return self._chat.render_many(conversations)
+
     def encode(self, text: str) -> Encoded:
         """Tokenize a text as it stands: no token is put before or after it."""
         return self.encode_many([text])[0]
@@ -162,6 +166,15 @@ class TextTokenizer:
             "chat_template": hashlib.sha256(self._template.encode()).hexdigest(),
             "mask_token_id": str(self.mask_id),
         }
+
+    def reads_like(self, other: "TextTokenizer") -> bool:
+        """Say whether both give the same text and the same tokens for every conversation.
+
+        Args:
+            other: Another tokenizer. Templates may write the special tokens, which fingerprints leave out.
+        """
+        mine, others = self._tokenizer.special_tokens_map, other._tokenizer.special_tokens_map
+        return bool(mine == others) and self.fingerprint() == other.fingerprint()
 
     def save(self, folder: Path) -> None:
         """Write the original tokenizer files, with the mask token and the chat template in them.
