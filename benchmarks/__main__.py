@@ -1,0 +1,59 @@
+"""Runs one benchmark, prints its figures and writes them with the machine and the command."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import pairing
+from benchmarks.machine import describe_machine
+from benchmarks.options import MaterialMissing, Options
+
+BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {"pairing": pairing.run}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark that the arguments name.
+
+    Args:
+        arguments: Of the command line, without the program.
+
+    Returns:
+        Exit status: 2 when material is missing.
+    """
+    given = _parser().parse_args(arguments)
+    try:
+        figures = BENCHMARKS[given.name](Options(rows=given.rows, repeats=given.repeats))
+    except MaterialMissing as error:
+        print(f"benchmarks {given.name}: {error}", file=sys.stderr)
+        return 2
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name:<{width}}  {value:>14,.2f}")
+    if given.json is not None:
+        command = shlex.join(["python", "-m", "benchmarks", *arguments])
+        record = {"figures": figures, "machine": describe_machine(), "command": command}
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure one of the design's bars.")
+    parser.add_argument("name", choices=sorted(BENCHMARKS), metavar="NAME", help=f"one of: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, the machine and the command here")
+    parser.add_argument("--rows", type=_positive, default=Options.rows, help="rows of the corpus (%(default)s)")
+    parser.add_argument("--repeats", type=_positive, default=Options.repeats, help="timed rounds (%(default)s)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
