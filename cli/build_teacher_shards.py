@@ -32,6 +32,14 @@ def build_teacher_shards(
     dataset: Dataset = None,
     on_bad_row: BadRow = None,
     out: Out = None,
+    passes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PASS[,PASS]",
+            help="What to capture: plain, compdemo. A pass that a finished cache lacks is added to it.",
+            show_default=False,
+        ),
+    ] = None,
     assignments: Set = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -45,6 +53,7 @@ def build_teacher_shards(
         "student.tokenizer.path": student,
         **corpus_flags("corpus", dataset, on_bad_row),
         "build.out": out,
+        "build.passes": passes.split(",") if passes is not None else None,
     }
     run = load_run_file(BuildRun, run_file, {**given(flags), **parse_assignments(assignments or ())})
     if dry_run:
@@ -93,6 +102,7 @@ def _print_summary(run: BuildRun, summary: "BuildSummary") -> None:
     fields = [
         ("cache", str(summary.cache)),
         ("cache id", summary.cache_id),
+        ("passes", ", ".join(summary.passes)),
         ("shards", f"{number(summary.num_shards)} ({number(summary.shards_reused)} were there already)"),
         ("samples", f"{number(summary.num_samples)}, {summary.num_views} views each"),
         ("masked positions", number(summary.masked_positions)),

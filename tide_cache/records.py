@@ -134,11 +134,14 @@ class TeacherSignal:
         truth_logprobs_N: log p(true token) at each masked teacher position, T = 1, nats, float32.
         is_top1_N: Whether the true token was the teacher's most likely one.
         topk: The `topk` signal at the positions of aligned pairs, or None when it was not captured.
+        is_shown_first_N: In the `compdemo` pass, the positions that the first of its two forwards showed; their signal
+            comes from the second. None in the `plain` pass.
     """
 
     truth_logprobs_N: Float32s
     is_top1_N: Bools
     topk: TopK | None
+    is_shown_first_N: Bools | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shard_examples import STUDENT_VOCAB, TEACHER_VOCAB, TEMPERATURES, encode_both
+from shard_examples import STUDENT_VOCAB, TEACHER_VOCAB, TEMPERATURES, encode_both, encode_compdemo
 
 from tide_cache.manifest import (
     CacheFolder,
     CacheIdentity,
+    Manifest,
     PairingIdentity,
     ShardPlan,
     SignalsIdentity,
@@ -16,7 +17,7 @@ from tide_cache.manifest import (
     ViewsIdentity,
     VocabSizes,
 )
-from tide_cache.shards import EncodedShard
+from tide_cache.shards import EncodedShard, PassName
 
 IDENTITY = CacheIdentity(
     corpus_hash="c" * 64,
@@ -41,15 +42,17 @@ class Builder:
 
     root: Path
     plan: ShardPlan = PLAN
+    passes: tuple[PassName, ...] = ("plain",)
 
     def folder(self) -> CacheFolder:
         folder = CacheFolder(self.root)
-        folder.begin(IDENTITY, self.plan)
+        folder.begin(IDENTITY, self.plan, self.passes)
         return folder
 
-    def shards(self, shard: int) -> tuple[EncodedShard, EncodedShard]:
-        header = self.folder().header("pairs", shard)
-        return encode_both(shard, len(self.plan.rows_of(shard)), IDENTITY.shard_rules, header)
+    def shards(self, shard: int) -> list[EncodedShard]:
+        arguments = (shard, len(self.plan.rows_of(shard)), IDENTITY.shard_rules, self.folder().header("pairs", shard))
+        encoded = (*encode_both(*arguments), encode_compdemo(*arguments))
+        return [one for one in encoded if one.header.table in ("pairs", *self.passes)]
 
     def build(self, shards: Iterable[int] | None = None) -> CacheFolder:
         folder = self.folder()
@@ -57,6 +60,9 @@ class Builder:
             for encoded in self.shards(shard):
                 folder.commit(encoded, {"samples": encoded.num_samples, "share": 0.5})
         return folder
+
+    def finish(self) -> Manifest:
+        return self.build().finish(self.passes)
 
     def tree(self) -> dict[str, bytes]:
         files = (path for path in self.root.rglob("*") if path.is_file())

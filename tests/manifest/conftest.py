@@ -19,7 +19,7 @@ def builder(tmp_path: Path) -> Builder:
 @pytest.fixture
 def cache(builder: Builder) -> Path:
     """A complete cache."""
-    builder.build().finish()
+    builder.finish()
     return builder.root
 
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 from cache_examples import IDENTITY, PLAN, Builder
-from shard_examples import assert_pairs_equal, assert_records_equal, make_shard
+from shard_examples import assert_pairs_equal, assert_records_equal, make_compdemo, make_shard
 
 from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ShardCorruptError, TideCacheError
-from tide_cache.manifest import TABLES, CacheFolder, Manifest
+from tide_cache.manifest import CacheFolder, Manifest, tables_of, verify
 from tide_cache.shards import LocalFiles
 
 
 def test_a_complete_cache_reads_back(builder):
-    written = builder.build().finish()
+    written = builder.finish()
     manifest = Manifest.load(builder.root)
     assert manifest == written
     assert manifest.totals["plain"]["samples"] == 10
@@ -34,10 +34,11 @@ def test_a_complete_cache_reads_back(builder):
 def test_a_resumed_build_is_byte_identical(builder, tmp_path):
     builder.build(range(1))
     resumed = builder.folder()
-    assert [resumed.is_committed(table, shard) for table in TABLES for shard in range(3)] == [True, False, False] * 2
-    builder.build().finish()
+    is_there = [resumed.is_committed(table, shard) for table in tables_of(["plain"]) for shard in range(3)]
+    assert is_there == [True, False, False] * 2
+    builder.finish()
     other = Builder(tmp_path / "undisturbed")
-    other.build().finish()
+    other.finish()
     assert builder.tree() == other.tree()
 
 
@@ -66,6 +67,10 @@ class DyingFiles(LocalFiles):
         self._live()
         super().link(source, target)
 
+    def rename(self, source, target):
+        self._live()
+        super().rename(source, target)
+
     def sync_folder(self, folder):
         self._live()
         super().sync_folder(folder)
@@ -79,40 +84,131 @@ class DyingFiles(LocalFiles):
         super().remove(path)
 
 
+def build_with(files, root, plan, shards, passes):
+    """Build from encoded shards, as a worker does; gives the manifest."""
+    folder = CacheFolder(root, files)
+    folder.begin(IDENTITY, plan, passes)
+    for encoded in shards:
+        table = encoded.header.table
+        if table in tables_of(passes) and not folder.is_committed(table, encoded.header.shard):
+            folder.commit(encoded, {"samples": encoded.num_samples, "share": 0.5})
+    return folder.finish(passes)
+
+
+def visible(root):
+    return {name: data for name, data in Builder(root).tree().items() if not name.endswith(".tmp")}
+
+
 def test_a_build_killed_at_any_step_resumes_byte_identical(tmp_path):
-    plan = PLAN.model_copy(update={"samples_per_shard": 5})
+    plan, passes = PLAN.model_copy(update={"samples_per_shard": 5}), ("plain",)
     undisturbed = Builder(tmp_path / "undisturbed", plan)
-    undisturbed.build().finish()
+    undisturbed.finish()
     expected = undisturbed.tree()
     shards = [encoded for shard in range(plan.num_shards) for encoded in undisturbed.shards(shard)]
-
-    def build(root, files):
-        folder = CacheFolder(root, files)
-        folder.begin(IDENTITY, plan)
-        for encoded in shards:
-            if not folder.is_committed(encoded.header.table, encoded.header.shard):
-                folder.commit(encoded, {"samples": encoded.num_samples, "share": 0.5})
-        folder.finish()
-
     deaths = 0
     while True:
         root = tmp_path / f"killed-{deaths}"
         try:
-            build(root, DyingFiles(deaths))
+            build_with(DyingFiles(deaths), root, plan, shards, passes)
         except KilledError:
-            build(root, LocalFiles())
-            files = {name: data for name, data in Builder(root).tree().items() if not name.endswith(".tmp")}
-            assert files == expected, f"killed at step {deaths}"
+            build_with(LocalFiles(), root, plan, shards, passes)
+            assert visible(root) == expected, f"killed at step {deaths}"
             deaths += 1
         else:
             break
     assert deaths > 40
 
 
+def test_a_pass_is_added_without_touching_what_is_there_whenever_it_is_killed(tmp_path):
+    """The manifest is the only file that changes; until it does, and after, the cache is whole."""
+    plan, both = PLAN.model_copy(update={"samples_per_shard": 5}), ("plain", "compdemo")
+    at_once = Builder(tmp_path / "at-once", plan, both)
+    at_once.finish()
+    shards = [encoded for shard in range(plan.num_shards) for encoded in at_once.shards(shard)]
+    deaths, listed = 0, set()
+    while True:
+        root = tmp_path / f"killed-{deaths}"
+        build_with(LocalFiles(), root, plan, shards, ["plain"])
+        before = Builder(root).tree()
+        try:
+            build_with(DyingFiles(deaths), root, plan, shards, both)
+        except KilledError:
+            after = visible(root)
+            assert {name: after[name] for name in before if name != "manifest.json"} == {
+                name: data for name, data in before.items() if name != "manifest.json"
+            }
+            listed.add(Manifest.load(root).passes)
+            assert verify(root, deep=True).ok
+            build_with(LocalFiles(), root, plan, shards, ["plain"])  # the build that was there is still complete
+            build_with(LocalFiles(), root, plan, shards, both)
+            assert visible(root) == at_once.tree(), f"killed at step {deaths}"
+            deaths += 1
+        else:
+            break
+    assert deaths > 15
+    assert listed == {("plain",), both}
+
+
+def test_a_build_of_one_pass_leaves_the_others_in_the_manifest(builder):
+    builder.finish()
+    builder.passes = ("compdemo",)
+    assert builder.finish().passes == ("plain", "compdemo")
+    builder.passes = ("plain",)
+    assert builder.finish().passes == Manifest.load(builder.root).passes == ("plain", "compdemo")
+
+
+def test_a_cache_may_hold_the_compdemo_pass_alone(builder):
+    builder.passes = ("compdemo",)
+    manifest = builder.finish()
+    assert manifest.tables == ("pairs", "compdemo")
+    assert verify(builder.root, deep=True).shards == 6
+    _, pairs, records = make_shard(1, 4, IDENTITY.shard_rules)
+    found = manifest.reader(builder.root, "compdemo", 1).read_signals(1, 0, pairs)
+    assert_records_equal(found, make_compdemo(1, records)[1], "float16")
+
+
+def test_a_pass_that_is_being_added_is_counted_when_it_lacks_shards(builder):
+    builder.finish()
+    builder.passes = ("plain", "compdemo")
+    folder = builder.build(range(2))
+    with pytest.raises(CacheIncompleteError, match=r"committed: pairs 3 of 3, plain 3 of 3, compdemo 2 of 3\."):
+        folder.finish(builder.passes)
+    assert Manifest.load(builder.root).passes == ("plain",)
+
+
+def test_a_lost_pass_does_not_fall_out_of_the_manifest_unseen(builder):
+    builder.passes = ("plain", "compdemo")
+    folder = builder.build()
+    folder.finish(builder.passes)
+    (builder.root / "signals/compdemo/shard-000001.json").unlink()
+    with pytest.raises(CacheIncompleteError, match=r"compdemo 2 of 3\."):
+        folder.finish(["plain"])
+
+
+def test_damage_to_an_added_pass_is_found(builder, flip):
+    builder.passes = ("plain", "compdemo")
+    builder.finish()
+    assert verify(builder.root).shards == 9
+    flip(builder.root / "signals/compdemo/shard-000002.parquet", 60)
+    assert [problem.shard for problem in verify(builder.root).problems] == ["signals/compdemo/shard-000002.parquet"]
+
+
+def test_a_cache_from_before_the_compdemo_pass_loads_and_can_get_it(builder):
+    """Its documents do not say demo_ratio, and its id is the one it had."""
+    manifest = builder.finish()
+    for name in ("plan.json", "manifest.json"):
+        assert "demo_ratio" not in (builder.root / name).read_text()
+    assert (manifest.identity.cache_id, manifest.plan.plan_hash(manifest.identity.cache_id)) == (
+        "890d74209af27170",
+        "7b5fa0b4ce05c005",
+    )
+    assert Manifest.load(builder.root).identity.views.demo_ratio == 0.5
+
+
 def test_a_repeated_build_changes_nothing(builder):
-    builder.build().finish()
+    builder.finish()
     before = builder.tree()
-    builder.build().finish()
+    builder.finish()
     assert builder.tree() == before
 
 
@@ -120,7 +216,9 @@ def test_another_build_is_refused_with_every_field(builder):
     builder.build(range(1))
     with pytest.raises(CacheMismatchError) as error:
         CacheFolder(builder.root).begin(
-            IDENTITY.model_copy(update={"corpus_hash": "0" * 64}), PLAN.model_copy(update={"batch_tokens": 1})
+            IDENTITY.model_copy(update={"corpus_hash": "0" * 64}),
+            PLAN.model_copy(update={"batch_tokens": 1}),
+            ["plain"],
         )
     message = str(error.value)
     assert message.startswith(f"{builder.root / 'plan.json'} was built from other inputs:\n")
@@ -133,20 +231,20 @@ def test_two_builds_that_begin_at_once_agree_on_one(builder, monkeypatch):
     builder.folder()
     monkeypatch.setattr(LocalFiles, "list_folder", lambda self, folder: [])
     with pytest.raises(CacheMismatchError, match=r"plan\.head_rows: cache has 1024, run declares 1"):
-        CacheFolder(builder.root).begin(IDENTITY, PLAN.model_copy(update={"head_rows": 1}))
-    CacheFolder(builder.root).begin(IDENTITY, PLAN)
+        CacheFolder(builder.root).begin(IDENTITY, PLAN.model_copy(update={"head_rows": 1}), ["plain"])
+    CacheFolder(builder.root).begin(IDENTITY, PLAN, ["plain"])
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
     for name in "abcdefg":
         (tmp_path / name).touch()
     with pytest.raises(CacheMismatchError, match=r"found a, b, c, d, e, \.\.\., but no plan\.json.*\n.*new folder"):
-        CacheFolder(tmp_path).begin(IDENTITY, PLAN)
+        CacheFolder(tmp_path).begin(IDENTITY, PLAN, ["plain"])
 
 
 def test_an_interrupted_build_says_how_far_it_came(builder):
     folder = builder.build(range(2))
-    for attempt in (folder.finish, lambda: Manifest.load(builder.root)):
+    for attempt in (lambda: folder.finish(["plain"]), lambda: Manifest.load(builder.root)):
         with pytest.raises(CacheIncompleteError) as error:
             attempt()
         assert "has not finished: shards committed: pairs 2 of 3, plain 2 of 3.\n" in str(error.value)
@@ -204,14 +302,14 @@ def test_a_shard_of_another_build_is_not_committed(builder):
 
 def test_a_recomputed_shard_does_not_slip_under_an_old_manifest(builder):
     folder = builder.build()
-    folder.finish()
+    folder.finish(["plain"])
     for suffix in (".parquet", ".json"):
         (builder.root / "pairs/shard-000001").with_suffix(suffix).unlink()
     (builder.root / "signals/plain/shard-000001.json").unlink()
     folder.commit(builder.shards(1)[0], {"samples": 4})
     folder.commit(builder.shards(1)[1], {"samples": 4, "share": 0.5})
     with pytest.raises(ShardCorruptError, match=r"entry of pairs shard 1 is not the commit record(?s:.*)accept it"):
-        folder.finish()
+        folder.finish(["plain"])
 
 
 def test_a_full_disk_is_a_message(builder, monkeypatch):
@@ -229,13 +327,17 @@ def test_a_full_disk_is_a_message(builder, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["shards"].pop("plain"), r"found tables \['pairs'\], expected \['pairs', 'plain'\]"),
+        (lambda d: d["shards"].pop("plain"), r"found tables \['pairs'\], expected pairs and one of plain, comp"),
+        (lambda d: d["shards"].pop("pairs"), r"found tables \['plain'\], expected pairs and one of plain, comp"),
         (lambda d: d["shards"]["plain"].pop(), "plain: found 2 shards, the plan says 3"),
         (lambda d: d["shards"]["pairs"].reverse(), "pairs shard 0 belongs to another cache, plan or shard"),
         (lambda d: d["identity"]["views"].update(seed=9), "pairs shard 0 belongs to another cache"),
         (lambda d: d["plan"].update(batch_tokens=9), "pairs shard 0 belongs to another cache, plan"),
         (lambda d: d["totals"]["plain"].update(samples=9), "plain: totals are not the sums"),
-        (lambda d: d["shards"]["plain"][1].update(num_samples=3), "shard 1: found 4 pairs and signals of 3 samples"),
+        (
+            lambda d: d["shards"]["plain"][1].update(num_samples=3),
+            "shard 1: found 4 pairs and plain signals of 3 samples",
+        ),
         (lambda d: d.pop("complete"), "not what the format says: complete: Field required"),
         (lambda d: d.update(complete=False), "complete: Input should be True"),
         (lambda d: d.update(extra=1), "extra: Extra inputs are not permitted"),
@@ -264,7 +366,7 @@ def test_a_newer_version_is_refused_with_the_version_needed(cache, name):
     document = {**json.loads((cache / name).read_bytes()), "format_version": 2, "something_new": 1}
     (cache / name).write_text(json.dumps(document))
     with pytest.raises(CacheMismatchError, match="Install a release of tide-cache that reads format version 2"):
-        Manifest.load(cache) if name == "manifest.json" else CacheFolder(cache).begin(IDENTITY, PLAN)
+        Manifest.load(cache) if name == "manifest.json" else CacheFolder(cache).begin(IDENTITY, PLAN, ["plain"])
 
 
 @pytest.mark.parametrize(

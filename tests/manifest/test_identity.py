@@ -16,6 +16,7 @@ CHANGES = {
     "student_tokenizer.template": {"student_tokenizer": {**IDENTITY.student_tokenizer, "template": "0"}},
     "vocab_sizes.teacher": {"vocab_sizes": IDENTITY.vocab_sizes.model_copy(update={"teacher": 7})},
     "views.seed": {"views": IDENTITY.views.model_copy(update={"seed": 1})},
+    "views.demo_ratio": {"views": IDENTITY.views.model_copy(update={"demo_ratio": 0.25})},
     "signals.temperatures": {"signals": IDENTITY.signals.model_copy(update={"temperatures": (1.0,)})},
     "pairing.shared_vocab_size": {"pairing": IDENTITY.pairing.model_copy(update={"shared_vocab_size": 1})},
     "student.max_length": {"student": IDENTITY.student.model_copy(update={"max_length": 1})},
@@ -38,6 +39,15 @@ def test_identity_survives_json_and_its_id_is_stable():
     assert len(IDENTITY.cache_id) == 16
     reordered = IDENTITY.model_copy(update={"teacher": dict(reversed(IDENTITY.teacher.items()))})
     assert reordered.cache_id == IDENTITY.cache_id
+
+
+def test_a_demo_ratio_is_named_though_the_default_is_not_written():
+    changed = IDENTITY.model_copy(update=CHANGES["views.demo_ratio"])
+    assert IDENTITY.differences(changed) == [("views.demo_ratio", 0.5, 0.25)]
+    assert CacheIdentity.model_validate_json(changed.model_dump_json(), strict=True) == changed
+    assert "demo_ratio" not in IDENTITY.model_dump(mode="json")["views"]
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        CacheIdentity.model_validate_json(changed.model_dump_json().replace("0.25", "1.25"), strict=True)
 
 
 def test_a_mismatch_lists_every_field_with_both_values():

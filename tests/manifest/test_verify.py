@@ -71,7 +71,7 @@ def test_deep_finds_what_hashes_cannot(builder):
     _, strangers = encode_both(99, 4, rules, folder.header("pairs", 1))
     folder.commit(pairs, {})
     folder.commit(strangers, {})
-    folder.finish()
+    folder.finish(["plain"])
     assert verify(builder.root).ok
     report = verify(builder.root, deep=True)
     assert {problem.shard for problem in report.problems} == {"signals/plain/shard-000001.parquet"}

@@ -110,6 +110,29 @@ def encode_both(
     )
 
 
+def with_split(rng: np.random.Generator, record: ViewRecord) -> ViewRecord:
+    """The same view in the compdemo pass: each chunk is shown in the first forward, or in the second."""
+    is_first_M = rng.random(len(record.pair.teacher_ids_M)) < 0.5
+    for start, end in record.pair.chunks_C4[:, :2]:
+        is_first_M[start:end] = rng.random() < 0.5
+    is_first_N = is_first_M[record.view.is_teacher_masked_M]
+    return replace(record, signal=replace(record.signal, is_shown_first_N=is_first_N))
+
+
+def make_compdemo(seed: int, records: Sequence[Sequence[ViewRecord]]) -> list[list[ViewRecord]]:
+    """The records of `make_shard` as the compdemo pass has them."""
+    rng = np.random.default_rng(seed)
+    return [[with_split(rng, record) for record in of_view] for of_view in records]
+
+
+def encode_compdemo(
+    seed: int, num_samples: int, rules: ShardRules = RULES, header: ShardHeader = HEADER, max_chunks: int = 8
+) -> EncodedShard:
+    """The compdemo shard of the samples of `encode_both`."""
+    indexes, _, records = make_shard(seed, num_samples, rules, max_chunks)
+    return encode_signals(replace(header, table="compdemo"), indexes, make_compdemo(seed, records), rules, "float16")
+
+
 def assert_pairs_equal(found: Sequence[SamplePair], expected: Sequence[SamplePair]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.sample_id == other.sample_id
@@ -129,6 +152,9 @@ def assert_records_equal(found: Sequence[ViewRecord], expected: Sequence[ViewRec
         _assert_same(one.view.is_teacher_masked_M, other.view.is_teacher_masked_M)
         _assert_same(one.signal.truth_logprobs_N, other.signal.truth_logprobs_N)
         _assert_same(one.signal.is_top1_N, other.signal.is_top1_N)
+        assert (one.signal.is_shown_first_N is None) == (other.signal.is_shown_first_N is None)
+        if other.signal.is_shown_first_N is not None:
+            _assert_same(one.signal.is_shown_first_N, other.signal.is_shown_first_N)
         assert (one.signal.topk is None) == (other.signal.topk is None)
         if other.signal.topk is not None:
             for name in ("rows_R", "counts_R", "ids_E", "log_tail_RT", "log_partition_RT"):

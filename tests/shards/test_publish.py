@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from tide_cache.errors import ShardCorruptError, TideCacheError
-from tide_cache.shards import LocalFiles, canonical_json, file_sha256, publish, publish_json, remove_leftovers
+from tide_cache.shards import (
+    LocalFiles,
+    canonical_json,
+    file_sha256,
+    publish,
+    publish_json,
+    remove_leftovers,
+    replace_json,
+)
 
 
 class Recorder(LocalFiles):
@@ -32,6 +40,10 @@ class Recorder(LocalFiles):
     def link(self, source: Path, target: Path) -> None:
         self._note("link")
         super().link(source, target)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._note("rename")
+        super().rename(source, target)
 
     def sync_folder(self, folder: Path) -> None:
         self._note("sync_folder")
@@ -84,6 +96,25 @@ def test_canonical_json_is_one_form(tmp_path):
         canonical_json({"a": float("nan")})
     publish_json(tmp_path / "a.json", {"a": 1})
     assert (tmp_path / "a.json").read_bytes() == b'{"a":1}\n'
+
+
+def test_a_document_replaces_another_at_one_stroke(tmp_path):
+    publish_json(tmp_path / "a.json", {"a": 1})
+    files = Recorder()
+    replace_json(tmp_path / "a.json", {"a": 2}, files)
+    assert files.calls == ["write_new", "rename", "sync_folder", "remove"]
+    assert (tmp_path / "a.json").read_bytes() == b'{"a":2}\n'
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("step", ["write_new", "rename"])
+def test_a_document_that_cannot_be_replaced_stays(tmp_path, step):
+    publish_json(tmp_path / "a.json", {"a": 1})
+    files = Recorder(step, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(TideCacheError, match=r"a\.json: cannot be written: No space left"):
+        replace_json(tmp_path / "a.json", {"a": 2}, files)
+    assert (tmp_path / "a.json").read_bytes() == b'{"a":1}\n'
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_hash_of_a_file(tmp_path):

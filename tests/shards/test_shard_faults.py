@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_examples import HEADER, RULES, MemoryFiles, encode_both
+from shard_examples import HEADER, RULES, MemoryFiles, encode_both, encode_compdemo
 
 from tide_cache.errors import CacheMismatchError, ShardCorruptError
 from tide_cache.shards import EncodedShard, LocalFiles, ShardHeader, ShardLayout, ShardReader
@@ -28,11 +28,11 @@ class Facts:
 
 
 @pytest.fixture(scope="module")
-def shards() -> tuple[EncodedShard, EncodedShard]:
-    return encode_both(11, 66, max_chunks=4)
+def shards() -> tuple[EncodedShard, EncodedShard, EncodedShard]:
+    return (*encode_both(11, 66, max_chunks=4), encode_compdemo(11, 66, max_chunks=4))
 
 
-def read_all(shard: EncodedShard, data: bytes, shards: tuple[EncodedShard, EncodedShard], facts=None) -> None:
+def read_all(shard: EncodedShard, data: bytes, shards: tuple[EncodedShard, ...], facts=None) -> None:
     pairs_reader = ShardReader(PATH, shards[0], RULES, MemoryFiles(shards[0].data))
     reader = ShardReader(PATH, facts or shard, RULES, MemoryFiles(data))
     layout = ShardLayout(shard.num_samples, RULES.num_views)
@@ -45,7 +45,7 @@ def read_all(shard: EncodedShard, data: bytes, shards: tuple[EncodedShard, Encod
                 reader.read_signals(view, group, pairs)
 
 
-@pytest.mark.parametrize("table", [0, 1], ids=["pairs", "signals"])
+@pytest.mark.parametrize("table", [0, 1, 2], ids=["pairs", "plain", "compdemo"])
 def test_no_bit_flip_is_silent(shards, table):
     shard = shards[table]
     read_all(shard, shard.data, shards)

@@ -9,7 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_examples import HEADER, RULES, assert_pairs_equal, assert_records_equal, encode_both, make_shard
+from shard_examples import (
+    HEADER,
+    RULES,
+    assert_pairs_equal,
+    assert_records_equal,
+    encode_both,
+    encode_compdemo,
+    make_compdemo,
+    make_shard,
+)
 
 from tide_cache.shards import SAMPLES_PER_GROUP, LocalFiles, ShardLayout, ShardReader, encode_pairs, encode_signals
 
@@ -21,13 +30,15 @@ from tide_cache.shards import SAMPLES_PER_GROUP, LocalFiles, ShardLayout, ShardR
     num_views=st.integers(1, 3),
     has_topk=st.booleans(),
     logprob_dtype=st.sampled_from(["float16", "float32"]),
+    table=st.sampled_from(["plain", "compdemo"]),
 )
-def test_decode_inverts_encode(tmp_path_factory, seed, num_samples, num_views, has_topk, logprob_dtype):
+def test_decode_inverts_encode(tmp_path_factory, seed, num_samples, num_views, has_topk, logprob_dtype, table):
     rules = replace(RULES, num_views=num_views, has_topk=has_topk)
     indexes, pairs, records = make_shard(seed, num_samples, rules, max_chunks=4)
+    records = make_compdemo(seed, records) if table == "compdemo" else records
     folder = tmp_path_factory.mktemp("shard")
     pair_shard = encode_pairs(HEADER, indexes, pairs, rules)
-    signal_shard = encode_signals(replace(HEADER, table="plain"), indexes, records, rules, logprob_dtype)
+    signal_shard = encode_signals(replace(HEADER, table=table), indexes, records, rules, logprob_dtype)
     readers = []
     for name, shard in (("pairs", pair_shard), ("signals", signal_shard)):
         (folder / name).write_bytes(shard.data)
@@ -100,6 +111,21 @@ def test_file_holds_what_the_format_says(tmp_path: Path):
     assert sum(signal_shard.column_bytes.values()) < len(signal_shard.data)
     assert signal_shard.column_bytes["topk_ids"] > 0
     assert set(pair_shard.column_bytes) == set(pq.read_schema(_written(tmp_path, pair_shard.data)).names)
+
+
+def test_the_split_is_a_column_of_the_compdemo_table_alone(tmp_path: Path):
+    names = [
+        pq.read_schema(_written(tmp_path, shard.data)).names for shard in (encode_both(5, 3)[1], encode_compdemo(5, 3))
+    ]
+    assert names[1] == [*names[0][:6], "shown_first", *names[0][6:]]
+    _, _, records = make_shard(5, 3)
+    for table, of_table in (("plain", make_compdemo(5, records)), ("compdemo", records)):
+        with pytest.raises(AssertionError, match="columns of another table"):
+            encode_signals(replace(HEADER, table=table), [0, 1, 2], of_table, RULES, "float16")
+    of_table = make_compdemo(5, records)
+    of_table[0][1] = records[0][1]
+    with pytest.raises(AssertionError, match="a split in some rows only"):
+        encode_signals(replace(HEADER, table="compdemo"), [0, 1, 2], of_table, RULES, "float16")
 
 
 def test_a_reader_crosses_into_worker_processes(tmp_path: Path):

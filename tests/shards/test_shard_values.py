@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_examples import HEADER, RULES, STUDENT_VOCAB, TEACHER_VOCAB, MemoryFiles, make_shard
+from shard_examples import HEADER, RULES, STUDENT_VOCAB, TEACHER_VOCAB, MemoryFiles, make_compdemo, make_shard
 
 from tide_cache.errors import ShardCorruptError, TeacherOutputError
 from tide_cache.records import SampleId, SamplePair, TeacherSignal, TopK, ViewRecord
@@ -170,6 +170,46 @@ def test_a_broken_law_is_refused_by_writer_and_reader(name, monkeypatch):
         assert part in str(corrupt.value)
     named = "x" if name == "other sample" else PAIRS[AT].sample_id
     assert f"sample '{named}'" in str(corrupt.value)
+    assert len(reader.read_signals(0, 0, PAIRS)) == len(PAIRS)
+
+
+def _show_half(record: ViewRecord) -> ViewRecord:
+    """Show the first token of the first masked chunk of several teacher tokens, and not the others."""
+    row_M = np.cumsum(record.view.is_teacher_masked_M) - 1
+    start = next(a for a, b, _, _ in record.pair.chunks_C4 if b - a > 1 and record.view.is_teacher_masked_M[a:b].all())
+    split = record.signal.is_shown_first_N
+    return replace(
+        record, signal=replace(record.signal, is_shown_first_N=_with(split, row_M[start], ~split[row_M[start]]))
+    )
+
+
+SPLIT_FAULTS: dict[str, tuple[Callable[[ViewRecord], ViewRecord], str]] = {
+    "missing": (
+        _signal(lambda s: replace(s, is_shown_first_N=s.is_shown_first_N[1:])),
+        "length differs from teacher_masked",
+    ),
+    "chunk in part": (_show_half, "a chunk is shown in part"),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT_FAULTS)
+def test_a_broken_split_is_refused_by_writer_and_reader(name, monkeypatch):
+    change, problem = SPLIT_FAULTS[name]
+    table, records = replace(HEADER, table="compdemo"), make_compdemo(0, RECORDS)
+    at = next(
+        i
+        for i, record in enumerate(records[1])
+        for a, b, _, _ in record.pair.chunks_C4
+        if b - a > 1 and record.view.is_teacher_masked_M[a:b].all()
+    )
+    records[1][at] = change(records[1][at])
+    with pytest.raises(TeacherOutputError, match=f"view 1, shown_first: .*{problem}"):
+        encode_signals(table, INDEXES, records, RULES, "float16")
+    monkeypatch.setattr("tide_cache.shards.writer.check_signals", lambda *args, **kwargs: None)
+    shard = encode_signals(table, INDEXES, records, RULES, "float16")
+    reader = ShardReader(Path("s.parquet"), shard, RULES, MemoryFiles(shard.data))
+    with pytest.raises(ShardCorruptError, match=f"column shown_first, sample '{PAIRS[at].sample_id}': .*{problem}"):
+        reader.read_signals(1, 0, PAIRS)
     assert len(reader.read_signals(0, 0, PAIRS)) == len(PAIRS)
 
 

@@ -5,15 +5,20 @@ from hypothesis import strategies as st
 
 from tide_cache.teacher.batches import ViewGroup, plan_batches
 
-arguments = st.fixed_dictionaries(
-    {
-        "lengths": st.lists(st.integers(0, 60), max_size=12),
-        "num_views": st.integers(0, 9),
-        "views_per_forward": st.integers(1, 5),
-        "copies": st.integers(0, 1),
-        "batch_tokens": st.integers(1, 500),
+
+@st.composite
+def arguments_of_a_plan(draw):
+    samples = draw(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), max_size=12))
+    return {
+        "lengths": [length for length, _ in samples],
+        "num_views": [num_views for _, num_views in samples],
+        "views_per_forward": draw(st.integers(1, 5)),
+        "copies": draw(st.integers(0, 1)),
+        "batch_tokens": draw(st.integers(1, 500)),
     }
-)
+
+
+arguments = arguments_of_a_plan()
 quick = settings(max_examples=100, deadline=None)
 
 
@@ -26,7 +31,7 @@ def padded_tokens(batch, lengths, copies):
 def test_every_view_of_every_sample_once(arguments):
     batches = plan_batches(**arguments)
     seen = [(group.sample, view) for batch in batches for group in batch for view in group.views]
-    assert sorted(seen) == [(s, v) for s in range(len(arguments["lengths"])) for v in range(arguments["num_views"])]
+    assert sorted(seen) == [(s, v) for s, count in enumerate(arguments["num_views"]) for v in range(count)]
 
 
 @quick
@@ -53,7 +58,7 @@ def test_the_plan_depends_on_its_arguments_alone(arguments):
 
 
 def test_samples_of_similar_length_share_a_batch():
-    batches = plan_batches([30, 3, 29, 4], num_views=2, views_per_forward=2, copies=1, batch_tokens=180)
+    batches = plan_batches([30, 3, 29, 4], num_views=[2] * 4, views_per_forward=2, copies=1, batch_tokens=180)
     assert batches == [
         [ViewGroup(1, (0, 1)), ViewGroup(3, (0, 1))],
         [ViewGroup(2, (0, 1)), ViewGroup(0, (0, 1))],
@@ -61,8 +66,16 @@ def test_samples_of_similar_length_share_a_batch():
 
 
 def test_a_remainder_of_views_goes_in_batches_of_its_own():
-    batches = plan_batches([5, 5], num_views=3, views_per_forward=2, copies=1, batch_tokens=1000)
+    batches = plan_batches([5, 5], num_views=[3, 3], views_per_forward=2, copies=1, batch_tokens=1000)
     assert batches == [
         [ViewGroup(0, (0, 1)), ViewGroup(1, (0, 1))],
         [ViewGroup(0, (2,)), ViewGroup(1, (2,))],
+    ]
+
+
+def test_samples_may_have_different_numbers_of_views():
+    batches = plan_batches([5, 5, 5, 5], num_views=[3, 0, 2, 1], views_per_forward=2, copies=1, batch_tokens=1000)
+    assert batches == [
+        [ViewGroup(0, (0, 1)), ViewGroup(2, (0, 1))],
+        [ViewGroup(0, (2,)), ViewGroup(3, (0,))],
     ]

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tide_cache.building.prepare import PreparedBuild, prepare_build
-from tide_cache.building.shard import build_shard
+from tide_cache.building.shard import SHOWINGS, build_shard
 from tide_cache.config.build import BuildRun
+from tide_cache.config.common import PassName
 from tide_cache.errors import PairingError, fault_list
 from tide_cache.interruption import StopRequest
-from tide_cache.manifest import CacheFolder, Manifest
+from tide_cache.manifest import CacheFolder, Manifest, tables_of
 from tide_cache.modeling.backbone import DTYPES, load_backbone, resolve_device
+from tide_cache.shards import TableName
 from tide_cache.teacher.capture import Teacher
 
 
@@ -22,8 +24,8 @@ class BuildProgress:
     Attributes:
         shards_done: Shards committed.
         num_shards: Shards planned.
-        views_done: Views captured by this process, of shards not yet committed too.
-        num_views: Views this process has to capture, at most.
+        views_done: Views shown to the teacher by this process, of shards not yet committed too.
+        num_views: Views this process has to show, at most; the compdemo pass shows most of them twice, in parts.
         bytes_written: By this process.
     """
 
@@ -43,6 +45,7 @@ class BuildSummary:
 
     cache: Path
     cache_id: str
+    passes: tuple[PassName, ...]
     num_shards: int
     shards_reused: int
     num_samples: int
@@ -73,12 +76,13 @@ def build_prepared(run: BuildRun, build: PreparedBuild, on_progress: OnProgress 
     """Build the cache of a checked run; as `build_cache`."""
     started_s = time.monotonic()
     folder = CacheFolder(run.build.out)
-    folder.begin(build.identity, build.plan)
+    folder.begin(build.identity, build.plan, build.passes)
     shards = range(build.plan.num_shards)
-    missing = [s for s in shards if not (folder.is_committed("pairs", s) and folder.is_committed("plain", s))]
+    lacking = {s: [t for t in tables_of(build.passes) if not folder.is_committed(t, s)] for s in shards}
+    missing = {shard: tables for shard, tables in lacking.items() if tables}
     if missing:
         _build_missing(run, build, folder, missing, on_progress)
-    manifest = _finish(folder)
+    manifest = _finish(folder, build.passes)
     return _summary(run, build, manifest, build.plan.num_shards - len(missing), time.monotonic() - started_s)
 
 
@@ -89,9 +93,14 @@ def load_teacher(run: BuildRun, build: PreparedBuild) -> Teacher:
 
 
 def _build_missing(
-    run: BuildRun, build: PreparedBuild, folder: CacheFolder, missing: list[int], on_progress: OnProgress | None
+    run: BuildRun,
+    build: PreparedBuild,
+    folder: CacheFolder,
+    missing: dict[int, list[TableName]],
+    on_progress: OnProgress | None,
 ) -> None:
-    num_views = sum(len(build.plan.rows_of(shard)) for shard in missing) * build.views.num_views
+    showings = {shard: sum(SHOWINGS[table] for table in tables) for shard, tables in missing.items()}
+    num_views = sum(len(build.plan.rows_of(shard)) * n for shard, n in showings.items()) * build.views.num_views
     done = {"shards": build.plan.num_shards - len(missing), "views": 0, "bytes": 0}
 
     def report() -> None:
@@ -117,8 +126,8 @@ def _build_missing(
             on_views(0)
 
 
-def _finish(folder: CacheFolder) -> Manifest:
-    manifest = folder.finish()
+def _finish(folder: CacheFolder, passes: tuple[PassName, ...]) -> Manifest:
+    manifest = folder.finish(passes)
     totals = manifest.totals["pairs"]
     if not totals["samples"]:
         reasons = [f"{name.removeprefix('dropped.')}: {n}" for name, n in totals.items() if name.startswith("dropped.")]
@@ -135,17 +144,18 @@ def _finish(folder: CacheFolder) -> Manifest:
 def _summary(
     run: BuildRun, build: PreparedBuild, manifest: Manifest, shards_reused: int, elapsed_s: float
 ) -> BuildSummary:
-    pairs, plain = manifest.totals["pairs"], manifest.totals["plain"]
+    pairs, signals = manifest.totals["pairs"], manifest.totals[manifest.passes[0]]
     records = [record for table in manifest.shards.values() for record in table]
     prefix = "dropped."
     return BuildSummary(
         cache=run.build.out,
         cache_id=manifest.identity.cache_id,
+        passes=manifest.passes,
         num_shards=build.plan.num_shards,
         shards_reused=shards_reused,
         num_samples=int(pairs["samples"]),
         num_views=build.views.num_views,
-        masked_positions=int(plain["masked_student_positions"]),
+        masked_positions=int(signals["masked_student_positions"]),
         cache_bytes=sum(record.size for record in records),
         coverage=pairs["covered_tokens"] / max(pairs["supervised_tokens"], 1),
         dropped={name.removeprefix(prefix): int(n) for name, n in pairs.items() if name.startswith(prefix)},

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tide_cache.config.build import BuildRun
-from tide_cache.config.common import TokenizerConfig
+from tide_cache.config.common import PassName, TokenizerConfig
 from tide_cache.corpus import Corpus, open_corpus
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.manifest import (
@@ -34,6 +34,8 @@ class PreparedBuild:
         identity: What the cache will hold.
         plan: How it is cut into shards.
         views: How views are drawn.
+        demo_ratio: How the views of the compdemo pass are split.
+        passes: What is captured.
         capture: How the teacher is run.
     """
 
@@ -43,6 +45,8 @@ class PreparedBuild:
     identity: CacheIdentity
     plan: ShardPlan
     views: ViewPlan
+    demo_ratio: float
+    passes: tuple[PassName, ...]
     capture: CapturePlan
 
 
@@ -84,7 +88,9 @@ def prepare_build(run: BuildRun) -> PreparedBuild:
             head_rows=run.build.head_rows,
             views_per_forward=run.build.views_per_forward,
         ),
-        views=ViewPlan(**run.views.model_dump()),
+        views=ViewPlan(**run.views.model_dump(exclude={"demo_ratio"})),
+        demo_ratio=run.views.demo_ratio,
+        passes=run.build.passes,
         capture=CapturePlan(
             context=run.teacher.context,
             block_size=run.teacher.block_size,

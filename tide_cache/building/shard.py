@@ -7,9 +7,13 @@ from tide_cache.building.prepare import PreparedBuild
 from tide_cache.manifest import CacheFolder
 from tide_cache.pairing import PairedRows, PairingReport
 from tide_cache.records import ViewRecord
-from tide_cache.shards import encode_pairs, encode_signals
+from tide_cache.shards import PassName, TableName, encode_pairs, encode_signals
 from tide_cache.teacher.capture import Teacher
+from tide_cache.teacher.compdemo import compdemo_signals
 from tide_cache.views import draw_view
+
+SHOWINGS: dict[TableName, int] = {"pairs": 0, "plain": 1, "compdemo": 2}
+"""How often the teacher sees a view, at most, for each table."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,25 @@ def build_shard(
     if not folder.is_committed("pairs", shard):
         encoded = encode_pairs(folder.header("pairs", shard), indexes, paired.pairs, rules)
         num_bytes += folder.commit(encoded, _pairing_statistics(paired.report)).size
-    if not folder.is_committed("plain", shard):
-        records_by_view = _capture(build, teacher, paired, on_views)
-        encoded = encode_signals(
-            folder.header("plain", shard), indexes, records_by_view, rules, build.identity.signals.logprob_dtype
-        )
-        num_bytes += folder.commit(encoded, _signal_statistics(records_by_view)).size
+    for name in build.passes:
+        if not folder.is_committed(name, shard):
+            records_by_view = _capture(build, teacher, paired, name, on_views)
+            encoded = encode_signals(
+                folder.header(name, shard), indexes, records_by_view, rules, build.identity.signals.logprob_dtype
+            )
+            num_bytes += folder.commit(encoded, _signal_statistics(records_by_view)).size
     return BuiltShard(shard, num_bytes, len(paired.pairs))
 
 
 def _capture(
-    build: PreparedBuild, teacher: Teacher, paired: PairedRows, on_views: Callable[[int], None]
+    build: PreparedBuild, teacher: Teacher, paired: PairedRows, name: PassName, on_views: Callable[[int], None]
 ) -> list[list[ViewRecord]]:
     numbers = range(build.views.num_views)
     views = [[draw_view(pair, number, build.views) for number in numbers] for pair in paired.pairs]
-    signals = teacher.signals(paired.pairs, views, on_views)
+    if name == "compdemo":
+        signals = compdemo_signals(teacher, paired.pairs, views, build.views.seed, build.demo_ratio, on_views)
+    else:
+        signals = teacher.signals(paired.pairs, views, on_views)
     return [
         [ViewRecord(pair, views[i][number], signals[i][number]) for i, pair in enumerate(paired.pairs)]
         for number in numbers
@@ -74,6 +82,11 @@ def _signal_statistics(records_by_view: list[list[ViewRecord]]) -> dict[str, int
     records = [record for records in records_by_view for record in records]
     signals = [record.signal for record in records if record.signal is not None]
     topks = [signal.topk for signal in signals if signal.topk is not None]
+    splits = [signal.is_shown_first_N for signal in signals if signal.is_shown_first_N is not None]
+    of_splits: dict[str, int | float] = {
+        "teacher_views": sum(2 if split.any() and not split.all() else 1 for split in splits),
+        "shown_first_positions": sum(int(split.sum()) for split in splits),
+    }
     return {
         "views": len(records),
         "masked_student_positions": sum(int(record.view.is_student_masked_L.sum()) for record in records),
@@ -81,4 +94,5 @@ def _signal_statistics(records_by_view: list[list[ViewRecord]]) -> dict[str, int
         "top1_correct": sum(int(signal.is_top1_N.sum()) for signal in signals),
         "topk_rows": sum(len(topk.rows_R) for topk in topks),
         "topk_ids": sum(len(topk.ids_E) for topk in topks),
+        **(of_splits if splits else {}),
     }

@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tide_cache.config.base import Frozen
-from tide_cache.config.common import CorpusConfig, Location, Precision, TokenizerConfig, ViewsConfig
+from tide_cache.config.common import CorpusConfig, Location, PassName, Precision, TokenizerConfig, ViewsConfig
 
 
 class TeacherConfig(Frozen):
@@ -49,6 +49,15 @@ class PairingConfig(Frozen):
     )
 
 
+class BuildViewsConfig(ViewsConfig):
+    """How samples are masked, and what the teacher is shown of it."""
+
+    demo_ratio: float = Field(
+        default=0.5, ge=0, le=1, allow_inf_nan=False,
+        description="In the compdemo pass, the probability that a masked chunk is shown in the first of two forwards.",
+    )  # fmt: skip
+
+
 class SignalsConfig(Frozen):
     """What is stored of the teacher's distribution: DESIGN 4.4."""
 
@@ -75,11 +84,19 @@ class BuildConfig(Frozen):
     """Where the cache goes and how the work is cut; none of it changes what a view holds."""
 
     out: Path = Field(description="Folder of the cache.")
-    passes: tuple[Literal["plain"], ...] = Field(default=("plain",), min_length=1)
+    passes: tuple[PassName, ...] = Field(
+        default=("plain",), min_length=1, description="What to capture; a pass can be added to a finished cache."
+    )
     samples_per_shard: int = Field(default=512, ge=1, description="Samples of one shard; aim at 64-128 MiB.")
     batch_tokens: int = Field(default=8192, ge=1, description="Tokens per teacher forward, padding included.")
     head_rows: int = Field(default=1024, ge=1, description="Masked rows per slice of the output head.")
     views_per_forward: int = Field(default=4, ge=1, description="Views packed on one clean copy in the block context.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.passes)) != len(self.passes):
+            raise ValueError(f"passes {', '.join(self.passes)}: name each pass once")
+        return self
 
 
 class BuildRun(Frozen):
@@ -89,6 +106,6 @@ class BuildRun(Frozen):
     teacher: TeacherConfig
     student: BuildStudentConfig
     pairing: PairingConfig = PairingConfig()
-    views: ViewsConfig = ViewsConfig()
+    views: BuildViewsConfig = BuildViewsConfig()
     signals: SignalsConfig = SignalsConfig()
     build: BuildConfig

@@ -12,6 +12,9 @@ Location = Annotated[str, LocationMark, Field(min_length=1)]
 
 Precision = Literal["float32", "bfloat16"]
 
+PassName = Literal["plain", "compdemo"]
+"""plain: the teacher sees the view. compdemo: it sees two, each showing some of what the other masks."""
+
 
 class CorpusConfig(Frozen):
     """Where the conversations come from."""

@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tide_cache.config.base import Frozen
-from tide_cache.config.common import CorpusConfig, Location, Precision, TokenizerConfig, ViewsConfig
+from tide_cache.config.common import CorpusConfig, Location, PassName, Precision, TokenizerConfig, ViewsConfig
 from tide_cache.config.objectives import CrossEntropyConfig, ObjectiveConfig
 
 
@@ -48,6 +48,7 @@ class DataConfig(Frozen):
     cache: Path | None = Field(default=None, description="Folder that build-teacher-shards wrote.")
     corpus: CorpusConfig | None = Field(default=None, description="Conversations, masked afresh each epoch.")
     views: ViewsConfig = Field(default=ViewsConfig(), description="Masks for `corpus`; a cache brings its own.")
+    signal_pass: PassName = Field(default="plain", description="Which of the cache's passes the teacher speaks from.")
     num_views: int | None = Field(default=None, ge=1, description="Use only this many of the cache's views.")
     seed: int = Field(default=0, ge=0, description="Order of the samples.")
 
@@ -55,6 +56,8 @@ class DataConfig(Frozen):
     def _one_source(self) -> Self:
         if (self.cache is None) == (self.corpus is None):
             raise ValueError("give either cache or corpus")
+        if self.corpus is not None and self.signal_pass != "plain":
+            raise ValueError("signal_pass names a pass of a cache, and corpus is given; leave it out")
         return self
 
 

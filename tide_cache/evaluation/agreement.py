@@ -101,7 +101,7 @@ def teacher_agreement(
     measured: list[_Measured] = []
     num_done = 0
     with evaluating(backbone):
-        for groups in plan_batches(lengths, 1, 1, 1, batch_tokens):
+        for groups in plan_batches(lengths, [1] * len(lengths), 1, 1, batch_tokens):
             measured.append(_measure(backbone, [records[group.sample] for group in groups], plan))
             num_done += len(groups)
             if progress is not None:

@@ -111,7 +111,7 @@ def held_out_nll(
     total_nll_G, num_right_G, num_masked_G = (np.zeros(len(times)) for _ in range(3))
     num_done = 0
     with evaluating(backbone):
-        for groups in plan_batches(lengths, len(times), 1, int(context == "block"), batch_tokens):
+        for groups in plan_batches(lengths, [len(times)] * len(lengths), 1, int(context == "block"), batch_tokens):
             chosen = [ordered[group.sample] for group in groups]
             place_B = np.array([group.views[0] for group in groups])
             masks = [_draw_mask(pair, times[g], seed, g) for pair, g in zip(chosen, place_B.tolist(), strict=True)]

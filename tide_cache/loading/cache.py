@@ -9,13 +9,20 @@ from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.source import GroupCache
 from tide_cache.manifest import Manifest
 from tide_cache.records import ViewRecord
-from tide_cache.shards import ShardLayout
+from tide_cache.shards import PassName, ShardLayout
 
 
 class CacheSource:
     """A `TeacherSource` over a complete cache."""
 
-    def __init__(self, root: Path, manifest: Manifest, num_views: int | None = None, held_groups: int = 32):
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        num_views: int | None = None,
+        held_groups: int = 32,
+        signal_pass: PassName | None = None,
+    ):
         """Open a cache; no shard is read yet.
 
         Args:
@@ -23,9 +30,11 @@ class CacheSource:
             manifest: Its manifest.
             num_views: Use only the first so many views of each sample.
             held_groups: Row groups kept decoded; at least twice the order's window.
+            signal_pass: Which of the cache's passes to read; by default its first.
         """
         self._root, self._manifest = root, manifest
         self._num_views = num_views or manifest.identity.views.num_views
+        self._pass = signal_pass or manifest.passes[0]
         layouts = [ShardLayout(record.num_samples, 1) for record in manifest.shards["pairs"]]
         self._places = [(shard, group) for shard, layout in enumerate(layouts) for group in range(layout.num_groups)]
         self._sizes = tuple(len(layouts[shard].samples_of(group)) for shard, group in self._places)
@@ -49,7 +58,7 @@ class CacheSource:
     def _read(self, group: int, view: int) -> list[ViewRecord]:
         shard, group_of_shard = self._places[group]
         pairs = self._manifest.reader(self._root, "pairs", shard).read_pairs(group_of_shard)
-        return self._manifest.reader(self._root, "plain", shard).read_signals(view, group_of_shard, pairs)
+        return self._manifest.reader(self._root, self._pass, shard).read_signals(view, group_of_shard, pairs)
 
 
 def cache_collate_plan(manifest: Manifest, mask_id: int, pad_id: int, block_size: int) -> CollatePlan:

@@ -11,12 +11,11 @@ from tide_cache.manifest.identity import (
     VocabSizes,
     require_same_identity,
 )
-from tide_cache.manifest.manifest import TABLES, Manifest, record_path, shard_path
+from tide_cache.manifest.manifest import Manifest, record_path, shard_path, tables_of
 from tide_cache.manifest.plan import PlanDocument, ShardPlan
 from tide_cache.manifest.verify import Problem, VerifyReport, verify
 
 __all__ = [
-    "TABLES",
     "CacheFolder",
     "CacheIdentity",
     "CommitRecord",
@@ -33,5 +32,6 @@ __all__ = [
     "record_path",
     "require_same_identity",
     "shard_path",
+    "tables_of",
     "verify",
 ]

@@ -1,6 +1,7 @@
 """The steps of a build, from plan to manifest; each is safe to repeat, by any number of workers at once."""
 
 import contextlib
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord, Statistic
 from tide_cache.manifest.documents import read_document
 from tide_cache.manifest.identity import CacheIdentity, require_same_identity
 from tide_cache.manifest.manifest import (
-    TABLES,
     Manifest,
     incomplete,
     read_plan,
@@ -18,18 +18,21 @@ from tide_cache.manifest.manifest import (
     shard_path,
     sum_statistics,
     table_folder,
+    tables_of,
 )
 from tide_cache.manifest.plan import PlanDocument, ShardPlan
 from tide_cache.shards import (
     LOCAL_FILES,
     EncodedShard,
     LocalFiles,
+    PassName,
     ShardHeader,
     TableName,
     file_sha256,
     publish,
     publish_json,
     remove_leftovers,
+    replace_json,
 )
 
 
@@ -40,12 +43,13 @@ class CacheFolder:
         self.root = root
         self._files = files
 
-    def begin(self, identity: CacheIdentity, plan: ShardPlan) -> None:
+    def begin(self, identity: CacheIdentity, plan: ShardPlan, passes: Collection[PassName]) -> None:
         """Write `plan.json`, or check that the build it describes is this one; then clear what dead writers left.
 
         Args:
             identity: What the shards will hold.
             plan: How they are cut.
+            passes: What of it is to be built now; other passes that are there are left alone.
 
         Raises:
             CacheMismatchError: The folder holds another build (lists every differing field), or something else.
@@ -59,7 +63,7 @@ class CacheFolder:
                 publish_json(path, declared.model_dump(mode="json"), self._files)
         require_same_identity(path, self.plan_document, declared)
         remove_leftovers(self.root, self._files)
-        for table in TABLES:
+        for table in tables_of(passes):
             self._files.make_folder(table_folder(self.root, table))
             remove_leftovers(table_folder(self.root, table), self._files)
 
@@ -127,21 +131,38 @@ class CacheFolder:
         publish_json(record_path(self.root, table, shard), record.model_dump(mode="json"), self._files)
         return record
 
-    def finish(self) -> Manifest:
-        """Write the manifest, once every planned shard is committed.
+    def finish(self, passes: Collection[PassName]) -> Manifest:
+        """Write the manifest, once every planned shard is committed; one that lacks a pass is replaced by another.
+
+        Args:
+            passes: What was built; passes that the manifest already lists stay in it.
 
         Raises:
             CacheIncompleteError: Shards are missing; says how many are there.
             ShardCorruptError: A manifest is already there and describes other shards.
         """
+        path = self.root / "manifest.json"
+        is_there = path.name in self._files.list_folder(self.root)
+        found = Manifest.load(self.root, self._files) if is_there else None
+        manifest = self._manifest(tables_of([*passes, *(found.passes if found else ())]))
+        if found is None:
+            publish_json(path, manifest.model_dump(mode="json"), self._files)
+            return manifest
+        self._require_same_shards(found, manifest)
+        if found.tables == manifest.tables:
+            return found
+        replace_json(path, manifest.model_dump(mode="json"), self._files)
+        return manifest
+
+    def _manifest(self, tables: Collection[TableName]) -> Manifest:
         document = self.plan_document
         shards: dict[TableName, tuple[CommitRecord, ...]] = {}
-        for table in TABLES:
+        for table in tables:
             records = [self._record(table, shard) for shard in range(document.plan.num_shards)]
             shards[table] = tuple(record for record in records if record is not None)
             if len(shards[table]) < len(records):
                 raise incomplete(self.root, document, self._files)
-        manifest = Manifest(
+        return Manifest(
             tide_cache_version=__version__,
             identity=document.identity,
             plan=document.plan,
@@ -149,10 +170,6 @@ class CacheFolder:
             shards=shards,
             totals={table: sum_statistics(records) for table, records in shards.items()},
         )
-        if "manifest.json" in self._files.list_folder(self.root):
-            return self._require_same_shards(manifest)
-        publish_json(self.root / "manifest.json", manifest.model_dump(mode="json"), self._files)
-        return manifest
 
     def _record(self, table: TableName, shard: int) -> CommitRecord | None:
         path = record_path(self.root, table, shard)
@@ -167,10 +184,9 @@ class CacheFolder:
             )
         return record
 
-    def _require_same_shards(self, manifest: Manifest) -> Manifest:
-        found = Manifest.load(self.root, self._files)
-        for table, records in manifest.shards.items():
-            for one, other in zip(found.shards[table], records, strict=True):
+    def _require_same_shards(self, found: Manifest, manifest: Manifest) -> None:
+        for table, records in found.shards.items():
+            for one, other in zip(records, manifest.shards[table], strict=True):
                 if one != other:
                     raise ShardCorruptError(
                         f"{self.root / 'manifest.json'}: its entry of {table} shard {one.shard} is not the commit "
@@ -178,7 +194,6 @@ class CacheFolder:
                         "The shard was computed again with another result. Delete manifest.json and run the same "
                         "`tide-cache build-teacher-shards` again to accept it."
                     )
-        return found
 
     def _require_unused(self) -> None:
         names = [name for name in self._files.list_folder(self.root) if not name.endswith(".tmp")]

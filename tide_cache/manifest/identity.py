@@ -4,17 +4,19 @@ Paths, machines and the number of workers are not in it; whatever changes one st
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from tide_cache.config.base import Frozen
 from tide_cache.errors import CacheMismatchError
 from tide_cache.shards import FORMAT_VERSION, ShardRules, canonical_json
 
 ABSENT = "(absent)"
+
+UNWRITTEN_DEMO_RATIO = 0.5
+"""Left out of documents, so that a cache from before the `compdemo` pass keeps its id, and can get that pass."""
 
 Scalar = str | int | float | bool | None
 
@@ -42,6 +44,12 @@ class ViewsIdentity(Frozen):
     time_sampling: Literal["stratified", "uniform"]
     schedule: Literal["linear", "cosine"]
     complementary: bool
+    demo_ratio: Annotated[float, Field(ge=0, le=1)] = UNWRITTEN_DEMO_RATIO
+
+    @model_serializer(mode="wrap")
+    def _to_document(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = dump(self)
+        return {name: value for name, value in written.items() if (name, value) != ("demo_ratio", UNWRITTEN_DEMO_RATIO)}
 
 
 class SignalsIdentity(Frozen):
@@ -99,7 +107,7 @@ class CacheIdentity(Frozen):
 
 def differing_fields(found: Frozen, expected: Frozen) -> list[tuple[str, Any, Any]]:
     """Leaves in which two models differ, as (dotted name, found, expected)."""
-    left, right = (_leaves(json.loads(canonical_json(model.model_dump(mode="json")))) for model in (found, expected))
+    left, right = _leaves(found), _leaves(expected)
     names = sorted(left.keys() | right.keys())
     pairs = [(name, left.get(name, ABSENT), right.get(name, ABSENT)) for name in names]
     # Compared as text: 1, 1.0 and true are equal in Python, and are three identities.
@@ -127,9 +135,9 @@ def require_same_identity(path: Path, found: Frozen, declared: Frozen) -> None:
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict | Frozen):
         return {name: value}
     result: dict[str, Any] = {}
-    for key, inner in value.items():
+    for key, inner in dict(value).items():
         result |= _leaves(inner, f"{name}.{key}" if name else key)
     return result

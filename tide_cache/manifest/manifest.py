@@ -1,11 +1,13 @@
 """`manifest.json`: the proof that a cache is whole, and the one document a reader needs to find its way.
 
-It repeats every commit record, so a reader lists no folder and opens no other document.
+It repeats every commit record, so a reader lists no folder and opens no other document. Tables that it does not list
+may lie beside it, whole or in part: a pass that is being added.
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -15,19 +17,23 @@ from tide_cache.manifest.commit import CommitRecord, Statistics
 from tide_cache.manifest.documents import read_document
 from tide_cache.manifest.identity import CacheIdentity
 from tide_cache.manifest.plan import MAX_SHARDS, PlanDocument, ShardPlan
-from tide_cache.shards import FORMAT_VERSION, LOCAL_FILES, LocalFiles, ShardReader, TableName
+from tide_cache.shards import FORMAT_VERSION, LOCAL_FILES, PASSES, LocalFiles, PassName, ShardReader, TableName
 
-TABLES: tuple[TableName, ...] = get_args(TableName)
 MAX_PLAN_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 64 << 20
 
-_FOLDERS: dict[TableName, str] = {"pairs": "pairs", "plain": "signals/plain"}
+_SIGNALS_FOLDER = "signals"
 _RECORD_NAME = re.compile(r"shard-\d{6}\.json")
+
+
+def tables_of(passes: Collection[PassName]) -> tuple[TableName, ...]:
+    """Tables of a cache with these passes, in the order in which they are listed."""
+    return ("pairs", *(name for name in PASSES if name in passes))
 
 
 def table_folder(root: Path, table: TableName) -> Path:
     """Folder of a table's shards."""
-    return root / _FOLDERS[table]
+    return root / table if table == "pairs" else root / _SIGNALS_FOLDER / table
 
 
 def shard_path(root: Path, table: TableName, shard: int) -> Path:
@@ -102,8 +108,8 @@ class Manifest(Frozen):
         """What the manifest says against itself, if anything."""
         cache_id = self.identity.cache_id
         plan_hash = self.plan.plan_hash(cache_id)
-        if tuple(sorted(self.shards)) != TABLES:
-            return f"found tables {sorted(self.shards)}, expected {list(TABLES)}"
+        if "pairs" not in self.shards or not self.passes:
+            return f"found tables {sorted(self.shards)}, expected pairs and one of {', '.join(PASSES)}"
         for table, records in self.shards.items():
             if len(records) != self.plan.num_shards:
                 return f"{table}: found {len(records)} shards, the plan says {self.plan.num_shards}"
@@ -117,10 +123,24 @@ class Manifest(Frozen):
                     return f"the entry of {table} shard {shard} belongs to another cache, plan or shard"
             if self.totals.get(table) != sum_statistics(records):
                 return f"{table}: totals are not the sums of the shards' statistics"
-        for one, other in zip(self.shards["pairs"], self.shards["plain"], strict=True):
-            if one.num_samples != other.num_samples:
-                return f"shard {one.shard}: found {one.num_samples} pairs and signals of {other.num_samples} samples"
+        for name in self.passes:
+            for one, other in zip(self.shards["pairs"], self.shards[name], strict=True):
+                if one.num_samples != other.num_samples:
+                    return (
+                        f"shard {one.shard}: found {one.num_samples} pairs and {name} signals of "
+                        f"{other.num_samples} samples"
+                    )
         return None
+
+    @property
+    def passes(self) -> tuple[PassName, ...]:
+        """The passes that the cache holds; there is at least one, and `plain` comes first."""
+        return tuple(name for name in PASSES if name in self.shards)
+
+    @property
+    def tables(self) -> tuple[TableName, ...]:
+        """The pairs, and every pass."""
+        return tables_of(self.passes)
 
     def reader(self, root: Path, table: TableName, shard: int, files: LocalFiles = LOCAL_FILES) -> ShardReader:
         """A reader of one shard; nothing is opened yet.
@@ -142,9 +162,10 @@ def sum_statistics(records: tuple[CommitRecord, ...]) -> Statistics:
 
 def incomplete(root: Path, document: PlanDocument, files: LocalFiles) -> CacheIncompleteError:
     """The error that says how far a build has come."""
+    begun = tables_of([name for name in PASSES if name in files.list_folder(root / _SIGNALS_FOLDER)])
     committed = {
         table: sum(bool(_RECORD_NAME.fullmatch(name)) for name in files.list_folder(table_folder(root, table)))
-        for table in TABLES
+        for table in begun
     }
     counts = ", ".join(f"{table} {count} of {document.plan.num_shards}" for table, count in committed.items())
     return CacheIncompleteError(

@@ -8,7 +8,7 @@ from tide_cache.errors import CacheMismatchError, ShardCorruptError, TideCacheEr
 from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord
 from tide_cache.manifest.documents import read_document
 from tide_cache.manifest.identity import differing_fields
-from tide_cache.manifest.manifest import TABLES, Manifest, read_plan, record_path, shard_path
+from tide_cache.manifest.manifest import Manifest, read_plan, record_path, shard_path
 from tide_cache.manifest.plan import PlanDocument
 from tide_cache.shards import LOCAL_FILES, LocalFiles, TableName, file_sha256
 
@@ -51,7 +51,7 @@ def verify(
         manifest = Manifest.load(root, files)
     except ShardCorruptError as error:
         return VerifyReport(ok=False, shards=0, bytes=0, problems=(Problem(shard="manifest.json", problem=str(error)),))
-    records = [record for table in TABLES for record in manifest.shards[table]]
+    records = [record for table in manifest.tables for record in manifest.shards[table]]
     total_bytes, done_bytes = sum(record.size for record in records), 0
     problems = [Problem(shard="plan.json", problem=problem) for problem in _plan_problems(root, manifest, files)]
     for record in records:

@@ -59,7 +59,8 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
             num_masked += int(view.is_student_masked_L.sum())
             num_kept_rows += int((active_chunks(pair, view) & is_pair_C).sum()) if signals.top_k else 0
     scale = num_rows / len(rows)
-    sampled_bytes = num_tokens * TOKEN_BYTES + num_masked * POSITION_BYTES + num_kept_rows * kept_row_bytes
+    pass_bytes = num_masked * POSITION_BYTES + num_kept_rows * kept_row_bytes
+    sampled_bytes = num_tokens * TOKEN_BYTES + len(build.passes) * pass_bytes
     return BuildEstimate(
         num_rows=num_rows,
         num_shards=build.plan.num_shards,

@@ -154,9 +154,9 @@ def inspect(cache: Path) -> Inspection:
         TideCacheError: It is not complete, or damaged.
     """
     manifest = Manifest.load(cache)
-    pairs, plain = manifest.totals["pairs"], manifest.totals["plain"]
+    pairs, signals = manifest.totals["pairs"], manifest.totals[manifest.passes[0]]
     records = [record for table in manifest.shards.values() for record in table]
-    masked, teacher_masked = int(plain["masked_student_positions"]), int(plain["masked_teacher_positions"])
+    masked, teacher_masked = int(signals["masked_student_positions"]), int(signals["masked_teacher_positions"])
     cache_bytes = sum(record.size for record in records)
     return Inspection(
         cache=cache,
@@ -166,15 +166,15 @@ def inspect(cache: Path) -> Inspection:
         plan=manifest.plan.model_dump(mode="json") | {"num_shards": manifest.plan.num_shards},
         num_rows=manifest.identity.num_rows,
         num_samples=int(pairs["samples"]),
-        num_views=int(plain["views"]),
+        num_views=int(signals["views"]),
         pairing={name: count for name, count in pairs.items() if "." not in name},
         dropped=_under("dropped.", pairs),
         coverage=pairs["covered_tokens"] / max(pairs["supervised_tokens"], 1),
         masked_student_positions=masked,
         masked_teacher_positions=teacher_masked,
-        top1_accuracy=plain["top1_correct"] / max(teacher_masked, 1),
-        topk_rows=int(plain["topk_rows"]),
-        kept_ids_per_row=plain["topk_ids"] / plain["topk_rows"] if plain["topk_rows"] else None,
+        top1_accuracy=signals["top1_correct"] / max(teacher_masked, 1),
+        topk_rows=int(signals["topk_rows"]),
+        kept_ids_per_row=signals["topk_ids"] / signals["topk_rows"] if signals["topk_rows"] else None,
         cache_bytes=cache_bytes,
         column_bytes={
             table: {name: int(count) for name, count in _under("column_bytes.", totals).items()}
@@ -228,7 +228,7 @@ def _spread_views(cache: Path, manifest: Manifest) -> Iterator[ViewRecord]:
     chosen = np.unique(np.linspace(0, len(places) - 1, min(len(places), GROUPS_READ)).round().astype(int))
     for shard, group, view in (places[index] for index in chosen):
         pairs = manifest.reader(cache, "pairs", shard).read_pairs(group)
-        yield from manifest.reader(cache, "plain", shard).read_signals(view, group, pairs)
+        yield from manifest.reader(cache, manifest.passes[0], shard).read_signals(view, group, pairs)
 
 
 def _sampled(records: Sequence[ViewRecord], unit_temperature: int) -> SampledSignals:
@@ -286,7 +286,7 @@ def _read_view(cache: Path, manifest: Manifest, number: int) -> ViewRecord:
             layout = ShardLayout(record.num_samples, 1)
             group = next(g for g in range(layout.num_groups) if sample in layout.samples_of(g))
             pairs = manifest.reader(cache, "pairs", shard).read_pairs(group)
-            records = manifest.reader(cache, "plain", shard).read_signals(view, group, pairs)
+            records = manifest.reader(cache, manifest.passes[0], shard).read_signals(view, group, pairs)
             return records[sample - layout.samples_of(group).start]
         sample -= record.num_samples
     last = int(manifest.totals["pairs"]["samples"]) * num_views - 1

@@ -10,7 +10,7 @@ from tide_cache.config.base import Frozen
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.manifest import CommitRecord, Manifest, PlanDocument
-from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, signals_schema
+from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, PASSES, signals_schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -32,8 +32,13 @@ def schema_texts() -> dict[str, str]:
     documents[COLUMNS] = {
         "format_version": FORMAT_VERSION,
         "pairs": _columns(PAIRS_SCHEMA),
-        "signals": _columns(signals_schema(has_topk=False)),
-        "signals_with_topk": _columns(signals_schema(has_topk=True)),
+        **{
+            f"{name}{'_with_topk' if has_topk else ''}": _columns(
+                signals_schema(has_topk=has_topk, has_split=name == "compdemo")
+            )
+            for name in PASSES
+            for has_topk in (False, True)
+        },
     }
     return {name: json.dumps(document, indent=2) + "\n" for name, document in documents.items()}
 

@@ -3,17 +3,19 @@
 from tide_cache.shards.checks import ShardRules
 from tide_cache.shards.files import LOCAL_FILES, LocalFiles
 from tide_cache.shards.layout import SAMPLES_PER_GROUP, ShardLayout
-from tide_cache.shards.publish import canonical_json, file_sha256, publish, publish_json, remove_leftovers
+from tide_cache.shards.publish import canonical_json, file_sha256, publish, publish_json, remove_leftovers, replace_json
 from tide_cache.shards.reader import ShardFacts, ShardReader
-from tide_cache.shards.schema import FORMAT_VERSION, ShardHeader, TableName
+from tide_cache.shards.schema import FORMAT_VERSION, PASSES, PassName, ShardHeader, TableName
 from tide_cache.shards.writer import EncodedShard, encode_pairs, encode_signals
 
 __all__ = [
     "FORMAT_VERSION",
     "LOCAL_FILES",
+    "PASSES",
     "SAMPLES_PER_GROUP",
     "EncodedShard",
     "LocalFiles",
+    "PassName",
     "ShardFacts",
     "ShardHeader",
     "ShardLayout",
@@ -27,4 +29,5 @@ __all__ = [
     "publish",
     "publish_json",
     "remove_leftovers",
+    "replace_json",
 ]

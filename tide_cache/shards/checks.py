@@ -98,6 +98,8 @@ def check_signals(
     _require("view", columns.view == view, None, f"expected view {view}")
     _require("t", (columns.t > 0) & (columns.t <= 1), None, "diffusion time outside (0, 1]")
     _check_masks(columns, pairs)
+    if columns.shown_first is not None:
+        _check_split(columns, columns.shown_first, pairs)
     for name, column in (("truth_logprobs", columns.truth_logprobs), ("is_top1", columns.is_top1)):
         _equal_lengths(name, column.lengths, columns.teacher_masked.lengths, "teacher_masked")
     _check_logprobs("truth_logprobs", columns.truth_logprobs)
@@ -124,6 +126,19 @@ def _check_masks(columns: SignalColumns, pairs: Sequence[SamplePair]) -> None:
     is_shown_C = (teacher_C == 0) & (student_C == 0)
     is_whole_C = (teacher_C == np.diff(chunks_C4[:, :2])[:, 0]) & (student_C == np.diff(chunks_C4[:, 2:])[:, 0])
     _require("teacher_masked", ~is_distillable_C | is_shown_C | is_whole_C, row_C, "a chunk is masked in part")
+
+
+def _check_split(columns: SignalColumns, shown_first: Ragged, pairs: Sequence[SamplePair]) -> None:
+    """A chunk's masked tokens are shown together, so that a teacher never sees a part of what it is asked for."""
+    masked = columns.teacher_masked
+    _equal_lengths("shown_first", shown_first.lengths, masked.lengths, "teacher_masked")
+    shown_S = np.bincount(masked.row_of_value[shown_first.values], minlength=len(pairs))
+    shown = Ragged(np.concatenate([[0], np.cumsum(shown_S)]).astype(np.int32), masked.values[shown_first.values])
+    lengths = [len(pair.teacher_ids_M) for pair in pairs]
+    spans_C2 = np.concatenate([pair.chunks_C4 for pair in pairs])[:, :2]
+    row_C = np.repeat(np.arange(len(pairs)), [len(pair.chunks_C4) for pair in pairs])
+    masked_C, shown_C = (_masked_tokens(masks_of(column, lengths), row_C, spans_C2) for column in (masked, shown))
+    _require("shown_first", (shown_C == 0) | (shown_C == masked_C), row_C, "a chunk is shown in part")
 
 
 def _masked_tokens(mask: Ragged, row_C: Ints, spans_C2: Ints) -> Ints:

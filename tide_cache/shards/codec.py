@@ -51,14 +51,16 @@ def signals_to_columns(
 
     Args:
         indexes: Each sample's row number in the corpus.
-        records: Their views with signals, in the same order; all with `topk`, or none.
+        records: Their views with signals, in the same order; all with `topk`, or none, and the split likewise.
         logprob_dtype: `float16` rounds the kept log-probs to what a float16 can hold; `truth` is never rounded.
     """
     views = [record.view for record in records]
     signals = [record.signal for record in records if record.signal is not None]
     kept = [signal.topk for signal in signals if signal.topk is not None]
+    splits = [signal.is_shown_first_N for signal in signals if signal.is_shown_first_N is not None]
     assert len(signals) == len(records), "a row without a signal"
     assert len(kept) in (0, len(records)), "topk in some rows only"
+    assert len(splits) in (0, len(records)), "a split in some rows only"
     return SignalColumns(
         sample_index=np.asarray(indexes, np.int64),
         sample_id=[view.sample_id for view in views],
@@ -66,6 +68,7 @@ def signals_to_columns(
         t=np.asarray([view.t for view in views], np.float64),
         student_masked=Ragged.of([_positions(view.is_student_masked_L) for view in views], np.int32),
         teacher_masked=Ragged.of([_positions(view.is_teacher_masked_M) for view in views], np.int32),
+        shown_first=Ragged.of(splits, np.bool_) if splits else None,
         truth_logprobs=Ragged.of([signal.truth_logprobs_N for signal in signals], np.float32),
         is_top1=Ragged.of([signal.is_top1_N for signal in signals], np.bool_),
         topk=_topk_to_columns(kept, logprob_dtype) if kept else None,
@@ -96,6 +99,7 @@ def columns_to_views(columns: SignalColumns, pairs: Sequence[SamplePair], num_te
                 truth_logprobs_N=columns.truth_logprobs[row],
                 is_top1_N=columns.is_top1[row],
                 topk=None if columns.topk is None else _topk_of_row(columns.topk, row, num_temperatures),
+                is_shown_first_N=None if columns.shown_first is None else columns.shown_first[row],
             ),
         )
         for row, pair in enumerate(pairs)

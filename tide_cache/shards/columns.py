@@ -85,13 +85,14 @@ class SignalColumns:
     t: npt.NDArray[np.float64]
     student_masked: Ragged
     teacher_masked: Ragged
+    shown_first: Ragged | None
     truth_logprobs: Ragged
     is_top1: Ragged
     topk: TopKColumns | None
 
     def to_table(self) -> pa.Table:
         """As Arrow."""
-        return _to_table(self, signals_schema(self.topk is not None))
+        return _to_table(self, signals_schema(has_topk=self.topk is not None, has_split=self.shown_first is not None))
 
 
 def pair_columns(table: pa.Table) -> PairColumns:
@@ -100,9 +101,9 @@ def pair_columns(table: pa.Table) -> PairColumns:
 
 
 def signal_columns(table: pa.Table) -> SignalColumns:
-    """Read an Arrow table of the signals schema; arrays are read-only views of its memory."""
+    """Read an Arrow table of a signals schema; arrays are read-only views of its memory."""
     found = {name: _from_arrow(table.column(name)) for name in table.column_names}
-    own = {field.name: found.pop(field.name) for field in fields(SignalColumns) if field.name != "topk"}
+    own = {field.name: found.pop(field.name, None) for field in fields(SignalColumns) if field.name != "topk"}
     return SignalColumns(**own, topk=TopKColumns(**found) if found else None)
 
 

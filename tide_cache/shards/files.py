@@ -22,6 +22,10 @@ class LocalFiles:
         """Give a file a second name; an existing target is never replaced (FileExistsError)."""
         os.link(source, target)
 
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file another name at one stroke; an existing target is replaced."""
+        os.replace(source, target)
+
     def sync_folder(self, folder: Path) -> None:
         """Wait until the folder's entries are on the device."""
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,7 +1,8 @@
 """How a file comes to lie in a cache: whole and durable under its final name, or not at all.
 
 Bytes go to a temporary file in the same folder, are forced to the device, and get their final name by an exclusive
-link, so a crash at any moment leaves either no file or the whole file, and two writers can never mix theirs.
+link, so a crash at any moment leaves either no file or the whole file, and two writers can never mix theirs. Only a
+manifest that comes to list another pass replaces an older one, by a rename.
 """
 
 import hashlib
@@ -9,6 +10,8 @@ import json
 import os
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +34,26 @@ def publish(path: Path, data: bytes, files: LocalFiles = LOCAL_FILES) -> None:
         ShardCorruptError: The name is taken by other bytes; they are left as they are.
         TideCacheError: The file system refused, with path and reason; nothing was published.
     """
-    temporary = path.with_name(f".{path.name}.{_writer_prefix()}{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
-    try:
-        files.write_new(temporary, data)
+    with _written(path, data, files) as temporary:
         try:
             files.link(temporary, path)
         except FileExistsError:
             _require_same_bytes(path, data, files)
-        files.sync_folder(path.parent)
-    except OSError as error:
-        raise TideCacheError(
-            f"{path}: cannot be written: {error.strerror} (errno {error.errno}); nothing was published.\n"
-            "Mend the cause (free space, quota, permissions) and run the same command again."
-        ) from error
-    finally:
-        files.remove(temporary)
 
 
 def publish_json(path: Path, document: Any, files: LocalFiles = LOCAL_FILES) -> None:
     """Publish a small document as canonical JSON with a final newline."""
     publish(path, canonical_json(document) + b"\n", files)
+
+
+def replace_json(path: Path, document: Any, files: LocalFiles = LOCAL_FILES) -> None:
+    """Put a small document in the place of an older one: at every moment there is the one or the other, whole.
+
+    Raises:
+        TideCacheError: The file system refused, with path and reason; the older one is still there.
+    """
+    with _written(path, canonical_json(document) + b"\n", files) as temporary:
+        files.rename(temporary, path)
 
 
 def canonical_json(document: Any) -> bytes:
@@ -76,6 +79,23 @@ def remove_leftovers(folder: Path, files: LocalFiles = LOCAL_FILES) -> None:
         is_temporary = name.startswith(".") and name.endswith(_TEMPORARY_SUFFIX) and process.isdigit()
         if is_temporary and host.endswith(f".{_host()}") and not _is_running(int(process)):
             files.remove(folder / name)
+
+
+@contextmanager
+def _written(path: Path, data: bytes, files: LocalFiles) -> Iterator[Path]:
+    """A durable temporary file beside `path`, for the caller to give it its name; then the folder is made durable."""
+    temporary = path.with_name(f".{path.name}.{_writer_prefix()}{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+    try:
+        files.write_new(temporary, data)
+        yield temporary
+        files.sync_folder(path.parent)
+    except OSError as error:
+        raise TideCacheError(
+            f"{path}: cannot be written: {error.strerror} (errno {error.errno}); nothing was published.\n"
+            "Mend the cause (free space, quota, permissions) and run the same command again."
+        ) from error
+    finally:
+        files.remove(temporary)
 
 
 def _require_same_bytes(path: Path, data: bytes, files: LocalFiles = LOCAL_FILES) -> None:

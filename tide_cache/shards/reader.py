@@ -164,8 +164,9 @@ class ShardReader:
                 )
 
     def _check_row_groups(self, footer: _Footer, end: int) -> None:
-        is_pairs = self._facts.header.table == "pairs"
-        expected = PAIRS_SCHEMA if is_pairs else signals_schema(self._rules.has_topk)
+        table = self._facts.header.table
+        signals = signals_schema(has_topk=self._rules.has_topk, has_split=table == "compdemo")
+        expected = PAIRS_SCHEMA if table == "pairs" else signals
         found = footer.metadata.schema.to_arrow_schema()
         if not found.equals(expected):
             raise self._corrupt(f"found columns {_named(found)}, expected {_named(expected)}")

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
 FORMAT_VERSION = 1
 CODEC = "plain"
 
-TableName = Literal["pairs", "plain"]
+PassName = Literal["plain", "compdemo"]
+PASSES: tuple[PassName, ...] = get_args(PassName)
+
+TableName = Literal["pairs", "plain", "compdemo"]
 """`pairs`, or the signals of a pass under the pass's name."""
 
 METADATA_PREFIX = "tide_cache."
@@ -38,6 +41,7 @@ _SIGNALS = {
     "t": pa.float64(),
     "student_masked": _list_of(pa.int32()),
     "teacher_masked": _list_of(pa.int32()),
+    "shown_first": _list_of(pa.bool_()),
     "truth_logprobs": _list_of(pa.float32()),
     "is_top1": _list_of(pa.bool_()),
 }
@@ -53,9 +57,12 @@ _TOPK = {
 PAIRS_SCHEMA = _schema(_PAIRS)
 
 
-def signals_schema(has_topk: bool) -> pa.Schema:
-    """Columns of a signals shard, with those of the `topk` signal where it was captured."""
-    return _schema({**_SIGNALS, **_TOPK} if has_topk else _SIGNALS)
+def signals_schema(*, has_topk: bool, has_split: bool) -> pa.Schema:
+    """Columns of a signals shard, with those of the `topk` signal where it was captured, and of CompDemo's split."""
+    columns = {**_SIGNALS, **_TOPK} if has_topk else dict(_SIGNALS)
+    if not has_split:
+        del columns["shown_first"]
+    return _schema(columns)
 
 
 def byte_stream_split_leaves(schema: pa.Schema) -> list[str]:

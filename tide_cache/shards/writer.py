@@ -123,7 +123,8 @@ def encode_signals(
         for view, records in enumerate(records_by_view)
         for members in map(layout.samples_of, range(layout.num_groups))
     )
-    return _encode(header, layout, signals_schema(rules.has_topk), tables)
+    schema = signals_schema(has_topk=rules.has_topk, has_split=header.table == "compdemo")
+    return _encode(header, layout, schema, tables)
 
 
 def _pairs_table(indexes: Sequence[int], pairs: Sequence[SamplePair], rules: ShardRules) -> pa.Table:
@@ -171,6 +172,7 @@ def _encode(header: ShardHeader, layout: ShardLayout, schema: pa.Schema, tables:
     ) as writer:
         for table, rows in zip(tables, layout.rows, strict=True):
             assert table.num_rows == rows, "a row group of another size"
+            assert table.schema.equals(schema), "columns of another table"
             start = sink.tell()
             writer.write_table(table, row_group_size=rows)
             with sink.getbuffer() as written:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 
 @dataclass(frozen=True)
@@ -13,30 +14,32 @@ class ViewGroup:
 
 
 def plan_batches(
-    lengths: Sequence[int], num_views: int, views_per_forward: int, copies: int, batch_tokens: int
+    lengths: Sequence[int], num_views: Sequence[int], views_per_forward: int, copies: int, batch_tokens: int
 ) -> list[list[ViewGroup]]:
-    """Cut samples times views into batches of similar length, within a budget of tokens.
+    """Cut the views of all samples into batches of similar length, within a budget of tokens.
 
-    A group alone above the budget gets a batch of its own.
+    The groups of a batch have equally many views. A group alone above the budget gets a batch of its own.
 
     Args:
         lengths: Teacher tokens of each sample.
-        num_views: Views of each sample.
+        num_views: Number of views of each sample.
         views_per_forward: Views that are packed together on one clean copy.
         copies: Clean copies beside the views of a group: 1 in the block context, 0 in the full one.
         batch_tokens: Padded tokens of a batch.
     """
-    chunks = [tuple(range(v, min(v + views_per_forward, num_views))) for v in range(0, num_views, views_per_forward)]
-    order = sorted(range(len(lengths)), key=lambda sample: (lengths[sample], sample))
+    groups = [
+        ViewGroup(sample, tuple(range(first, min(first + views_per_forward, count))))
+        for sample, count in enumerate(num_views)
+        for first in range(0, count, views_per_forward)
+    ]
+    groups.sort(key=lambda group: (-len(group.views), lengths[group.sample], group.sample, group.views))
     batches: list[list[ViewGroup]] = []
-    for size in sorted({len(chunk) for chunk in chunks}, reverse=True):
+    for size, members in groupby(groups, key=lambda group: len(group.views)):
         batch: list[ViewGroup] = []
-        for sample in order:
-            for chunk in (c for c in chunks if len(c) == size):
-                if batch and (len(batch) + 1) * lengths[sample] * (size + copies) > batch_tokens:
-                    batches.append(batch)
-                    batch = []
-                batch.append(ViewGroup(sample, chunk))
-        if batch:
-            batches.append(batch)
+        for group in members:
+            if batch and (len(batch) + 1) * lengths[group.sample] * (size + copies) > batch_tokens:
+                batches.append(batch)
+                batch = []
+            batch.append(group)
+        batches.append(batch)
     return batches

@@ -58,7 +58,7 @@ class Teacher:
 
         Args:
             pairs: The samples.
-            views: For each sample its views, equally many of each.
+            views: For each sample its views.
             on_views: Called after every forward with the number of views it served; may raise to stop.
 
         Raises:
@@ -68,7 +68,7 @@ class Teacher:
         is_block = self._plan.context == "block"
         batches = plan_batches(
             lengths=[len(pair.teacher_ids_M) for pair in pairs],
-            num_views=len(views[0]) if views else 0,
+            num_views=[len(of_sample) for of_sample in views],
             views_per_forward=self._plan.views_per_forward if is_block else 1,
             copies=int(is_block),
             batch_tokens=self._plan.batch_tokens,

@@ -119,6 +119,12 @@ def require_cache_fits(run: TrainRun, manifest: Manifest, tokenizer: TextTokeniz
         found, expected = identity.student_tokenizer.get(name), fingerprint.get(name)
         if found != expected:
             faults.append(f"student tokenizer, {name}: cache has {found}, the student's is {expected}")
+    if run.data.signal_pass not in manifest.passes:
+        passes = ",".join([*manifest.passes, run.data.signal_pass])
+        faults.append(
+            f"data.signal_pass: found {run.data.signal_pass}, cache has {list(manifest.passes)}; add it: "
+            f"tide-cache build-teacher-shards RUN.toml --out {run.data.cache} --passes {passes}"
+        )
     if missing := needs.signals - set(identity.signals.kinds):
         faults.append(f"signals: cache has {list(identity.signals.kinds)}, objectives also need {sorted(missing)}")
     if lacking := needs.teacher_temperatures - set(identity.signals.temperatures):
@@ -195,7 +201,7 @@ def _open_data(
     block_size = run.student.block_size
     if manifest is not None:
         assert run.data.cache is not None
-        source = CacheSource(run.data.cache, manifest, run.data.num_views)
+        source = CacheSource(run.data.cache, manifest, run.data.num_views, signal_pass=run.data.signal_pass)
         plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, block_size)
         return source, plan, manifest.identity.cache_id
     assert run.data.corpus is not None
@@ -218,6 +224,7 @@ def _continuity(run: TrainRun, data_key: str, steps: int) -> dict[str, Any]:
         "data": data_key,
         "data.seed": run.data.seed,
         "data.num_views": run.data.num_views,
+        "data.signal_pass": run.data.signal_pass if run.data.signal_pass != "plain" else None,
         "data.views": run.data.views.model_dump(mode="json") if run.data.corpus else None,
         **{f"student.{name}": value for name, value in student.items()},
         "objective": [entry.model_dump(mode="json") for entry in run.objective],

@@ -1,0 +1,28 @@
+"""A cache is read from the pass that is asked for, by default from its first."""
+
+import pytest
+
+from tide_cache.building.driver import build_cache
+from tide_cache.config.build import BuildRun
+from tide_cache.loading.cache import CacheSource
+from tide_cache.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory, build_values):
+    folder = tmp_path_factory.mktemp("loading") / "cache"
+    build_cache(BuildRun.model_validate(build_values(folder, build__passes=("plain", "compdemo"))))
+    return folder, Manifest.load(folder)
+
+
+def test_the_pass_decides_what_the_teacher_says_and_nothing_else(cache):
+    sources = {name: CacheSource(*cache, signal_pass=name) for name in ("plain", "compdemo", None)}
+    assert len({source.group_sizes for source in sources.values()}) == 1
+    plain, compdemo, default = (source.records([3, 0, 39], epoch=5) for source in sources.values())
+    for one, other, by_default in zip(plain, compdemo, default, strict=True):
+        assert one.pair.sample_id == other.pair.sample_id
+        assert one.view.is_student_masked_L.tolist() == other.view.is_student_masked_L.tolist()
+        assert (one.signal.is_shown_first_N is None, other.signal.is_shown_first_N is None) == (True, False)
+        assert by_default.signal.truth_logprobs_N.tolist() == one.signal.truth_logprobs_N.tolist()
+    said, demonstrated = (sum(r.signal.truth_logprobs_N.sum() for r in records) for records in (plain, compdemo))
+    assert said != demonstrated
