@@ -5,11 +5,31 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from .console import messages, say, size
 
 SECONDS_BETWEEN_LINES = 5.0
+BAR_WIDTH = 12
+
+
+class _Text(ProgressColumn):
+    """What is done; the only column that gives way on a narrow terminal, and never folded."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """Time left, said to be that; keeps its width."""
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+    def render(self, task: Task) -> Text:
+        return super().render(task).append(" left")
 
 
 class ProgressReport:
@@ -30,10 +50,8 @@ class ProgressReport:
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
-            columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")]
-            self._bar = Progress(
-                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=messages(), redirect_stdout=False
-            )
+            columns = [TextColumn("{task.description}"), BarColumn(BAR_WIDTH), _Text(), _TimeLeft()]
+            self._bar = Progress(*columns, console=messages(), redirect_stdout=False)
             self._task = self._bar.add_task(self._title, total=None, text="")
             self._bar.start()
         return self

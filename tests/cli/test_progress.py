@@ -1,5 +1,7 @@
 """Progress where nobody watches a terminal: few lines, with rate, time left and bytes."""
 
+import re
+
 import pytest
 
 from tide_cache_cli import progress
@@ -44,3 +46,18 @@ def test_stdout_stays_empty(clock, capsys):
     with ProgressReport("train", "steps") as report:
         report.update(1, 2)
     assert capsys.readouterr().out == ""
+
+
+def test_a_narrow_terminal_still_shows_the_time_left(monkeypatch, capsys):
+    """The text gives way, on one line; the time does not."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    with ProgressReport("build", "views") as report:
+        report.update(9_000, 25_600, "shard 9 of 400, 294.3 kB written")
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    line = plain.replace("\r", "\n").split("\n")[-2].rstrip()
+    assert line.startswith("build ")
+    assert " 9,000 of 25,600 views" in line
+    assert line.endswith("… -:--:-- left")
+    assert len(line) <= 60
