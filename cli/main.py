@@ -1,5 +1,6 @@
 """The command line: puts the subcommands together, and turns errors into messages and exit codes."""
 
+import errno
 import os
 from typing import Any
 
@@ -18,6 +19,7 @@ from .schema import schema
 from .train import train_student
 from .verify import verify_cache
 
+FAILED = 1
 INTERRUPTED = 130
 
 
@@ -34,6 +36,11 @@ class _Commands(TyperGroup):
         except TideCacheError as error:
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            if error.filename is None or error.errno == errno.EPIPE:
+                raise
+            say(f"error: {error.filename}: {error.strerror}; check that the path can be written and has free space")
+            raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             if os.environ.get("RANK", "0") == "0":
                 say("Interrupted before there was anything to keep; run the same command again.")

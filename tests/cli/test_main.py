@@ -62,6 +62,14 @@ def test_an_unexpected_exception_is_not_hidden(monkeypatch):
     assert isinstance(result.exception, ZeroDivisionError)
 
 
+def test_a_path_that_cannot_be_written_is_named_without_a_traceback(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = call("schema", "--out", str(tmp_path / "file" / "below"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {tmp_path / 'file' / 'below'}: Not a directory; check that the path")
+    assert isinstance(result.exception, SystemExit)
+
+
 def test_ctrl_c_before_there_is_work_exits_130_without_a_traceback(monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
