@@ -41,8 +41,9 @@ class BuildStudentConfig(Frozen):
 class PairingConfig(Frozen):
     """How student and teacher tokens are tied together: DESIGN 4.1."""
 
-    aligner: Literal["bytes"] = Field(
-        default="bytes", description="Chunk boundaries are byte boundaries that both share."
+    aligner: Literal["bytes", "tokenkit"] = Field(
+        default="bytes",
+        description="bytes: chunks end where both have a byte boundary. tokenkit: the same by bminixhofer/tokenkit.",
     )
     shared_vocab_size: int | None = Field(
         default=None, ge=0, description="Ids below it mean the same token for both; by default found by comparison."
