@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tide_cache.errors import ModelError
+
 if TYPE_CHECKING:
     from tide_cache.modeling.backbone import Backbone, CheckpointInfo
     from tide_cache.pairing import TextTokenizer
@@ -62,5 +64,11 @@ def _trained_block_size(checkpoint: str) -> int:
     provenance = Path(checkpoint, "tide_cache.json")
     if not provenance.is_file():
         return DEFAULT_BLOCK_SIZE
-    content = json.loads(provenance.read_text(encoding="utf-8"))
-    return int(content.get("block_size", DEFAULT_BLOCK_SIZE))
+    try:
+        content = json.loads(provenance.read_text(encoding="utf-8"))
+        return int(content.get("block_size", DEFAULT_BLOCK_SIZE))
+    except (ValueError, TypeError, AttributeError):
+        raise ModelError(
+            f"{provenance}: found no JSON object with the block_size of training; restore the file, or remove it and "
+            "give --block-size"
+        ) from None

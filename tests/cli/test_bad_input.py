@@ -194,6 +194,15 @@ def test_eval_refuses_another_tokenizers_cache_and_a_missing_folder(call):
     assert "found no folder nowhere" in result.stderr
 
 
+def test_a_broken_note_beside_a_model_is_named(workshop, call, tmp_path):
+    shutil.copytree(workshop.teacher, tmp_path / "model")
+    (tmp_path / "model" / "tide_cache.json").write_text("{")
+    result = call("generate", tmp_path / "model", "--prompt", "x")
+    assert result.exit_code == 3
+    assert "tide_cache.json: found no JSON object with the block_size" in result.stderr
+    assert "--block-size" in result.stderr
+
+
 def test_another_process_than_the_first_waits_and_says_who_it_is(call, monkeypatch):
     """The first one meets the same fault and says it; this one speaks only if nobody ended it meanwhile."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():

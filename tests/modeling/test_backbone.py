@@ -115,6 +115,29 @@ def test_unsupported_checkpoints_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "wedlm", "qk_norm": false}')
     with pytest.raises(ModelError, match=r"qk_norm"):
         read_checkpoint(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3", "hidden_size": "wide"}')
+    with pytest.raises(ModelError, match=r"config.json: no usable qwen3 configuration: .*'hidden_size'.*wide"):
+        read_checkpoint(str(tmp_path))
+
+
+def test_damaged_weights_are_refused(tmp_path, golden):
+    folder, _ = golden
+    for file in folder.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"the weights cannot be loaded: .*Copy or download them again"):
+        load_backbone(read_checkpoint(str(tmp_path)), torch.float32, "cpu")
+
+
+def test_a_model_that_is_not_whole_has_no_config(tmp_path, golden):
+    class Interrupted:
+        def save(self, folder):
+            raise KeyboardInterrupt
+
+    info = read_checkpoint(str(golden[0]))
+    with pytest.raises(KeyboardInterrupt):
+        save_student(tmp_path, {"w": torch.zeros(1)}, info.config, Interrupted(), {})
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_missing_weights_are_listed(tmp_path, golden):
@@ -141,3 +164,8 @@ def test_a_device_that_is_not_there_is_refused():
     assert resolve_device("auto") == "cpu"
     with pytest.raises(ModelError, match="no CUDA device"):
         resolve_device("cuda:1")
+
+
+def test_a_device_of_another_name_is_refused():
+    with pytest.raises(ModelError, match=r"device 'gpu': is no device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"):
+        resolve_device("gpu")

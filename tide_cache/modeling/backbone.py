@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import cached_file
@@ -94,7 +95,12 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
     known = {k: v for k, v in raw.items() if k not in {"model_type", "architectures", "auto_map"}}
     if known.get("rope_scaling") is None:
         known.pop("rope_scaling", None)  # transformers 5 warns of the key alone; theta stands beside it
-    return CheckpointInfo(location, model_type, AutoConfig.for_model(STOCK_TYPE[model_type], **known))
+    try:
+        config = AutoConfig.for_model(STOCK_TYPE[model_type], **known)
+    except Exception as error:  # its checks raise errors of their own, ValueError, TypeError and KeyError
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{location}/config.json: no usable {model_type} configuration: {reason}; mend it") from None
+    return CheckpointInfo(location, model_type, config)
 
 
 def _read_config(location: str, revision: str | None) -> dict[str, Any]:
@@ -173,8 +179,11 @@ def load_backbone(info: CheckpointInfo, dtype: torch.dtype, device: str, revisio
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError) as error:
-        raise ModelError(f"{info.location}: the weights cannot be loaded: {error}") from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{info.location}: the weights cannot be loaded: {error}; expected whole .safetensors files that fit "
+            "config.json. Copy or download them again."
+        ) from None
     missing = sorted(set(report["missing_keys"]) - ({"lm_head.weight"} if info.config.tie_word_embeddings else set()))
     faults = [f"missing {name}" for name in missing] + [f"unknown {name}" for name in sorted(report["unexpected_keys"])]
     faults += [f"shape of {key[0]}" for key in report["mismatched_keys"]]
@@ -196,10 +205,14 @@ def resolve_device(wanted: str) -> str:
     """Turn `auto` into cuda where there is one, else cpu; refuse a device that is not there.
 
     Raises:
-        ModelError: CUDA was asked for and there is none.
+        ModelError: It is no device, or CUDA was asked for and there is none of that number.
     """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device {wanted!r}: found no CUDA device; use device = 'cpu' or 'auto'")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ModelError(f"device {wanted!r}: is no device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
+    if device.type == "cuda" and (device.index or 0) >= (found := torch.cuda.device_count()):
+        raise ModelError(f"device {wanted!r}: found {found or 'no'} CUDA devices; use another, 'cpu' or 'auto'")
     return wanted

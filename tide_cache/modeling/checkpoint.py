@@ -45,9 +45,9 @@ def save_student(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name not in tied}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    _write_json(folder / "config.json", published_config(config) | {"dtype": dtype})
     _write_json(folder / "tide_cache.json", dict(provenance))
     tokenizer.save(folder)
+    _write_json(folder / "config.json", published_config(config) | {"dtype": dtype})  # last: without it, no model
 
 
 def published_config(config: PretrainedConfig) -> dict[str, Any]:
