@@ -10,6 +10,10 @@ from .options import Json
 from .progress import ProgressReport
 
 REFUSED = 3
+WAY_OUT = (
+    "Delete each of these .parquet files and the .json beside it, then run the same `tide-cache build-teacher-shards` "
+    "again: only what is missing is computed."
+)
 
 
 def verify_cache(
@@ -31,7 +35,7 @@ def verify_cache(
         print_fields("Whole", [("cache", str(cache)), ("shards", number(found.shards)), ("size", size(found.bytes))])
     else:
         print_table(
-            f"{number(len(found.problems))} problems in {cache}",
+            f"Problems in {cache}: {number(len(found.problems))}",
             ["shard", "problem"],
             ((problem.shard, problem.problem) for problem in found.problems),
             num_text_columns=2,
@@ -39,4 +43,6 @@ def verify_cache(
     if not found.ok:
         shards = sorted({problem.shard for problem in found.problems})
         say(f"error: {cache} is damaged: {', '.join(shards)}")
+        if any(shard.endswith(".parquet") for shard in shards):
+            say(WAY_OUT)
         raise typer.Exit(REFUSED)

@@ -43,7 +43,8 @@ def test_verify_accepts_the_cache_and_names_the_shard_with_a_flipped_byte(worksh
     damaged.write_bytes(content)
     found = installed("verify", "copy", cwd=tmp_path)
     assert found.returncode == 3
-    assert found.stderr.splitlines()[-1] == "error: copy is damaged: signals/plain/shard-000001.parquet"
+    assert found.stderr.splitlines()[-2] == "error: copy is damaged: signals/plain/shard-000001.parquet"
+    assert found.stderr.splitlines()[-1].startswith("Delete each of these .parquet files and the .json beside it")
     assert "found sha256" in " ".join(found.stdout.split())
 
 
@@ -56,6 +57,22 @@ def test_two_processes_train_a_student_and_one_of_them_speaks(student_run):
     assert done.stderr.count("100 of 100 steps") == 1
     run = json.loads((student_run.out / "run.json").read_text())
     assert [entry["weight"] for entry in run["objective"]] == [1.0, 0.5]
+
+
+def test_one_process_gives_the_losses_of_two_that_were_stopped_on_the_way(workshop, student_run, tmp_path, installed):
+    done = installed(
+        *("train", "train.toml", *CROSS, "--cache", "cache", "--objective", "ce", "--objective", "calm:0.5"),
+        *("--set", "train.steps=100", "--set", "train.checkpoint_every=0", "--out", tmp_path / "alone"),
+        cwd=workshop.root,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, together = (
+        [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (tmp_path / "alone", student_run.out)
+    )
+    assert len(alone) == 100
+    for one, two in zip(alone, together, strict=True):
+        assert one["losses"] == pytest.approx(two["losses"], rel=1e-4), one["step"]
 
 
 def test_eval_measures_the_student_and_its_agreement_with_the_teacher(student_run, call, tmp_path):
