@@ -45,6 +45,12 @@ def train_student(
         list[str] | None,
         typer.Option(metavar="KIND[:WEIGHT]", help="Replaces the run file's objectives. Repeatable: ce, kl:0.5."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIPELINE/ROW", help="A row of the paper's table, e.g. cross/tide-cross.", show_default=False
+        ),
+    ] = None,
     out: Out = None,
     assignments: Set = None,
     resume: Annotated[
@@ -61,7 +67,7 @@ def train_student(
 
     Under torchrun, DeepSpeed's launcher or `srun` the process joins the others; only the first one prints.
     """
-    flags = _flags(student, cache, dataset, on_bad_row, objective, out)
+    flags = _flags(student, cache, dataset, on_bad_row, objective, preset, out)
     run = load_run_file(TrainRun, run_file, {**flags, **parse_assignments(assignments or ())})
     if num_gpus is not None:
         require_no_launcher(num_gpus)
@@ -81,6 +87,7 @@ def _flags(
     dataset: str | None,
     on_bad_row: OnBadRow | None,
     objective: list[str] | None,
+    preset: str | None,
     out: Path | None,
 ) -> dict[str, Any]:
     """Collect what the options say; a source of data or weights takes the place of the run file's other one."""
@@ -89,11 +96,14 @@ def _flags(
         "data.cache": cache,
         **corpus_flags("data.corpus", dataset, on_bad_row),
         "objective": objectives(objective) if objective else None,
+        "preset": preset,
         "train.out": out,
     }
     replaced = []
     if student is not None:
         replaced.append("student.shape")
+    if preset is not None:
+        replaced.append("objective")
     if (cache is None) != (dataset is None):
         replaced.append("data.corpus" if dataset is None else "data.cache")
     return {**dict.fromkeys(replaced), **given(flags)}

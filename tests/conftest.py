@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import Qwen3Config
 
 from tide_cache.demo.tasks import make_tasks, write_tasks
@@ -14,6 +15,10 @@ from tide_cache.demo.vocabularies import Vocabularies, train_vocabularies
 from tide_cache.modeling.backbone import new_backbone
 from tide_cache.modeling.checkpoint import save_student
 from tide_cache.pairing import TextTokenizer
+
+# A busy machine makes drawing slow, which is no fault of the code.
+settings.register_profile("tide-cache", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tide-cache")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -78,6 +78,7 @@ def prepare_build(run: BuildRun) -> PreparedBuild:
             student_max_length=run.student.max_length,
             student_block_size=run.student.block_size,
             fill_last_block=run.student.fill_last_block,
+            aligner=run.pairing.aligner,
         ),
         checkpoint=checkpoint,
         identity=_identity(run, corpus, checkpoint, checkpoint_fingerprint(folder), teacher, student, shared),

@@ -1,5 +1,6 @@
 """The run file of `tide-cache train`."""
 
+import difflib
 from pathlib import Path
 from typing import Literal, Self
 
@@ -8,6 +9,7 @@ from pydantic import Field, model_validator
 from tide_cache.config.base import Frozen
 from tide_cache.config.common import CorpusConfig, Location, PassName, Precision, TokenizerConfig, ViewsConfig
 from tide_cache.config.objectives import CrossEntropyConfig, ObjectiveConfig
+from tide_cache.config.presets import PRESETS
 
 
 class ModelShape(Frozen):
@@ -104,6 +106,28 @@ class TrainRun(Frozen):
 
     student: StudentConfig
     data: DataConfig
+    preset: str | None = Field(
+        default=None, description="A row of the paper's table, e.g. cross/tide-cross; stands for objective and pass."
+    )
     objective: tuple[ObjectiveConfig, ...] = Field(default=(CrossEntropyConfig(kind="ce"),), min_length=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, raw: object) -> object:
+        """Put the objectives of `preset` in its place; the resolved run no longer names it."""
+        if not isinstance(raw, dict) or raw.get("preset") is None:
+            return raw
+        rest = {key: value for key, value in raw.items() if key != "preset"}
+        preset = PRESETS.get(str(raw["preset"]))
+        if preset is None:
+            close = difflib.get_close_matches(str(raw["preset"]), PRESETS, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"preset: found {raw['preset']!r}; {hint}known: {', '.join(PRESETS)}")
+        if rest.get("objective") is not None:
+            raise ValueError("preset and objective: give one of them; a preset is a list of objectives")
+        data = rest.get("data")
+        if isinstance(data, dict) and data.get("cache") is not None:
+            rest["data"] = {"signal_pass": preset.signal_pass} | data
+        return rest | {"objective": preset.objectives}

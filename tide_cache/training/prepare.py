@@ -241,6 +241,7 @@ def _provenance(run: TrainRun, data_key: str, manifest: Manifest | None, steps: 
         "tide_cache_version": __version__,
         "data": {"kind": "cache" if manifest else "corpus", "id": data_key},
         "cache_identity": manifest.identity.model_dump(mode="json") if manifest else None,
+        "signal_pass": run.data.signal_pass if manifest else None,
         "objective": [entry.model_dump(mode="json") for entry in run.objective],
         "steps": steps,
         "global_batch": run.train.global_batch,

@@ -1,0 +1,41 @@
+"""The rows of the paper's table as lists of objectives and the pass they learn from, for either pipeline.
+
+Temperatures and weights are the paper's (Table 5: T = 2 in the shared pipeline, lambda 0.1 to 0.9 cosine, midrange
+weight) and, where it is silent, those of its scripts (T = 5 over chunks), arXiv:2604.26951.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from tide_cache.config.common import PassName
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a row of the table trains with."""
+
+    objectives: tuple[dict[str, Any], ...]
+    signal_pass: PassName = "plain"
+
+
+CE = {"kind": "ce"}
+KL = {"kind": "kl", "temperature": 2.0}
+CALM = {"kind": "calm", "temperature": 5.0}
+TIDAL = {"kind": "tidal", "time_weight": "midrange"}
+
+PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
+    {
+        "shared/bd3lm": Preset((CE,)),
+        "shared/kl": Preset((CE, KL)),
+        "shared/calm": Preset((CE, CALM)),
+        "shared/tide-cross": Preset((CE, {"kind": "reverse_kl", "temperature": 2.0})),
+        "shared/tide-shared": Preset((CE, TIDAL | {"over": "kl", "temperature": 2.0}), "compdemo"),
+        "cross/bd3lm": Preset((CE,)),
+        "cross/kl": Preset((CE, KL)),
+        "cross/calm": Preset((CE, CALM)),
+        "cross/tide-cross": Preset((CE, {"kind": "reverse_calm", "temperature": 5.0})),
+        "cross/tide-shared": Preset((CE, TIDAL | {"over": "calm", "temperature": 5.0}), "compdemo"),
+    }
+)
+"""`shared`: teacher and student have one tokenizer; `cross`: two. `cross/kl` uses the few pairs of equal tokens."""
