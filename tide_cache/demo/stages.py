@@ -11,7 +11,6 @@ from tide_cache.config.train import TrainRun
 from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, NUM_VIEWS, Arm, DemoPlan, Pipeline
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import train_vocabularies
-from tide_cache.manifest import Manifest
 from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints
 from tide_cache.training.metrics import OnStep
 from tide_cache.training.run import train
@@ -117,12 +116,6 @@ def student_run(folder: DemoFolder, plan: DemoPlan, arm: Arm, seed: int) -> Trai
         },
         learning_rate=8e-3,
     )
-
-
-def cache_bytes(folder: DemoFolder, pipeline: Pipeline) -> int:
-    """Bytes of a cache's shards."""
-    manifest = Manifest.load(folder.cache(pipeline))
-    return sum(record.size for records in manifest.shards.values() for record in records)
 
 
 def _train_run(
