@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/tide-cache demo --out demo-output
 
 test: $(STAMP)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
