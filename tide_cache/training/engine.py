@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -15,10 +16,15 @@ if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to guess
 import deepspeed
 import deepspeed.ops
+from deepspeed.runtime import bf16_optimizer
 
 # Without the op, CPU ranks talk through gloo. With it, DeepSpeed compiles C++ when the first training starts: a
 # minute, and a compiler, for nothing that a test or a small run would notice.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+# The bfloat16 optimizer reports the machine's memory four times as it is made: twelve lines that every user would
+# read before the first step, and a garbage collection for each.
+bf16_optimizer.see_memory_usage = lambda *_, **__: None
 
 
 def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, world_size: int) -> dict[str, Any]:
@@ -58,6 +64,7 @@ def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfi
         world_size: Number of processes, already joined.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, not the user's
     adamw = torch.optim.AdamW(
         [parameter for parameter in module.parameters() if parameter.requires_grad],
         lr=optimizer.lr,
