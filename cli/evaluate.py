@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tide_cache.evaluation import AgreementReport, NllReport
     from tide_cache.manifest import Manifest
     from tide_cache.modeling.backbone import Backbone
+    from tide_cache.pairing import PairedRows
     from tide_cache.records import SamplePair
 
 CACHE_SAMPLES = 1000
@@ -72,7 +73,8 @@ def evaluate(
             raise RunFileError(fault_list("The evaluation cannot start:", faults, "Nothing was loaded."))
         manifest = _fitting_manifest(cache, model) if cache is not None else None
         corpus = open_corpus(dataset, folder=Path.cwd(), on_bad_row=on_bad_row.value if on_bad_row else "error")
-        pairs = _samples(list(corpus.rows(0, limit or len(corpus))), model, max_length)
+        paired = _paired(list(corpus.rows(0, limit or len(corpus))), model, max_length)
+        pairs, remarks = paired.pairs, paired.report.remarks(corpus.skipped)
         backbone = model.load()
         nll = _held_out_nll(backbone, model, pairs, seed, context)
         agreement = _agreement(backbone, model, cache, manifest, limit) if cache and manifest else None
@@ -81,29 +83,28 @@ def evaluate(
         "dataset": dataset,
         "block_size": model.block_size,
         "max_length": max_length,
-        "bad_rows": len(corpus.skipped),
+        "remarks": remarks,
         "nll": asdict(nll),
         "agreement": asdict(agreement) if agreement else None,
     }
-    if out is not None:
-        out.write_text(json_format.dumps(document, indent=2) + "\n", encoding="utf-8")
+    for remark in remarks:
+        say(remark)
     if json:
         print_json(document)
     else:
         _print_nll(nll, model)
-        if corpus.skipped:
-            say(f"{len(corpus.skipped)} bad rows were left out; the first: {corpus.skipped[0]}")
         if agreement is not None:
             _print_agreement(agreement)
+    if out is not None:
+        out.write_text(json_format.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def _samples(rows: list[Any], model: OpenModel, max_length: int) -> "list[SamplePair]":
+def _paired(rows: list[Any], model: OpenModel, max_length: int) -> "PairedRows":
     from tide_cache.pairing import encode_student
 
-    paired = encode_student(
+    return encode_student(
         rows, model.tokenizer, max_length=max_length, block_size=model.block_size, fill_last_block=True
     )
-    return paired.pairs
 
 
 def _held_out_nll(
@@ -205,7 +206,7 @@ def _print_agreement(report: "AgreementReport") -> None:
 
     print_table(
         f"Agreement with the teacher on {number(report.num_views)} cached views",
-        ["t", "rows", "same top-1", "KL (nats)", "chunks", "|log q - log p| (nats)"],
+        ["t", "rows", "same top-1", "KL, kept ids + rest (nats)", "chunks", "|log q - log p| (nats)"],
         [
             *(row(f"{entry.t_from:.1f}-{entry.t_to:.1f}", entry) for entry in report.by_time),
             row("all", report.overall),

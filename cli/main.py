@@ -2,11 +2,12 @@
 
 import errno
 import os
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from tide_cache import __version__
 from tide_cache.errors import Interrupted, TideCacheError
 
 from .build_teacher_shards import build_teacher_shards
@@ -50,13 +51,27 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="tide-cache",
     cls=_Commands,
-    help="Offline distillation for diffusion language models: run each teacher once, train many students from it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"tide-cache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Offline distillation for diffusion language models: run each teacher once, train many students from it."""
 
 
 def _example(*lines: str) -> str:

@@ -126,6 +126,8 @@ def _dry_run(run: TrainRun, resume: bool, num_gpus: int | None, json: bool) -> N
     print_text(
         f"# {number(prepared.steps)} steps over {number(num_samples)} samples: {epochs:.2f} epochs\n{run_toml(run)}"
     )
+    for remark in prepared.remarks:
+        say(remark)
     say("Checked; no model was loaded and nothing was written.")
 
 
@@ -145,6 +147,8 @@ def _train(run: TrainRun, resume: bool, json: bool) -> None:
             if world.is_first:
                 raise
             _leave(world, error)
+    for remark in summary.remarks:
+        say(remark)
     if json:
         print_json(asdict(summary))
     else:

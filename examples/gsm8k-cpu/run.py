@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,8 @@ def train(run_file: str, out: Path, *options: str) -> None:
     if (out / "model/config.json").exists():
         return
     resume = ["--resume"] if any(out.glob("checkpoints/*/committed.json")) else []
+    if not resume:
+        shutil.rmtree(out, ignore_errors=True)  # left by a run that was killed before its first checkpoint
     if run_file == "teacher":
         options = (*options, "--dataset", f"{SHARED}/data/gsm8k_train.jsonl")
     run("train", str(HERE / f"{run_file}.toml"), "--out", str(out), *options, *resume)

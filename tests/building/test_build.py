@@ -5,11 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from pydantic import ValidationError
 
 from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
-from tide_cache.errors import CacheMismatchError, PairingError, RunFileError
+from tide_cache.errors import CacheMismatchError, ModelError, PairingError, RunFileError
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest, verify
 from tide_cache.views import ViewPlan, draw_view
@@ -113,7 +115,18 @@ def test_all_faults_are_told_at_once_before_anything_is_loaded(tmp_path, build_v
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_corpus_that_gives_no_sample_is_refused_with_the_reasons(tmp_path, build_values):
+def test_a_corpus_that_gives_no_sample_is_refused_with_the_reasons_and_leaves_no_manifest(tmp_path, build_values):
     run = BuildRun.model_validate(build_values(tmp_path / "cache", student__max_length=2))
-    with pytest.raises(PairingError, match=r"no row of the corpus became a sample"):
+    with pytest.raises(PairingError, match=r"no row of the corpus became a sample:\n  - no supervised .*: 40"):
         build_cache(run)
+    assert not (tmp_path / "cache/manifest.json").exists()
+    assert not verify(tmp_path / "cache").ok
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path, build_values):
+    with pytest.raises(ModelError, match="no CUDA device"):
+        build_cache(BuildRun.model_validate(build_values(tmp_path / "cache", teacher__device="cuda")))
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(ValidationError, match="should match pattern"):
+        BuildRun.model_validate(build_values(tmp_path / "cache", teacher__device="gpu"))

@@ -74,6 +74,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, finished):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunFileError, match="files that no demonstration wrote"):
         run_demo(tmp_path, QUICK, lambda *_: None)
-    (finished[0] / "plan.json").write_text("{}")
+    (finished[0] / "demo.json").write_text("{}")
     with pytest.raises(RunFileError, match="a demonstration of other sizes"):
         run_demo(finished[0], QUICK, lambda *_: None)

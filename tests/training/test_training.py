@@ -84,7 +84,7 @@ def test_a_cache_gives_the_losses_of_the_live_teacher(make_run, exact_build):
     train(cached)
     build = prepare_build(exact_build)
     pairs = build.pairer.pair_many(list(build.corpus)).pairs
-    source = LiveTeacher(pairs, build.views, load_teacher(exact_build, build))
+    source = LiveTeacher(pairs, build.views, load_teacher(exact_build, build, "cpu"))
     prepared = prepare(live, ALONE, resume=False)
     sizes = prepared.source.group_sizes
     source = _Grouped(source, sizes)
@@ -208,6 +208,18 @@ def test_a_student_records_the_identity_of_its_cache(make_run, exact_build):
     assert provenance["cache_identity"] == identity.model_dump(mode="json")
 
 
+def test_what_is_left_out_of_a_corpus_is_said(make_run, tmp_path):
+    corpus = tmp_path / "mixed.jsonl"
+    rows = [{"question": "copy: a", "answer": "a " * 90}, {"question": "copy: b", "answer": "b"}, {"nothing": 1}]
+    rows.append({"question": "long " * 90, "answer": "c"})
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"corpus": {"spec": str(corpus), "on_bad_row": "skip"}}
+    remarks = "\n".join(train(make_run(objectives=({"kind": "ce"},), data=data, steps=1)).remarks)
+    assert "1 rows left out: no supervised student token within max_length" in remarks
+    assert "1 of 2 samples cut at max_length" in remarks
+    assert "1 bad rows skipped; the first: " in remarks
+
+
 def test_epochs_and_fewer_views(make_run, exact_build):
     run = make_run(
         objectives=({"kind": "kl"},), steps=None, epochs=0.5,
@@ -231,6 +243,14 @@ class TestRefusals:
     def test_another_tokenizer(self, make_run, vocabularies):
         run = make_run(tokenizer=vocabularies.first)
         self.refuse(run, CacheMismatchError, "student tokenizer, tokenizer: cache has", "build-teacher-shards")
+
+    def test_another_block_size_or_length(self, make_run):
+        run = make_run()
+        student = run.student.model_copy(update={"block_size": 16, "max_length": 32})
+        parts = ("student.block_size: found 16, the cache was built for 8", "student.max_length: found 32")
+        self.refuse(run.model_copy(update={"student": student}), CacheMismatchError, *parts)
+        silent = run.model_copy(update={"student": student.model_copy(update={"block_size": None, "max_length": None})})
+        assert prepare(silent, ALONE, resume=False).collate_plan.block_size == 8
 
     def test_missing_temperature(self, make_run):
         run = make_run(objectives=({"kind": "kl", "temperature": 3.0},))
@@ -260,15 +280,10 @@ class TestRefusals:
         (run.train.out / "checkpoints/step-00000003/committed.json").write_text("")
         self.refuse(run, RunFileError, "is not empty; add --resume to continue the run in it, or give a new folder")
 
-    def test_a_corpus_or_cache_without_a_sample(self, make_run, corpus_file, build_values, tmp_path):
+    def test_a_corpus_without_a_sample(self, make_run, corpus_file):
         run = make_run(objectives=({"kind": "ce"},), data={"corpus": {"spec": str(corpus_file)}})
         run = run.model_copy(update={"student": run.student.model_copy(update={"max_length": 3})})
         self.refuse(run, PairingError, "no row of the corpus", "within max_length: 40", "Raise student.max_length")
-        build = BuildRun.model_validate(build_values(tmp_path / "empty", student__max_length=3))
-        with pytest.raises(PairingError):
-            build_cache(build)
-        run = make_run(data={"cache": str(tmp_path / "empty")})
-        self.refuse(run, CacheMismatchError, "found a cache without samples")
 
     def test_a_sequence_above_the_models_limit(self, make_run, tiny_teacher):
         run = make_run()

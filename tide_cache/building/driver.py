@@ -9,7 +9,6 @@ from tide_cache.building.prepare import PreparedBuild, prepare_build
 from tide_cache.building.shard import SHOWINGS, build_shard
 from tide_cache.config.build import BuildRun
 from tide_cache.config.common import PassName
-from tide_cache.errors import PairingError, fault_list
 from tide_cache.interruption import StopRequest
 from tide_cache.manifest import CacheFolder, Manifest, tables_of
 from tide_cache.modeling.backbone import DTYPES, load_backbone, resolve_device
@@ -75,20 +74,20 @@ def build_cache(run: BuildRun, on_progress: OnProgress | None = None) -> BuildSu
 def build_prepared(run: BuildRun, build: PreparedBuild, on_progress: OnProgress | None = None) -> BuildSummary:
     """Build the cache of a checked run; as `build_cache`."""
     started_s = time.monotonic()
+    device = resolve_device(run.teacher.device)
     folder = CacheFolder(run.build.out)
     folder.begin(build.identity, build.plan, build.passes)
     shards = range(build.plan.num_shards)
     lacking = {s: [t for t in tables_of(build.passes) if not folder.is_committed(t, s)] for s in shards}
     missing = {shard: tables for shard, tables in lacking.items() if tables}
     if missing:
-        _build_missing(run, build, folder, missing, on_progress)
-    manifest = _finish(folder, build.passes)
+        _build_missing(run, build, folder, missing, device, on_progress)
+    manifest = folder.finish(build.passes)
     return _summary(run, build, manifest, build.plan.num_shards - len(missing), time.monotonic() - started_s)
 
 
-def load_teacher(run: BuildRun, build: PreparedBuild) -> Teacher:
-    """Load the teacher's weights onto its device."""
-    device = resolve_device(run.teacher.device)
+def load_teacher(run: BuildRun, build: PreparedBuild, device: str) -> Teacher:
+    """Load the teacher's weights onto a device."""
     return Teacher(load_backbone(build.checkpoint, DTYPES[run.teacher.dtype], device), build.capture)
 
 
@@ -97,6 +96,7 @@ def _build_missing(
     build: PreparedBuild,
     folder: CacheFolder,
     missing: dict[int, list[TableName]],
+    device: str,
     on_progress: OnProgress | None,
 ) -> None:
     showings = {shard: sum(SHOWINGS[table] for table in tables) for shard, tables in missing.items()}
@@ -119,26 +119,11 @@ def _build_missing(
             report()
 
         on_views(0)
-        teacher = load_teacher(run, build)
+        teacher = load_teacher(run, build, device)
         for shard in missing:
             done["bytes"] += build_shard(build, teacher, folder, shard, on_views).num_bytes
             done["shards"] += 1
             on_views(0)
-
-
-def _finish(folder: CacheFolder, passes: tuple[PassName, ...]) -> Manifest:
-    manifest = folder.finish(passes)
-    totals = manifest.totals["pairs"]
-    if not totals["samples"]:
-        reasons = [f"{name.removeprefix('dropped.')}: {n}" for name, n in totals.items() if name.startswith("dropped.")]
-        raise PairingError(
-            fault_list(
-                f"{folder.root}: no row of the corpus became a sample:",
-                reasons,
-                "Raise max_length, or mend the corpus.",
-            )
-        )
-    return manifest
 
 
 def _summary(
@@ -146,7 +131,6 @@ def _summary(
 ) -> BuildSummary:
     pairs, signals = manifest.totals["pairs"], manifest.totals[manifest.passes[0]]
     records = [record for table in manifest.shards.values() for record in table]
-    prefix = "dropped."
     return BuildSummary(
         cache=run.build.out,
         cache_id=manifest.identity.cache_id,
@@ -158,7 +142,7 @@ def _summary(
         masked_positions=int(signals["masked_student_positions"]),
         cache_bytes=sum(record.size for record in records),
         coverage=pairs["covered_tokens"] / max(pairs["supervised_tokens"], 1),
-        dropped={name.removeprefix(prefix): int(n) for name, n in pairs.items() if name.startswith(prefix)},
+        dropped={name.removeprefix("dropped."): int(count) for name, count in manifest.dropped.items()},
         skipped_rows=build.corpus.skipped,
         elapsed_s=elapsed_s,
     )

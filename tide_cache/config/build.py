@@ -21,7 +21,7 @@ class TeacherConfig(Frozen):
     block_size: int = Field(default=32, ge=1, description="Tokens per block in the block context.")
     max_length: int = Field(default=1024, ge=1, description="Longest teacher sequence, in tokens.")
     dtype: Precision = Field(default="bfloat16", description="Arithmetic of the forward; statistics are float32.")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
 
 
 class BuildStudentConfig(Frozen):

@@ -32,8 +32,12 @@ class StudentConfig(Frozen):
     revision: str | None = Field(default=None, description="Commit of a hub checkpoint.")
     shape: ModelShape | None = Field(default=None, description="Instead of a checkpoint: random weights of this shape.")
     tokenizer: TokenizerConfig | None = Field(default=None, description="By default the one beside the checkpoint.")
-    block_size: int = Field(default=32, ge=1, description="Tokens per diffusion block.")
-    max_length: int = Field(default=512, ge=1, description="Longest sequence when training from a corpus, in tokens.")
+    block_size: int | None = Field(
+        default=None, ge=1, description="Tokens per diffusion block; by default the cache's, or 32 for a corpus."
+    )
+    max_length: int | None = Field(
+        default=None, ge=1, description="Longest sequence, in tokens; by default the cache's, or 512 for a corpus."
+    )
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -85,7 +89,7 @@ class TrainConfig(Frozen):
     micro_batch: int = Field(default=8, ge=1, description="Samples per forward on one rank.")
     precision: Precision = Field(default="bfloat16", description="bfloat16 keeps float32 master weights.")
     zero_stage: Literal[0, 1, 2] = Field(default=0, description="DeepSpeed ZeRO stage.")
-    device: str = Field(default="auto", description="auto, cpu or cuda.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(default=0, ge=0)
     head_rows: int = Field(default=256, ge=1, description="Masked rows per slice of the fused head.")
     activation_checkpointing: bool = False

@@ -91,7 +91,7 @@ def run_demo(out: Path, plan: DemoPlan, on_stage: OnStage) -> DemoResult:
 
 def _claim(root: Path, plan: DemoPlan) -> None:
     """Mark a new folder as this demonstration's, or check that it is."""
-    marker, content = root / "plan.json", json.dumps(asdict(plan), indent=2) + "\n"
+    marker, content = root / "demo.json", json.dumps(asdict(plan), indent=2) + "\n"
     if marker.exists():
         if marker.read_text(encoding="utf-8") != content:
             raise RunFileError(f"{root}: found a demonstration of other sizes; give --out another folder, or remove it")

@@ -14,6 +14,9 @@ from tide_cache.demo.plan import ARMS, VIEWS, VIEWS_ARM, Arm, DemoPlan
 from tide_cache.demo.stages import DemoFolder, student_run
 from tide_cache.training.run import train
 
+MOST_PROCESSES = 8
+"""Each holds a torch of its own, about 0.6 GB."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -43,7 +46,7 @@ def run_jobs(folder: DemoFolder, plan: DemoPlan, jobs: list[Job]) -> Iterator[tu
         jobs: Students that were measured before cost nothing.
     """
     context = multiprocessing.get_context("spawn")
-    workers = max(1, min(len(jobs), os.cpu_count() or 1))
+    workers = min(len(jobs), len(os.sched_getaffinity(0)), MOST_PROCESSES)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
         futures = {pool.submit(_train_and_measure, folder, plan, job): job for job in jobs}
         try:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tide_cache import __version__
-from tide_cache.errors import CacheMismatchError, ShardCorruptError
+from tide_cache.errors import CacheMismatchError, PairingError, ShardCorruptError, fault_list
 from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord, Statistics
 from tide_cache.manifest.documents import read_document
 from tide_cache.manifest.identity import CacheIdentity, require_same_identity
@@ -139,12 +139,19 @@ class CacheFolder:
 
         Raises:
             CacheIncompleteError: Shards are missing; says how many are there.
+            PairingError: No row of the corpus became a sample; lists the reasons.
             ShardCorruptError: A manifest is already there and describes other shards.
         """
         path = self.root / "manifest.json"
         is_there = path.name in self._files.list_folder(self.root)
         found = Manifest.load(self.root, self._files) if is_there else None
         manifest = self._manifest(tables_of([*passes, *(found.passes if found else ())]))
+        if not any(record.num_samples for record in manifest.shards["pairs"]):
+            reasons = [f"{name.partition('.')[2]}: {count}" for name, count in manifest.dropped.items()]
+            title = f"{self.root}: no row of the corpus became a sample:"
+            raise PairingError(
+                fault_list(title, reasons, "Raise max_length, or mend the corpus; give a new build.out.")
+            )
         if found is None:
             publish_json(path, manifest.model_dump(mode="json"), self._files)
             return manifest

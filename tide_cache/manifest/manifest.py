@@ -133,6 +133,11 @@ class Manifest(Frozen):
         return None
 
     @property
+    def dropped(self) -> Statistics:
+        """Statistics `dropped.REASON` of the pairs: rows of the corpus that left no sample."""
+        return {name: count for name, count in self.totals["pairs"].items() if name.startswith("dropped.")}
+
+    @property
     def passes(self) -> tuple[PassName, ...]:
         """The passes that the cache holds; there is at least one, and `plain` comes first."""
         return tuple(name for name in PASSES if name in self.shards)

@@ -1,7 +1,7 @@
 """What pairing gives back: the samples, the rows left out and why, and counts that say how much was tied together."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from tide_cache.records import SampleId, SamplePair
@@ -43,6 +43,19 @@ class PairingReport:
     spans_resynchronised: int = 0
     spans_dropped: int = 0
     chunks_rejected: int = 0
+
+    def remarks(self, skipped: Sequence[str] = ()) -> tuple[str, ...]:
+        """Say what was left out, for the user: rows dropped and why, samples cut, bad rows of the corpus.
+
+        Args:
+            skipped: Messages of the corpus about bad rows.
+        """
+        result = [f"{count} rows left out: {reason}" for reason, count in sorted(self.dropped.items())]
+        if self.truncated:
+            result.append(f"{self.truncated} of {self.samples} samples cut at max_length")
+        if skipped:
+            result.append(f"{len(skipped)} bad rows skipped; the first: {skipped[0]}")
+        return tuple(result)
 
     def __add__(self, other: "PairingReport") -> "PairingReport":
         """Add the counts."""

@@ -24,6 +24,9 @@ from tide_cache.training.distributed import World
 from tide_cache.training.step import WeightedObjective
 from tide_cache.views import ViewPlan
 
+BLOCK_SIZE, MAX_LENGTH = 32, 512
+"""Of the published student, where neither cache nor run file says another (Qwen3-0.6B-diffusion-bd3lm)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -36,6 +39,7 @@ class Prepared:
         source: Where records come from.
         data_key: Name of the data, keys the order.
         collate_plan: How records become batches.
+        remarks: What was left out of the data, and why; empty for a cache, whose build said it.
         objectives: With weights.
         steps: Optimizer steps of the whole run.
         continuity: What must be equal when the run is resumed.
@@ -49,6 +53,7 @@ class Prepared:
     source: TeacherSource
     data_key: str
     collate_plan: CollatePlan
+    remarks: tuple[str, ...]
     objectives: tuple[WeightedObjective, ...]
     steps: int
     continuity: dict[str, Any]
@@ -81,20 +86,21 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     if manifest is None and needs.signals:
         kinds = ", ".join(entry.kind for entry in run.objective if entry.kind != "ce")
         faults.append(f"objective: {kinds} needs a teacher's signals, data.corpus has none; give data.cache, or use ce")
+    of_cache = cache_faults(run, manifest, tokenizer, needs) if manifest is not None else []
     if faults:
-        raise RunFileError(fault_list("The run cannot start:", faults, "Nothing was loaded or written."))
-    if manifest is not None:
-        require_cache_fits(run, manifest, tokenizer, needs)
-    source, plan, key = _open_data(run, manifest, tokenizer)
-    num_samples = sum(source.group_sizes)
-    if not num_samples:
-        raise CacheMismatchError(f"{run.data.cache}: found a cache without samples; build one that has some")
+        raise RunFileError(fault_list("The run cannot start:", [*faults, *of_cache], "Nothing was loaded or written."))
+    if of_cache:
+        way_out = "Build another cache with `tide-cache build-teacher-shards`, or change the run file."
+        raise CacheMismatchError(fault_list(f"{run.data.cache} does not fit this run:", of_cache, way_out))
+    data = _open_data(run, manifest, tokenizer)
+    num_samples = sum(data.source.group_sizes)
     steps = run.train.steps or max(1, math.ceil((run.train.epochs or 0) * num_samples / run.train.global_batch))
-    continuity = _continuity(run, key, steps)
+    continuity = _continuity(run, data, steps)
     return Prepared(
-        tokenizer, checkpoint, config, source, key, plan, objectives, steps, continuity,
+        tokenizer, checkpoint, config, data.source, data.key, data.collate_plan, data.remarks, objectives, steps,
+        continuity,
         resumed=find_checkpoint(run.train.out / CHECKPOINTS, continuity, world) if resume else None,
-        provenance=_provenance(run, key, manifest, steps),
+        provenance=_provenance(run, data, manifest, steps),
     )  # fmt: skip
 
 
@@ -106,11 +112,14 @@ def student_tokenizer_config(student: StudentConfig) -> TokenizerConfig:
     return TokenizerConfig(path=student.model, revision=student.revision)
 
 
-def require_cache_fits(run: TrainRun, manifest: Manifest, tokenizer: TextTokenizer, needs: Needs) -> None:
-    """Refuse a cache that another tokenizer reads, or that lacks a signal, temperature or view.
+def cache_faults(run: TrainRun, manifest: Manifest, tokenizer: TextTokenizer, needs: Needs) -> list[str]:
+    """List where a cache does not fit: another tokenizer, block size or length; a signal, T or view it lacks.
 
-    Raises:
-        CacheMismatchError: Lists every fault, and the build setting that adds what is missing.
+    Args:
+        run: The run file.
+        manifest: Of the cache.
+        tokenizer: The student's.
+        needs: What the objectives need together.
     """
     identity = manifest.identity
     faults = []
@@ -119,6 +128,12 @@ def require_cache_fits(run: TrainRun, manifest: Manifest, tokenizer: TextTokeniz
         found, expected = identity.student_tokenizer.get(name), fingerprint.get(name)
         if found != expected:
             faults.append(f"student tokenizer, {name}: cache has {found}, the student's is {expected}")
+    if faults:
+        faults[-1] += f"; build with --student {tokenizer.name}, or train with the tokenizer of the cache"
+    for name in ("block_size", "max_length"):
+        wanted, built = getattr(run.student, name), getattr(identity.student, name)
+        if wanted not in (None, built):
+            faults.append(f"student.{name}: found {wanted}, the cache was built for {built}; leave it out to use that")
     if run.data.signal_pass not in manifest.passes:
         passes = ",".join([*manifest.passes, run.data.signal_pass])
         faults.append(
@@ -139,13 +154,7 @@ def require_cache_fits(run: TrainRun, manifest: Manifest, tokenizer: TextTokeniz
         faults.append(
             "kl and reverse_kl compare equal tokens, and the two tokenizers share none; use calm or reverse_calm"
         )
-    if faults:
-        raise CacheMismatchError(
-            fault_list(
-                f"{run.data.cache} does not fit this run:", faults,
-                "Build another cache with `tide-cache build-teacher-shards` and other signals, or change the run file.",
-            )
-        )  # fmt: skip
+    return faults
 
 
 def _objective(entry: Any) -> Objective:
@@ -172,7 +181,7 @@ def _new_config(student: StudentConfig, tokenizer: TextTokenizer) -> PretrainedC
 
 
 def _longest(run: TrainRun, manifest: Manifest | None) -> int:
-    return manifest.identity.student.max_length if manifest else run.student.max_length
+    return manifest.identity.student.max_length if manifest else run.student.max_length or MAX_LENGTH
 
 
 def _batch_faults(run: TrainRun, world: World) -> list[str]:
@@ -195,19 +204,25 @@ def _out_faults(out: Path, resume: bool) -> list[str]:
     return [f"train.out: {out} is not empty and holds no checkpoint to resume; give a new folder, or remove it"]
 
 
-def _open_data(
-    run: TrainRun, manifest: Manifest | None, tokenizer: TextTokenizer
-) -> tuple[TeacherSource, CollatePlan, str]:
-    block_size = run.student.block_size
+@dataclass(frozen=True, eq=False)
+class _OpenedData:
+    source: TeacherSource
+    collate_plan: CollatePlan
+    key: str
+    remarks: tuple[str, ...]
+
+
+def _open_data(run: TrainRun, manifest: Manifest | None, tokenizer: TextTokenizer) -> _OpenedData:
     if manifest is not None:
         assert run.data.cache is not None
         source = CacheSource(run.data.cache, manifest, run.data.num_views, signal_pass=run.data.signal_pass)
-        plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, block_size)
-        return source, plan, manifest.identity.cache_id
+        plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, manifest.identity.student.block_size)
+        return _OpenedData(source, plan, manifest.identity.cache_id, ())
     assert run.data.corpus is not None
+    block_size = run.student.block_size or BLOCK_SIZE
     corpus = open_corpus(**dict(run.data.corpus))
     paired = encode_student(
-        list(corpus), tokenizer, max_length=run.student.max_length, block_size=block_size, fill_last_block=True
+        list(corpus), tokenizer, max_length=_longest(run, None), block_size=block_size, fill_last_block=True
     )
     if not paired.pairs:
         reasons = [f"{reason}: {count}" for reason, count in paired.report.dropped.items()]
@@ -215,13 +230,17 @@ def _open_data(
         raise PairingError(fault_list(title, reasons, "Raise student.max_length, or mend the corpus."))
     views = ViewPlan(**run.data.views.model_dump())
     plan = CollatePlan(tokenizer.mask_id, tokenizer.pad_id, block_size, schedule=views.schedule)
-    return PlainSource(paired.pairs, views), plan, corpus.content_hash
+    return _OpenedData(
+        PlainSource(paired.pairs, views), plan, corpus.content_hash, paired.report.remarks(corpus.skipped)
+    )
 
 
-def _continuity(run: TrainRun, data_key: str, steps: int) -> dict[str, Any]:
-    student = run.student.model_dump(mode="json", exclude={"tokenizer"})
+def _continuity(run: TrainRun, data: _OpenedData, steps: int) -> dict[str, Any]:
+    student = run.student.model_dump(mode="json", exclude={"tokenizer", "block_size", "max_length"})
     values = {
-        "data": data_key,
+        "data": data.key,
+        "student.block_size": data.collate_plan.block_size,
+        "student.max_length": _longest(run, None) if run.data.corpus else None,
         "data.seed": run.data.seed,
         "data.num_views": run.data.num_views,
         "data.signal_pass": run.data.signal_pass if run.data.signal_pass != "plain" else None,
@@ -236,16 +255,16 @@ def _continuity(run: TrainRun, data_key: str, steps: int) -> dict[str, Any]:
     return content
 
 
-def _provenance(run: TrainRun, data_key: str, manifest: Manifest | None, steps: int) -> dict[str, Any]:
+def _provenance(run: TrainRun, data: _OpenedData, manifest: Manifest | None, steps: int) -> dict[str, Any]:
     return {
         "tide_cache_version": __version__,
-        "data": {"kind": "cache" if manifest else "corpus", "id": data_key},
+        "data": {"kind": "cache" if manifest else "corpus", "id": data.key},
         "cache_identity": manifest.identity.model_dump(mode="json") if manifest else None,
         "signal_pass": run.data.signal_pass if manifest else None,
         "objective": [entry.model_dump(mode="json") for entry in run.objective],
         "steps": steps,
         "global_batch": run.train.global_batch,
         "seed": run.train.seed,
-        "block_size": run.student.block_size,
+        "block_size": data.collate_plan.block_size,
         "started_from": Path(run.student.model).name if run.student.model else "random weights",
     }

@@ -28,12 +28,13 @@ from tide_cache.training.step import StepSums, train_step
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What a finished run leaves behind."""
+    """What a finished run leaves behind; `remarks` say what was left out of its data."""
 
     model: Path
     metrics: Path
     steps: int
     last: StepMetrics | None
+    remarks: tuple[str, ...]
 
 
 def train(run: TrainRun, *, resume: bool = False, on_step: OnStep | None = None) -> TrainSummary:
@@ -80,7 +81,7 @@ class _Loop:
         self._backbone = _backbone(run, prepared, device)
         if run.train.activation_checkpointing:
             self._backbone.model.gradient_checkpointing_enable()  # type: ignore[operator]
-        student = Student(self._backbone, run.student.block_size, run.train.head_rows).train()
+        student = Student(self._backbone, prepared.collate_plan.block_size, run.train.head_rows).train()
         self._engine = make_engine(student, run.train, run.optimizer, world.size)
         self._order = SampleOrder(prepared.source.group_sizes, prepared.data_key, run.data.seed)
         self._names = objective_names([entry.kind for entry in run.objective])
@@ -125,7 +126,9 @@ class _Loop:
             provenance = {**self._prepared.provenance, "run": self._prepared.continuity}
             weights = self._backbone.model.state_dict()
             save_student(model, weights, self._backbone.config, self._prepared.tokenizer, provenance)
-        return TrainSummary(model, self._out / "metrics.jsonl", self._prepared.steps, self._last)
+        return TrainSummary(
+            model, self._out / "metrics.jsonl", self._prepared.steps, self._last, self._prepared.remarks
+        )
 
     def _step(self) -> tuple[StepSums, int]:
         batches = self._micro_batches()
