@@ -14,6 +14,7 @@ from .progress import ProgressReport
 
 if TYPE_CHECKING:
     from tide_cache.demo.run import ArmResult, DemoResult
+    from tide_cache.evaluation.comparison import Spread
 
 UNITS = {"teacher": "steps", "caches": "views", "students": "students"}
 
@@ -89,6 +90,11 @@ def _row(arm: "ArmResult") -> list[str]:
         str(against.value),
         "" if against.difference is None else str(against.difference),
         "" if against.difference is None else f"{against.num_better} of {against.num_paired}",
-        f"{percent(arm.accuracy.mean)}",
-        f"{percent(arm.exact_match.mean)}",
+        _share(arm.accuracy),
+        _share(arm.exact_match),
     ]
+
+
+def _share(spread: "Spread") -> str:
+    deviation = "" if spread.deviation is None else f" ± {100 * spread.deviation:.1f}"
+    return f"{percent(spread.mean)}{deviation}"
