@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
-from tide_cache.errors import CacheMismatchError, ModelError, PairingError, RunFileError
+from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ModelError, PairingError, RunFileError
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest, verify
 from tide_cache.views import ViewPlan, draw_view
@@ -120,7 +120,8 @@ def test_a_corpus_that_gives_no_sample_is_refused_with_the_reasons_and_leaves_no
     with pytest.raises(PairingError, match=r"no row of the corpus became a sample:\n  - no supervised .*: 40"):
         build_cache(run)
     assert not (tmp_path / "cache/manifest.json").exists()
-    assert not verify(tmp_path / "cache").ok
+    with pytest.raises(CacheIncompleteError):
+        verify(tmp_path / "cache")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
