@@ -1,6 +1,7 @@
 """The cache as a source of view records: row groups are decoded when a window of the order reaches them."""
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,6 @@ class CacheSource:
             held_groups: Row groups kept decoded; at least twice the order's window.
             signal_pass: Which of the cache's passes to read; by default its first.
         """
-        self._root, self._manifest = root, manifest
         self._num_views = num_views or manifest.identity.views.num_views
         self._pass = signal_pass or manifest.passes[0]
         layouts = [ShardLayout(record.num_samples, 1) for record in manifest.shards["pairs"]]
@@ -40,6 +40,7 @@ class CacheSource:
         self._sizes = tuple(len(layouts[shard].samples_of(group)) for shard, group in self._places)
         self._first_sample = np.concatenate([[0], np.cumsum(self._sizes)])
         self._groups = GroupCache(self._read, held_groups)
+        self._reader = lru_cache(maxsize=64)(partial(manifest.reader, root))  # a reader checks its footer once
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
@@ -57,8 +58,8 @@ class CacheSource:
 
     def _read(self, group: int, view: int) -> list[ViewRecord]:
         shard, group_of_shard = self._places[group]
-        pairs = self._manifest.reader(self._root, "pairs", shard).read_pairs(group_of_shard)
-        return self._manifest.reader(self._root, self._pass, shard).read_signals(view, group_of_shard, pairs)
+        pairs = self._reader("pairs", shard).read_pairs(group_of_shard)
+        return self._reader(self._pass, shard).read_signals(view, group_of_shard, pairs)
 
 
 def cache_collate_plan(manifest: Manifest, mask_id: int, pad_id: int, block_size: int) -> CollatePlan:

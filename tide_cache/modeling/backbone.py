@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from tide_cache.errors import ModelError
+from tide_cache.locations import nowhere
 from tide_cache.modeling.packing import PackedInput
 
 STOCK_TYPE = {
@@ -83,6 +84,8 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
     Raises:
         ModelError: No config.json there, not JSON, an unsupported model_type, or features we would get wrong.
     """
+    if reason := nowhere(location):
+        raise ModelError(reason)
     raw = _read_config(location, revision)
     model_type = str(raw.get("model_type"))
     if model_type not in STOCK_TYPE:

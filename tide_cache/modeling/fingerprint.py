@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from tide_cache.errors import ModelError
+from tide_cache.locations import nowhere
 
 CHECKPOINT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt")
 
@@ -20,8 +21,8 @@ def local_folder(location: str, revision: str | None = None) -> Path:
     folder = Path(location)
     if folder.is_dir():
         return folder
-    if location.startswith(("/", ".", "~")):
-        raise ModelError(f"{location}: no such folder; give a checkpoint folder or the name of one on the hub")
+    if reason := nowhere(location):
+        raise ModelError(reason)
     try:
         return Path(snapshot_download(location, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 from transformers.utils import cached_file
 
 from tide_cache.errors import PairingError
+from tide_cache.locations import nowhere
 from tide_cache.pairing.encoding import Encoded, TokenBytes, ends_by_offsets
 from tide_cache.pairing.rendering import ChatTemplate, Conversation, Rendered
 from tide_cache.records import Bools, Message
@@ -239,6 +240,8 @@ def shared_vocab_size(teacher: TextTokenizer, student: TextTokenizer) -> int:
 
 
 def _load(path: str, revision: str | None, **options: str) -> Any:
+    if reason := nowhere(path):
+        raise PairingError(reason)
     try:
         # The class is named in tokenizer_config.json; a config.json beside it, of any model_type, has no say.
         tokenizer = AutoTokenizer.from_pretrained(
