@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from tide_cache.errors import CacheMismatchError, RunFileError, fault_list
-from tide_cache.evaluation.forward import HEAD_ROWS, evaluating, length_faults, masked_hidden
+from tide_cache.evaluation.forward import HEAD_ROWS, evaluating, length_faults
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.head import apply_head
+from tide_cache.modeling.rows import masked_hidden
 from tide_cache.objectives.base import (
     grouped_kl,
     ids_to_gather,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from tide_cache.errors import ModelError, RunFileError, fault_list
-from tide_cache.evaluation.forward import HEAD_ROWS, Context, evaluating, length_faults, masked_hidden
+from tide_cache.evaluation.forward import HEAD_ROWS, evaluating, length_faults
 from tide_cache.modeling.backbone import Backbone
+from tide_cache.modeling.rows import Context, masked_hidden
 from tide_cache.records import Bools, SamplePair, StudentBatch
 from tide_cache.teacher.batches import plan_batches
 from tide_cache.teacher.statistics import RowSignals, SignalPlan, row_signals

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tide_cache.modeling.backbone import Backbone
-from tide_cache.modeling.packing import pack_block
+from tide_cache.modeling.rows import masked_hidden
 from tide_cache.records import RowStatistics, StudentBatch
 from tide_cache.student.row_statistics import row_statistics
 
@@ -31,7 +31,5 @@ class Student(nn.Module):
             is_kept_NK: Which of them make up the kept set.
             temperatures: T of the statistics.
         """
-        packed = pack_block(batch.x_t_BL[:, None], batch.x_0_BL, batch.is_real_BL, self._block_size)
-        hidden_BSD = self.backbone(packed)
-        hidden_ND = hidden_BSD[batch.row_sample_N, batch.row_position_N]
+        hidden_ND = masked_hidden(self.backbone, batch, self._block_size)
         return row_statistics(hidden_ND, self.backbone.head_VD, ids_NK, temperatures, is_kept_NK, self._slice_rows)

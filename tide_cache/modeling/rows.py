@@ -1,0 +1,23 @@
+"""From a batch to the hidden states of its masked rows: the one forward that training and evaluation share."""
+
+from typing import Literal
+
+import torch
+
+from tide_cache.modeling.backbone import Backbone
+from tide_cache.modeling.packing import pack_block, pack_full
+from tide_cache.records import StudentBatch
+
+Context = Literal["block", "full"]
+"""What a model is shown: `block` is [x_t, x_0] under the block mask, `full` is x_t alone, bidirectional."""
+
+
+def masked_hidden(backbone: Backbone, batch: StudentBatch, block_size: int, context: Context = "block") -> torch.Tensor:
+    """Give the final hidden states [N, D] of the batch's masked rows, on the model's device."""
+    x_t_BL, x_0_BL, is_real_BL = (x.to(backbone.device) for x in (batch.x_t_BL, batch.x_0_BL, batch.is_real_BL))
+    if context == "block":
+        packed = pack_block(x_t_BL[:, None], x_0_BL, is_real_BL, block_size)
+    else:
+        packed = pack_full(x_t_BL, is_real_BL)
+    hidden_BSD: torch.Tensor = backbone(packed)
+    return hidden_BSD[batch.row_sample_N.to(backbone.device), batch.row_position_N.to(backbone.device)]
