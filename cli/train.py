@@ -3,6 +3,7 @@
 import shlex
 import time
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 FIRST_SPEAKS_S = 5.0
 """How long another process waits with its message for the first to say the same and the launcher to end all."""
+
+
+class SemanticsName(StrEnum):
+    """Whose weights and divisors hold where the objectives say none."""
+
+    paper = "paper"
+    corrected = "corrected"
 
 
 def train_student(
@@ -51,6 +59,10 @@ def train_student(
             metavar="PIPELINE/ROW", help="A row of the paper's table, e.g. cross/tide-cross.", show_default=False
         ),
     ] = None,
+    semantics: Annotated[
+        SemanticsName | None,
+        typer.Option(help="Weights and divisors as published, or corrected (default).", show_default=False),
+    ] = None,
     out: Out = None,
     assignments: Set = None,
     resume: Annotated[
@@ -67,7 +79,7 @@ def train_student(
 
     Under torchrun, DeepSpeed's launcher or `srun` the process joins the others; only the first one prints.
     """
-    flags = _flags(student, cache, dataset, on_bad_row, objective, preset, out)
+    flags = _flags(student, cache, dataset, on_bad_row, objective, preset, semantics, out)
     run = load_run_file(TrainRun, run_file, {**flags, **parse_assignments(assignments or ())})
     if num_gpus is not None:
         require_no_launcher(num_gpus)
@@ -88,6 +100,7 @@ def _flags(
     on_bad_row: OnBadRow | None,
     objective: list[str] | None,
     preset: str | None,
+    semantics: SemanticsName | None,
     out: Path | None,
 ) -> dict[str, Any]:
     """Collect what the options say; a source of data or weights takes the place of the run file's other one."""
@@ -97,6 +110,7 @@ def _flags(
         **corpus_flags("data.corpus", dataset, on_bad_row),
         "objective": objectives(objective) if objective else None,
         "preset": preset,
+        "semantics": semantics.value if semantics is not None else None,
         "train.out": out,
     }
     replaced = []

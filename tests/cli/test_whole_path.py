@@ -149,7 +149,7 @@ def test_options_take_the_place_of_the_run_files_entries(call, tmp_path):
         call(
             *("train", "train.toml", "--student", "teacher/model", "--dataset", "tasks.jsonl", "--out", tmp_path / "x"),
             *("--set", "train.steps=7", "--set", "data.corpus.on_bad_row=error", "--on-bad-row", "skip"),
-            *("--dry-run", "--json"),
+            *("--objective", "ce", "--semantics", "paper", "--dry-run", "--json"),
         ).stdout
     )
     run = document["run"]
@@ -157,6 +157,8 @@ def test_options_take_the_place_of_the_run_files_entries(call, tmp_path):
     assert run["student"]["model"].endswith("/teacher/model")
     assert run["train"]["steps"] == document["steps"] == 7
     assert run["data"]["corpus"]["on_bad_row"] == "error", "--set wins over the other options"
+    assert run["semantics"] == "paper"
+    assert run["objective"] == [{"kind": "ce", "weight": 1.0, "time_weight": "scheduler"}]
 
 
 def test_schema_check_names_what_drifted_and_the_command_that_mends_it(call, tmp_path):

@@ -18,7 +18,7 @@ from tide_cache.objectives.tidal import Tidal
 
 def tidal(over, temperature, hyper):
     return Tidal(
-        over, temperature, axes=hyper["taid_axis_mode"], time_weight=hyper["taid_timestep_weight"],
+        over, temperature, axes=hyper["taid_axis_mode"], time_weight=hyper["taid_timestep_weight"], normalise="count",
         growth=hyper["taid_lambda_decay"], lambda_init=hyper["taid_lambda_init"], lambda_max=hyper["taid_lambda_max"],
     )  # fmt: skip
 

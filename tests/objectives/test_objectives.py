@@ -7,6 +7,7 @@ import torch
 from pydantic import TypeAdapter
 
 from tide_cache.config.objectives import ObjectiveConfig
+from tide_cache.config.semantics import resolve
 from tide_cache.objectives import OBJECTIVES, Needs, union_of_needs
 from tide_cache.objectives.calm import Calm, ReverseCalm
 from tide_cache.objectives.ce import CrossEntropy
@@ -128,10 +129,10 @@ def test_the_registry_holds_every_entry_of_the_run_file():
     }
     assert kinds == set(OBJECTIVES)
     for kind, objective in OBJECTIVES.items():
-        entry = TypeAdapter(ObjectiveConfig).validate_python({"kind": kind})
+        entry = resolve(TypeAdapter(ObjectiveConfig).validate_python({"kind": kind}), "corrected")
         arguments = entry.model_dump(exclude={"kind", "weight"})
         assert set(arguments) == {field.name for field in fields(objective)}, "same fields under the same names"
-        assert objective(**arguments) == objective(), "and the same defaults"
+        assert objective(**arguments) == objective(), "and the same defaults, as a run file that says no more has them"
         assert objective.kind == kind
 
 

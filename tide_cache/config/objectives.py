@@ -15,9 +15,10 @@ class CrossEntropyConfig(_Objective):
     """Denoising cross-entropy on the true tokens; needs no teacher."""
 
     kind: Literal["ce"]
-    time_weight: Literal["scheduler", "realised_ratio", "uniform"] = Field(
-        default="scheduler",
-        description="1/t as BD3LM, 1/(realised mask ratio), or none with a mean over masked tokens.",
+    time_weight: Literal["scheduler", "realised_ratio", "uniform"] | None = Field(
+        default=None,
+        description="1/t as BD3LM, 1/(realised mask ratio), or none with a mean over masked tokens; by default "
+        "scheduler with semantics = 'paper' and realised_ratio with 'corrected'.",
     )
 
 
@@ -69,6 +70,11 @@ class TidalConfig(_Objective):
     )
     time_weight: Literal["uniform", "midrange"] = Field(
         default="uniform", description="midrange: exp(-(t - 0.5)^2 / (2 * 0.15^2)), paper Table 5."
+    )
+    normalise: Literal["count", "weights"] | None = Field(
+        default=None,
+        description="Divide by the number of rows or chunks, or by the sum of their time weights; by default count "
+        "with semantics = 'paper' and weights with 'corrected'.",
     )
     growth: Literal["cosine", "linear"] = Field(default="cosine", description="How trust grows over the run.")
     lambda_init: float = Field(default=0.1, ge=0, le=1, description="Trust at the start (paper: 0.1).")

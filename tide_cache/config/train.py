@@ -4,12 +4,13 @@ import difflib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tide_cache.config.base import Frozen
 from tide_cache.config.common import CorpusConfig, Location, PassName, Precision, TokenizerConfig, ViewsConfig
 from tide_cache.config.objectives import CrossEntropyConfig, ObjectiveConfig
 from tide_cache.config.presets import PRESETS
+from tide_cache.config.semantics import Semantics, resolve
 
 
 class ModelShape(Frozen):
@@ -113,7 +114,13 @@ class TrainRun(Frozen):
     preset: str | None = Field(
         default=None, description="A row of the paper's table, e.g. cross/tide-cross; stands for objective and pass."
     )
-    objective: tuple[ObjectiveConfig, ...] = Field(default=(CrossEntropyConfig(kind="ce"),), min_length=1)
+    semantics: Semantics = Field(
+        default="corrected",
+        description="Weights and divisors that objectives leave open: as the paper, or corrected for whole chunks.",
+    )
+    objective: tuple[ObjectiveConfig, ...] = Field(
+        default=(CrossEntropyConfig(kind="ce"),), min_length=1, validate_default=True
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
 
@@ -135,3 +142,14 @@ class TrainRun(Frozen):
         if isinstance(data, dict) and data.get("cache") is not None:
             rest["data"] = {"signal_pass": preset.signal_pass} | data
         return rest | {"objective": preset.objectives}
+
+    @field_validator("objective")
+    @classmethod
+    def _apply_semantics(
+        cls, objectives: tuple[ObjectiveConfig, ...], info: ValidationInfo
+    ) -> tuple[ObjectiveConfig, ...]:
+        """Fill in what `semantics` decides, so that the resolved run says every value it trains with."""
+        semantics = info.data.get("semantics")
+        if semantics is None:  # was refused, and is reported as a fault of its own
+            return objectives
+        return tuple(resolve(entry, semantics) for entry in objectives)

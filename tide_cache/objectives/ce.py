@@ -17,11 +17,12 @@ class CrossEntropy:
     diffusion bound per token. `realised_ratio`: w = 1 / share of the sample's tokens that really are masked, which
     chunk-consistent masking raises above t. `uniform`: w = 1, divided by the masked tokens.
 
-    Source: BD3LM, arXiv:2503.09573, as used by TIDE, arXiv:2604.26951.
+    Source: `scheduler` is BD3LM's, arXiv:2503.09573, as used by TIDE, arXiv:2604.26951; `realised_ratio` the form of
+    the same bound in LLaDA, arXiv:2502.09992; docs/decisions/semantics.md.
     """
 
     kind: ClassVar[str] = "ce"
-    time_weight: Literal["scheduler", "realised_ratio", "uniform"] = "scheduler"
+    time_weight: Literal["scheduler", "realised_ratio", "uniform"] = "realised_ratio"
 
     @property
     def needs(self) -> Needs:

@@ -30,8 +30,10 @@ class Tidal:
     kl: T^2 KL(r || q_T), with r proportional to q_T^(1-l) p_T^l over the kept ids and the rest: logits are mixed, as in
     the paper; the rest outcome is q_rest^(1-l) p_rest^l. calm: the target probability is (1-l) s + l p.
     l = lambda_train * (1 - t) on both axes, lambda_train alone, or lambda_max * (1 - t) alone.
+    The sum is divided by the sum of w(t), or by the number of rows or chunks (`normalise` = count), as published.
 
-    Source: TIDAL, arXiv:2604.26951, section 2.1; `midrange` from its Table 5; the rest, docs/decisions/rest-outcome.md.
+    Source: TIDAL, arXiv:2604.26951, section 2.1; `midrange` from its Table 5; the rest, docs/decisions/rest-outcome.md;
+    the divisor, docs/decisions/semantics.md.
     """
 
     kind: ClassVar[str] = "tidal"
@@ -39,6 +41,7 @@ class Tidal:
     temperature: float = 2.0
     axes: Literal["both", "training_only", "timestep_only"] = "both"
     time_weight: Literal["uniform", "midrange"] = "uniform"
+    normalise: Literal["count", "weights"] = "weights"
     growth: Literal["cosine", "linear"] = "cosine"
     lambda_init: float = 0.1
     lambda_max: float = 0.9
@@ -52,8 +55,9 @@ class Tidal:
         return Needs(frozenset({"topk"}), student_temperatures=at, teacher_temperatures=at)
 
     def count(self, targets: Targets) -> float:
-        """Give the number of rows with candidates, or of active chunks; as in the paper, not the sum of weights."""
-        return float(targets.has_topk_N.sum()) if self.over == "kl" else float(len(targets.chunk_logprob_C))
+        """Give the sum of the weights of rows with candidates, or of active chunks; or their number, as published."""
+        t = targets.t_N[targets.has_topk_N] if self.over == "kl" else targets.chunk_t_C
+        return float(len(t)) if self.normalise == "count" else float(self._weight(t.double()).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the weighted sum in nats."""

@@ -197,7 +197,7 @@ class _Window:
 
     def means(self) -> list[float]:
         """Mean of each objective over all ranks, in nats."""
-        return (sum_over_ranks(self._totals_O) / self._counts_O.clamp_min(1)).tolist()
+        return (sum_over_ranks(self._totals_O) / self._counts_O.masked_fill(self._counts_O == 0, 1)).tolist()
 
     def restart(self) -> float:
         """Start the next window; gives the tokens per second of this one, over all ranks."""

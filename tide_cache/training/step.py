@@ -59,7 +59,7 @@ def train_step(
     )
     counts_O = sum_over_ranks(counts_O.to(device))
     scale_O = [
-        entry.weight * world.size / max(count, 1.0) for entry, count in zip(objectives, counts_O.tolist(), strict=True)
+        entry.weight * world.size / (count or 1.0) for entry, count in zip(objectives, counts_O.tolist(), strict=True)
     ]
     temperatures = tuple(sorted(union_of_needs(e.objective.needs for e in objectives).student_temperatures))
     totals_O = torch.zeros(len(objectives), dtype=torch.float64, device=device)
