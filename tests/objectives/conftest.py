@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tide_cache.student.row_statistics import row_statistics
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views.masking import spans_to_mask
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "views"))
 
@@ -79,7 +81,7 @@ class GoldenCase:
     Attributes:
         hyper: Its hyper-parameters.
         recorded: Its results, by field name.
-        shared: Arrays that all cases of its file share.
+        shared: Its inputs, most of them shared by all cases of its file.
         student_logits_BLV: Leaf of the graph.
     """
 
@@ -101,22 +103,60 @@ class GoldenCase:
 
 
 @pytest.fixture(scope="session")
-def golden_case(shared: Path) -> Callable[[str, str], GoldenCase]:
+def golden_arrays(shared: Path) -> Callable[[str], dict[str, np.ndarray]]:
+    """`golden_arrays(name)` gives a recorded file of losses; each is read once."""
+    return lru_cache(lambda name: dict(np.load(shared / f"golden/losses_{name}.npz")))
+
+
+@pytest.fixture(scope="session")
+def golden_case(golden_arrays: Callable[[str], dict[str, np.ndarray]]) -> Callable[[str, str], GoldenCase]:
     """`golden_case(family, name)`, with family `alm`, `same` or `aligned`, as golden/README.md names the cases."""
-    files: dict[str, dict[str, np.ndarray]] = {}
 
     def load(family: str, name: str) -> GoldenCase:
-        if family not in files:
-            files[family] = dict(np.load(shared / f"golden/losses_{family}_seed0.npz"))
-        arrays = files[family]
-        hyper = next(c["hp"] for c in json.loads(str(arrays["meta_json"]))["cases"] if c["name"] == name)
-        prefix = f"case/{name}/"
-        recorded = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-        student_logits_BLV = torch.from_numpy(arrays["student_logits"]).clone().requires_grad_()
-        batch, targets = GOLDEN_TARGETS[family](arrays, hyper, name.endswith("-compdemo"))
-        return GoldenCase(hyper, recorded, arrays, student_logits_BLV, batch, targets)
+        arrays = golden_arrays(f"{family}_seed0")
+        meta, recorded = _recorded_case(arrays, name)
+        return _golden_case(family, meta["hp"], recorded, arrays, name.endswith("-compdemo"))
 
     return load
+
+
+@pytest.fixture(scope="session")
+def edge_case(golden_arrays: Callable[[str], dict[str, np.ndarray]]) -> Callable[..., GoldenCase]:
+    """`edge_case(name)`: the inputs of its family with those of the case on top, and with `ours` above both."""
+
+    def load(name: str, **ours: np.ndarray) -> GoldenCase:
+        meta, recorded = _recorded_case(golden_arrays("edge"), name)
+        family = "alm" if "alm" in meta["mode"] else "aligned" if "aligned" in meta["mode"] else "same"
+        base = golden_arrays(f"{family}_seed0")
+        inputs = base | {key: value for key, value in recorded.items() if key in base and key != "meta_json"}
+        if "chunk_A" in recorded:
+            inputs["teacher_M_A"] = np.stack(
+                [spans_to_mask(*rows[is_a, :2].T, base["teacher_mask"].shape[1])
+                 for rows, is_a in zip(base["chunks"], recorded["chunk_A"], strict=True)]
+            )  # fmt: skip
+        hyper = {"global_step": 0, "max_steps": 1} | meta["hp"]
+        return _golden_case(family, hyper, recorded, inputs | ours, "chunk_A" in recorded)
+
+    return load
+
+
+def _recorded_case(arrays: Mapping[str, np.ndarray], name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Give what a file says of a case, and its arrays."""
+    meta = next(case for case in json.loads(str(arrays["meta_json"]))["cases"] if case["name"] == name)
+    prefix = f"case/{name}/"
+    return meta, {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+
+def _golden_case(
+    family: str,
+    hyper: Mapping[str, Any],
+    recorded: Mapping[str, np.ndarray],
+    inputs: Mapping[str, np.ndarray],
+    is_compdemo: bool,
+) -> GoldenCase:
+    student_logits_BLV = torch.from_numpy(inputs["student_logits"]).clone().requires_grad_()
+    batch, targets = GOLDEN_TARGETS[family](inputs, hyper, is_compdemo)
+    return GoldenCase(hyper, recorded, inputs, student_logits_BLV, batch, targets)
 
 
 def _chunk_targets(
