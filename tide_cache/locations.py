@@ -1,6 +1,91 @@
-"""A name in a run file is a folder here or a name on a hub; what can be neither is refused without asking a server."""
+"""What the locations of a run file mean: a folder here, a name on a hub, or, for caches, a URL of an object store."""
 
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_LOCAL_URL = re.compile(r"(file|local)://", re.IGNORECASE)
+
+
+class RemotePath:
+    """A folder or file of an object store, by its URL; joined and taken apart as a `Path` is."""
+
+    __slots__ = ("url",)
+
+    def __init__(self, url: str) -> None:
+        scheme, _, rest = url.partition("://")
+        self.url = f"{scheme.lower()}://{rest.rstrip('/')}"
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(f"{self.url}/{name}" if not self.url.endswith("://") else f"{self.url}{name}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __repr__(self) -> str:
+        return f"RemotePath({self.url!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and self.url == other.url
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
+    @property
+    def protocol(self) -> str:
+        """What stands before `://`."""
+        return self.url.partition("://")[0]
+
+    @property
+    def name(self) -> str:
+        """Last part."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "RemotePath":
+        """Folder that holds it."""
+        return RemotePath(self.url.rpartition("/")[0])
+
+    def with_suffix(self, suffix: str) -> "RemotePath":
+        """The same with another file name extension."""
+        return self.parent / PurePosixPath(self.name).with_suffix(suffix).name
+
+    def relative_to(self, root: "RemotePath") -> PurePosixPath:
+        """The part below a folder."""
+        assert self.url.startswith(f"{root.url}/"), f"{self} is not in {root}"
+        return PurePosixPath(self.url.removeprefix(f"{root.url}/"))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._of_value, serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json")
+        )
+
+    @classmethod
+    def _of_value(cls, value: object) -> "RemotePath":
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str) and is_url(value):
+            return cls(value)
+        raise ValueError("expected a URL")
+
+
+CachePath = Path | RemotePath
+"""Where a cache, or a file of one, lies."""
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is a URL of an object store; `file://` is a path by another name."""
+    return bool(_URL.match(location)) and not _LOCAL_URL.match(location)
+
+
+def cache_path(location: str) -> CachePath:
+    """Read the location of a cache, as it is written in a run file or on the command line."""
+    return RemotePath(location) if is_url(location) else Path(_LOCAL_URL.sub("", location, count=1))
 
 
 def nowhere(location: str) -> str | None:

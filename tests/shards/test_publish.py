@@ -15,7 +15,6 @@ from tide_cache.shards import (
     file_sha256,
     publish,
     publish_json,
-    remove_leftovers,
     replace_json,
 )
 
@@ -138,5 +137,5 @@ def test_leftovers_of_dead_writers_go_and_those_of_living_ones_stay(tmp_path):
     elsewhere = leftover.replace(".parquet.", ".parquet.other_host_")
     for name in (living, elsewhere, "shard-000001.parquet", ".hidden.tmp"):
         (tmp_path / name).write_bytes(b"")
-    remove_leftovers(tmp_path, LocalFiles())
+    LocalFiles().remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted([living, elsewhere, "shard-000001.parquet", ".hidden.tmp"])

@@ -5,19 +5,19 @@ coerced, defaulted or ignored.
 """
 
 import json
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from tide_cache.config.base import Frozen
 from tide_cache.errors import CacheMismatchError, ShardCorruptError
-from tide_cache.shards import FORMAT_VERSION, LocalFiles
+from tide_cache.locations import CachePath
+from tide_cache.shards import FORMAT_VERSION, Files
 
 Document = TypeVar("Document", bound=Frozen)
 
 
-def read_document(path: Path, model: type[Document], max_bytes: int, files: LocalFiles) -> Document:
+def read_document(path: CachePath, model: type[Document], max_bytes: int, files: Files) -> Document:
     """Read one JSON document of a cache.
 
     Args:
@@ -31,12 +31,17 @@ def read_document(path: Path, model: type[Document], max_bytes: int, files: Loca
         CacheMismatchError: It was written in a newer format.
         ShardCorruptError: It is too large, no UTF-8, no JSON, repeats a key, or is not what the model says.
     """
-    size = files.size(path)
+    try:
+        size = files.size(path)
+        data = files.read(path, 0, size) if size <= max_bytes else b""
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise ShardCorruptError(f"{path}: cannot be read: {error.strerror}. {_way_out(path)}") from None
     if size > max_bytes:
         raise ShardCorruptError(f"{path}: found {size} bytes, expected at most {max_bytes}; this is no such document.")
-    data = files.read(path, 0, max_bytes)
     try:
-        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats)
+        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_refused_constant)
     except (ValueError, RecursionError) as error:
         raise ShardCorruptError(f"{path}: not a document of a cache: {error}. {_way_out(path)}") from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
@@ -62,5 +67,9 @@ def _without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _way_out(path: Path) -> str:
+def _refused_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _way_out(path: CachePath) -> str:
     return f"Restore {path.name} from a copy, or delete it and run the same `tide-cache build-teacher-shards` again."

@@ -1,12 +1,13 @@
 """The steps of a build, from plan to manifest; each is safe to repeat, by any number of workers at once."""
 
 import contextlib
+import hashlib
 from collections.abc import Collection
 from functools import cached_property
-from pathlib import Path
 
 from tide_cache import __version__
 from tide_cache.errors import CacheMismatchError, PairingError, ShardCorruptError, fault_list
+from tide_cache.locations import CachePath
 from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord, Statistics
 from tide_cache.manifest.documents import read_document
 from tide_cache.manifest.identity import CacheIdentity, require_same_identity
@@ -22,26 +23,31 @@ from tide_cache.manifest.manifest import (
 )
 from tide_cache.manifest.plan import PlanDocument, ShardPlan
 from tide_cache.shards import (
-    LOCAL_FILES,
     EncodedShard,
-    LocalFiles,
+    Files,
+    OtherBytesError,
     PassName,
     ShardHeader,
     TableName,
     file_sha256,
+    files_of,
+    is_temporary,
+    naming_refusals,
     publish,
     publish_json,
-    remove_leftovers,
     replace_json,
 )
+
+QUARANTINE = "quarantine"
+"""Folder of shards that two workers computed differently; nothing reads it."""
 
 
 class CacheFolder:
     """A cache that is being built."""
 
-    def __init__(self, root: Path, files: LocalFiles = LOCAL_FILES) -> None:
+    def __init__(self, root: CachePath, files: Files | None = None) -> None:
         self.root = root
-        self._files = files
+        self._files = files or files_of(root)
 
     def begin(self, identity: CacheIdentity, plan: ShardPlan, passes: Collection[PassName]) -> None:
         """Write `plan.json`, or check that the build it describes is this one; then clear what dead writers left.
@@ -56,31 +62,28 @@ class CacheFolder:
         """
         declared = PlanDocument(identity=identity, plan=plan)
         path = self.root / "plan.json"
-        if "plan.json" not in self._files.list_folder(self.root):
-            self._require_unused()
-            self._files.make_folder(self.root)
-            with contextlib.suppress(ShardCorruptError):  # another worker was faster; its plan is compared below
+        if not self._is_begun():
+            self._make_folder(self.root)
+            with contextlib.suppress(OtherBytesError):  # another worker was faster; its plan is compared below
                 publish_json(path, declared.model_dump(mode="json"), self._files)
         require_same_identity(path, self.plan_document, declared)
-        remove_leftovers(self.root, self._files)
-        for table in tables_of(passes):
-            self._files.make_folder(table_folder(self.root, table))
-            remove_leftovers(table_folder(self.root, table), self._files)
+        self._files.remove_leftovers(self.root)
+        for folder in self._table_folders(tables_of(passes)):
+            self._make_folder(folder)
+            self._files.remove_leftovers(folder)
 
     def require_fits(self, identity: CacheIdentity, plan: ShardPlan) -> None:
         """Check, without writing, that `begin` would take this build; raises what it would raise."""
         path = self.root / "plan.json"
-        if "plan.json" in self._files.list_folder(self.root):
+        if self._is_begun():
             require_same_identity(path, self.plan_document, PlanDocument(identity=identity, plan=plan))
-        else:
-            self._require_unused()
 
     @cached_property
     def plan_document(self) -> PlanDocument:
         """What is being built."""
         return read_plan(self.root, self._files)
 
-    def shard_path(self, table: TableName, shard: int) -> Path:
+    def shard_path(self, table: TableName, shard: int) -> CachePath:
         """File of a shard."""
         return shard_path(self.root, table, shard)
 
@@ -120,14 +123,18 @@ class CacheFolder:
             statistics: Free counts for reports; the bytes of each column are added as `column_bytes.NAME`.
 
         Raises:
-            ShardCorruptError: The shard is already there with other bytes.
+            ShardCorruptError: Another worker published other bytes for this shard. Both are kept in `quarantine/`, and
+                the shard counts as missing.
             TideCacheError: The file system refused; nothing was published.
         """
         table, shard = encoded.header.table, encoded.header.shard
         assert encoded.header == self.header(table, shard), "a shard of another build"
         columns = {f"column_bytes.{name}": size for name, size in encoded.column_bytes.items()}
         record = CommitRecord.of(encoded, {**statistics, **columns})
-        publish(self.shard_path(table, shard), encoded.data, self._files)
+        try:
+            publish(self.shard_path(table, shard), encoded.data, self._files)
+        except OtherBytesError:
+            self._quarantine(encoded)
         publish_json(record_path(self.root, table, shard), record.model_dump(mode="json"), self._files)
         return record
 
@@ -152,6 +159,8 @@ class CacheFolder:
             raise PairingError(
                 fault_list(title, reasons, "Raise max_length, or mend the corpus; give a new build.out.")
             )
+        for folder in (*self._table_folders(manifest.tables), self.root):
+            self._files.sync_folder(folder)  # what another worker linked may not be durable yet
         if found is None:
             publish_json(path, manifest.model_dump(mode="json"), self._files)
             return manifest
@@ -202,11 +211,53 @@ class CacheFolder:
                         "`tide-cache build-teacher-shards` again to accept it."
                     )
 
-    def _require_unused(self) -> None:
-        names = [name for name in self._files.list_folder(self.root) if not name.endswith(".tmp")]
+    def _quarantine(self, encoded: EncodedShard) -> None:
+        """Set two byte strings of one shard aside; nobody can say which is right, so neither counts."""
+        table, shard = encoded.header.table, encoded.header.shard
+        path = self.shard_path(table, shard)
+        with naming_refusals(path):
+            published = self._files.read(path, 0, self._files.size(path))
+            self._make_folder(self.root / QUARANTINE)
+            kept = [
+                self.root / QUARANTINE / f"{table}-shard-{shard:06d}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
+                for data in (published, encoded.data)
+            ]
+            for name, data in zip(kept, (published, encoded.data), strict=True):
+                publish(name, data, self._files)
+            # In this order a crash in between leaves a shard without a record, never a record without its shard.
+            for doomed in (self.root / "manifest.json", record_path(self.root, table, shard), path):
+                self._files.remove(doomed)
+                self._files.sync_folder(doomed.parent)
+        raise ShardCorruptError(
+            f"{path}: two workers computed different bytes for this shard; both are kept, and neither counts:\n"
+            f"  {kept[0]}: was published\n  {kept[1]}: computed by this run\n"
+            "A shard is a pure function of the cache's identity, so the workers differ in hardware, in a library or in "
+            "health. Use workers of one kind, and run the same command again: the shard is computed anew."
+        )
+
+    def _table_folders(self, tables: Collection[TableName]) -> list[CachePath]:
+        return [table_folder(self.root, table) for table in tables]
+
+    def _make_folder(self, folder: CachePath) -> None:
+        with naming_refusals(folder):
+            self._files.make_folder(folder)
+
+    def _is_begun(self) -> bool:
+        """Whether there is a plan; a folder with other things is refused.
+
+        The plan comes before everything else, so what is listed before it is missed is no part of a cache.
+        """
+        names = [name for name in self._files.list_folder(self.root) if not is_temporary(name)]
+        try:
+            self._files.size(self.root / "plan.json")
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        else:
+            return True
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise CacheMismatchError(
                 f"{self.root}: found {shown}, but no plan.json: this folder is not a cache.\n"
                 "Give build.out an empty or new folder."
             )
+        return False

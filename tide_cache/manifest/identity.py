@@ -4,13 +4,13 @@ Paths, machines and the number of workers are not in it; whatever changes one st
 """
 
 import hashlib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from tide_cache.config.base import Frozen
 from tide_cache.errors import CacheMismatchError
+from tide_cache.locations import CachePath
 from tide_cache.shards import FORMAT_VERSION, ShardRules, canonical_json
 
 ABSENT = "(absent)"
@@ -114,7 +114,7 @@ def differing_fields(found: Frozen, expected: Frozen) -> list[tuple[str, Any, An
     return [(name, one, other) for name, one, other in pairs if canonical_json(one) != canonical_json(other)]
 
 
-def require_same_identity(path: Path, found: Frozen, declared: Frozen) -> None:
+def require_same_identity(path: CachePath, found: Frozen, declared: Frozen) -> None:
     """Refuse a cache that was built from other inputs than a run declares.
 
     Args:

@@ -7,22 +7,24 @@ may lie beside it, whole or in part: a pass that is being added.
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field
 
 from tide_cache.config.base import Frozen
 from tide_cache.errors import CacheIncompleteError, ShardCorruptError
+from tide_cache.locations import CachePath, RemotePath
 from tide_cache.manifest.commit import CommitRecord, Statistics
 from tide_cache.manifest.documents import read_document
 from tide_cache.manifest.identity import CacheIdentity
 from tide_cache.manifest.plan import MAX_SHARDS, PlanDocument, ShardPlan
-from tide_cache.shards import FORMAT_VERSION, LOCAL_FILES, PASSES, LocalFiles, PassName, ShardReader, TableName
+from tide_cache.shards import FORMAT_VERSION, PASSES, Files, PassName, ShardReader, TableName, files_of
 
 MAX_PLAN_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 64 << 20
 
 _SIGNALS_FOLDER = "signals"
+AnyPath = TypeVar("AnyPath", Path, RemotePath, CachePath)
 _RECORD_NAME = re.compile(r"shard-\d{6}\.json")
 
 
@@ -31,30 +33,30 @@ def tables_of(passes: Collection[PassName]) -> tuple[TableName, ...]:
     return ("pairs", *(name for name in PASSES if name in passes))
 
 
-def table_folder(root: Path, table: TableName) -> Path:
+def table_folder(root: AnyPath, table: TableName) -> AnyPath:
     """Folder of a table's shards."""
     return root / table if table == "pairs" else root / _SIGNALS_FOLDER / table
 
 
-def shard_path(root: Path, table: TableName, shard: int) -> Path:
+def shard_path(root: AnyPath, table: TableName, shard: int) -> AnyPath:
     """File of a shard."""
     assert 0 <= shard < MAX_SHARDS, shard
     return table_folder(root, table) / f"shard-{shard:06d}.parquet"
 
 
-def record_path(root: Path, table: TableName, shard: int) -> Path:
+def record_path(root: AnyPath, table: TableName, shard: int) -> AnyPath:
     """Commit record of a shard."""
     return shard_path(root, table, shard).with_suffix(".json")
 
 
-def read_plan(root: Path, files: LocalFiles = LOCAL_FILES) -> PlanDocument:
+def read_plan(root: CachePath, files: Files | None = None) -> PlanDocument:
     """Read `plan.json`.
 
     Raises:
         CacheIncompleteError: The folder is no cache.
     """
     try:
-        return read_document(root / "plan.json", PlanDocument, MAX_PLAN_BYTES, files)
+        return read_document(root / "plan.json", PlanDocument, MAX_PLAN_BYTES, files or files_of(root))
     except (FileNotFoundError, NotADirectoryError):
         raise CacheIncompleteError(
             f"{root}: no cache here: found neither manifest.json nor plan.json.\n"
@@ -80,7 +82,7 @@ class Manifest(Frozen):
     totals: dict[TableName, Statistics]
 
     @classmethod
-    def load(cls, root: Path, files: LocalFiles = LOCAL_FILES) -> Self:
+    def load(cls, root: CachePath, files: Files | None = None) -> Self:
         """Read the manifest of a complete cache.
 
         Args:
@@ -92,7 +94,7 @@ class Manifest(Frozen):
             CacheMismatchError: It was written in a newer format.
             ShardCorruptError: It contradicts itself, or is no manifest.
         """
-        path = root / "manifest.json"
+        path, files = root / "manifest.json", files or files_of(root)
         try:
             manifest = read_document(path, cls, MAX_MANIFEST_BYTES, files)
         except (FileNotFoundError, NotADirectoryError):
@@ -147,7 +149,7 @@ class Manifest(Frozen):
         """The pairs, and every pass."""
         return tables_of(self.passes)
 
-    def reader(self, root: Path, table: TableName, shard: int, files: LocalFiles = LOCAL_FILES) -> ShardReader:
+    def reader(self, root: CachePath, table: TableName, shard: int, files: Files | None = None) -> ShardReader:
         """A reader of one shard; nothing is opened yet.
 
         Args:
@@ -156,7 +158,8 @@ class Manifest(Frozen):
             shard: Number of the shard.
             files: The file system.
         """
-        return ShardReader(shard_path(root, table, shard), self.shards[table][shard], self.identity.shard_rules, files)
+        path, record = shard_path(root, table, shard), self.shards[table][shard]
+        return ShardReader(path, record, self.identity.shard_rules, files or files_of(root))
 
 
 def sum_statistics(records: tuple[CommitRecord, ...]) -> Statistics:
@@ -165,7 +168,7 @@ def sum_statistics(records: tuple[CommitRecord, ...]) -> Statistics:
     return {name: sum(record.statistics.get(name, 0) for record in records) for name in names}
 
 
-def incomplete(root: Path, document: PlanDocument, files: LocalFiles) -> CacheIncompleteError:
+def incomplete(root: CachePath, document: PlanDocument, files: Files) -> CacheIncompleteError:
     """The error that says how far a build has come."""
     begun = tables_of([name for name in PASSES if name in files.list_folder(root / _SIGNALS_FOLDER)])
     committed = {

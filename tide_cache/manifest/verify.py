@@ -5,12 +5,13 @@ from pathlib import Path
 
 from tide_cache.config.base import Frozen
 from tide_cache.errors import CacheMismatchError, ShardCorruptError, TideCacheError
+from tide_cache.locations import CachePath
 from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord
 from tide_cache.manifest.documents import read_document
 from tide_cache.manifest.identity import differing_fields
 from tide_cache.manifest.manifest import Manifest, read_plan, record_path, shard_path
 from tide_cache.manifest.plan import PlanDocument
-from tide_cache.shards import LOCAL_FILES, LocalFiles, TableName, file_sha256
+from tide_cache.shards import Files, TableName, file_sha256, files_of
 
 
 class Problem(Frozen):
@@ -30,10 +31,10 @@ class VerifyReport(Frozen):
 
 
 def verify(
-    root: Path,
+    root: CachePath,
     deep: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    files: LocalFiles = LOCAL_FILES,
+    files: Files | None = None,
 ) -> VerifyReport:
     """Check the manifest, every commit record, and size, footer and hash of every shard.
 
@@ -47,6 +48,7 @@ def verify(
         CacheIncompleteError: The build has not finished, or the folder is no cache.
         CacheMismatchError: It was written in a newer format.
     """
+    files = files or files_of(root)
     try:
         manifest = Manifest.load(root, files)
     except ShardCorruptError as error:
@@ -55,7 +57,7 @@ def verify(
     total_bytes, done_bytes = sum(record.size for record in records), 0
     problems = [Problem(shard="plan.json", problem=problem) for problem in _plan_problems(root, manifest, files)]
     for record in records:
-        name = shard_path(root, record.table, record.shard).relative_to(root).as_posix()
+        name = shard_path(Path(), record.table, record.shard).as_posix()
         found = _shard_problems(root, manifest, record, deep, files)
         problems += [Problem(shard=name, problem=problem) for problem in found]
         done_bytes += record.size
@@ -64,7 +66,7 @@ def verify(
     return VerifyReport(ok=not problems, shards=len(records), bytes=total_bytes, problems=tuple(problems))
 
 
-def _plan_problems(root: Path, manifest: Manifest, files: LocalFiles) -> Iterator[str]:
+def _plan_problems(root: CachePath, manifest: Manifest, files: Files) -> Iterator[str]:
     try:
         found = read_plan(root, files)
     except TideCacheError as error:
@@ -76,7 +78,7 @@ def _plan_problems(root: Path, manifest: Manifest, files: LocalFiles) -> Iterato
 
 
 def _shard_problems(
-    root: Path, manifest: Manifest, record: CommitRecord, deep: bool, files: LocalFiles
+    root: CachePath, manifest: Manifest, record: CommitRecord, deep: bool, files: Files
 ) -> Iterator[str]:
     beside = record_path(root, record.table, record.shard)
     try:
@@ -98,7 +100,7 @@ def _shard_problems(
         yield from _row_problems(root, manifest, record.table, record.shard, files)
 
 
-def _row_problems(root: Path, manifest: Manifest, table: TableName, shard: int, files: LocalFiles) -> Iterator[str]:
+def _row_problems(root: CachePath, manifest: Manifest, table: TableName, shard: int, files: Files) -> Iterator[str]:
     """Decode every row group; the views of samples that cannot be read are left out, their pairs are named."""
     pairs_reader = manifest.reader(root, "pairs", shard, files)
     reader = manifest.reader(root, table, shard, files)

@@ -1,10 +1,19 @@
 """Teacher signals to Parquet bytes and back."""
 
 from tide_cache.shards.checks import ShardRules
-from tide_cache.shards.files import LOCAL_FILES, LocalFiles
+from tide_cache.shards.files import LOCAL_FILES, Files, LocalFiles, is_temporary
 from tide_cache.shards.layout import SAMPLES_PER_GROUP, ShardLayout
-from tide_cache.shards.publish import canonical_json, file_sha256, publish, publish_json, remove_leftovers, replace_json
+from tide_cache.shards.publish import (
+    OtherBytesError,
+    canonical_json,
+    file_sha256,
+    naming_refusals,
+    publish,
+    publish_json,
+    replace_json,
+)
 from tide_cache.shards.reader import ShardFacts, ShardReader
+from tide_cache.shards.remote_files import FsspecFiles, files_of
 from tide_cache.shards.schema import FORMAT_VERSION, PASSES, PassName, ShardHeader, TableName
 from tide_cache.shards.writer import EncodedShard, encode_pairs, encode_signals
 
@@ -14,7 +23,10 @@ __all__ = [
     "PASSES",
     "SAMPLES_PER_GROUP",
     "EncodedShard",
+    "Files",
+    "FsspecFiles",
     "LocalFiles",
+    "OtherBytesError",
     "PassName",
     "ShardFacts",
     "ShardHeader",
@@ -26,8 +38,10 @@ __all__ = [
     "encode_pairs",
     "encode_signals",
     "file_sha256",
+    "files_of",
+    "is_temporary",
+    "naming_refusals",
     "publish",
     "publish_json",
-    "remove_leftovers",
     "replace_json",
 ]

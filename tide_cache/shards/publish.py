@@ -1,59 +1,61 @@
 """How a file comes to lie in a cache: whole and durable under its final name, or not at all.
 
-Bytes go to a temporary file in the same folder, are forced to the device, and get their final name by an exclusive
-link, so a crash at any moment leaves either no file or the whole file, and two writers can never mix theirs. Only a
-manifest that comes to list another pass replaces an older one, by a rename.
+A name is given once: two writers can never mix their bytes, and a second publication of the same bytes changes
+nothing. Only a manifest that comes to list another pass replaces an older one.
 """
 
 import hashlib
 import json
-import os
-import secrets
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tide_cache.errors import ShardCorruptError, TideCacheError
-from tide_cache.shards.files import LOCAL_FILES, LocalFiles
+from tide_cache.locations import CachePath
+from tide_cache.shards.files import Files
+from tide_cache.shards.remote_files import files_of
 
 _HASH_CHUNK_BYTES = 8 << 20
-_TEMPORARY_SUFFIX = ".tmp"
 
 
-def publish(path: Path, data: bytes, files: LocalFiles = LOCAL_FILES) -> None:
+class OtherBytesError(ShardCorruptError):
+    """A name is taken by other bytes than those to be published."""
+
+
+def publish(path: CachePath, data: bytes, files: Files | None = None) -> None:
     """Put a file under its final name. A second publication of the same bytes changes nothing.
 
     Args:
         path: Final name; its folder exists.
         data: All of the file.
-        files: The file system.
+        files: The file system; by default the one that the path names.
 
     Raises:
-        ShardCorruptError: The name is taken by other bytes; they are left as they are.
+        OtherBytesError: The name is taken by other bytes; they are left as they are.
         TideCacheError: The file system refused, with path and reason; nothing was published.
     """
-    with _written(path, data, files) as temporary:
+    files = files or files_of(path)
+    with naming_refusals(path):
         try:
-            files.link(temporary, path)
+            files.create(path, data)
         except FileExistsError:
             _require_same_bytes(path, data, files)
+            files.sync_folder(path.parent)  # the writer of these bytes may have died before it did
 
 
-def publish_json(path: Path, document: Any, files: LocalFiles = LOCAL_FILES) -> None:
+def publish_json(path: CachePath, document: Any, files: Files | None = None) -> None:
     """Publish a small document as canonical JSON with a final newline."""
     publish(path, canonical_json(document) + b"\n", files)
 
 
-def replace_json(path: Path, document: Any, files: LocalFiles = LOCAL_FILES) -> None:
+def replace_json(path: CachePath, document: Any, files: Files | None = None) -> None:
     """Put a small document in the place of an older one: at every moment there is the one or the other, whole.
 
     Raises:
         TideCacheError: The file system refused, with path and reason; the older one is still there.
     """
-    with _written(path, canonical_json(document) + b"\n", files) as temporary:
-        files.rename(temporary, path)
+    with naming_refusals(path):
+        (files or files_of(path)).replace(path, canonical_json(document) + b"\n")
 
 
 def canonical_json(document: Any) -> bytes:
@@ -62,8 +64,9 @@ def canonical_json(document: Any) -> bytes:
     return text.encode("utf-8")
 
 
-def file_sha256(path: Path, files: LocalFiles = LOCAL_FILES) -> str:
+def file_sha256(path: CachePath, files: Files | None = None) -> str:
     """SHA-256 of a file's bytes, in hex."""
+    files = files or files_of(path)
     digest = hashlib.sha256()
     start = 0
     while part := files.read(path, start, _HASH_CHUNK_BYTES):
@@ -72,56 +75,28 @@ def file_sha256(path: Path, files: LocalFiles = LOCAL_FILES) -> str:
     return digest.hexdigest()
 
 
-def remove_leftovers(folder: Path, files: LocalFiles = LOCAL_FILES) -> None:
-    """Remove temporary files of writers of this host that are no longer running; others are left alone."""
-    for name in files.list_folder(folder):
-        host, _, process = name.removesuffix(_TEMPORARY_SUFFIX).rpartition("-")[0].rpartition("-")
-        is_temporary = name.startswith(".") and name.endswith(_TEMPORARY_SUFFIX) and process.isdigit()
-        if is_temporary and host.endswith(f".{_host()}") and not _is_running(int(process)):
-            files.remove(folder / name)
-
-
 @contextmanager
-def _written(path: Path, data: bytes, files: LocalFiles) -> Iterator[Path]:
-    """A durable temporary file beside `path`, for the caller to give it its name; then the folder is made durable."""
-    temporary = path.with_name(f".{path.name}.{_writer_prefix()}{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+def naming_refusals(path: CachePath) -> Iterator[None]:
+    """Turn what the file system refuses into an error that names the file and the reason.
+
+    Raises:
+        TideCacheError: Instead of an OSError.
+    """
     try:
-        files.write_new(temporary, data)
-        yield temporary
-        files.sync_folder(path.parent)
+        yield
     except OSError as error:
         raise TideCacheError(
-            f"{path}: cannot be written: {error.strerror} (errno {error.errno}); nothing was published.\n"
+            f"{path}: cannot be written: {error.strerror or error} (errno {error.errno}); nothing was published.\n"
             "Mend the cause (free space, quota, permissions) and run the same command again."
         ) from error
-    finally:
-        files.remove(temporary)
 
 
-def _require_same_bytes(path: Path, data: bytes, files: LocalFiles = LOCAL_FILES) -> None:
+def _require_same_bytes(path: CachePath, data: bytes, files: Files) -> None:
     expected = hashlib.sha256(data).hexdigest()
     found = file_sha256(path, files)
     if found != expected:
-        raise ShardCorruptError(
+        raise OtherBytesError(
             f"{path}: already there with other bytes: found sha256 {found}, this run computed {expected}.\n"
             "Shards are a pure function of the cache's identity, so one of the two is damaged or was computed on "
             "another machine. Delete this file and the .json beside it, and run the same build command again."
         )
-
-
-def _writer_prefix() -> str:
-    return f"{_host()}-{os.getpid()}-"
-
-
-def _host() -> str:
-    return "".join(character if character.isalnum() else "_" for character in socket.gethostname())
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

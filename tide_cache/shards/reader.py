@@ -12,18 +12,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tide_cache.errors import CacheMismatchError, ShardCorruptError
+from tide_cache.locations import CachePath
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.shards.checks import ShardRules, ValueFault, check_pairs, check_signals
 from tide_cache.shards.codec import columns_to_pairs, columns_to_views
 from tide_cache.shards.columns import pair_columns, signal_columns
-from tide_cache.shards.files import LOCAL_FILES, LocalFiles
+from tide_cache.shards.files import LOCAL_FILES, Files
 from tide_cache.shards.layout import ShardLayout
 from tide_cache.shards.schema import FORMAT_VERSION, METADATA_PREFIX, PAIRS_SCHEMA, ShardHeader, signals_schema
 from tide_cache.shards.writer import MAGIC, ROW_GROUPS_KEY, TRAILER_BYTES
@@ -63,7 +63,7 @@ class _Footer:
 class ShardReader:
     """Reads row groups of one shard. Opening costs nothing until the first read."""
 
-    def __init__(self, path: Path, facts: ShardFacts, rules: ShardRules, files: LocalFiles = LOCAL_FILES) -> None:
+    def __init__(self, path: CachePath, facts: ShardFacts, rules: ShardRules, files: Files = LOCAL_FILES) -> None:
         self.path = path
         self.layout = ShardLayout(facts.num_samples, 1 if facts.header.table == "pairs" else rules.num_views)
         self._facts = facts
