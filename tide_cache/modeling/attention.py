@@ -1,9 +1,18 @@
 """Who may attend to whom: the masks of the two contexts, for one or several masked views on one clean copy.
 
 Shape suffixes: B samples, L tokens of one copy, Q queries, S keys; with n views the packed length is (n + 1) L.
+H query heads, G key and value heads, A head dimension.
 """
 
+from functools import cache
+from typing import Any, Literal
+
 import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+AttentionKind = Literal["sdpa", "flex"]
+"""sdpa: one fused kernel under a dense mask. flex: FlexAttention, which skips blocks that hold no allowed pair."""
 
 
 def block_diffusion_mask(length: int, block_size: int, num_views: int = 1) -> torch.Tensor:
@@ -46,3 +55,50 @@ def with_padding(is_allowed_QS: torch.Tensor, is_real_BS: torch.Tensor) -> torch
     """
     itself_QS = torch.eye(is_allowed_QS.shape[-1], dtype=torch.bool, device=is_allowed_QS.device)
     return ((is_allowed_QS & is_real_BS[:, None, :]) | itself_QS)[:, None]
+
+
+def prepare_mask(mask_B1SS: torch.Tensor, kind: AttentionKind) -> torch.Tensor | BlockMask:
+    """Turn a mask into what a kind of attention takes, once per forward; `attend` then follows the mask.
+
+    Args:
+        mask_B1SS: True where a query may attend to a key.
+        kind: Which attention.
+    """
+    if kind == "sdpa":
+        return mask_B1SS
+    num_samples, _, num_queries, num_keys = mask_B1SS.shape
+
+    def is_allowed(b: torch.Tensor, _: torch.Tensor, q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        return mask_B1SS[b, 0, q, s]
+
+    return create_block_mask(is_allowed, num_samples, None, num_queries, num_keys, device=str(mask_B1SS.device))
+
+
+def attend(
+    query_BHSA: torch.Tensor, key_BGSA: torch.Tensor, value_BGSA: torch.Tensor, mask: torch.Tensor | BlockMask
+) -> torch.Tensor:
+    """Attend with grouped heads, scaled by 1 / sqrt(A).
+
+    Args:
+        query_BHSA: H is a multiple of G.
+        key_BGSA: Each serves H / G query heads in turn.
+        value_BGSA: As the keys.
+        mask: From `prepare_mask`.
+
+    Returns:
+        [B, H, S, A].
+    """
+    if isinstance(mask, BlockMask):
+        flex = _compiled_flex() if query_BHSA.is_cuda else flex_attention
+        result: torch.Tensor = flex(query_BHSA, key_BGSA, value_BGSA, block_mask=mask, enable_gqa=True)
+        return result
+    per_head = query_BHSA.shape[1] // key_BGSA.shape[1]
+    # With a mask, no fused kernel takes grouped heads: repeating them keeps the scores out of memory.
+    key_BHSA, value_BHSA = (x.repeat_interleave(per_head, dim=1) for x in (key_BGSA, value_BGSA))
+    return F.scaled_dot_product_attention(query_BHSA, key_BHSA, value_BHSA, attn_mask=mask)
+
+
+@cache
+def _compiled_flex() -> Any:
+    """Without compilation FlexAttention holds all scores in memory."""
+    return torch.compile(flex_attention)

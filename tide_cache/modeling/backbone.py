@@ -1,109 +1,76 @@
-"""Causal language models of the Qwen and Llama families used as denoisers: only the attention mask differs.
+"""From a checkpoint to a denoiser: which adapter serves it, what its configuration says, and its weights.
 
-A stock `Qwen3ForCausalLM` with an explicit mask equals the published `A2DQwen3LMHeadModel` exactly, and WeDLM's
-weights load into it by name, so no remote code is ever needed. The output head is kept apart: callers take hidden
-states of the rows they need and never see a [B, L, V] tensor.
-
-Shape suffixes: B samples, S packed positions, D hidden size, V vocabulary.
+Remote code is never run. A new family of checkpoints is one small file with an `Adapter`, named in `ADAPTERS`.
 """
 
 import json
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import cached_file
-from transformers.utils.logging import disable_progress_bar
 
-from tide_cache.errors import ModelError
+from tide_cache.errors import ModelError, fault_list
 from tide_cache.locations import nowhere
-from tide_cache.modeling.packing import PackedInput
+from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadPlan, Quantisation
+from tide_cache.modeling.attention import AttentionKind
+from tide_cache.modeling.llada2_moe import LLaDA2Adapter
+from tide_cache.modeling.stock import STOCK_ADAPTERS, new_backbone
 
-STOCK_TYPE = {
-    "qwen3": "qwen3",
-    "a2d-qwen3": "qwen3",
-    "wedlm": "qwen3",
-    "qwen2": "qwen2",
-    "a2d-qwen2": "qwen2",
-    "llama": "llama",
-    "a2d-llama": "llama",
-}
-"""Which stock architecture serves a checkpoint's `model_type`."""
+__all__ = [
+    "ADAPTERS",
+    "DTYPES",
+    "Backbone",
+    "CheckpointInfo",
+    "load_backbone",
+    "loading_faults",
+    "new_backbone",
+    "read_checkpoint",
+    "resolve_device",
+]
 
-disable_progress_bar()  # a bar of its own for every load would cut through ours
+ADAPTERS: dict[str, Adapter] = {**STOCK_ADAPTERS, "llada2_moe": LLaDA2Adapter()}
+"""Who loads a checkpoint, by its `model_type`."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a checkpoint's config.json says, read without loading weights.
-
-    Attributes:
-        location: Folder or hub name, as given.
-        model_type: As published, for example `wedlm`.
-        config: The stock configuration that loads it.
-    """
-
-    location: str
-    model_type: str
-    config: PretrainedConfig
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding, padding rows included."""
-        return int(self.config.vocab_size)
-
-    def require_fits(self, vocab_size: int, length: int, who: str) -> list[str]:
-        """List what does not fit: a vocabulary larger than the embedding, or sequences above the model's limit.
-
-        Args:
-            vocab_size: One past the largest token id.
-            length: Longest sequence, in tokens.
-            who: Section of the run file, for the message.
-        """
-        faults = []
-        if vocab_size > self.vocab_size:
-            faults.append(
-                f"{who}: the tokenizer has ids up to {vocab_size - 1}, the checkpoint {self.location} has "
-                f"{self.vocab_size} embeddings; use the checkpoint's own tokenizer, or a mask token it already has"
-            )
-        limit = int(self.config.max_position_embeddings)
-        if length > limit:
-            faults.append(f"{who}.max_length: found {length}, the model's limit is {limit}; lower max_length")
-        return faults
 
 
 def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInfo:
     """Read a checkpoint's configuration.
 
     Raises:
-        ModelError: No config.json there, not JSON, an unsupported model_type, or features we would get wrong.
+        ModelError: No config.json there, not JSON, an unsupported model_type, code of its own, or features we would
+            get wrong.
     """
     if reason := nowhere(location):
         raise ModelError(reason)
     raw = _read_config(location, revision)
     model_type = str(raw.get("model_type"))
-    if model_type not in STOCK_TYPE:
+    adapter = ADAPTERS.get(model_type)
+    own_code = _own_code(raw)
+    if adapter is None:
+        asks = f" It asks for code of its own ({own_code})." if own_code else ""
         raise ModelError(
-            f"{location}: model_type {model_type!r} is not supported; supported: {', '.join(sorted(STOCK_TYPE))}. "
-            "Remote model code is never run; docs/teachers.md says how to add an architecture."
+            f"{location}: model_type {model_type!r} is not supported; supported: {', '.join(sorted(ADAPTERS))}.{asks} "
+            "Remote model code is never run; docs/teachers.md says how to add an adapter."
         )
-    if model_type == "wedlm" and (not raw.get("qk_norm", True) or raw.get("attention_bias")):
-        raise ModelError(f"{location}: a WeDLM without qk_norm or with attention_bias does not fit a stock Qwen3")
-    known = {k: v for k, v in raw.items() if k not in {"model_type", "architectures", "auto_map"}}
-    if known.get("rope_scaling") is None:
-        known.pop("rope_scaling", None)  # transformers 5 warns of the key alone; theta stands beside it
-    try:
-        config = AutoConfig.for_model(STOCK_TYPE[model_type], **known)
-    except Exception as error:  # its checks raise errors of their own, ValueError, TypeError and KeyError
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{location}/config.json: no usable {model_type} configuration: {reason}; mend it") from None
-    return CheckpointInfo(location, model_type, config)
+    if own_code and not adapter.replaces_code:
+        raise ModelError(
+            f"{location}: it asks for code of its own ({own_code}), which is never run, and may differ from the stock "
+            f"{model_type}. If it is a plain {model_type}, remove auto_map from config.json; if not, docs/teachers.md "
+            "says how to add an adapter."
+        )
+    config = adapter.read_config(raw, location)
+    stated = raw.get("mask_token_id")
+    mask_id = stated if isinstance(stated, int) else adapter.mask_id(raw)
+    return CheckpointInfo(location, model_type, config, mask_id)
+
+
+def _own_code(raw: dict[str, Any]) -> str:
+    """Name the Python code that a configuration asks for."""
+    named = raw.get("auto_map")
+    return ", ".join(sorted({str(name) for name in named.values()})) if isinstance(named, dict) else ""
 
 
 def _read_config(location: str, revision: str | None) -> dict[str, Any]:
@@ -124,42 +91,16 @@ def _read_config(location: str, revision: str | None) -> dict[str, Any]:
     return raw
 
 
-class Backbone(nn.Module):
-    """A denoiser: hidden states from packed inputs, and the output head's weight."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    @property
-    def config(self) -> PretrainedConfig:
-        """The stock configuration."""
-        return self.model.config
-
-    @property
-    def head_VD(self) -> torch.Tensor:
-        """Weight of the output head, the embedding's own when tied."""
-        weight: torch.Tensor = self.model.get_output_embeddings().weight  # type: ignore[operator]
-        return weight
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters lie."""
-        return next(self.model.parameters()).device
-
-    def forward(self, packed: PackedInput) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm."""
-        output = self.model.model(  # type: ignore[operator]
-            input_ids=packed.ids_BS,
-            attention_mask=packed.mask_B1SS,
-            position_ids=packed.positions_BS,
-            use_cache=False,
-        )
-        hidden_BSD: torch.Tensor = output.last_hidden_state
-        return hidden_BSD
-
-
-def load_backbone(info: CheckpointInfo, dtype: torch.dtype, device: str, revision: str | None = None) -> Backbone:
+def load_backbone(
+    info: CheckpointInfo,
+    dtype: torch.dtype,
+    device: str,
+    revision: str | None = None,
+    *,
+    quantisation: Quantisation = "none",
+    device_map: Literal["auto"] | None = None,
+    attention: AttentionKind = "sdpa",
+) -> Backbone:
     """Load a checkpoint's weights from safetensors.
 
     Args:
@@ -167,41 +108,47 @@ def load_backbone(info: CheckpointInfo, dtype: torch.dtype, device: str, revisio
         dtype: Of the parameters.
         device: Where to put them.
         revision: Commit of a hub checkpoint.
+        quantisation: See `LoadPlan`.
+        device_map: See `LoadPlan`.
+        attention: See `LoadPlan`.
 
     Raises:
-        ModelError: Weights are missing, left over, or of another shape; lists them.
+        ModelError: This machine or the checkpoint does not have what was asked for, or weights are missing, left
+            over, or of another shape; lists them.
     """
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            info.location,
-            config=info.config,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{info.location}: the weights cannot be loaded: {error}; expected whole .safetensors files that fit "
-            "config.json. Copy or download them again."
-        ) from None
-    missing = sorted(set(report["missing_keys"]) - ({"lm_head.weight"} if info.config.tie_word_embeddings else set()))
-    faults = [f"missing {name}" for name in missing] + [f"unknown {name}" for name in sorted(report["unexpected_keys"])]
-    faults += [f"shape of {key[0]}" for key in report["mismatched_keys"]]
-    if faults:
-        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise ModelError(f"{info.location}: the weights do not fit its config.json: {shown}")
-    return Backbone(model.to(device))
+    plan = LoadPlan(dtype, device, revision, quantisation, device_map, attention)
+    if faults := loading_faults(info, plan):
+        raise ModelError(fault_list(f"{info.location} cannot be loaded so:", faults, "Nothing was loaded."))
+    return ADAPTERS[info.model_type].load(info, plan)
 
 
-def new_backbone(config: PretrainedConfig, dtype: torch.dtype, device: str, seed: int) -> Backbone:
-    """Make a backbone with random weights; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
-    return Backbone(model.to(device))
+def loading_faults(info: CheckpointInfo, plan: LoadPlan) -> list[str]:
+    """List why a checkpoint cannot be loaded as planned, before anything is.
+
+    Args:
+        info: The checkpoint.
+        plan: How it is to be loaded.
+    """
+    faults = []
+    needs: dict[str, tuple[str, ...]] = {}
+    is_on_gpu = plan.device.startswith("cuda")
+    if plan.quantisation != "none":
+        needs[f"teacher.quantisation = '{plan.quantisation}'"] = ("bitsandbytes", "accelerate")
+    if plan.device_map is not None:
+        needs[f"teacher.device_map = '{plan.device_map}'"] = ("accelerate",)
+    for setting, packages in needs.items():
+        if not ADAPTERS[info.model_type].is_stock:
+            faults.append(
+                f"{setting}: not for {info.model_type}, whose weights are read by our own module; leave it out"
+            )
+            continue
+        if not is_on_gpu:
+            faults.append(f"{setting}: found the device {plan.device!r}, expected CUDA; leave it out, or use a GPU")
+        if absent := [package for package in packages if find_spec(package) is None]:
+            faults.append(f"{setting}: not installed: {', '.join(absent)}; pip install 'tide-cache[quantised]'")
+    if plan.attention == "flex" and not is_on_gpu:
+        faults.append(f"teacher.attention = 'flex': found the device {plan.device!r}, expected CUDA; use 'sdpa'")
+    return faults
 
 
 def resolve_device(wanted: str) -> str:

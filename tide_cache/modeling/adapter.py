@@ -1,0 +1,157 @@
+"""What a model is to the rest of the package, a `Backbone`, and what makes one from a checkpoint, an `Adapter`.
+
+The output head is kept apart: callers take hidden states of the rows they need and never see a [B, L, V] tensor.
+
+Shape suffixes: B samples, S packed positions, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from tide_cache.modeling.attention import AttentionKind
+from tide_cache.modeling.packing import PackedInput
+
+Quantisation = Literal["none", "8bit", "4bit"]
+
+
+class Backbone(nn.Module):
+    """A denoiser: hidden states from packed inputs, and the output head's weight."""
+
+    def __init__(self, model: nn.Module, attention: AttentionKind = "sdpa"):
+        super().__init__()
+        self.model = model
+        self._attention = attention
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration; has at least `vocab_size` and `max_position_embeddings`."""
+        return self.model.config
+
+    @property
+    def head_VD(self) -> torch.Tensor:
+        """Weight of the output head, the embedding's own when tied."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are put and hidden states are found."""
+        return self.head_VD.device
+
+    def forward(self, packed: PackedInput) -> torch.Tensor:
+        """Give the last hidden states [B, S, D], after the final norm."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint's config.json says, read without loading weights.
+
+    Attributes:
+        location: Folder or hub name, as given.
+        model_type: As published, for example `wedlm`.
+        config: The configuration that loads it.
+        mask_id: The mask token it was trained with, where config.json or its authors' code says so.
+    """
+
+    location: str
+    model_type: str
+    config: Any
+    mask_id: int | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding, padding rows included."""
+        return int(self.config.vocab_size)
+
+    def require_fits(self, vocab_size: int, length: int, who: str) -> list[str]:
+        """List what does not fit: a vocabulary larger than the embedding, or sequences above the model's limit.
+
+        Args:
+            vocab_size: One past the largest token id.
+            length: Longest sequence, in tokens.
+            who: Section of the run file, for the message.
+        """
+        faults = []
+        if vocab_size > self.vocab_size:
+            faults.append(
+                f"{who}: the tokenizer has ids up to {vocab_size - 1}, the checkpoint {self.location} has "
+                f"{self.vocab_size} embeddings; use the checkpoint's own tokenizer, or a mask token it already has"
+            )
+        limit = int(self.config.max_position_embeddings)
+        if length > limit:
+            faults.append(f"{who}.max_length: found {length}, the model's limit is {limit}; lower max_length")
+        return faults
+
+    def mask_faults(self, mask_id: int, mask_token: str, who: str) -> list[str]:
+        """List a mask token that is not the one the checkpoint was trained with.
+
+        Args:
+            mask_id: The tokenizer's.
+            mask_token: Its text.
+            who: Section of the run file, for the message.
+        """
+        if self.mask_id in (None, mask_id):
+            return []
+        return [
+            f"{who}: found the mask token {mask_token!r}, id {mask_id}; the checkpoint {self.location} "
+            f"({self.model_type}) was trained with id {self.mask_id}. Leave mask_token out to use that one, or state "
+            "mask_token_id in config.json if this checkpoint was trained with another"
+        ]
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """How weights are loaded.
+
+    Attributes:
+        dtype: Of the parameters.
+        device: Where they are put.
+        revision: Commit of a hub checkpoint.
+        quantisation: Of the weights, by bitsandbytes.
+        device_map: `auto` spreads the layers over all GPUs, by accelerate; then `device` has no say.
+        attention: Which kernel computes it.
+    """
+
+    dtype: torch.dtype
+    device: str
+    revision: str | None = None
+    quantisation: Quantisation = "none"
+    device_map: Literal["auto"] | None = None
+    attention: AttentionKind = "sdpa"
+
+
+class Adapter(Protocol):
+    """What a family of checkpoints needs to be a teacher; `docs/teachers.md` tells how to write one."""
+
+    @property
+    def replaces_code(self) -> bool:
+        """Whether it was written in place of the code that such checkpoints name in `auto_map`."""
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether transformers' own model serves it, which alone can be quantised, spread, or trained as a student."""
+
+    def read_config(self, raw: Mapping[str, Any], location: str) -> Any:
+        """Turn config.json into the configuration.
+
+        Args:
+            raw: Its content.
+            location: Of the checkpoint, for messages.
+
+        Raises:
+            ModelError: Something is missing, or would be got wrong.
+        """
+
+    def mask_id(self, raw: Mapping[str, Any]) -> int | None:
+        """Give the mask token that such checkpoints are trained with where config.json leaves it open."""
+
+    def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
+        """Load the weights.
+
+        Raises:
+            ModelError: They are missing, left over, or of another shape; lists them.
+        """

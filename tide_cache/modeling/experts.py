@@ -1,0 +1,118 @@
+"""A mixture of experts: which experts a token goes to, and the experts' work, grouped.
+
+Token-expert pairs are sorted by expert, so that the work is one grouped matrix product, or one product per expert
+with a single transfer of the group sizes; never a loop that asks the device for each expert's tokens.
+
+Shape suffixes: N tokens, D hidden size, E experts, K experts of a token, T = N K token-expert pairs sorted by expert,
+I inner size of an expert, J = 2 I gate and up side by side, R groups of experts.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+_PUBLIC_GEMM = getattr(F, "grouped_mm", None)
+_GEMM = _PUBLIC_GEMM or getattr(torch, "_grouped_mm", None)
+_LEAST_CAPABILITY = (8, 0) if _PUBLIC_GEMM else (9, 0)
+
+
+def route(
+    x_ND: torch.Tensor,
+    gate_ED: torch.Tensor,
+    bias_E: torch.Tensor,
+    *,
+    num_groups: int,
+    groups_per_token: int,
+    experts_per_token: int,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose each token's experts, in float32.
+
+    The bias takes part in the choice alone. A group's score is the sum of its two best experts' biased scores, and
+    only experts of the best groups can be chosen.
+
+    Args:
+        x_ND: Tokens, any float dtype.
+        gate_ED: The router's weight.
+        bias_E: Added to the scores for the choice.
+        num_groups: R; E is a multiple of it.
+        groups_per_token: Groups that a token may choose from.
+        experts_per_token: K.
+        scaling: The weights of a token's experts sum to it.
+
+    Returns:
+        Expert [N, K], int64, and weight [N, K], float32.
+    """
+    scores_NE = F.linear(x_ND.float(), gate_ED.float()).sigmoid()
+    choice_NRE = (scores_NE + bias_E.float()).view(len(x_ND), num_groups, -1)
+    group_NR = choice_NRE.topk(min(2, choice_NRE.shape[2]), dim=2).values.sum(dim=2)
+    is_open_NR = torch.zeros_like(group_NR, dtype=torch.bool)
+    is_open_NR.scatter_(1, group_NR.topk(groups_per_token, dim=1).indices, True)
+    choice_NE = choice_NRE.masked_fill(~is_open_NR[:, :, None], -torch.inf).flatten(1)
+    expert_NK = choice_NE.topk(experts_per_token, dim=1).indices
+    weight_NK = scores_NE.gather(1, expert_NK)
+    if experts_per_token > 1:
+        weight_NK = weight_NK / (weight_NK.sum(dim=1, keepdim=True) + 1e-20)
+    return expert_NK, weight_NK * scaling
+
+
+def uses_grouped_gemm(x: torch.Tensor) -> bool:
+    """Say whether one kernel serves all experts: bfloat16 on a GPU and a torch that have it."""
+    if _GEMM is None or not x.is_cuda or x.dtype != torch.bfloat16:
+        return False
+    return torch.cuda.get_device_capability(x.device) >= _LEAST_CAPABILITY
+
+
+def grouped_experts(
+    x_ND: torch.Tensor,
+    expert_NK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    gate_up_EJD: torch.Tensor,
+    down_EDI: torch.Tensor,
+    *,
+    in_one_gemm: bool,
+) -> torch.Tensor:
+    """Give the weighted sum over each token's experts, each a SwiGLU feed-forward layer.
+
+    Args:
+        x_ND: Tokens.
+        expert_NK: From `route`.
+        weight_NK: From `route`; products and sums with it are float32, in a fixed order.
+        gate_up_EJD: Each expert's gate weight above its up weight.
+        down_EDI: Each expert's down weight.
+        in_one_gemm: `uses_grouped_gemm(x_ND)`.
+
+    Returns:
+        [N, D], in the dtype of `x_ND`.
+    """
+    experts_per_token = expert_NK.shape[1]
+    flat = expert_NK.flatten()
+    order_T = flat.argsort(stable=True)
+    counts_E = torch.zeros(len(down_EDI), dtype=torch.int32, device=flat.device)
+    counts_E.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))  # bincount would wait for the device
+    linear = _grouped_gemm(counts_E) if in_one_gemm else _one_gemm_per_expert(counts_E)
+    gate_TI, up_TI = linear(x_ND[order_T // experts_per_token], gate_up_EJD).chunk(2, dim=1)
+    out_TD = linear(F.silu(gate_TI) * up_TI, down_EDI)
+    back_TD = torch.empty_like(out_TD)
+    back_TD[order_T] = out_TD
+    result_ND = (back_TD.view(len(x_ND), experts_per_token, -1).float() * weight_NK[:, :, None]).sum(dim=1)
+    return result_ND.to(x_ND.dtype)
+
+
+_Linear = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Sorted rows [T, in] and weights [E, out, in] to [T, out]."""
+
+
+def _grouped_gemm(counts_E: torch.Tensor) -> _Linear:
+    assert _GEMM is not None, "uses_grouped_gemm says whether it is there"
+    gemm = _GEMM
+    ends_E = counts_E.cumsum(0, dtype=torch.int32)
+    return lambda x, weight: gemm(x.contiguous(), weight.transpose(1, 2), offs=ends_E)
+
+
+def _one_gemm_per_expert(counts_E: torch.Tensor) -> _Linear:
+    sizes = counts_E.tolist()
+    return lambda x, weight: torch.cat(
+        [F.linear(rows, of_expert) for rows, of_expert in zip(torch.split(x, sizes), weight, strict=True)]
+    )

@@ -1,0 +1,168 @@
+"""Causal language models of the Qwen and Llama families used as denoisers: only the attention mask differs.
+
+A stock `Qwen3ForCausalLM` with an explicit mask equals the published `A2DQwen3LMHeadModel` exactly, and WeDLM's
+weights load into it by name, so no remote code is ever needed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
+from transformers.utils.logging import disable_progress_bar
+
+from tide_cache.errors import ModelError
+from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, Quantisation
+from tide_cache.modeling.attention import prepare_mask
+from tide_cache.modeling.packing import PackedInput
+from tide_cache.modeling.safetensors_loading import require_all_weights
+
+disable_progress_bar()  # a bar of its own for every load would cut through ours
+
+WEDLM_MASK_ID = 151665
+"""`<tool_response>` of the Qwen3 vocabulary. Published configurations leave mask_token_id null; the authors' code has
+this number (Tencent/WeDLM@0216110, wedlm/engine/model_runner.py:129 and finetune/src/trainer.py:25)."""
+
+
+class StockBackbone(Backbone):
+    """A causal language model of transformers, under an explicit mask."""
+
+    @property
+    def head_VD(self) -> torch.Tensor:
+        """Weight of the output head, the embedding's own when tied."""
+        weight: torch.Tensor = self.model.get_output_embeddings().weight  # type: ignore[operator]
+        return weight
+
+    def forward(self, packed: PackedInput) -> torch.Tensor:
+        """Give the last hidden states [B, S, D], after the final norm."""
+        output = self.model.model(  # type: ignore[operator]
+            input_ids=packed.ids_BS,
+            attention_mask=prepare_mask(packed.mask_B1SS, self._attention),
+            position_ids=packed.positions_BS,
+            use_cache=False,
+        )
+        hidden_BSD: torch.Tensor = output.last_hidden_state
+        return hidden_BSD.to(self.device)  # spread over several GPUs, the last layer need not lie beside the head
+
+
+def _no_faults(raw: Mapping[str, Any]) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class StockAdapter:
+    """Loads a checkpoint as one of transformers' own architectures.
+
+    Attributes:
+        stock_type: Which one.
+        replaces_code: As in `Adapter`.
+        find_faults: Lists what in config.json the stock architecture would get wrong.
+        default_mask_id: As `Adapter.mask_id` gives it, for vocabularies that have such an id.
+    """
+
+    stock_type: str
+    replaces_code: bool = True
+    find_faults: Callable[[Mapping[str, Any]], list[str]] = _no_faults
+    default_mask_id: int | None = None
+    is_stock: bool = True
+
+    def read_config(self, raw: Mapping[str, Any], location: str) -> PretrainedConfig:
+        """Turn config.json into the stock configuration; see `Adapter`."""
+        if faults := self.find_faults(raw):
+            raise ModelError(f"{location}/config.json: does not fit a stock {self.stock_type}: {'; '.join(faults)}")
+        known = {k: v for k, v in raw.items() if k not in {"model_type", "architectures", "auto_map"}}
+        if known.get("rope_scaling") is None:
+            known.pop("rope_scaling", None)  # transformers 5 warns of the key alone; theta stands beside it
+        try:
+            return AutoConfig.for_model(self.stock_type, **known)
+        except Exception as error:  # its checks raise errors of their own, ValueError, TypeError and KeyError
+            reason = " ".join(str(error).split())
+            model_type = raw["model_type"]
+            raise ModelError(
+                f"{location}/config.json: no usable {model_type} configuration: {reason}; mend it"
+            ) from None
+
+    def mask_id(self, raw: Mapping[str, Any]) -> int | None:
+        """Give the default mask id where the vocabulary has it."""
+        has_it = self.default_mask_id is not None and self.default_mask_id < int(raw.get("vocab_size", 0))
+        return self.default_mask_id if has_it else None
+
+    def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
+        """Load the weights from safetensors; see `Adapter`."""
+        placed = _placement(plan)
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                info.location,
+                config=info.config,
+                revision=plan.revision,
+                dtype=plan.dtype,
+                attn_implementation="flex_attention" if plan.attention == "flex" else "sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **placed,
+            )
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ModelError(
+                f"{info.location}: the weights cannot be loaded: {error}; expected whole .safetensors files that fit "
+                "config.json. Copy or download them again."
+            ) from None
+        is_tied = info.config.tie_word_embeddings
+        require_all_weights(
+            info.location,
+            missing=set(report["missing_keys"]) - ({"lm_head.weight"} if is_tied else set()),
+            unknown=report["unexpected_keys"],
+            misshapen=[key[0] for key in report["mismatched_keys"]],
+        )
+        if away := sorted(name for name, weight in model.named_parameters() if weight.is_meta):
+            raise ModelError(
+                f"{info.location}: device_map = 'auto' found no room on the GPUs for {len(away)} weights, "
+                f"{away[0]} among them; use more GPUs, or quantisation = '8bit' or '4bit'"
+            )
+        return StockBackbone(model if placed else model.to(plan.device), plan.attention)
+
+
+def _placement(plan: LoadPlan) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for weights that must not pass through this machine's memory whole."""
+    if plan.quantisation == "none" and plan.device_map is None:
+        return {}
+    quantised = {} if plan.quantisation == "none" else {"quantization_config": _bits(plan.quantisation, plan.dtype)}
+    return {"device_map": plan.device_map or {"": plan.device}, **quantised}
+
+
+def _bits(quantisation: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The output head stays as it is: transformers leaves it out, and statistics need its weight."""
+    if quantisation == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _wedlm_faults(raw: Mapping[str, Any]) -> list[str]:
+    faults = []
+    if raw.get("qk_norm") is not True:
+        faults.append(f"qk_norm: found {raw.get('qk_norm')}, expected true")
+    if raw.get("attention_bias"):
+        faults.append(f"attention_bias: found {raw['attention_bias']}, expected false")
+    return faults
+
+
+STOCK_ADAPTERS = {
+    "qwen3": StockAdapter("qwen3", replaces_code=False),
+    "qwen2": StockAdapter("qwen2", replaces_code=False),
+    "llama": StockAdapter("llama", replaces_code=False),
+    "a2d-qwen3": StockAdapter("qwen3"),
+    "a2d-qwen2": StockAdapter("qwen2"),
+    "a2d-llama": StockAdapter("llama"),
+    "wedlm": StockAdapter("qwen3", find_faults=_wedlm_faults, default_mask_id=WEDLM_MASK_ID),
+}
+"""By the checkpoint's `model_type`."""
+
+
+def new_backbone(config: PretrainedConfig, dtype: torch.dtype, device: str, seed: int) -> Backbone:
+    """Make a backbone with random weights; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    return StockBackbone(model.to(device))
