@@ -16,6 +16,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .generate import generate
 from .inspect_cache import inspect_cache
+from .repair import repair
 from .schema import schema
 from .train import train_student
 from .verify import verify_cache
@@ -100,6 +101,7 @@ app.command("inspect", epilog=_example("tide-cache inspect cache", "tide-cache i
     inspect_cache
 )
 app.command("verify", epilog=_example("tide-cache verify cache --deep"))(verify_cache)
+app.command("repair", epilog=_example("tide-cache repair build.toml", "tide-cache repair cache --dry-run"))(repair)
 app.command(
     "eval", epilog=_example("tide-cache eval runs/student/model --dataset held-out.jsonl --cache cache --json")
 )(evaluate)

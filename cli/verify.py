@@ -10,10 +10,7 @@ from .options import Json
 from .progress import ProgressReport
 
 REFUSED = 3
-WAY_OUT = (
-    "Delete each of these .parquet files and the .json beside it, then run the same `tide-cache build-teacher-shards` "
-    "again: only what is missing is computed."
-)
+WAY_OUT = "`tide-cache repair RUN.toml`, with the run file of the build, moves them aside and computes only them again."
 
 
 def verify_cache(
@@ -43,6 +40,5 @@ def verify_cache(
     if not found.ok:
         shards = sorted({problem.shard for problem in found.problems})
         say(f"error: {cache} is damaged: {', '.join(shards)}")
-        if any(shard.endswith(".parquet") for shard in shards):
-            say(WAY_OUT)
+        say(WAY_OUT)
         raise typer.Exit(REFUSED)

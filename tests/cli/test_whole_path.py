@@ -44,8 +44,36 @@ def test_verify_accepts_the_cache_and_names_the_shard_with_a_flipped_byte(worksh
     found = installed("verify", "copy", cwd=tmp_path)
     assert found.returncode == 3
     assert found.stderr.splitlines()[-2] == "error: copy is damaged: signals/plain/shard-000001.parquet"
-    assert found.stderr.splitlines()[-1].startswith("Delete each of these .parquet files and the .json beside it")
+    assert found.stderr.splitlines()[-1].startswith("`tide-cache repair RUN.toml`, with the run file of the build,")
     assert "found sha256" in " ".join(found.stdout.split())
+
+
+def test_repair_lists_what_is_bad_and_mends_it(workshop, tmp_path, call):
+    healthy = call("repair", "cache")
+    assert healthy.exit_code == 0, healthy.stderr
+    assert "Healthy" in healthy.stdout
+    copy = tmp_path / "copy"
+    shutil.copytree(workshop.cache, copy)
+    name = "pairs/shard-000001.parquet"
+    (copy / name).write_bytes(b"damaged")
+    listed = call("repair", copy, "--dry-run")
+    assert listed.exit_code == 3
+    assert name in listed.stdout
+    assert "with the run file in place of the folder" in listed.stderr
+    refused = call("repair", copy)
+    assert refused.exit_code == 2
+    assert "takes the run file" in refused.stderr
+    document = json.loads(call("repair", "build.toml", "--out", copy, "--dry-run", "--json").stdout)
+    assert (document["ok"], document["moved"], document["problems"][0]["file"]) == (False, [], name)
+    mended = call("repair", "build.toml", "--out", copy)
+    assert mended.exit_code == 0, mended.stderr
+    assert "Mended" in mended.stdout
+    assert (copy / name).read_bytes() == (workshop.cache / name).read_bytes()
+    document = json.loads(call("repair", "build.toml", "--out", copy, "--json").stdout)
+    assert document == {
+        "cache": str(copy), "ok": True, "dry_run": False, "problems": [], "quarantine": None, "moved": [],
+        "recomputed": [],
+    }  # fmt: skip
 
 
 def test_two_processes_train_a_student_and_one_of_them_speaks(student_run):

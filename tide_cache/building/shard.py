@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from tide_cache.building.prepare import PreparedBuild
-from tide_cache.manifest import CacheFolder
+from tide_cache.manifest import CacheFolder, Statistics, tables_of
 from tide_cache.pairing import PairedRows, PairingReport
 from tide_cache.records import ViewRecord
-from tide_cache.shards import PassName, TableName, encode_pairs, encode_signals
+from tide_cache.shards import EncodedShard, PassName, ShardHeader, TableName, encode_pairs, encode_signals
 from tide_cache.teacher.capture import Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
 from tide_cache.views import draw_view
@@ -37,24 +37,55 @@ def build_shard(
         shard: Number of the shard.
         on_views: Called with the number of views as they are captured; may raise to stop before anything is published.
     """
+    missing = [table for table in tables_of(build.passes) if not folder.is_committed(table, shard)]
+    paired = pair_rows(build, shard)
+    num_bytes = 0
+    for table in missing:
+        encoded, statistics = encode_table(build, teacher, paired, folder.header(table, shard), on_views)
+        num_bytes += folder.commit(encoded, statistics).size
+    return BuiltShard(shard, num_bytes, len(paired.rows.pairs))
+
+
+@dataclass(frozen=True)
+class PairedShard:
+    """The samples of a shard, and each one's row number in the corpus."""
+
+    rows: PairedRows
+    indexes: list[int]
+
+
+def pair_rows(build: PreparedBuild, shard: int) -> PairedShard:
+    """Pair the rows of the corpus that a shard covers."""
     rows = build.plan.rows_of(shard)
     chat_rows = list(build.corpus.rows(rows.start, rows.stop))
     paired = build.pairer.pair_many(chat_rows)
     index_of = {row.sample_id: index for index, row in zip(rows, chat_rows, strict=True)}
-    indexes = [index_of[pair.sample_id] for pair in paired.pairs]
-    rules = build.identity.shard_rules
-    num_bytes = 0
-    if not folder.is_committed("pairs", shard):
-        encoded = encode_pairs(folder.header("pairs", shard), indexes, paired.pairs, rules)
-        num_bytes += folder.commit(encoded, _pairing_statistics(paired.report)).size
-    for name in build.passes:
-        if not folder.is_committed(name, shard):
-            records_by_view = _capture(build, teacher, paired, name, on_views)
-            encoded = encode_signals(
-                folder.header(name, shard), indexes, records_by_view, rules, build.identity.signals.logprob_dtype
-            )
-            num_bytes += folder.commit(encoded, _signal_statistics(records_by_view)).size
-    return BuiltShard(shard, num_bytes, len(paired.pairs))
+    return PairedShard(paired, [index_of[pair.sample_id] for pair in paired.pairs])
+
+
+def encode_table(
+    build: PreparedBuild,
+    teacher: Teacher | None,
+    paired: PairedShard,
+    header: ShardHeader,
+    on_views: Callable[[int], None],
+) -> tuple[EncodedShard, Statistics]:
+    """Compute one table of a shard; nothing is written.
+
+    Args:
+        build: The checked build.
+        teacher: With its weights loaded; the pairs need none.
+        paired: The shard's samples.
+        header: Which shard it is.
+        on_views: As for `build_shard`.
+    """
+    rules, name = build.identity.shard_rules, header.table
+    if name == "pairs":
+        return encode_pairs(header, paired.indexes, paired.rows.pairs, rules), _pairing_statistics(paired.rows.report)
+    assert teacher is not None, "signals without a teacher"
+    records_by_view = _capture(build, teacher, paired.rows, name, on_views)
+    encoded = encode_signals(header, paired.indexes, records_by_view, rules, build.identity.signals.logprob_dtype)
+    return encoded, _signal_statistics(records_by_view)
 
 
 def _capture(
@@ -72,18 +103,18 @@ def _capture(
     ]
 
 
-def _pairing_statistics(report: PairingReport) -> dict[str, int | float]:
+def _pairing_statistics(report: PairingReport) -> Statistics:
     counts = asdict(report)
     dropped = counts.pop("dropped")
     return {**counts, **{f"dropped.{reason}": count for reason, count in dropped.items()}}
 
 
-def _signal_statistics(records_by_view: list[list[ViewRecord]]) -> dict[str, int | float]:
+def _signal_statistics(records_by_view: list[list[ViewRecord]]) -> Statistics:
     records = [record for records in records_by_view for record in records]
     signals = [record.signal for record in records if record.signal is not None]
     topks = [signal.topk for signal in signals if signal.topk is not None]
     splits = [signal.is_shown_first_N for signal in signals if signal.is_shown_first_N is not None]
-    of_splits: dict[str, int | float] = {
+    of_splits: Statistics = {
         "teacher_views": sum(2 if split.any() and not split.all() else 1 for split in splits),
         "shown_first_positions": sum(int(split.sum()) for split in splits),
     }

@@ -1,6 +1,6 @@
 """What a cache is and whether it is whole."""
 
-from tide_cache.manifest.commit import CommitRecord
+from tide_cache.manifest.commit import CommitRecord, Statistics
 from tide_cache.manifest.folder import CacheFolder
 from tide_cache.manifest.identity import (
     CacheIdentity,
@@ -25,6 +25,7 @@ __all__ = [
     "Problem",
     "ShardPlan",
     "SignalsIdentity",
+    "Statistics",
     "StudentIdentity",
     "VerifyReport",
     "ViewsIdentity",

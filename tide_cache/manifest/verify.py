@@ -15,9 +15,16 @@ from tide_cache.shards import Files, TableName, file_sha256, files_of
 
 
 class Problem(Frozen):
-    """One thing that is wrong; `shard` is a path inside the cache."""
+    """One thing that is wrong.
+
+    Attributes:
+        shard: Path inside the cache of the shard (or document) that it concerns.
+        file: Path inside the cache of the file that is at fault: the shard, or the commit record beside it.
+        problem: What was found.
+    """
 
     shard: str
+    file: str
     problem: str
 
 
@@ -52,14 +59,19 @@ def verify(
     try:
         manifest = Manifest.load(root, files)
     except ShardCorruptError as error:
-        return VerifyReport(ok=False, shards=0, bytes=0, problems=(Problem(shard="manifest.json", problem=str(error)),))
+        problem = Problem(shard="manifest.json", file="manifest.json", problem=str(error))
+        return VerifyReport(ok=False, shards=0, bytes=0, problems=(problem,))
     records = [record for table in manifest.tables for record in manifest.shards[table]]
     total_bytes, done_bytes = sum(record.size for record in records), 0
-    problems = [Problem(shard="plan.json", problem=problem) for problem in _plan_problems(root, manifest, files)]
+    found = _plan_problems(root, manifest, files)
+    problems = [Problem(shard="plan.json", file="plan.json", problem=problem) for problem in found]
     for record in records:
-        name = shard_path(Path(), record.table, record.shard).as_posix()
+        shard = shard_path(Path(), record.table, record.shard)
+        beside = shard.with_suffix(".json").as_posix()
+        found = _record_problems(root, record, files)
+        problems += [Problem(shard=shard.as_posix(), file=beside, problem=problem) for problem in found]
         found = _shard_problems(root, manifest, record, deep, files)
-        problems += [Problem(shard=name, problem=problem) for problem in found]
+        problems += [Problem(shard=shard.as_posix(), file=shard.as_posix(), problem=problem) for problem in found]
         done_bytes += record.size
         if progress is not None:
             progress(done_bytes, total_bytes)
@@ -77,9 +89,7 @@ def _plan_problems(root: CachePath, manifest: Manifest, files: Files) -> Iterato
         yield f"{name}: found {one!r}, the manifest says {other!r}"
 
 
-def _shard_problems(
-    root: CachePath, manifest: Manifest, record: CommitRecord, deep: bool, files: Files
-) -> Iterator[str]:
+def _record_problems(root: CachePath, record: CommitRecord, files: Files) -> Iterator[str]:
     beside = record_path(root, record.table, record.shard)
     try:
         if read_document(beside, CommitRecord, MAX_RECORD_BYTES, files) != record:
@@ -88,6 +98,11 @@ def _shard_problems(
         yield f"{beside.name} is missing"
     except (ShardCorruptError, CacheMismatchError) as error:
         yield str(error)
+
+
+def _shard_problems(
+    root: CachePath, manifest: Manifest, record: CommitRecord, deep: bool, files: Files
+) -> Iterator[str]:
     try:
         manifest.reader(root, record.table, record.shard, files).check_footer()
     except (ShardCorruptError, CacheMismatchError) as error:
