@@ -284,6 +284,12 @@ def example() -> Callable[..., Example]:
     return make
 
 
+@pytest.fixture(scope="session")
+def pair_in_chunks() -> Callable[[int, int], SamplePair]:
+    """`pair_in_chunks(num_tokens, chunk_size)`: a sample of equal chunks, all supervised."""
+    return lambda num_tokens, chunk_size: _in_chunks(one_to_one("sample0", num_tokens), chunk_size)
+
+
 def _in_chunks(pair: SamplePair, size: int) -> SamplePair:
     """Join neighbouring pairs into chunks of `size` tokens."""
     starts = np.arange(0, len(pair.student_ids_L) - size + 1, size, dtype=np.int32)

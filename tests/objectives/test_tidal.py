@@ -29,6 +29,26 @@ def test_the_trust_equals_the_reference_at_every_step_axis_and_growth(shared):
             torch.testing.assert_close(tidal.trust(t, progress), tidal.trust(t, 1.0))
 
 
+@pytest.mark.parametrize(("over", "t_of"), [("kl", "t_N"), ("calm", "chunk_t_C")])
+def test_the_divisor_is_the_sum_of_the_weights_or_as_published_their_number(example, over, t_of):
+    case = example(0, num_samples=6)
+    t = getattr(case.targets, t_of).double()
+    weights = torch.exp(-((t - 0.5) ** 2) / 0.045)
+    of_weights, of_count = (
+        Tidal(over, 2.0, time_weight="midrange", normalise=normalise) for normalise in ("weights", "count")
+    )
+    assert of_weights.count(case.targets) == pytest.approx(float(weights.sum()), rel=1e-6)
+    assert of_count.count(case.targets) == len(t) > 1.2 * float(weights.sum())
+    uniform = Tidal(over, 2.0, normalise="weights")
+    assert uniform.count(case.targets) == len(t), "without weights both are the same"
+    torch.testing.assert_close(case.loss(of_weights), case.loss(of_count), msg="the sum does not depend on it")
+
+
+def test_the_divisor_of_nothing_is_zero(example):
+    empty = example(0, is_supervised=False).targets
+    assert [Tidal(over, time_weight="midrange").count(empty) for over in ("kl", "calm")] == [0, 0]
+
+
 def test_at_full_trust_tidal_over_kl_is_kl_and_over_calm_is_calm(example):
     case = example(top_k=4)
     full = {"axes": "training_only", "lambda_init": 1.0, "lambda_max": 1.0}
