@@ -1,7 +1,9 @@
 """The frozen records that the stages exchange, in the order the data meets them; shapes are stated here.
 
 Shape suffixes: L student tokens of a sample, M teacher tokens, C chunks, N masked positions, R positions with a
-top-k row, E kept ids of all those rows laid end to end, T temperatures, B samples of a batch, K kept ids per row.
+top-k row, E kept ids of all those rows laid end to end, S ids drawn from their tails likewise, A active chunks of a
+view, J candidate chunks of all of them laid end to end, F student tokens of all candidates likewise, T temperatures,
+B samples of a batch, K kept ids per row, X further ids per row, D drawn ids per row.
 """
 
 from dataclasses import dataclass
@@ -104,6 +106,28 @@ class MaskedView:
 
 
 @dataclass(frozen=True, eq=False)
+class TailSamples:
+    """Ids drawn from what `TopK` leaves out of each row, so that sums over that rest can be estimated without bias.
+
+    Draws are independent, with replacement, in proportion to p at T = 1 outside the kept ids. The mean over a row's
+    draws of f(id), times the tail's mass, is an unbiased estimate of the sum of p f over the tail.
+
+    Attributes:
+        counts_R: Number of distinct ids drawn for each row, 0 where nothing is left to draw, int32.
+        ids_S: Teacher token ids, increasing within a row, none of them kept, uint32.
+        logprobs_S: Their log-probabilities at T = 1, nats, float32.
+        draws_S: How often each was drawn, at least 1, int32.
+
+    Source: random sampling knowledge distillation, arXiv:2503.16870.
+    """
+
+    counts_R: Int32s
+    ids_S: UInt32s
+    logprobs_S: Float32s
+    draws_S: Int32s
+
+
+@dataclass(frozen=True, eq=False)
 class TopK:
     """The teacher's most likely tokens at some masked positions, ragged, with the rest explicit.
 
@@ -116,6 +140,7 @@ class TopK:
         logprobs_E: Their log-probabilities at T = 1, nats, float32 (float16-rounded unless the identity says float32).
         log_tail_RT: log of the sum over all other ids of p^(1/T), for each declared T; -inf when no id is left.
         log_partition_RT: log of the sum over all ids of p^(1/T); 0 at T = 1.
+        tail: Ids drawn from the rest, or None when none were asked for.
     """
 
     rows_R: Int32s
@@ -124,6 +149,33 @@ class TopK:
     logprobs_E: Float32s
     log_tail_RT: Float32s
     log_partition_RT: Float32s
+    tail: TailSamples | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkCandidates:
+    """What the teacher would write in place of each active chunk, as student tokens, with the rest explicit.
+
+    A masked-diffusion teacher predicts masked positions independently given the view, so a chunk's distribution is the
+    product over its teacher positions. A candidate is one tuple of teacher tokens, spelled in exactly as many student
+    tokens as the chunk has; all other tuples are the tail.
+
+    Attributes:
+        chunks_A: Which of the pair's chunks, increasing, int32.
+        counts_A: Candidates of each, may be 0, int32.
+        ids_F: Student token ids, candidate by candidate, most likely candidate first within a chunk; each candidate
+            has the chunk's student length, and is distinct within the chunk. uint32.
+        logprobs_J: Log-probabilities of the candidates at T = 1, nats, float32 (rounded as in `TopK`).
+        log_tail_AT: log of the sum over all other tuples of p^(1/T), for each declared T; -inf when there is none.
+        log_partition_AT: log of the sum over all tuples of p^(1/T); 0 at T = 1.
+    """
+
+    chunks_A: Int32s
+    counts_A: Int32s
+    ids_F: UInt32s
+    logprobs_J: Float32s
+    log_tail_AT: Float32s
+    log_partition_AT: Float32s
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +188,14 @@ class TeacherSignal:
         topk: The `topk` signal at the positions of aligned pairs, or None when it was not captured.
         is_shown_first_N: In the `compdemo` pass, the positions that the first of its two forwards showed; their signal
             comes from the second. None in the `plain` pass.
+        chunks: The `chunks` signal at the view's active chunks, or None when it was not captured.
     """
 
     truth_logprobs_N: Float32s
     is_top1_N: Bools
     topk: TopK | None
     is_shown_first_N: Bools | None = None
+    chunks: ChunkCandidates | None = None
 
 
 @dataclass(frozen=True, eq=False)

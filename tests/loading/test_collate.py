@@ -34,7 +34,7 @@ def record_of(pair, view_number, top_k, top_p, seed):
     true_ids_N = torch.from_numpy(pair.teacher_ids_M[positions].astype(np.int64))
     wants_N = torch.from_numpy(wants_M[positions])
     plan = SignalPlan(TEMPERATURES, top_k, top_p)
-    rows = row_signals(logits_NV, torch.eye(TEACHER_VOCAB), true_ids_N, wants_N, plan, 64)
+    rows = row_signals(logits_NV, torch.eye(TEACHER_VOCAB), true_ids_N, wants_N * plan.top_p, plan, 64)
     is_kept_NK = torch.arange(rows.ids_NK.shape[1]) < rows.counts_N[:, None]
     topk = TopK(
         rows_R=wants_N.nonzero().squeeze(1).numpy().astype(np.int32),

@@ -41,7 +41,8 @@ def test_every_key_of_written_documents_is_in_their_schema(built):
 
 def test_the_column_list_is_what_parquet_files_hold(built):
     columns = json.loads(schema_texts()[COLUMNS])
-    for name, path in (("pairs", "pairs"), ("plain_with_topk", "signals/plain")):
+    for names, path in ((("pairs",), "pairs"), (("signals", "signals.topk"), "signals/plain")):
         found = pq.read_schema(built.cache / path / "shard-000000.parquet")
-        assert [entry["name"] for entry in columns[name]] == found.names
-        assert [entry["type"] for entry in columns[name]] == [str(field.type) for field in found]
+        listed = [entry for name in names for entry in columns[name]]
+        assert [entry["name"] for entry in listed] == found.names
+        assert [entry["type"] for entry in listed] == [str(field.type) for field in found]

@@ -7,8 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tide_cache.records import MaskedView, SampleId, SamplePair, TeacherSignal, TopK, ViewRecord
+from tide_cache.records import (
+    ChunkCandidates,
+    MaskedView,
+    SampleId,
+    SamplePair,
+    TailSamples,
+    TeacherSignal,
+    TopK,
+    ViewRecord,
+)
 from tide_cache.shards import EncodedShard, LocalFiles, ShardHeader, ShardRules, encode_pairs, encode_signals
+from tide_cache.views.masking import active_chunks
 
 STUDENT_VOCAB, TEACHER_VOCAB = 40, 50
 TEMPERATURES = (2.0, 1.0)
@@ -96,7 +106,52 @@ def make_shard(
         indexes = np.append(indexes, indexes[-1] + 1)
     pairs = [make_pair(rng, number, max_chunks) for number in range(num_samples)]
     records = [[make_record(rng, pair, view, rules.has_topk) for pair in pairs] for view in range(rules.num_views)]
+    if rules.has_tail or rules.has_chunks:
+        further = np.random.default_rng(seed + 1)
+        records = [[with_further_signals(further, record, rules) for record in of_view] for of_view in records]
     return indexes[:num_samples].tolist(), pairs, records
+
+
+def with_further_signals(rng: np.random.Generator, record: ViewRecord, rules: ShardRules) -> ViewRecord:
+    """The same view with ids drawn from tails, and with candidate chunks, as the rules say."""
+    topk = record.signal.topk
+    if rules.has_tail and topk is not None:
+        topk = replace(topk, tail=make_tail(rng, topk))
+    chunks = make_chunks(rng, record) if rules.has_chunks else None
+    return replace(record, signal=replace(record.signal, topk=topk, chunks=chunks))
+
+
+def make_tail(rng: np.random.Generator, topk: TopK) -> TailSamples:
+    ends = np.cumsum(topk.counts_R)
+    left = [
+        np.setdiff1d(np.arange(TEACHER_VOCAB), topk.ids_E[e - c : e]) for e, c in zip(ends, topk.counts_R, strict=True)
+    ]
+    drawn = [np.sort(rng.choice(ids, min(len(ids), 3), replace=False)) for ids in left]
+    ids = np.concatenate([np.zeros(0), *drawn]).astype(np.uint32)
+    counts = np.array([len(ids) for ids in drawn], np.int32)
+    return TailSamples(
+        counts, ids, -rng.random(len(ids)).astype(np.float32), rng.integers(1, 4, len(ids)).astype(np.int32)
+    )
+
+
+def make_chunks(rng: np.random.Generator, record: ViewRecord) -> ChunkCandidates:
+    """Candidates of every active chunk, sometimes none; drawn probabilities sum to one with the tail."""
+    chunks = np.flatnonzero(active_chunks(record.pair, record.view)).astype(np.int32)
+    counts = rng.integers(0, 5, len(chunks)).astype(np.int32)
+    ids, logprobs, tails = [], [], np.zeros((len(chunks), len(TEMPERATURES)), np.float32)
+    for a, (chunk, count) in enumerate(zip(chunks, counts, strict=True)):
+        probs = np.sort(rng.dirichlet(np.ones(count + 1))[:count])[::-1]
+        tails[a] = math.log(1 - probs.sum())
+        logprobs.append(np.log(probs))
+        size = record.pair.chunks_C4[chunk, 3] - record.pair.chunks_C4[chunk, 2]
+        firsts = rng.permutation(STUDENT_VOCAB)[:count]
+        ids += [np.array([first, *rng.integers(0, STUDENT_VOCAB, size - 1)]) for first in firsts]
+    partitions = np.zeros_like(tails)
+    partitions[:, TEMPERATURES.index(2.0)] = rng.random(len(chunks))
+    return ChunkCandidates(
+        chunks, counts, np.concatenate([np.zeros(0), *ids]).astype(np.uint32),
+        np.concatenate([np.zeros(0), *logprobs]).astype(np.float32), tails, partitions,
+    )  # fmt: skip
 
 
 def encode_both(
@@ -161,6 +216,19 @@ def assert_records_equal(found: Sequence[ViewRecord], expected: Sequence[ViewRec
                 _assert_same(getattr(one.signal.topk, name), getattr(other.signal.topk, name))
             rounded = other.signal.topk.logprobs_E.astype(logprob_dtype).astype(np.float32)
             _assert_same(one.signal.topk.logprobs_E, rounded)
+            _assert_fields_same(one.signal.topk.tail, other.signal.topk.tail, "logprobs_S", logprob_dtype)
+        _assert_fields_same(one.signal.chunks, other.signal.chunks, "logprobs_J", logprob_dtype)
+
+
+def _assert_fields_same(
+    found: TailSamples | ChunkCandidates | None,
+    expected: TailSamples | ChunkCandidates | None,
+    rounded: str,
+    dtype: str,
+) -> None:
+    assert (found is None) == (expected is None)
+    for name, array in vars(expected).items() if expected is not None else ():
+        _assert_same(getattr(found, name), array.astype(dtype).astype(np.float32) if name == rounded else array)
 
 
 def _assert_same(found: np.ndarray, expected: np.ndarray) -> None:

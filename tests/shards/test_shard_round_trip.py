@@ -29,11 +29,17 @@ from tide_cache.shards import SAMPLES_PER_GROUP, LocalFiles, ShardLayout, ShardR
     num_samples=st.sampled_from([0, 1, 2, 63, 64, 65, 130]),
     num_views=st.integers(1, 3),
     has_topk=st.booleans(),
+    has_tail=st.booleans(),
+    has_chunks=st.booleans(),
     logprob_dtype=st.sampled_from(["float16", "float32"]),
     table=st.sampled_from(["plain", "compdemo"]),
 )
-def test_decode_inverts_encode(tmp_path_factory, seed, num_samples, num_views, has_topk, logprob_dtype, table):
-    rules = replace(RULES, num_views=num_views, has_topk=has_topk)
+def test_decode_inverts_encode(
+    tmp_path_factory, seed, num_samples, num_views, has_topk, has_tail, has_chunks, logprob_dtype, table
+):
+    rules = replace(
+        RULES, num_views=num_views, has_topk=has_topk, has_tail=has_topk and has_tail, has_chunks=has_chunks
+    )
     indexes, pairs, records = make_shard(seed, num_samples, rules, max_chunks=4)
     records = make_compdemo(seed, records) if table == "compdemo" else records
     folder = tmp_path_factory.mktemp("shard")
@@ -120,11 +126,11 @@ def test_the_split_is_a_column_of_the_compdemo_table_alone(tmp_path: Path):
     assert names[1] == [*names[0][:6], "shown_first", *names[0][6:]]
     _, _, records = make_shard(5, 3)
     for table, of_table in (("plain", make_compdemo(5, records)), ("compdemo", records)):
-        with pytest.raises(AssertionError, match="columns of another table"):
+        with pytest.raises(AssertionError, match="signals differ from what the identity declares"):
             encode_signals(replace(HEADER, table=table), [0, 1, 2], of_table, RULES, "float16")
     of_table = make_compdemo(5, records)
     of_table[0][1] = records[0][1]
-    with pytest.raises(AssertionError, match="a split in some rows only"):
+    with pytest.raises(AssertionError, match="an optional signal in some rows only"):
         encode_signals(replace(HEADER, table="compdemo"), [0, 1, 2], of_table, RULES, "float16")
 
 

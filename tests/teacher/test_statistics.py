@@ -37,7 +37,7 @@ plans = st.builds(
 @given(plan=plans, seed=st.integers(0, 99), scale=st.sampled_from([0.1, 2.0, 8.0]))
 def test_signals_equal_the_full_distribution(plan, seed, scale):
     hidden_ND, head_VD, true_ids_N, wants_N = inputs(seed=seed, scale=scale)
-    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N, plan, slice_rows=4)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * plan.top_p, plan, slice_rows=4)
     full_NV = full_logprobs(hidden_ND, head_VD)
     for n, logprobs_V in enumerate(full_NV):
         count = int(got.counts_N[n])
@@ -62,7 +62,7 @@ def test_signals_equal_the_full_distribution(plan, seed, scale):
 @given(plan=plans, seed=st.integers(0, 99))
 def test_the_fewest_ids_that_hold_the_mass_are_kept(plan, seed):
     hidden_ND, head_VD, true_ids_N, wants_N = inputs(seed=seed)
-    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N, plan, slice_rows=100)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * plan.top_p, plan, slice_rows=100)
     limit = min(plan.top_k, 23)
     for n, logprobs_V in enumerate(full_logprobs(hidden_ND, head_VD)):
         mass_V = logprobs_V.exp().sort(descending=True).values.cumsum(0)
@@ -78,7 +78,7 @@ def test_the_fewest_ids_that_hold_the_mass_are_kept(plan, seed):
 @given(plan=plans, seed=st.integers(0, 99))
 def test_kept_mass_and_tail_make_up_the_partition_at_every_temperature(plan, seed):
     hidden_ND, head_VD, true_ids_N, wants_N = inputs(seed=seed)
-    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N, plan, slice_rows=100)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * plan.top_p, plan, slice_rows=100)
     is_kept_NK = torch.arange(got.ids_NK.shape[1]) < got.counts_N[:, None]
     for index, temperature in enumerate(TEMPERATURES):
         kept_N = ((got.logprobs_NK / temperature).exp() * is_kept_NK).sum(dim=1)
@@ -102,7 +102,7 @@ def test_all_mass_means_every_id_even_where_float32_loses_the_tail():
     """A sum of float32 probabilities reaches one long before the last id."""
     hidden_ND = torch.tensor([[0.0, 30, 5, 1, 2], [9, 9, 9, 9, 9]])
     plan = SignalPlan(TEMPERATURES, top_k=5, top_p=1.0)
-    got = row_signals(hidden_ND, torch.eye(5), torch.tensor([1, 0]), torch.ones(2, dtype=torch.bool), plan, 10)
+    got = row_signals(hidden_ND, torch.eye(5), torch.tensor([1, 0]), torch.ones(2), plan, 10)
     assert got.counts_N.tolist() == [5, 5]
     assert (got.log_tail_NT == -math.inf).all()
 
@@ -111,8 +111,8 @@ def test_candidates_are_kept_where_they_are_wanted_only():
     hidden_ND, head_VD, true_ids_N, _ = inputs()
     wants_N = torch.arange(9) % 3 == 1
     plan = SignalPlan(TEMPERATURES, top_k=8, top_p=0.9)
-    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N, plan, slice_rows=4)
-    everywhere = row_signals(hidden_ND, head_VD, true_ids_N, torch.ones_like(wants_N), plan, slice_rows=4)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * plan.top_p, plan, slice_rows=4)
+    everywhere = row_signals(hidden_ND, head_VD, true_ids_N, torch.full(wants_N.shape, plan.top_p), plan, slice_rows=4)
     assert (got.counts_N > 0).tolist() == wants_N.tolist()
     torch.testing.assert_close(got.truth_logprobs_N, everywhere.truth_logprobs_N)
     torch.testing.assert_close(got.log_tail_NT[wants_N], everywhere.log_tail_NT[wants_N])
@@ -137,8 +137,10 @@ def test_bfloat16_states_give_float32_statistics():
     """Half precision rounds the inputs; the products are summed in float32."""
     hidden_ND, head_VD, true_ids_N, wants_N = inputs(scale=8.0)
     plan = SignalPlan(TEMPERATURES, top_k=8, top_p=0.9)
-    low = row_signals(hidden_ND.bfloat16(), head_VD.bfloat16(), true_ids_N, wants_N, plan, 4)
-    same = row_signals(hidden_ND.bfloat16().float(), head_VD.bfloat16().float(), true_ids_N, wants_N, plan, 4)
+    low = row_signals(hidden_ND.bfloat16(), head_VD.bfloat16(), true_ids_N, wants_N * plan.top_p, plan, 4)
+    same = row_signals(
+        hidden_ND.bfloat16().float(), head_VD.bfloat16().float(), true_ids_N, wants_N * plan.top_p, plan, 4
+    )
     assert low.truth_logprobs_N.dtype == low.log_tail_NT.dtype == torch.float32
     torch.testing.assert_close(low.truth_logprobs_N, same.truth_logprobs_N)
     torch.testing.assert_close(low.log_tail_NT, same.log_tail_NT)

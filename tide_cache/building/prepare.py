@@ -15,9 +15,9 @@ from tide_cache.manifest import (
     ViewsIdentity,
     VocabSizes,
 )
-from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint
+from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, unsupported_loading
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint, local_folder
-from tide_cache.pairing import SamplePairer, TextTokenizer, shared_vocab_size
+from tide_cache.pairing import SamplePairer, Spelling, TextTokenizer, shared_vocab_size
 from tide_cache.teacher.capture import CapturePlan
 from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan
@@ -49,6 +49,12 @@ class PreparedBuild:
     passes: tuple[PassName, ...]
     capture: CapturePlan
 
+    def spelling(self) -> Spelling | None:
+        """Spell the teacher's vocabulary for the student, where candidate chunks are wanted; takes seconds."""
+        if not self.capture.signals.chunk_k:
+            return None
+        return self.pairer.spelling(self.checkpoint.vocab_size)
+
 
 def prepare_build(run: BuildRun) -> PreparedBuild:
     """Check a build and open its corpus.
@@ -59,10 +65,13 @@ def prepare_build(run: BuildRun) -> PreparedBuild:
     """
     folder = local_folder(run.teacher.model, run.teacher.revision)
     checkpoint = read_checkpoint(str(folder))
-    teacher = TextTokenizer.load(**dict(run.teacher.tokenizer or TokenizerConfig(path=str(folder))))
+    section = run.teacher.tokenizer or TokenizerConfig(path=str(folder))
+    teacher = TextTokenizer.load(**dict(section), mask_id=checkpoint.mask_id)
     student = TextTokenizer.load(**dict(run.student.tokenizer))
     shared = shared_vocab_size(teacher, student)
     faults = checkpoint.require_fits(teacher.vocab_size, run.teacher.max_length, "teacher")
+    faults += checkpoint.mask_faults(teacher.mask_id, teacher.mask_token, "teacher.tokenizer")
+    faults += unsupported_loading(checkpoint, run.teacher.quantisation, run.teacher.device_map)
     faults += _setting_faults(run, checkpoint, shared)
     if faults:
         raise RunFileError(fault_list("The build cannot start:", faults, "Nothing was loaded or written."))
@@ -100,18 +109,27 @@ def prepare_build(run: BuildRun) -> PreparedBuild:
             views_per_forward=run.build.views_per_forward,
             batch_tokens=run.build.batch_tokens,
             head_rows=run.build.head_rows,
-            signals=SignalPlan(
-                temperatures=run.signals.temperatures,
-                top_k=run.signals.top_k if "topk" in run.signals.kinds else 0,
-                top_p=run.signals.top_p,
-            ),
+            signals=_signal_plan(run),
+            seed=run.views.seed,
         ),
+    )
+
+
+def _signal_plan(run: BuildRun) -> SignalPlan:
+    has_topk, has_chunks = ("topk" in run.signals.kinds, "chunks" in run.signals.kinds)
+    return SignalPlan(
+        temperatures=run.signals.temperatures,
+        top_k=run.signals.top_k if has_topk or has_chunks else 0,
+        top_p=run.signals.top_p,
+        tail_samples=run.signals.tail_samples,
+        has_topk=has_topk,
+        chunk_k=run.signals.chunk_k if has_chunks else 0,
     )
 
 
 def _setting_faults(run: BuildRun, checkpoint: CheckpointInfo, shared: int) -> list[str]:
     faults = []
-    if "topk" in run.signals.kinds and run.signals.top_k > checkpoint.vocab_size:
+    if _signal_plan(run).top_k > checkpoint.vocab_size:
         faults.append(f"signals.top_k: found {run.signals.top_k}, the teacher has {checkpoint.vocab_size} ids")
     if run.pairing.shared_vocab_size is not None and run.pairing.shared_vocab_size > shared:
         faults.append(
@@ -140,6 +158,8 @@ def _identity(
             "revision": run.teacher.revision,
             **fingerprint,
             **run.teacher.model_dump(include={"context", "block_size", "max_length", "dtype"}),
+            # Unwritten when there is none, so that a cache from before it could be chosen keeps its id.
+            **({} if run.teacher.quantisation == "none" else {"quantisation": run.teacher.quantisation}),
         },
         teacher_tokenizer=teacher.fingerprint(),
         student_tokenizer=student.fingerprint(),
@@ -147,5 +167,5 @@ def _identity(
         student=StudentIdentity(**run.student.model_dump(exclude={"tokenizer"})),
         pairing=PairingIdentity(aligner=run.pairing.aligner, shared_vocab_size=shared),
         views=ViewsIdentity(**run.views.model_dump()),
-        signals=SignalsIdentity(**run.signals.model_dump()),
+        signals=SignalsIdentity(**run.signals.model_dump() | {"chunk_k": _signal_plan(run).chunk_k}),
     )

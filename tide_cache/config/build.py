@@ -1,7 +1,7 @@
 """The run file of `tide-cache build-teacher-shards`."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,20 @@ class TeacherConfig(Frozen):
     max_length: int = Field(default=1024, ge=1, description="Longest teacher sequence, in tokens.")
     dtype: Precision = Field(default="bfloat16", description="Arithmetic of the forward; statistics are float32.")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    quantisation: Literal["none", "8bit", "4bit"] = Field(
+        default="none", description="Weights in fewer bits, by bitsandbytes on CUDA; stock architectures only."
+    )
+    device_map: Literal["auto"] | None = Field(
+        default=None, description="auto: spread the layers over all GPUs, by accelerate; stock architectures only."
+    )
+    attention: Literal["sdpa", "flex"] = Field(
+        default="sdpa", description="Kernel: sdpa everywhere, or FlexAttention on CUDA, which skips empty blocks."
+    )
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Options of `load_backbone`."""
+        return self.model_dump(include={"quantisation", "device_map", "attention"})
 
 
 class BuildStudentConfig(Frozen):
@@ -62,13 +76,24 @@ class BuildViewsConfig(ViewsConfig):
 class SignalsConfig(Frozen):
     """What is stored of the teacher's distribution: DESIGN 4.4."""
 
-    kinds: tuple[Literal["truth", "topk"], ...] = Field(default=("truth", "topk"), min_length=1)
+    kinds: tuple[Literal["truth", "topk", "chunks"], ...] = Field(
+        default=("truth", "topk"), min_length=1,
+        description="truth: of every masked token. topk: candidates at aligned pairs. chunks: candidates of whole "
+        "chunks, spelled for the student.",
+    )  # fmt: skip
     top_k: int = Field(default=64, ge=1, description="At most this many ids per position.")
     top_p: float = Field(default=0.999, gt=0, le=1, description="The fewest ids that hold this mass.")
     temperatures: tuple[float, ...] = Field(
         default=(1.0, 2.0), min_length=1, description="Each T an objective may use."
     )
     logprob_dtype: Literal["float16", "float32"] = Field(default="float16", description="Rounding of stored log-probs.")
+    chunk_k: int = Field(
+        default=16, ge=1,
+        description="At most this many candidates for a chunk of several teacher tokens; one token has up to top_k.",
+    )  # fmt: skip
+    tail_samples: int = Field(
+        default=0, ge=0, description="Ids drawn from the rest of each top-k row, for objectives with tail = 'sampled'."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -78,6 +103,8 @@ class SignalsConfig(Frozen):
             raise ValueError("temperatures must be distinct and include 1.0")
         if "truth" not in self.kinds:
             raise ValueError("kinds must include 'truth'")
+        if self.tail_samples and "topk" not in self.kinds:
+            raise ValueError("tail_samples draws from the tails of topk, and kinds lacks 'topk'")
         return self
 
 

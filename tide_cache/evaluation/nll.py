@@ -156,9 +156,8 @@ def _rows(backbone: Backbone, batch: StudentBatch, block_size: int, context: Con
     """Give log p(true) and whether the true token is on top, at each masked row."""
     true_N = batch.x_0_BL[batch.row_sample_N, batch.row_position_N].to(backbone.device)
     hidden_ND = masked_hidden(backbone, batch, block_size, context)
-    return row_signals(
-        hidden_ND, backbone.head_VD, true_N, torch.zeros_like(true_N, dtype=torch.bool), TRUTH_ONLY, HEAD_ROWS
-    )
+    nothing_N = torch.zeros_like(true_N, dtype=torch.float32)
+    return row_signals(hidden_ND, backbone.head_VD, true_N, nothing_N, TRUTH_ONLY, HEAD_ROWS)
 
 
 def _report(

@@ -15,8 +15,8 @@ from tide_cache.shards import FORMAT_VERSION, ShardRules, canonical_json
 
 ABSENT = "(absent)"
 
-UNWRITTEN_DEMO_RATIO = 0.5
-"""Left out of documents, so that a cache from before the `compdemo` pass keeps its id, and can get that pass."""
+UNWRITTEN = {"demo_ratio": 0.5, "tail_samples": 0, "chunk_k": 0}
+"""Values left out of documents, so that a cache from before these fields keeps its id, and can get another pass."""
 
 Scalar = str | int | float | bool | None
 
@@ -36,7 +36,16 @@ class PairingIdentity(Frozen):
     shared_vocab_size: int
 
 
-class ViewsIdentity(Frozen):
+class _Sparse(Frozen):
+    """Written without the fields that hold their value of `UNWRITTEN`."""
+
+    @model_serializer(mode="wrap")
+    def _to_document(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = dump(self)
+        return {name: value for name, value in written.items() if name not in UNWRITTEN or UNWRITTEN[name] != value}
+
+
+class ViewsIdentity(_Sparse):
     """What determines every mask, together with the sample ids."""
 
     num_views: Annotated[int, Field(ge=1)]
@@ -44,15 +53,10 @@ class ViewsIdentity(Frozen):
     time_sampling: Literal["stratified", "uniform"]
     schedule: Literal["linear", "cosine"]
     complementary: bool
-    demo_ratio: Annotated[float, Field(ge=0, le=1)] = UNWRITTEN_DEMO_RATIO
-
-    @model_serializer(mode="wrap")
-    def _to_document(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = dump(self)
-        return {name: value for name, value in written.items() if (name, value) != ("demo_ratio", UNWRITTEN_DEMO_RATIO)}
+    demo_ratio: Annotated[float, Field(ge=0, le=1)] = UNWRITTEN["demo_ratio"]
 
 
-class SignalsIdentity(Frozen):
+class SignalsIdentity(_Sparse):
     """What was kept of the teacher's distribution."""
 
     kinds: tuple[str, ...]
@@ -60,6 +64,8 @@ class SignalsIdentity(Frozen):
     top_p: float
     temperatures: tuple[float, ...]
     logprob_dtype: Literal["float16", "float32"]
+    tail_samples: Annotated[int, Field(ge=0)] = int(UNWRITTEN["tail_samples"])
+    chunk_k: Annotated[int, Field(ge=0)] = int(UNWRITTEN["chunk_k"])
 
 
 class VocabSizes(Frozen):
@@ -98,6 +104,8 @@ class CacheIdentity(Frozen):
             teacher_vocab_size=self.vocab_sizes.teacher,
             temperatures=self.signals.temperatures,
             has_topk="topk" in self.signals.kinds,
+            has_tail=self.signals.tail_samples > 0,
+            has_chunks="chunks" in self.signals.kinds,
         )
 
     def differences(self, other: "CacheIdentity") -> list[tuple[str, Any, Any]]:

@@ -5,6 +5,7 @@ from tide_cache.pairing.encoding import Encoded
 from tide_cache.pairing.pairer import SamplePairer, encode_student
 from tide_cache.pairing.rendering import Rendered
 from tide_cache.pairing.report import Dropped, PairedRows, PairingReport
+from tide_cache.pairing.spelling import Spelling
 from tide_cache.pairing.tokenizer import TextTokenizer, shared_vocab_size
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "PairingReport",
     "Rendered",
     "SamplePairer",
+    "Spelling",
     "TextTokenizer",
     "align_bytes",
     "encode_student",

@@ -50,6 +50,10 @@ class TokenBytes:
         ]
         self._lengths = np.fromiter(map(len, self._by_id), np.int64, len(self._by_id))
 
+    def of(self, token_id: int) -> bytes:
+        """Give the bytes of a token; none for an id beyond the vocabulary."""
+        return self._by_id[token_id] if token_id < len(self._by_id) else b""
+
     def join(self, ids: Sequence[int]) -> bytes:
         """Lay the bytes of the tokens end to end."""
         return b"".join(map(self._by_id.__getitem__, ids))

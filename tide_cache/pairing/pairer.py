@@ -17,6 +17,7 @@ import numpy as np
 from tide_cache.pairing.alignment import tokens_within
 from tide_cache.pairing.contents import SpanAligner, align_at_bytes, align_contents
 from tide_cache.pairing.report import Dropped, PairedRows, PairingReport
+from tide_cache.pairing.spelling import Spelling
 from tide_cache.pairing.streams import TokenStream
 from tide_cache.pairing.tokenizer import TextTokenizer, shared_vocab_size
 from tide_cache.pairing.tokenkit_aligner import TokenkitAligner
@@ -66,6 +67,14 @@ class SamplePairer:
         self._shared_vocab_size = shared_vocab_size(teacher, student)
         self._reads_alike = teacher.reads_like(student)
         self._align: SpanAligner = TokenkitAligner() if aligner == "tokenkit" else align_at_bytes
+
+    def spelling(self, teacher_vocab_size: int) -> Spelling:
+        """Give what spells this teacher's tokens for this student; takes seconds for a large vocabulary.
+
+        Args:
+            teacher_vocab_size: Ids of the teacher's logits.
+        """
+        return Spelling(self._teacher, self._student, teacher_vocab_size)
 
     def pair(self, row: ChatRow) -> SamplePair | Dropped:
         """Pair one row; `pair_many` is faster.

@@ -68,6 +68,7 @@ class TextTokenizer:
         *,
         revision: str | None = None,
         mask_token: str | None = None,
+        mask_id: int | None = None,
         add_mask_token: bool = False,
         chat_template: Path | None = None,
     ) -> "TextTokenizer":
@@ -78,6 +79,7 @@ class TextTokenizer:
             revision: Commit of a hub tokenizer.
             mask_token: The mask token's text, which may be any token of the vocabulary; by default the tokenizer's
                 own mask token.
+            mask_id: The mask token's id, where the checkpoint says it; goes before the tokenizer's own mask token.
             add_mask_token: Append the mask token (`<|mask|>` unless named) to a vocabulary that lacks it.
             chat_template: Jinja file that replaces the tokenizer's template.
 
@@ -85,6 +87,8 @@ class TextTokenizer:
             PairingError: It cannot be loaded, or lacks a mask token, an end-of-text token or a chat template.
         """
         tokenizer = _load(path, revision)
+        if mask_token is None and mask_id is not None and not add_mask_token:
+            mask_token = tokenizer.convert_ids_to_tokens(mask_id)
         text = _mask_token_of(tokenizer, path, mask_token, add_mask_token)
         is_mask_added = text not in tokenizer.get_vocab()
         if tokenizer.mask_token != text:

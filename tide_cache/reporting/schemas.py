@@ -1,6 +1,7 @@
 """JSON Schemas of the documents that people write and programs read; the committed copies must not drift."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tide_cache.config.base import Frozen
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.manifest import CommitRecord, Manifest, PlanDocument
-from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, PASSES, signals_schema
+from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, SignalParts, signals_schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -29,15 +30,16 @@ def schema_texts() -> dict[str, str]:
     documents: dict[str, Any] = {
         name: {"$schema": DIALECT, **model.model_json_schema()} for name, model in MODELS.items()
     }
+    always = _columns(signals_schema(SignalParts()))
     documents[COLUMNS] = {
         "format_version": FORMAT_VERSION,
         "pairs": _columns(PAIRS_SCHEMA),
+        "signals": always,
         **{
-            f"{name}{'_with_topk' if has_topk else ''}": _columns(
-                signals_schema(has_topk=has_topk, has_split=name == "compdemo")
-            )
-            for name in PASSES
-            for has_topk in (False, True)
+            f"signals.{part.name}": [
+                column for column in _columns(signals_schema(SignalParts(**{part.name: True}))) if column not in always
+            ]
+            for part in fields(SignalParts)
         },
     }
     return {name: json.dumps(document, indent=2) + "\n" for name, document in documents.items()}

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tide_cache.records import Bools, SamplePair
-from tide_cache.shards.codec import masks_of
-from tide_cache.shards.columns import PairColumns, Ragged, SignalColumns, TopKColumns
+from tide_cache.shards.codec import masks_of, repeats_of_candidates
+from tide_cache.shards.columns import ChunkColumns, PairColumns, Ragged, SignalColumns, TailColumns, TopKColumns
+from tide_cache.shards.schema import SignalParts, TableName
 
 Ints = npt.NDArray[np.integer]
 
@@ -36,6 +37,8 @@ class ShardRules:
         teacher_vocab_size: Teacher ids, kept ones included, are below it.
         temperatures: The T of tails and partitions, in stored order; 1.0 is among them.
         has_topk: Whether the `topk` signal was captured.
+        has_tail: Whether ids were drawn from its tails.
+        has_chunks: Whether the `chunks` signal was captured.
     """
 
     num_views: int
@@ -43,6 +46,12 @@ class ShardRules:
     teacher_vocab_size: int
     temperatures: tuple[float, ...]
     has_topk: bool
+    has_tail: bool = False
+    has_chunks: bool = False
+
+    def parts(self, table: TableName) -> SignalParts:
+        """Which optional columns the shards of a pass have."""
+        return SignalParts(self.has_topk, self.has_tail, self.has_chunks, split=table == "compdemo")
 
 
 class ValueFault(Exception):
@@ -107,6 +116,10 @@ def check_signals(
         _check_topk(columns.topk, columns.teacher_masked.lengths, rules)
         if thorough:
             _check_candidates(columns.topk)
+        if columns.tail is not None:
+            _check_tail(columns.tail, columns.topk, rules)
+    if columns.chunks is not None:
+        _check_chunks(columns, columns.chunks, pairs, rules, thorough)
 
 
 def _check_masks(columns: SignalColumns, pairs: Sequence[SamplePair]) -> None:
@@ -162,27 +175,105 @@ def _check_topk(topk: TopKColumns, num_masked_S: Ints, rules: ShardRules) -> Non
     num_T = len(rules.temperatures)
     for name, column in (("topk_log_tail", topk.topk_log_tail), ("topk_log_partition", topk.topk_log_partition)):
         _equal_lengths(name, column.lengths, topk.topk_rows.lengths * num_T, f"topk_rows times {num_T} temperatures")
-    at_1 = rules.temperatures.index(1.0)
-    tail_RT = topk.topk_log_tail.values.reshape(-1, num_T)
-    partition_RT = topk.topk_log_partition.values.reshape(-1, num_T)
+    row_of_entry_E = np.repeat(np.arange(len(counts_R)), counts_R)
+    _check_powers("topk", topk.topk_log_tail, topk.topk_log_partition, row_R, rules)
+    _check_mass("topk", topk.topk_logprobs, row_of_entry_E, topk.topk_log_tail, row_R, rules)
+
+
+def _check_powers(prefix: str, log_tail: Ragged, log_partition: Ragged, row_R: Ints, rules: ShardRules) -> None:
+    """Tails and partitions, one per temperature: numbers, and the whole is 1 at T = 1."""
+    num_T = len(rules.temperatures)
     row_RT = np.repeat(row_R, num_T)
-    _require("topk_log_tail", tail_RT.ravel() < np.inf, row_RT, "not a number, or infinite")
-    _require("topk_log_partition", np.isfinite(partition_RT).ravel(), row_RT, "not finite")
-    _require("topk_log_partition", np.abs(partition_RT[:, at_1]) <= MASS_TOLERANCE, row_R, "not 0 at T = 1")
-    _check_mass(topk, tail_RT[:, at_1], row_R)
+    partition_R = log_partition.values.reshape(-1, num_T)[:, rules.temperatures.index(1.0)]
+    _require(f"{prefix}_log_tail", log_tail.values < np.inf, row_RT, "not a number, or infinite")
+    _require(f"{prefix}_log_partition", np.isfinite(log_partition.values), row_RT, "not finite")
+    _require(f"{prefix}_log_partition", np.abs(partition_R) <= MASS_TOLERANCE, row_R, "not 0 at T = 1")
 
 
-def _check_mass(topk: TopKColumns, tail_R: npt.NDArray[np.float32], row_R: Ints) -> None:
+def _check_mass(prefix: str, logprobs: Ragged, owner_E: Ints, log_tail: Ragged, row_R: Ints, rules: ShardRules) -> None:
     """Kept probabilities and tail sum to one, up to the tolerance and what rounding to float16 can move."""
-    if not len(tail_R):
-        return
-    logprobs_E = topk.topk_logprobs.values
-    starts_R = np.concatenate([[0], np.cumsum(topk.topk_counts.values)[:-1]])
-    probs_E = np.exp(logprobs_E)
-    mass_R = np.add.reduceat(probs_E, starts_R) + np.exp(tail_R)
-    rounding_R = -np.add.reduceat(probs_E * logprobs_E, starts_R) * FLOAT16_HALF_STEP
-    excess_R = np.abs(mass_R - 1) - rounding_R
-    _require("topk_logprobs", excess_R <= MASS_TOLERANCE, row_R, "kept ids and tail do not sum to probability 1")
+    tail_R = log_tail.values.reshape(-1, len(rules.temperatures))[:, rules.temperatures.index(1.0)]
+    probs_E = np.exp(logprobs.values)
+    mass_R = np.bincount(owner_E, weights=probs_E, minlength=len(tail_R)) + np.exp(tail_R)
+    information_R = -np.bincount(owner_E, weights=probs_E * logprobs.values, minlength=len(tail_R))
+    excess_R = np.abs(mass_R - 1) - information_R * FLOAT16_HALF_STEP
+    problem = "what is kept and the tail do not sum to probability 1"
+    _require(f"{prefix}_logprobs", excess_R <= MASS_TOLERANCE, row_R, problem)
+
+
+def _check_tail(tail: TailColumns, topk: TopKColumns, rules: ShardRules) -> None:
+    _equal_lengths("tail_counts", tail.tail_counts.lengths, topk.topk_rows.lengths, "topk_rows")
+    counts_R, row_R = tail.tail_counts.values, tail.tail_counts.row_of_value
+    _require("tail_counts", counts_R >= 0, row_R, "a count is negative")
+    drawn_S = np.bincount(row_R, weights=counts_R, minlength=len(topk.topk_rows.lengths)).astype(np.int64)
+    for name, column in (
+        ("tail_ids", tail.tail_ids),
+        ("tail_logprobs", tail.tail_logprobs),
+        ("tail_draws", tail.tail_draws),
+    ):
+        _equal_lengths(name, column.lengths, drawn_S, "the sum of tail_counts")
+    _check_ids("tail_ids", tail.tail_ids, rules.teacher_vocab_size)
+    _check_logprobs("tail_logprobs", tail.tail_logprobs)
+    _require("tail_draws", tail.tail_draws.values >= 1, tail.tail_draws.row_of_value, "an id was drawn less than once")
+    kept_E = _keyed(topk.topk_ids.values, np.repeat(np.arange(len(counts_R)), topk.topk_counts.values))
+    drawn_E = _keyed(tail.tail_ids.values, np.repeat(np.arange(len(counts_R)), counts_R))
+    row_E = tail.tail_ids.row_of_value
+    _require("tail_ids", np.diff(drawn_E.astype(np.int64), prepend=-1) > 0, row_E, "ids do not increase at a position")
+    _require("tail_ids", ~np.isin(drawn_E, kept_E), row_E, "an id is both kept and drawn from the rest")
+
+
+def _check_chunks(
+    columns: SignalColumns, chunks: ChunkColumns, pairs: Sequence[SamplePair], rules: ShardRules, thorough: bool
+) -> None:
+    _check_chunk_rows(columns, chunks, pairs)
+    counts_A, row_A = chunks.chunk_counts.values, chunks.chunk_counts.row_of_value
+    _require("chunk_counts", counts_A >= 0, row_A, "a count is negative")
+    first_C = np.cumsum([0, *(len(pair.chunks_C4) for pair in pairs)])
+    spans_C2 = np.concatenate([pair.chunks_C4 for pair in pairs])[:, 2:]
+    size_A = np.diff(spans_C2)[first_C[row_A] + chunks.chunk_rows.values, 0]
+    sums = ((chunks.chunk_logprobs, "chunk_logprobs", counts_A), (chunks.chunk_ids, "chunk_ids", counts_A * size_A))
+    for column, name, values_A in sums:
+        expected_S = np.bincount(row_A, weights=values_A, minlength=len(pairs)).astype(np.int64)
+        _equal_lengths(name, column.lengths, expected_S, "what chunk_counts and the chunks' sizes say")
+    num_T = len(rules.temperatures)
+    for name, column in (
+        ("chunk_log_tail", chunks.chunk_log_tail),
+        ("chunk_log_partition", chunks.chunk_log_partition),
+    ):
+        _equal_lengths(name, column.lengths, chunks.chunk_rows.lengths * num_T, f"chunk_rows times {num_T}")
+    _check_ids("chunk_ids", chunks.chunk_ids, rules.student_vocab_size)
+    _check_logprobs("chunk_logprobs", chunks.chunk_logprobs)
+    owner_J = np.repeat(np.arange(len(counts_A)), counts_A)
+    _check_powers("chunk", chunks.chunk_log_tail, chunks.chunk_log_partition, row_A, rules)
+    _check_mass("chunk", chunks.chunk_logprobs, owner_J, chunks.chunk_log_tail, row_A, rules)
+    if thorough:
+        row_J = chunks.chunk_logprobs.row_of_value
+        falls_J = np.diff(chunks.chunk_logprobs.values, prepend=np.inf) <= 0
+        is_first_J = np.diff(owner_J, prepend=-1) != 0
+        _require("chunk_logprobs", falls_J | is_first_J, row_J, "candidates are not in order of probability")
+        is_repeated_J = repeats_of_candidates(chunks.chunk_ids.values, np.repeat(size_A, counts_A), owner_J)
+        _require("chunk_ids", ~is_repeated_J, row_J, "a candidate occurs twice in a chunk")
+
+
+def _check_chunk_rows(columns: SignalColumns, chunks: ChunkColumns, pairs: Sequence[SamplePair]) -> None:
+    """There is an entry for every active chunk, and for no other."""
+    masks = masks_of(columns.student_masked, [len(pair.student_ids_L) for pair in pairs])
+    row_C = np.repeat(np.arange(len(pairs)), [len(pair.chunks_C4) for pair in pairs])
+    masked_C = _masked_tokens(masks, row_C, np.concatenate([pair.chunks_C4 for pair in pairs])[:, 2:])
+    is_active_C = (masked_C > 0) & np.concatenate([pair.is_distillable_C for pair in pairs])
+    chunk_C = np.concatenate([np.arange(len(pair.chunks_C4)) for pair in pairs])
+    active_S = np.bincount(row_C[is_active_C], minlength=len(pairs))
+    _equal_lengths("chunk_rows", chunks.chunk_rows.lengths, active_S, "the number of active chunks")
+    _require(
+        "chunk_rows", chunks.chunk_rows.values == chunk_C[is_active_C], chunks.chunk_rows.row_of_value,
+        "an entry is not the view's active chunk",
+    )  # fmt: skip
+    _equal_lengths("chunk_counts", chunks.chunk_counts.lengths, chunks.chunk_rows.lengths, "chunk_rows")
+
+
+def _keyed(ids: npt.NDArray[np.uint32], owner: Ints) -> npt.NDArray[np.uint64]:
+    """One number for an id at a position, in the order of positions, then ids."""
+    return owner.astype(np.uint64) << np.uint64(32) | ids
 
 
 def _check_candidates(topk: TopKColumns) -> None:
@@ -191,7 +282,7 @@ def _check_candidates(topk: TopKColumns) -> None:
     is_same_position_E = np.diff(position_E) == 0
     falls_E = np.diff(topk.topk_logprobs.values) <= 0
     _require("topk_logprobs", falls_E | ~is_same_position_E, row_E, "ids are not in order of probability")
-    keys_E = np.sort(position_E.astype(np.uint64) << np.uint64(32) | topk.topk_ids.values)
+    keys_E = np.sort(_keyed(topk.topk_ids.values, position_E))
     repeats = np.flatnonzero(np.diff(keys_E) == 0)
     if len(repeats):
         position = int(keys_E[repeats[0]] >> np.uint64(32))

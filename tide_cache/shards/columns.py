@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tide_cache.shards.schema import PAIRS_SCHEMA, signals_schema
+from tide_cache.shards.schema import PAIRS_SCHEMA, SignalParts, signals_schema
 
 Array = npt.NDArray[Any]
 
@@ -76,8 +76,30 @@ class TopKColumns:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class TailColumns:
+    """Ids drawn from the tails of the `topk` rows."""
+
+    tail_counts: Ragged
+    tail_ids: Ragged
+    tail_logprobs: Ragged
+    tail_draws: Ragged
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ChunkColumns:
+    """The `chunks` columns of the signals table."""
+
+    chunk_rows: Ragged
+    chunk_counts: Ragged
+    chunk_ids: Ragged
+    chunk_logprobs: Ragged
+    chunk_log_tail: Ragged
+    chunk_log_partition: Ragged
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class SignalColumns:
-    """The signals table; names are those of the schema."""
+    """The signals table; names are those of the schema, and optional groups of columns have a class of their own."""
 
     sample_index: npt.NDArray[np.int64]
     sample_id: list[str]
@@ -89,10 +111,30 @@ class SignalColumns:
     truth_logprobs: Ragged
     is_top1: Ragged
     topk: TopKColumns | None
+    tail: TailColumns | None = None
+    chunks: ChunkColumns | None = None
+
+    @property
+    def parts(self) -> SignalParts:
+        """Which optional columns are there."""
+        return SignalParts(
+            topk=self.topk is not None,
+            tail=self.tail is not None,
+            chunks=self.chunks is not None,
+            split=self.shown_first is not None,
+        )
 
     def to_table(self) -> pa.Table:
         """As Arrow."""
-        return _to_table(self, signals_schema(has_topk=self.topk is not None, has_split=self.shown_first is not None))
+        return _to_table(self, signals_schema(self.parts))
+
+
+_GROUPS: dict[str, type[TopKColumns | TailColumns | ChunkColumns]] = {
+    "topk": TopKColumns,
+    "tail": TailColumns,
+    "chunks": ChunkColumns,
+}
+"""Optional groups of columns, by the field of `SignalColumns` that holds them."""
 
 
 def pair_columns(table: pa.Table) -> PairColumns:
@@ -103,12 +145,18 @@ def pair_columns(table: pa.Table) -> PairColumns:
 def signal_columns(table: pa.Table) -> SignalColumns:
     """Read an Arrow table of a signals schema; arrays are read-only views of its memory."""
     found = {name: _from_arrow(table.column(name)) for name in table.column_names}
-    own = {field.name: found.pop(field.name, None) for field in fields(SignalColumns) if field.name != "topk"}
-    return SignalColumns(**own, topk=TopKColumns(**found) if found else None)
+    own: dict[str, Any] = {
+        field.name: found.get(field.name) for field in fields(SignalColumns) if field.name not in _GROUPS
+    }
+    groups: dict[str, Any] = {}
+    for group, holder in _GROUPS.items():
+        names = [field.name for field in fields(holder)]
+        groups[group] = holder(**{name: found[name] for name in names}) if names[0] in found else None
+    return SignalColumns(**own, **groups)
 
 
 def _to_table(columns: PairColumns | SignalColumns, schema: pa.Schema) -> pa.Table:
-    holders = [columns, getattr(columns, "topk", None)]
+    holders = [columns, *(getattr(columns, group, None) for group in _GROUPS)]
     by_name = {f.name: getattr(holder, f.name) for holder in holders if holder is not None for f in fields(holder)}
     return pa.Table.from_arrays([_to_arrow(by_name[field.name], field.type) for field in schema], schema=schema)
 

@@ -165,8 +165,7 @@ class ShardReader:
 
     def _check_row_groups(self, footer: _Footer, end: int) -> None:
         table = self._facts.header.table
-        signals = signals_schema(has_topk=self._rules.has_topk, has_split=table == "compdemo")
-        expected = PAIRS_SCHEMA if table == "pairs" else signals
+        expected = PAIRS_SCHEMA if table == "pairs" else signals_schema(self._rules.parts(table))
         found = footer.metadata.schema.to_arrow_schema()
         if not found.equals(expected):
             raise self._corrupt(f"found columns {_named(found)}, expected {_named(expected)}")

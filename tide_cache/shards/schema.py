@@ -54,14 +54,46 @@ _TOPK = {
     "topk_log_partition": _list_of(pa.float32()),
 }
 
+_TAIL = {
+    "tail_counts": _list_of(pa.int32()),
+    "tail_ids": _list_of(pa.uint32()),
+    "tail_logprobs": _list_of(pa.float32()),
+    "tail_draws": _list_of(pa.int32()),
+}
+_CHUNKS = {
+    "chunk_rows": _list_of(pa.int32()),
+    "chunk_counts": _list_of(pa.int32()),
+    "chunk_ids": _list_of(pa.uint32()),
+    "chunk_logprobs": _list_of(pa.float32()),
+    "chunk_log_tail": _list_of(pa.float32()),
+    "chunk_log_partition": _list_of(pa.float32()),
+}
+
 PAIRS_SCHEMA = _schema(_PAIRS)
 
 
-def signals_schema(*, has_topk: bool, has_split: bool) -> pa.Schema:
-    """Columns of a signals shard, with those of the `topk` signal where it was captured, and of CompDemo's split."""
-    columns = {**_SIGNALS, **_TOPK} if has_topk else dict(_SIGNALS)
-    if not has_split:
-        del columns["shown_first"]
+@dataclass(frozen=True, slots=True)
+class SignalParts:
+    """Which optional column groups a signals shard has.
+
+    Attributes:
+        topk: Candidates at aligned pairs.
+        tail: Ids drawn from the rest of those; needs `topk`.
+        chunks: Candidates of whole chunks.
+        split: CompDemo's split.
+    """
+
+    topk: bool = False
+    tail: bool = False
+    chunks: bool = False
+    split: bool = False
+
+
+def signals_schema(parts: SignalParts) -> pa.Schema:
+    """Columns of a signals shard."""
+    columns = {name: dtype for name, dtype in _SIGNALS.items() if parts.split or name != "shown_first"}
+    for is_there, group in ((parts.topk, _TOPK), (parts.tail, _TAIL), (parts.chunks, _CHUNKS)):
+        columns |= group if is_there else {}
     return _schema(columns)
 
 

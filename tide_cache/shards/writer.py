@@ -24,6 +24,7 @@ from tide_cache.shards.schema import (
     METADATA_PREFIX,
     PAIRS_SCHEMA,
     ShardHeader,
+    TableName,
     byte_stream_split_leaves,
     signals_schema,
 )
@@ -119,12 +120,13 @@ def encode_signals(
     layout = ShardLayout(len(indexes), rules.num_views)
 
     tables = (
-        _signals_table([indexes[i] for i in members], [records[i] for i in members], view, rules, logprob_dtype)
+        _signals_table(
+            header.table, [indexes[i] for i in members], [records[i] for i in members], view, rules, logprob_dtype
+        )
         for view, records in enumerate(records_by_view)
         for members in map(layout.samples_of, range(layout.num_groups))
     )
-    schema = signals_schema(has_topk=rules.has_topk, has_split=header.table == "compdemo")
-    return _encode(header, layout, schema, tables)
+    return _encode(header, layout, signals_schema(rules.parts(header.table)), tables)
 
 
 def _pairs_table(indexes: Sequence[int], pairs: Sequence[SamplePair], rules: ShardRules) -> pa.Table:
@@ -137,6 +139,7 @@ def _pairs_table(indexes: Sequence[int], pairs: Sequence[SamplePair], rules: Sha
 
 
 def _signals_table(
+    table: TableName,
     indexes: Sequence[int],
     records: Sequence[ViewRecord],
     view: int,
@@ -144,7 +147,7 @@ def _signals_table(
     logprob_dtype: Literal["float16", "float32"],
 ) -> pa.Table:
     columns = signals_to_columns(indexes, records, logprob_dtype)
-    assert (columns.topk is not None) == rules.has_topk, "topk differs from what the identity declares"
+    assert columns.parts == rules.parts(table), "signals differ from what the identity declares"
     try:
         check_signals(columns, view, [record.pair for record in records], rules, thorough=True)
     except ValueFault as fault:

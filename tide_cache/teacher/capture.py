@@ -1,7 +1,8 @@
 """From masked views to teacher signals: pack, forward, head on masked rows, and sort the rows back to their views."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.packing import PackedInput, pack_block, pack_full
-from tide_cache.records import MaskedView, SamplePair, TeacherSignal, TopK
+from tide_cache.records import Int32s, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
 from tide_cache.teacher.batches import plan_batches
+from tide_cache.teacher.chunks import ActiveChunks, Speller, chunk_candidates, take_chunks
 from tide_cache.teacher.statistics import RowSignals, SignalPlan, row_signals
+from tide_cache.views.random import KeyedRandom
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class CapturePlan:
         batch_tokens: Padded tokens of a forward.
         head_rows: Rows of a slice of the head.
         signals: What to keep.
+        seed: Mask seed; keys the ids drawn from tails.
     """
 
     context: Literal["full", "block"]
@@ -38,14 +42,24 @@ class CapturePlan:
     batch_tokens: int
     head_rows: int
     signals: SignalPlan
+    seed: int = 0
 
 
 class Teacher:
     """A denoiser that says what it thinks of masked views."""
 
-    def __init__(self, backbone: Backbone, plan: CapturePlan):
+    def __init__(self, backbone: Backbone, plan: CapturePlan, spelling: Speller | None = None):
+        """Wrap a model.
+
+        Args:
+            backbone: The model.
+            plan: How to run it, and what to keep.
+            spelling: Writes teacher tokens in student tokens; the `chunks` signal needs it.
+        """
+        assert spelling is not None or not plan.signals.chunk_k, "candidate chunks cannot be spelled"
         self._backbone = backbone.eval()
         self._plan = plan
+        self._spelling = spelling
 
     @torch.no_grad()
     def signals(
@@ -101,53 +115,152 @@ class Teacher:
         sample_N, view_N, position_N = np.nonzero(is_masked_BnL)
         rows_N = torch.from_numpy(view_N * length + position_N).to(device)
         true_N = x_0_BL[sample_N, position_N]
-        wants_topk_N = self._wants_topk([pair for pair, _ in batch], length)[sample_N, position_N]
+        mass_N = self._wanted_mass([pair for pair, _ in batch], length)[sample_N, position_N]
         rows = row_signals(
             hidden_BSD[torch.from_numpy(sample_N).to(device), rows_N],
             self._backbone.head_VD,
             torch.from_numpy(true_N).to(device),
-            torch.from_numpy(wants_topk_N).to(device),
+            torch.from_numpy(mass_N).to(device),
             self._plan.signals,
             self._plan.head_rows,
+            torch.from_numpy(self._uniform(batch)).to(device) if self._plan.signals.tail_samples else None,
         )
         _require_finite(rows, [batch[b][1][v] for b, v in zip(sample_N.tolist(), view_N.tolist(), strict=True)])
-        return self._split(rows, is_masked_BnL)
+        return self._with_chunks(batch, self._split(rows, is_masked_BnL, batch), rows, true_N)
 
     def _pack(self, x_t_BnL: torch.Tensor, x_0_BL: torch.Tensor, is_real_BL: torch.Tensor) -> PackedInput:
         if self._plan.context == "block":
             return pack_block(x_t_BnL, x_0_BL, is_real_BL, self._plan.block_size)
         return pack_full(x_t_BnL[:, 0], is_real_BL)
 
-    def _wants_topk(self, pairs: Sequence[SamplePair], length: int) -> np.ndarray:
-        """Mark teacher positions of aligned pairs, [B, L]; one that carries no loss is never masked."""
-        wants_BL = np.zeros((len(pairs), length), bool)
-        for b, pair in enumerate(pairs):
-            wants_BL[b, pair.chunks_C4[pair.is_aligned_pair_C(self._plan.shared_vocab_size), 0]] = True
-        return wants_BL
+    def _wanted_mass(self, pairs: Sequence[SamplePair], length: int) -> np.ndarray:
+        """Mass that the kept ids of each teacher position must reach, [B, L]; a position without loss is never masked.
 
-    def _split(self, rows: RowSignals, is_masked_BnL: np.ndarray) -> list[list[TeacherSignal]]:
+        Aligned pairs and chunks of one token keep `top_p`. Chunks of several keep all of `top_k`, so that the likeliest
+        tuples over their positions are found.
+        """
+        signals = self._plan.signals
+        mass_BL = np.zeros((len(pairs), length), np.float32)
+        for mass_L, pair in zip(mass_BL, pairs, strict=True):
+            if signals.chunk_k:
+                for start, end in pair.chunks_C4[pair.is_distillable_C, :2].tolist():
+                    mass_L[start:end] = signals.top_p if end - start == 1 else 1
+            if signals.has_topk:
+                mass_L[self._pair_positions(pair)] = signals.top_p
+        return mass_BL
+
+    def _pair_positions(self, pair: SamplePair) -> Int32s:
+        """Teacher positions of aligned pairs."""
+        positions: Int32s = pair.chunks_C4[pair.is_aligned_pair_C(self._plan.shared_vocab_size), 0]
+        return positions
+
+    def _uniform(self, batch: Sequence[tuple[SamplePair, list[MaskedView]]]) -> np.ndarray:
+        """Numbers that choose the ids drawn from tails, for every masked row; keyed by sample, view and position."""
+        draws = self._plan.signals.tail_samples
+        every = [np.zeros((0, draws), np.float32)]
+        for pair, views in batch:
+            for view in views:
+                random = KeyedRandom("tail", self._plan.seed, view.sample_id, view.view)
+                uniform_MD = random.uniform(len(pair.teacher_ids_M) * draws).reshape(-1, draws)
+                every.append(uniform_MD[view.is_teacher_masked_M])
+        return np.concatenate(every)
+
+    def _split(
+        self, rows: RowSignals, is_masked_BnL: np.ndarray, batch: Sequence[tuple[SamplePair, list[MaskedView]]]
+    ) -> list[list[TeacherSignal]]:
         """Cut rows in (sample, view, position) order into one signal per view."""
-        ends = is_masked_BnL.sum(axis=2).ravel().cumsum()
-        starts = np.concatenate([[0], ends[:-1]])
-        signals = [self._signal(rows, slice(start, end)) for start, end in zip(starts, ends, strict=True)]
-        num_views = is_masked_BnL.shape[1]
-        return [signals[b * num_views : (b + 1) * num_views] for b in range(is_masked_BnL.shape[0])]
+        stop = 0
+        result: list[list[TeacherSignal]] = []
+        for (pair, _), is_masked_nL in zip(batch, is_masked_BnL, strict=True):
+            is_pair_L = np.zeros(is_masked_nL.shape[1], bool)
+            is_pair_L[self._pair_positions(pair)] = True
+            result.append([])
+            for is_masked_L in is_masked_nL:
+                start, stop = stop, stop + int(is_masked_L.sum())
+                is_pair_N = torch.from_numpy(is_pair_L[is_masked_L])
+                result[-1].append(self._signal(rows, slice(start, stop), is_pair_N))
+        return result
 
-    def _signal(self, rows: RowSignals, span: slice) -> TeacherSignal:
+    def _signal(self, rows: RowSignals, span: slice, is_pair_N: torch.Tensor) -> TeacherSignal:
         topk = None
-        if self._plan.signals.top_k:
-            counts_N = rows.counts_N[span]
-            is_stored_N = counts_N > 0
-            is_kept_RK = torch.arange(rows.ids_NK.shape[1]) < counts_N[is_stored_N, None]
+        if self._plan.signals.has_topk and self._plan.signals.top_k:
+            counts_R = rows.counts_N[span][is_pair_N]
+            is_kept_RK = torch.arange(rows.ids_NK.shape[1]) < counts_R[:, None]
+            tail = None
+            if self._plan.signals.tail_samples:
+                tail = _tail_samples(rows.tail_ids_ND[span][is_pair_N], rows.tail_logprobs_ND[span][is_pair_N])
             topk = TopK(
-                rows_R=is_stored_N.nonzero().squeeze(1).numpy().astype(np.int32),
-                counts_R=counts_N[is_stored_N].numpy().astype(np.int32),
-                ids_E=rows.ids_NK[span][is_stored_N][is_kept_RK].numpy().astype(np.uint32),
-                logprobs_E=rows.logprobs_NK[span][is_stored_N][is_kept_RK].numpy(),
-                log_tail_RT=rows.log_tail_NT[span][is_stored_N].numpy(),
-                log_partition_RT=rows.log_partition_NT[span][is_stored_N].numpy(),
+                rows_R=is_pair_N.nonzero().squeeze(1).numpy().astype(np.int32),
+                counts_R=counts_R.numpy().astype(np.int32),
+                ids_E=rows.ids_NK[span][is_pair_N][is_kept_RK].numpy().astype(np.uint32),
+                logprobs_E=rows.logprobs_NK[span][is_pair_N][is_kept_RK].numpy(),
+                log_tail_RT=rows.log_tail_NT[span][is_pair_N].numpy(),
+                log_partition_RT=rows.log_partition_NT[span][is_pair_N].numpy(),
+                tail=tail,
             )
         return TeacherSignal(rows.truth_logprobs_N[span].numpy(), rows.is_top1_N[span].numpy(), topk)
+
+    def _with_chunks(
+        self,
+        batch: Sequence[tuple[SamplePair, list[MaskedView]]],
+        signals: list[list[TeacherSignal]],
+        rows: RowSignals,
+        true_N: np.ndarray,
+    ) -> list[list[TeacherSignal]]:
+        """Add the candidates of active chunks, where they are wanted."""
+        if self._spelling is None or not self._plan.signals.chunk_k:
+            return signals
+        active = [(pair, view, _active(pair, view)) for pair, views in batch for view in views]
+        first_row = np.cumsum([0, *(int(view.is_teacher_masked_M.sum()) for _, view, _ in active)])
+        rows_of_views = [
+            (np.cumsum(view.is_teacher_masked_M) - 1 + first)[pair.chunks_C4[index_A, 0]]
+            for (pair, view, index_A), first in zip(active, first_row, strict=False)
+        ]
+        spans_A4 = np.concatenate([pair.chunks_C4[index_A] for pair, _, index_A in active])
+        chunks = ActiveChunks(
+            index_A=np.concatenate([index_A for _, _, index_A in active]),
+            first_row_A=np.concatenate(rows_of_views).astype(np.int32),
+            teacher_size_A=spans_A4[:, 1] - spans_A4[:, 0],
+            student_size_A=spans_A4[:, 3] - spans_A4[:, 2],
+            student_ids_F=np.concatenate(
+                [
+                    pair.student_ids_L[a:b]
+                    for pair, _, index_A in active
+                    for a, b in pair.chunks_C4[index_A, 2:].tolist()
+                ]
+                or [np.zeros(0, np.int32)]
+            ),
+        )
+        every = chunk_candidates(chunks, true_N.astype(np.int32), rows, self._spelling, self._plan.signals)
+        ends = np.cumsum([0, *(len(index_A) for _, _, index_A in active)])
+        of_views = iter(
+            take_chunks(every, chunks.student_size_A, np.arange(start, end)) for start, end in pairwise(ends)
+        )
+        return [[replace(signal, chunks=next(of_views)) for signal in of_sample] for of_sample in signals]
+
+
+def _active(pair: SamplePair, view: MaskedView) -> Int32s:
+    """Chunks that carry a loss and that the teacher does not see; in a partial view of CompDemo a part of them."""
+    is_hidden_C = view.is_teacher_masked_M[pair.chunks_C4[:, 0]]
+    return np.flatnonzero(pair.is_distillable_C & is_hidden_C).astype(np.int32)
+
+
+def _tail_samples(ids_RD: torch.Tensor, logprobs_RD: torch.Tensor) -> TailSamples:
+    """Count equal draws of a row."""
+    order_RD = ids_RD.argsort(dim=1, stable=True)
+    ids_RD, logprobs_RD = ids_RD.gather(1, order_RD), logprobs_RD.gather(1, order_RD)
+    is_new_RD = torch.ones_like(ids_RD, dtype=torch.bool)
+    is_new_RD[:, 1:] = ids_RD[:, 1:] != ids_RD[:, :-1]
+    is_new_RD &= ids_RD >= 0
+    starts = is_new_RD.flatten().nonzero().squeeze(1)
+    is_drawn = (ids_RD >= 0).flatten()
+    draws = torch.bincount(is_new_RD.flatten().cumsum(0)[is_drawn] - 1, minlength=len(starts))
+    return TailSamples(
+        counts_R=is_new_RD.sum(dim=1).numpy().astype(np.int32),
+        ids_S=ids_RD[is_new_RD].numpy().astype(np.uint32),
+        logprobs_S=logprobs_RD[is_new_RD].numpy(),
+        draws_S=draws.numpy().astype(np.int32),
+    )
 
 
 def _require_finite(rows: RowSignals, views: Sequence[MaskedView]) -> None:

@@ -5,8 +5,9 @@ from itertools import chain
 
 import numpy as np
 
-from tide_cache.records import Bools, MaskedView, SamplePair, TeacherSignal, TopK
+from tide_cache.records import Bools, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
 from tide_cache.teacher.capture import Teacher
+from tide_cache.teacher.chunks import merge_chunks
 from tide_cache.views import draw_shown_first, partial_views
 
 
@@ -41,11 +42,11 @@ def compdemo_signals(
     ]
     answers = teacher.signals(pairs, [list(chain(*of_sample)) for of_sample in parts], on_views)
     result = []
-    for of_sample, of_split, of_answer in zip(parts, splits, answers, strict=True):
+    for pair, of_sample, of_split, of_answer in zip(pairs, parts, splits, answers, strict=True):
         left = iter(of_answer)
         result.append(
             [
-                merge_signals(of_view, [next(left) for _ in of_view], is_shown_first_M)
+                merge_signals(of_view, [next(left) for _ in of_view], is_shown_first_M, pair)
                 for of_view, is_shown_first_M in zip(of_sample, of_split, strict=True)
             ]
         )
@@ -53,7 +54,7 @@ def compdemo_signals(
 
 
 def merge_signals(
-    parts: Sequence[MaskedView], signals: Sequence[TeacherSignal], is_shown_first_M: Bools
+    parts: Sequence[MaskedView], signals: Sequence[TeacherSignal], is_shown_first_M: Bools, pair: SamplePair
 ) -> TeacherSignal:
     """Bring the signals of partial views into the order of positions.
 
@@ -61,6 +62,7 @@ def merge_signals(
         parts: Partial views of one view; no position is masked in two of them.
         signals: Their signals.
         is_shown_first_M: The split, kept beside them.
+        pair: The sample.
     """
     positions = [np.flatnonzero(part.is_teacher_masked_M) for part in parts]
     position_N = np.concatenate(positions)
@@ -69,11 +71,13 @@ def merge_signals(
     row_of_position_M[position_N[order_N]] = np.arange(len(order_N))
     rows = [row_of_position_M[of_part] for of_part in positions]
     topks = [signal.topk for signal in signals if signal.topk is not None]
+    chunks = [signal.chunks for signal in signals if signal.chunks is not None]
     return TeacherSignal(
         truth_logprobs_N=np.concatenate([signal.truth_logprobs_N for signal in signals])[order_N],
         is_top1_N=np.concatenate([signal.is_top1_N for signal in signals])[order_N],
         topk=_merge_topk(topks, rows) if topks else None,
         is_shown_first_N=is_shown_first_M[position_N[order_N]],
+        chunks=merge_chunks(chunks, pair.chunks_C4[:, 3] - pair.chunks_C4[:, 2]) if chunks else None,
     )
 
 
@@ -83,6 +87,7 @@ def _merge_topk(topks: Sequence[TopK], rows: Sequence[np.ndarray]) -> TopK:
     counts_R = np.concatenate([topk.counts_R for topk in topks])
     order_R = np.argsort(rows_R)
     order_E = np.argsort(np.repeat(rows_R, counts_R), kind="stable")
+    tails = [topk.tail for topk in topks if topk.tail is not None]
     return TopK(
         rows_R=rows_R[order_R],
         counts_R=counts_R[order_R],
@@ -90,4 +95,16 @@ def _merge_topk(topks: Sequence[TopK], rows: Sequence[np.ndarray]) -> TopK:
         logprobs_E=np.concatenate([topk.logprobs_E for topk in topks])[order_E],
         log_tail_RT=np.concatenate([topk.log_tail_RT for topk in topks])[order_R],
         log_partition_RT=np.concatenate([topk.log_partition_RT for topk in topks])[order_R],
+        tail=_merge_tails(tails, rows_R, order_R) if tails else None,
+    )
+
+
+def _merge_tails(tails: Sequence[TailSamples], rows_R: np.ndarray, order_R: np.ndarray) -> TailSamples:
+    counts_R = np.concatenate([tail.counts_R for tail in tails])
+    order_S = np.argsort(np.repeat(rows_R, counts_R), kind="stable")
+    return TailSamples(
+        counts_R=counts_R[order_R],
+        ids_S=np.concatenate([tail.ids_S for tail in tails])[order_S],
+        logprobs_S=np.concatenate([tail.logprobs_S for tail in tails])[order_S],
+        draws_S=np.concatenate([tail.draws_S for tail in tails])[order_S],
     )

@@ -1,0 +1,126 @@
+"""How the student would write what the teacher says: tuples of teacher tokens as tuples of student tokens.
+
+Both stand for bytes. One teacher token that has a student token of the same bytes is that token; anything else is
+tokenised anew by the student, and counts only if the result stands for the same bytes.
+
+Shape suffixes: V teacher ids, J candidates, P student tokens of a candidate at most.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tide_cache.pairing.tokenizer import TextTokenizer, shared_vocab_size
+from tide_cache.records import Int32s
+
+MAX_TOKENS = 8
+"""A teacher token that the student writes in more tokens than this is never a candidate."""
+
+_MEMORY = 1 << 20
+"""Tuples of several tokens whose spelling is remembered; chunks repeat, so most are looked up."""
+
+
+class Spelling:
+    """Writes tuples of teacher tokens in student tokens."""
+
+    def __init__(self, teacher: TextTokenizer, student: TextTokenizer, teacher_vocab_size: int):
+        """Spell every token of the teacher once; takes seconds for a large vocabulary.
+
+        Args:
+            teacher: The teacher's tokenizer.
+            student: The student's.
+            teacher_vocab_size: Ids of the teacher's logits; those without a token are never candidates.
+        """
+        self._teacher, self._student = teacher, student
+        own = min(teacher_vocab_size, teacher.vocab_size)
+        spelled = [
+            b"" if special else teacher.token_bytes.of(i)
+            for i, special in enumerate(teacher.is_special_V[:own].tolist())
+        ]
+        self._spelled = [*spelled, *[b""] * (teacher_vocab_size - own)]
+        self._equal_V = self._byte_equal()
+        self._tokens_VP, self._lengths_V = self._tokenised_alone()
+        self._remembered: dict[tuple[int, ...], tuple[int, ...] | None] = {}
+
+    def single(self, ids_J: Int32s, sizes_J: Int32s) -> Int32s:
+        """Spell single teacher tokens in a given number of student tokens each.
+
+        Args:
+            ids_J: Teacher ids.
+            sizes_J: Student tokens wanted for each.
+
+        Returns:
+            Student ids, shape (J, P), -1 beyond the size; a row begins with -1 where there is no such spelling.
+        """
+        width = int(sizes_J.max(initial=1))
+        result_JP = np.full((len(ids_J), width), -1, np.int32)
+        is_one_J = sizes_J == 1
+        result_JP[is_one_J, 0] = self._equal_V[ids_J[is_one_J]]
+        fits_J = ~is_one_J & (self._lengths_V[ids_J] == sizes_J)
+        shared = min(width, MAX_TOKENS)
+        result_JP[fits_J, :shared] = self._tokens_VP[ids_J[fits_J], :shared]
+        return result_JP
+
+    def several(self, tuples: Sequence[tuple[int, ...]]) -> list[tuple[int, ...] | None]:
+        """Spell tuples of teacher tokens in as many student tokens as it takes; None where bytes would change."""
+        unknown = list({ids for ids in tuples if ids not in self._remembered})
+        if len(self._remembered) + len(unknown) > _MEMORY:
+            self._remembered.clear()
+            unknown = list(set(tuples))
+        joined = [[self._spelled[i] for i in ids] for ids in unknown]
+        texts = [b"".join(parts) if all(parts) else b"" for parts in joined]
+        self._remembered.update(zip(unknown, self._encoded(texts), strict=True))
+        return [self._remembered[ids] for ids in tuples]
+
+    def _byte_equal(self) -> Int32s:
+        """Student token of the same bytes for each teacher id, -1 for none."""
+        by_bytes: dict[bytes, int] = {}
+        for i in np.flatnonzero(~self._student.is_special_V).tolist():
+            if self._student.tokens[i] is not None:
+                by_bytes.setdefault(self._student.token_bytes.of(i), i)
+        by_bytes.pop(b"", None)
+        equal_V = np.array([by_bytes.get(text, -1) for text in self._spelled], np.int32)
+        same = min(shared_vocab_size(self._teacher, self._student), len(equal_V))
+        equal_V[:same] = np.arange(same)  # one vocabulary: every token is itself, those of the template too
+        return equal_V
+
+    def _tokenised_alone(self) -> tuple[Int32s, Int32s]:
+        """Student tokens of each teacher id on its own, [V, P] and their number [V]; 0 where there are none."""
+        tokens_VP = np.full((len(self._spelled), MAX_TOKENS), -1, np.int32)
+        lengths_V = np.zeros(len(self._spelled), np.int32)
+        for i, ids in enumerate(self._encoded(self._spelled)):
+            if ids is None or len(ids) > MAX_TOKENS:
+                continue
+            tokens_VP[i, : len(ids)], lengths_V[i] = ids, len(ids)
+            if len(ids) == 1 and self._equal_V[i] != i:
+                self._equal_V[i] = ids[0]  # of several tokens of the same bytes, the one that it would write
+        return tokens_VP, lengths_V
+
+    def _encoded(self, spelled: Sequence[bytes]) -> list[tuple[int, ...] | None]:
+        """Student tokens of byte strings; None for no bytes, for parts of characters, and where bytes would change."""
+        result: list[tuple[int, ...] | None] = [None] * len(spelled)
+        texts = {i: text for i, data in enumerate(spelled) if data and (text := _text(data)) is not None}
+        # A tokenizer that puts a space before every text (SentencePiece) is asked again, after a line break.
+        for lead in ("", "\n"):
+            left = [i for i in texts if result[i] is None]
+            for i, encoded in zip(left, self._student.encode_many([lead + texts[i] for i in left]), strict=True):
+                result[i] = self._after(encoded.ids_L, lead.encode(), spelled[i])
+        return result
+
+    def _after(self, ids_L: Int32s, lead: bytes, data: bytes) -> tuple[int, ...] | None:
+        """Tokens that stand for `data`, after those for `lead` and a space before it; None if there are no such."""
+        ids = tuple(ids_L.tolist())
+        ends = [0, *self._student.token_bytes.ends(ids_L).tolist()]
+        cut = ends[-1] - len(data)
+        if cut not in ends or self._student.is_special_V[ids_L].any():
+            return None
+        first = ends.index(cut)
+        spoken, rest = (self._student.token_bytes.join(part) for part in (ids[:first], ids[first:]))
+        return ids[first:] if rest == data and spoken in ({lead, b" " + lead} if lead else {b""}) else None
+
+
+def _text(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
