@@ -1,19 +1,31 @@
-"""Stage 1 as a whole, in this process: load the teacher once, then every missing shard, then the manifest."""
+"""Stage 1 as a whole: find what is missing, have it built by an executor's workers, then write the manifest."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from tide_cache.building.executors import Executor, InProcess
 from tide_cache.building.prepare import PreparedBuild, prepare_build
-from tide_cache.building.shard import SHOWINGS, build_shard
+from tide_cache.building.shard import SHOWINGS, BuiltShard
+from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
 from tide_cache.config.common import PassName
 from tide_cache.interruption import StopRequest
-from tide_cache.manifest import CacheFolder, Manifest, tables_of
-from tide_cache.modeling.backbone import DTYPES, load_backbone, resolve_device
-from tide_cache.shards import TableName
-from tide_cache.teacher.capture import Teacher
+from tide_cache.locations import CachePath
+from tide_cache.manifest import CacheFolder, Manifest, record_path, tables_of
+from tide_cache.manifest.manifest import table_folder
+from tide_cache.shards import TableName, files_of
+
+__all__ = [
+    "BuildProgress",
+    "BuildSummary",
+    "OnProgress",
+    "PartialBuild",
+    "build_cache",
+    "build_prepared",
+    "build_shards",
+    "load_teacher",
+]
 
 
 @dataclass(frozen=True)
@@ -22,10 +34,11 @@ class BuildProgress:
 
     Attributes:
         shards_done: Shards committed.
-        num_shards: Shards planned.
-        views_done: Views shown to the teacher by this process, of shards not yet committed too.
-        num_views: Views this process has to show, at most; the compdemo pass shows most of them twice, in parts.
-        bytes_written: By this process.
+        num_shards: Shards that this run is to leave committed.
+        views_done: Views shown to the teacher by this run's workers, of shards not yet committed too; those that a
+            dead worker took with it are counted out again.
+        num_views: Views this run has to show, at most; the compdemo pass shows most of them twice, in parts.
+        bytes_written: By this run.
     """
 
     shards_done: int
@@ -42,7 +55,7 @@ OnProgress = Callable[[BuildProgress], None]
 class BuildSummary:
     """What a finished build leaves behind."""
 
-    cache: Path
+    cache: CachePath
     cache_id: str
     passes: tuple[PassName, ...]
     num_shards: int
@@ -57,73 +70,147 @@ class BuildSummary:
     elapsed_s: float
 
 
-def build_cache(run: BuildRun, on_progress: OnProgress | None = None) -> BuildSummary:
+@dataclass(frozen=True)
+class PartialBuild:
+    """What a run leaves behind that built its shards of a cache, while others are missing.
+
+    Attributes:
+        cache: Folder of the cache.
+        cache_id: Its identity in 16 hex digits.
+        passes: What was captured.
+        num_shards: Shards planned.
+        shards_committed: How many of them are there, by whomever.
+        first_shard: The first of this run.
+        end_shard: One past its last.
+        shards_reused: How many of this run's were there already.
+        elapsed_s: Of this run.
+    """
+
+    cache: CachePath
+    cache_id: str
+    passes: tuple[PassName, ...]
+    num_shards: int
+    shards_committed: int
+    first_shard: int
+    end_shard: int
+    shards_reused: int
+    elapsed_s: float
+
+
+def build_cache(run: BuildRun, on_progress: OnProgress | None = None, executor: Executor | None = None) -> BuildSummary:
     """Build a cache, or what is missing of it.
 
     Args:
         run: The run file.
         on_progress: Called after every teacher forward and every shard.
+        executor: Where; by default this process.
 
     Raises:
         Interrupted: A stop was asked for; committed shards stay, the rest is computed by the same command.
         TideCacheError: See `prepare_build` and `build_shard`.
     """
-    return build_prepared(run, prepare_build(run), on_progress)
+    return build_prepared(run, prepare_build(run), on_progress, executor)
 
 
-def build_prepared(run: BuildRun, build: PreparedBuild, on_progress: OnProgress | None = None) -> BuildSummary:
+def build_prepared(
+    run: BuildRun, build: PreparedBuild, on_progress: OnProgress | None = None, executor: Executor | None = None
+) -> BuildSummary:
     """Build the cache of a checked run; as `build_cache`."""
+    summary = build_shards(run, build, range(build.plan.num_shards), on_progress, executor)
+    assert isinstance(summary, BuildSummary), "all shards were asked for"
+    return summary
+
+
+def build_shards(
+    run: BuildRun,
+    build: PreparedBuild,
+    shards: range,
+    on_progress: OnProgress | None = None,
+    executor: Executor | None = None,
+) -> BuildSummary | PartialBuild:
+    """Build some shards of a cache; the run that completes the plan, whichever it is, writes the manifest.
+
+    Args:
+        run: The run file.
+        build: The same, checked.
+        shards: Which; any number of runs may build in one folder at once.
+        on_progress: As for `build_cache`.
+        executor: As for `build_cache`.
+    """
     started_s = time.monotonic()
-    device = resolve_device(run.teacher.device)
+    executor = executor or InProcess()
+    executor.check(run)
     folder = CacheFolder(run.build.out)
     folder.begin(build.identity, build.plan, build.passes)
-    shards = range(build.plan.num_shards)
     lacking = {s: [t for t in tables_of(build.passes) if not folder.is_committed(t, s)] for s in shards}
     missing = {shard: tables for shard, tables in lacking.items() if tables}
     if missing:
-        _build_missing(run, build, folder, missing, device, on_progress)
-    manifest = folder.finish(build.passes)
-    return _summary(run, build, manifest, build.plan.num_shards - len(missing), time.monotonic() - started_s)
+        with StopRequest() as stop:
+            log = _Log(build, folder, len(shards), missing, stop, on_progress)
+            log.on_views(0)
+            executor.build(run, build, list(missing), log)
+        folder.begin(build.identity, build.plan, build.passes)  # clears what workers that died left behind
+    num_reused, elapsed_s = len(shards) - len(missing), time.monotonic() - started_s
+    num_committed = _num_committed(folder, build)
+    if num_committed == build.plan.num_shards:
+        return _summary(run, build, folder.finish(build.passes), num_reused, elapsed_s)
+    return PartialBuild(
+        cache=run.build.out,
+        cache_id=build.identity.cache_id,
+        passes=build.passes,
+        num_shards=build.plan.num_shards,
+        shards_committed=num_committed,
+        first_shard=shards.start,
+        end_shard=shards.stop,
+        shards_reused=num_reused,
+        elapsed_s=elapsed_s,
+    )
 
 
-def load_teacher(run: BuildRun, build: PreparedBuild, device: str) -> Teacher:
-    """Load the teacher's weights onto a device."""
-    return Teacher(load_backbone(build.checkpoint, DTYPES[run.teacher.dtype], device), build.capture)
+class _Log:
+    """Adds up what the workers say, tells the user, and stops the build when a signal asked for it."""
+
+    def __init__(
+        self,
+        build: PreparedBuild,
+        folder: CacheFolder,
+        num_shards: int,
+        missing: Mapping[int, Sequence[TableName]],
+        stop: StopRequest,
+        on_progress: OnProgress | None,
+    ) -> None:
+        showings = {shard: sum(SHOWINGS[table] for table in tables) for shard, tables in missing.items()}
+        num_views = sum(len(build.plan.rows_of(shard)) * n for shard, n in showings.items()) * build.views.num_views
+        self._folder, self._stop, self._on_progress = folder, stop, on_progress
+        self._num_shards, self._num_views = num_shards, num_views
+        self._shards, self._views, self._bytes = num_shards - len(missing), 0, 0
+
+    def on_views(self, count: int) -> None:
+        """Hear that views were captured; see `BuildLog`."""
+        self._views += count
+        if self._stop.is_set:
+            self._stop.raise_interrupted(
+                f"Stopped with {self._shards} of {self._num_shards} shards committed in {self._folder.root}. "
+                "Run the same command again to continue."
+            )
+        if self._on_progress is not None:
+            self._on_progress(BuildProgress(self._shards, self._num_shards, self._views, self._num_views, self._bytes))
+
+    def on_shard(self, built: BuiltShard) -> None:
+        """Hear that a shard is committed; see `BuildLog`."""
+        self._bytes += built.num_bytes
+        self._shards += 1
+        self.on_views(0)
 
 
-def _build_missing(
-    run: BuildRun,
-    build: PreparedBuild,
-    folder: CacheFolder,
-    missing: dict[int, list[TableName]],
-    device: str,
-    on_progress: OnProgress | None,
-) -> None:
-    showings = {shard: sum(SHOWINGS[table] for table in tables) for shard, tables in missing.items()}
-    num_views = sum(len(build.plan.rows_of(shard)) * n for shard, n in showings.items()) * build.views.num_views
-    done = {"shards": build.plan.num_shards - len(missing), "views": 0, "bytes": 0}
-
-    def report() -> None:
-        if on_progress is not None:
-            on_progress(BuildProgress(done["shards"], build.plan.num_shards, done["views"], num_views, done["bytes"]))
-
-    with StopRequest() as stop:
-
-        def on_views(count: int) -> None:
-            done["views"] += count
-            if stop.is_set:
-                stop.raise_interrupted(
-                    f"Stopped with {done['shards']} of {build.plan.num_shards} shards committed in {folder.root}. "
-                    "Run the same command again to continue."
-                )
-            report()
-
-        on_views(0)
-        teacher = load_teacher(run, build, device)
-        for shard in missing:
-            done["bytes"] += build_shard(build, teacher, folder, shard, on_views).num_bytes
-            done["shards"] += 1
-            on_views(0)
+def _num_committed(folder: CacheFolder, build: PreparedBuild) -> int:
+    """Count shards whose records are there; listing is cheap, and `finish` reads them."""
+    tables, files = tables_of(build.passes), files_of(folder.root)
+    names = {table: set(files.list_folder(table_folder(folder.root, table))) for table in tables}
+    return sum(
+        all(record_path(folder.root, table, shard).name in names[table] for table in tables)
+        for shard in range(build.plan.num_shards)
+    )
 
 
 def _summary(

@@ -1,0 +1,238 @@
+"""Where shards are built makes no difference to them, whoever dies meanwhile."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tide_cache.building.driver import PartialBuild, build_cache, build_shards
+from tide_cache.building.executors import InProcess, LocalProcesses
+from tide_cache.building.executors import processes as processes_module
+from tide_cache.building.executors.answers import answer_of, built_of
+from tide_cache.building.executors.devices import worker_devices
+from tide_cache.building.executors.queue import MAX_DEATHS, ShardQueue
+from tide_cache.building.prepare import prepare_build
+from tide_cache.building.shard import BuiltShard
+from tide_cache.building.worker import ShardWorker
+from tide_cache.config.build import BuildRun, TeacherConfig
+from tide_cache.errors import (
+    CacheIncompleteError,
+    CacheMismatchError,
+    Interrupted,
+    ModelError,
+    PairingError,
+    RunFileError,
+    TideCacheError,
+)
+from tide_cache.manifest import verify
+
+
+def tree(folder):
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def workers():
+    """Ids of worker processes that this process has started and not buried."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            is_worker = b"worker_process" in (folder / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended meanwhile
+        if parent == os.getpid() and is_worker:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def run_in(build_values):
+    """Five shards of eight samples, in small batches."""
+
+    def make(folder, **changes):
+        return BuildRun.model_validate(
+            build_values(folder, build__samples_per_shard=8, build__batch_tokens=256, **changes)
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, run_in):
+    torch.set_num_threads(1)  # workers share the cores, and sums of floats depend on how many threads add them up
+    folder = tmp_path_factory.mktemp("undisturbed") / "cache"
+    build_cache(run_in(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_two_processes_give_the_same_bytes_when_one_is_killed_in_mid_shard(tmp_path, run_in, undisturbed):
+    seen, killed = [], []
+
+    def kill_one(progress):
+        seen.append(progress)
+        if progress.views_done > 40 and not killed:
+            assert len(workers()) == 2
+            killed.append(workers()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    summary = build_cache(run_in(tmp_path / "cache"), kill_one, LocalProcesses(2))
+    assert killed
+    assert workers() == []
+    assert tree(tmp_path / "cache") == tree(undisturbed)
+    assert summary.num_shards == seen[-1].shards_done == 5
+    assert seen[-1].views_done == seen[-1].num_views == 40 * 4, "views of the dead worker are not counted twice"
+    assert 0 < summary.cache_bytes - seen[-1].bytes_written < 0.1 * summary.cache_bytes, "all but pairs of the dead one"
+
+
+def test_a_shard_that_kills_every_worker_fails_the_build(tmp_path, run_in):
+    def kill_all(progress):
+        for pid in workers():
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(TideCacheError, match=r"3 workers died on shard \d, the last one killed by SIGKILL") as caught:
+        build_cache(run_in(tmp_path / "cache"), kill_all, LocalProcesses(1))
+    assert "memory ran out" in str(caught.value)
+    assert workers() == []
+
+
+def test_what_a_worker_refuses_comes_back_once_with_its_kind_and_message(tmp_path, run_in, tiny_teacher, monkeypatch):
+    copy = tmp_path / "teacher"
+    copy.mkdir()
+    for path in tiny_teacher.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    run = run_in(tmp_path / "cache", teacher__model=str(copy))
+    build = prepare_build(run)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"more")
+    with pytest.raises(CacheMismatchError, match=r"teacher.weights_sha256: cache has") as caught:
+        build_shards(run, build, range(5), executor=LocalProcesses(2))
+    assert caught.value.exit_code == 3
+    assert workers() == []
+
+
+def test_a_stop_ends_all_workers_within_ten_seconds(tmp_path, run_in):
+    def stop(progress):
+        if progress.views_done:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    started_s = time.monotonic()
+    with pytest.raises(Interrupted, match=r"of 5 shards committed") as caught:
+        build_cache(run_in(tmp_path / "cache"), stop, LocalProcesses(2))
+    assert caught.value.exit_code == 143
+    assert time.monotonic() - started_s < 30
+    assert workers() == []
+
+
+def test_a_worker_ends_with_the_process_that_waits_for_it(tmp_path):
+    """As after SIGKILL of the parent: the end of stdin is all that a worker hears."""
+    worker = subprocess.Popen(
+        [sys.executable, "-P", "-m", processes_module.WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert worker.stdin is not None
+    worker.stdin.write(b'{"run": {}, "device": "cpu"}\n')
+    worker.stdin.close()
+    assert worker.wait(timeout=30) == 0
+    assert worker.stdout is not None
+    worker.stdout.close()
+
+
+def test_runs_with_ranges_share_a_folder_and_the_last_one_writes_the_manifest(tmp_path, run_in, undisturbed):
+    run = run_in(tmp_path / "cache")
+    build = prepare_build(run)
+    first = build_shards(run, build, range(3, 5))
+    assert isinstance(first, PartialBuild)
+    assert (first.shards_committed, first.num_shards, first.shards_reused) == (2, 5, 0)
+    assert not (tmp_path / "cache/manifest.json").exists()
+    with pytest.raises(CacheIncompleteError):
+        verify(tmp_path / "cache")
+    again = build_shards(run, build, range(2, 4))
+    assert (again.shards_committed, again.shards_reused) == (3, 1)
+    empty = build_shards(run, build, range(2, 2))
+    assert (empty.shards_committed, empty.shards_reused) == (3, 0)
+    last = build_shards(run, build, range(0, 3))
+    assert not isinstance(last, PartialBuild)
+    assert (last.num_samples, last.shards_reused) == (40, 1)
+    assert tree(tmp_path / "cache") == tree(undisturbed)
+
+
+def test_a_shard_that_another_run_committed_meanwhile_is_not_built_again(run_in, undisturbed, monkeypatch):
+    run = run_in(undisturbed)
+    worker = ShardWorker(run, prepare_build(run), "cpu")
+    monkeypatch.setattr("tide_cache.building.worker.load_teacher", lambda *_: pytest.fail("nothing is missing"))
+    assert worker.build(1, lambda _: None) == BuiltShard(1, 0, 0)
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path, run_in):
+    with pytest.raises(CacheIncompleteError, match=r"finds no plan.json there; build.out must lie on a file system"):
+        ShardWorker.elsewhere(run_in(tmp_path / "cache"), "cpu")
+
+
+def test_three_deaths_are_counted_by_shard():
+    queue = ShardQueue([4, 5])
+    assert (queue.take(), queue.take(), queue.take()) == (4, 5, None)
+    for shard in (4, 5, 4, 5):
+        queue.put_back(shard, "so")
+    assert (len(queue), queue.take()) == (4, 5), "what was put back comes first"
+    with pytest.raises(TideCacheError, match=f"{MAX_DEATHS} workers died on shard 4, the last one so"):
+        queue.put_back(4, "so")
+    queue.put_back(None, "so")
+    queue.put_back(None, "so")
+    with pytest.raises(TideCacheError, match="died before they had a shard"):
+        queue.put_back(None, "so")
+
+
+def test_answers_carry_results_refusals_and_faults():
+    def fail(error):
+        raise error
+
+    built = BuiltShard(3, 10, 2)
+    assert built_of(answer_of(lambda: built)) == built
+    refusal = PairingError("no template")
+    with pytest.raises(PairingError, match="no template"):
+        built_of(answer_of(lambda: fail(refusal)))
+    stop = Interrupted("stopped")
+    stop.exit_code = 143
+    with pytest.raises(Interrupted) as caught:
+        built_of(answer_of(lambda: fail(stop)))
+    assert caught.value.exit_code == 143
+    with pytest.raises(RuntimeError, match=r"a worker failed:\n(.|\n)*KeyError: 'lost'"):
+        built_of(answer_of(lambda: fail(KeyError("lost"))))
+
+
+def test_each_worker_gets_a_gpu_of_its_own_or_all_get_the_cpu(monkeypatch):
+    def teacher(device, **options):
+        return TeacherConfig(model="teacher", device=device, **options)
+
+    assert worker_devices(teacher("cpu"), 3) == ["cpu"] * 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert worker_devices(teacher("auto"), 2) == ["cuda:0", "cuda:1"]
+    assert worker_devices(teacher("cuda"), 1) == ["cuda"]
+    assert worker_devices(teacher("cuda:1"), 1) == ["cuda:1"]
+    assert worker_devices(teacher("cuda", device_map="auto"), 1) == ["cuda"]
+    with pytest.raises(RunFileError, match=r"--workers 3: found 2 GPUs"):
+        worker_devices(teacher("auto"), 3)
+    with pytest.raises(RunFileError, match=r"--workers 2: teacher.device names one GPU, cuda:1"):
+        worker_devices(teacher("cuda:1"), 2)
+    with pytest.raises(RunFileError, match=r"--workers 2: teacher.device_map = 'auto' spreads one teacher over all"):
+        worker_devices(teacher("cuda", device_map="auto"), 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("executor", [InProcess(), LocalProcesses(2)], ids=["in process", "processes"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path, run_in, executor):
+    with pytest.raises(ModelError, match="no CUDA device"):
+        build_cache(run_in(Path(tmp_path / "cache"), teacher__device="cuda"), executor=executor)
+    assert not (tmp_path / "cache").exists()

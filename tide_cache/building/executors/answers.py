@@ -1,0 +1,46 @@
+"""What a worker elsewhere answers when it is given a shard, as plain values that any channel carries."""
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from tide_cache import errors
+from tide_cache.building.shard import BuiltShard
+from tide_cache.errors import TideCacheError
+
+Answer = dict[str, Any]
+
+
+def answer_of(build: Callable[[], BuiltShard]) -> Answer:
+    """Build a shard, and say what came of it.
+
+    Args:
+        build: Builds it.
+    """
+    try:
+        built = build()
+    except TideCacheError as error:
+        return {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+    except Exception:
+        return {"fault": traceback.format_exc()}
+    return {"shard": built.shard, "num_bytes": built.num_bytes, "num_samples": built.num_samples}
+
+
+def built_of(answer: Answer) -> BuiltShard:
+    """Read an answer.
+
+    Args:
+        answer: From `answer_of`.
+
+    Raises:
+        TideCacheError: What the worker raised, with its own message and exit code.
+        RuntimeError: A fault of ours, with the worker's traceback.
+    """
+    if "fault" in answer:
+        raise RuntimeError(f"a worker failed:\n{answer['fault']}")
+    if "error" in answer:
+        kind = getattr(errors, answer["error"], TideCacheError)
+        error: TideCacheError = kind(answer["message"])
+        error.exit_code = answer["exit_code"]
+        raise error
+    return BuiltShard(answer["shard"], answer["num_bytes"], answer["num_samples"])

@@ -1,0 +1,23 @@
+"""Shards one after the other, in this process."""
+
+from collections.abc import Sequence
+
+from tide_cache.building.executors.base import BuildLog
+from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.worker import ShardWorker
+from tide_cache.config.build import BuildRun
+from tide_cache.modeling.backbone import resolve_device
+
+
+class InProcess:
+    """The executor without workers of its own."""
+
+    def check(self, run: BuildRun) -> None:
+        """Find the device."""
+        resolve_device(run.teacher.device)
+
+    def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
+        """Build shards; see `Executor`."""
+        worker = ShardWorker(run, prepared, resolve_device(run.teacher.device))
+        for shard in shards:
+            log.on_shard(worker.build(shard, log.on_views))

@@ -1,0 +1,160 @@
+"""Workers as processes of this machine, each with a device of its own."""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from tide_cache.building.executors.answers import built_of
+from tide_cache.building.executors.base import TICK_S, BuildLog
+from tide_cache.building.executors.devices import worker_devices
+from tide_cache.building.executors.queue import ShardQueue
+from tide_cache.building.prepare import PreparedBuild
+from tide_cache.config.build import BuildRun
+
+STOP_TIMEOUT_S = 5.0
+"""Time for workers to end after SIGTERM, before they are killed."""
+WORKER = "tide_cache.building.executors.worker_process"
+
+
+class LocalProcesses:
+    """The executor of `--workers N`."""
+
+    def __init__(self, num_workers: int) -> None:
+        """Remember how many.
+
+        Args:
+            num_workers: Processes that build at the same time.
+        """
+        self._num_workers = num_workers
+
+    def check(self, run: BuildRun) -> None:
+        """Find a device for each worker."""
+        worker_devices(run.teacher, self._num_workers)
+
+    def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
+        """Build shards; see `Executor`."""
+        queue = ShardQueue(shards)
+        devices = worker_devices(run.teacher, self._num_workers)[: len(shards)]
+        selector = selectors.DefaultSelector()
+
+        def start(device: str) -> None:
+            process = _Process(run, device, len(devices))
+            selector.register(process.answers, selectors.EVENT_READ, process)
+            process.give(queue.take())
+
+        try:
+            for device in devices:
+                start(device)
+            while selector.get_map():
+                for key, _ in selector.select(TICK_S):
+                    process: _Process = key.data
+                    for answer in process.read():
+                        _hear(process, answer, queue, log)
+                    if process.has_ended:
+                        selector.unregister(process.answers)
+                        how = process.bury()
+                        if process.shard is not None:
+                            log.on_views(-process.num_views)
+                            queue.put_back(process.shard, how)
+                            start(process.device)
+                log.on_views(0)
+        finally:
+            _stop(key.data for key in list(selector.get_map().values()))
+            selector.close()
+
+
+class _Process:
+    """One worker, and what it has in hand.
+
+    Attributes:
+        device: Where its teacher is.
+        answers: File descriptor.
+        shard: What it builds; None once there is nothing left for it.
+        num_views: Views of that shard that it has captured.
+        has_ended: Whether it will say no more.
+    """
+
+    def __init__(self, run: BuildRun, device: str, num_workers: int) -> None:
+        self.device = device
+        self.shard: int | None = None
+        self.num_views = 0
+        self.has_ended = False
+        self._rest = b""
+        threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
+        # A session of its own: Ctrl-C reaches the parent alone, which stops its workers.
+        self.popen = subprocess.Popen(
+            [sys.executable, "-P", "-m", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env={"OMP_NUM_THREADS": str(threads), **os.environ},
+        )
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self._orders = self.popen.stdin
+        self.answers = self.popen.stdout.fileno()
+        self._send({"run": run.model_dump(mode="json"), "device": device})
+
+    def give(self, shard: int | None) -> None:
+        """Hand over the next shard, or send the worker home."""
+        self.shard, self.num_views = shard, 0
+        if shard is None:
+            self._close_orders()
+        else:
+            self._send(shard)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield what the worker has said since."""
+        part = os.read(self.answers, 1 << 16)
+        self.has_ended = not part
+        *lines, self._rest = (self._rest + part).split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+
+    def bury(self) -> str:
+        """Wait for the end of a worker that has ended, and say how it did."""
+        self._close_orders()
+        code = self.popen.wait()
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+
+    def _send(self, document: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has died; the end of its answers says so
+            self._orders.write(json.dumps(document).encode() + b"\n")
+            self._orders.flush()
+
+    def _close_orders(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._orders.close()
+
+
+def _hear(process: _Process, answer: dict[str, Any], queue: ShardQueue, log: BuildLog) -> None:
+    if "views" in answer:
+        process.num_views += answer["views"]
+        log.on_views(answer["views"])
+    else:
+        built = built_of(answer)
+        process.give(queue.take())
+        log.on_shard(built)
+
+
+def _stop(processes: Iterable[_Process]) -> None:
+    """End workers that are still at work; nothing half-done was published."""
+    left = list(processes)
+    for process in left:
+        process.popen.terminate()
+    deadline_s = time.monotonic() + STOP_TIMEOUT_S
+    for process in left:
+        try:
+            process.popen.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.popen.kill()
+        process.bury()

@@ -1,0 +1,46 @@
+"""The shard numbers still to hand out, and what became of those that a worker died on."""
+
+from collections import Counter, deque
+from collections.abc import Iterable
+
+from tide_cache.errors import TideCacheError
+
+MAX_DEATHS = 3
+"""Workers that may die on one shard; the machine, not chance, is to blame then."""
+
+
+class ShardQueue:
+    """Hands out shard numbers in order; a shard that is put back comes first."""
+
+    def __init__(self, shards: Iterable[int]) -> None:
+        self._shards = deque(shards)
+        self._deaths = Counter[int | None]()
+
+    def __len__(self) -> int:
+        """Shards that are not handed out."""
+        return len(self._shards)
+
+    def take(self) -> int | None:
+        """Give the next shard number; None when there is none now."""
+        return self._shards.popleft() if self._shards else None
+
+    def put_back(self, shard: int | None, how: str) -> None:
+        """Take back what a dead worker had in hand.
+
+        Args:
+            shard: Number of its shard; None when it died before it had one.
+            how: How it died, for example `killed by SIGKILL`.
+
+        Raises:
+            TideCacheError: It was the third to die there.
+        """
+        self._deaths[shard] += 1
+        if self._deaths[shard] == MAX_DEATHS:
+            place = "before they had a shard" if shard is None else f"on shard {shard}"
+            raise TideCacheError(
+                f"{MAX_DEATHS} workers died {place}, the last one {how}. Committed shards stay.\n"
+                "Mend the cause (SIGKILL mostly means that memory ran out: take fewer workers or a larger machine), "
+                "then run the same command again; it computes what is missing."
+            )
+        if shard is not None:
+            self._shards.appendleft(shard)

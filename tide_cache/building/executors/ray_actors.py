@@ -1,0 +1,271 @@
+"""Workers as Ray actors, on this machine or on a cluster that runs already."""
+
+import atexit
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tide_cache.building.executors.answers import Answer, answer_of, built_of
+from tide_cache.building.executors.base import TICK_S, BuildLog
+from tide_cache.building.executors.queue import ShardQueue
+from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.shard import BuiltShard
+from tide_cache.building.worker import ShardWorker
+from tide_cache.config.build import BuildRun
+from tide_cache.errors import RunFileError, TideCacheError
+from tide_cache.modeling.backbone import resolve_device
+
+ASK_S = 1.0
+"""Time between two questions to an actor about its views."""
+LOST_S = 10.0
+"""Time without an answer of the cluster's head after which it counts as lost; after 60 s Ray ends the process."""
+PLACING_S = 600.0
+"""Time without any placed actor after which the build gives up; clusters that grow on demand take minutes."""
+
+
+class RayActors:
+    """The executor of `--executor ray`."""
+
+    def __init__(self, num_workers: int, address: str | None = None) -> None:
+        """Remember how many, and where.
+
+        Args:
+            num_workers: Actors that build at the same time.
+            address: Head of a running cluster, `HOST:PORT`; None starts one on this machine.
+        """
+        self._num_workers, self._address = num_workers, address
+
+    def check(self, run: BuildRun) -> None:
+        """See that Ray is there, and that the head of the cluster answers."""
+        _import_ray()
+        if self._address is None:
+            resolve_device(run.teacher.device)
+        elif not _answers(self._address):
+            raise TideCacheError(
+                f"--ray-address {self._address}: nothing answers there; expected HOST:PORT of a running Ray head "
+                "(`ray start --head` prints it)"
+            )
+
+    def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
+        """Build shards; see `Executor`."""
+        ray = _import_ray()
+        _connect(ray, self._address, self._num_workers)
+        crew = _Crew(ray, run, shards, log)
+        try:
+            for _ in range(min(self._num_workers, len(shards))):
+                crew.add_actor()
+            while crew.is_at_work:
+                crew.step()
+        except _ClusterLost:
+            atexit.unregister(ray.shutdown)  # it would wait for the lost head until Ray ends the process
+            raise
+        except BaseException:
+            ray.shutdown()
+            raise
+        ray.shutdown()
+
+
+class ShardActor:
+    """The actor: a worker that answers while it builds."""
+
+    def __init__(self, run: dict[str, Any]) -> None:
+        self._run = BuildRun.model_validate(run)
+        self._worker: ShardWorker | None = None
+        self._num_views = 0
+
+    def build(self, shard: int) -> Answer:
+        """Build a shard.
+
+        Args:
+            shard: Its number.
+        """
+        self._num_views = 0
+
+        def on_views(count: int) -> None:
+            self._num_views += count
+
+        def build() -> BuiltShard:
+            if self._worker is None:
+                self._worker = ShardWorker.elsewhere(self._run, resolve_device(self._run.teacher.device))
+            return self._worker.build(shard, on_views)
+
+        return {**answer_of(build), "num_views": self._num_views}
+
+    def num_views(self) -> int:
+        """Tell how many views of the shard at hand are captured."""
+        return self._num_views
+
+
+class _ClusterLost(TideCacheError):
+    """The head of the cluster does not answer any more."""
+
+
+class _Hand:
+    """What the driver knows of one actor."""
+
+    def __init__(self, actor: Any, ready: Any) -> None:
+        self.actor = actor
+        self.shard: int | None = None
+        self.work = ready
+        """The answer waited for: the first one says that the actor is placed."""
+        self.is_placed = False
+        self.question: Any = None
+        self.num_views = 0
+
+
+class _Crew:
+    """The actors of one build."""
+
+    def __init__(self, ray: Any, run: BuildRun, shards: Sequence[int], log: BuildLog) -> None:
+        self._ray, self._log = ray, log
+        self._queue = ShardQueue(shards)
+        self._left = len(shards)
+        self._hands: list[_Hand] = []
+        self._head = ray.get_runtime_context().gcs_address
+        self._next_question_s = self._heard_s = self._placed_s = time.monotonic()
+        has_gpus = run.teacher.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        if run.teacher.device.startswith("cuda") and not has_gpus:
+            raise RunFileError(f"teacher.device {run.teacher.device}: the Ray cluster has no GPU; say 'auto' or 'cpu'")
+        needs = {"num_gpus": 1} if has_gpus else {"num_cpus": 1}
+        # Ray shows an actor its own GPU alone, whatever number it has on the machine.
+        device = "cuda" if has_gpus else "cpu"
+        here = run.model_copy(update={"teacher": run.teacher.model_copy(update={"device": device})})
+        self._document = here.model_dump(mode="json")
+        self._options = {**needs, "max_concurrency": 2, "scheduling_strategy": "SPREAD"}
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether shards are still to be built."""
+        return self._left > 0
+
+    def add_actor(self) -> None:
+        """Ask for an actor; it gets a shard once it is placed."""
+        actor = self._ray.remote(ShardActor).options(**self._options).remote(self._document)
+        self._hands.append(_Hand(actor, actor.num_views.remote()))
+
+    def step(self) -> None:
+        """Wait a little for answers, and hand out shards to those that are free."""
+        by_answer = {hand.work: hand for hand in self._hands if hand.work is not None}
+        done, _ = self._ray.wait(list(by_answer), timeout=TICK_S) if by_answer else ((), ())
+        for answer in done:
+            self._hear(by_answer[answer], answer)
+        for hand in self._hands:
+            if hand.is_placed and hand.shard is None and (shard := self._queue.take()) is not None:
+                hand.shard, hand.num_views, hand.work = shard, 0, hand.actor.build.remote(shard)
+        self._ask()
+        self._require_cluster()
+        self._log.on_views(0)
+
+    def _hear(self, hand: _Hand, answer: Any) -> None:
+        try:
+            value = self._ray.get(answer)
+        except self._ray.exceptions.RayError as error:
+            self._mourn(hand, error)
+            return
+        hand.work = None
+        if not hand.is_placed:
+            hand.is_placed = True
+            return
+        self._count(hand, value["num_views"])
+        built = built_of(value)
+        hand.shard, self._left = None, self._left - 1
+        self._log.on_shard(built)
+
+    def _mourn(self, hand: _Hand, error: Exception) -> None:
+        """Put back the shard of a dead actor, and ask for another one."""
+        self._hands.remove(hand)
+        self._ray.kill(hand.actor)  # one that was only out of reach must not go on
+        self._log.on_views(-hand.num_views)
+        self._queue.put_back(hand.shard, f"as Ray says: {' '.join(str(error).split())}")
+        self.add_actor()
+
+    def _ask(self) -> None:
+        """Ask busy actors, once in a while, how far they are."""
+        now_s = time.monotonic()
+        if now_s < self._next_question_s:
+            return
+        self._next_question_s = now_s + ASK_S
+        for hand in self._hands:
+            if hand.question is not None:
+                answered, _ = self._ray.wait([hand.question], timeout=0)
+                if not answered:
+                    continue
+                try:
+                    count = self._ray.get(hand.question)
+                except self._ray.exceptions.RayError:
+                    continue  # it is dead; the answer it owes says so
+                if hand.shard is not None:
+                    self._count(hand, max(count, hand.num_views))
+            hand.question = hand.actor.num_views.remote() if hand.shard is not None else None
+
+    def _count(self, hand: _Hand, num_views: int) -> None:
+        grown, hand.num_views = num_views - hand.num_views, num_views
+        self._log.on_views(grown)
+
+    def _require_cluster(self) -> None:
+        """Notice a lost head before Ray does, and a cluster that has no place for a single actor.
+
+        Raises:
+            TideCacheError: One of these.
+        """
+        now_s = time.monotonic()
+        if any(hand.is_placed for hand in self._hands):
+            self._placed_s = now_s
+        if now_s - self._placed_s > PLACING_S:
+            raise TideCacheError(
+                f"The Ray cluster at {self._head} had no place for a worker in {PLACING_S:.0f} s: one needs "
+                f"{self._options}, all nodes together have {self._ray.cluster_resources()}. Committed shards stay. "
+                "Free or add nodes, then run the same command again."
+            )
+        if now_s - self._heard_s < LOST_S / 4:
+            return
+        if _answers(self._head):
+            self._heard_s = now_s
+        elif now_s - self._heard_s > LOST_S:
+            raise _ClusterLost(
+                f"The Ray cluster is lost: its head at {self._head} has not answered for {LOST_S:.0f} s. "
+                "Committed shards stay. Start the cluster again and run the same command; it computes what is missing."
+            )
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise RunFileError(
+            "--executor ray needs Ray, which is not installed here: pip install 'tide-cache[ray]'"
+        ) from None
+    return ray
+
+
+def _connect(ray: Any, address: str | None, num_workers: int) -> None:
+    """Join a cluster, or start one that is as large as needed; signals stay with those who had them before."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # whoever asked for a cache has not agreed to reports
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = {"num_cpus": max(num_workers, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(
+            **({"address": address} if address is not None else {"address": "local", **own}),
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        where = f"the Ray cluster at {address} cannot be joined" if address is not None else "Ray cannot be started"
+        raise TideCacheError(f"{where}: {reason}. Use the versions of Ray and Python that its nodes have.") from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _answers(address: str) -> bool:
+    """Tell whether somebody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True

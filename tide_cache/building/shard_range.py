@@ -1,0 +1,70 @@
+"""Which shards one of several runs builds: a range, a part of an even split, or the part that a launcher gives it."""
+
+import re
+from collections.abc import Mapping
+
+from tide_cache.errors import RunFileError
+
+RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
+"""Variables with a process's number and their count, as launchers set them; the first pair that is there counts."""
+
+
+def shard_range(text: str, num_shards: int, environment: Mapping[str, str]) -> range:
+    """Read `--shard-range`.
+
+    Args:
+        text: `A:B`, half-open; `K/N`, part K of N equal ones, from 0; or `auto`, K and N from the environment.
+        num_shards: Shards of the plan.
+        environment: Of this process.
+
+    Raises:
+        RunFileError: It is none of these, or lies outside the plan, or the environment does not tell.
+    """
+    if text == "auto":
+        return _part(*_place(environment), num_shards)
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        start, stop = map(int, match.groups())
+        if start < stop <= num_shards:
+            return range(start, stop)
+        raise RunFileError(
+            f"--shard-range {text}: the plan has {num_shards} shards; expected A:B with 0 <= A < B <= {num_shards}"
+        )
+    if (match := re.fullmatch(r"(\d+)/(\d+)", text)) and int(match[1]) < int(match[2]):
+        return _part(int(match[1]), int(match[2]), num_shards)
+    raise RunFileError(
+        f"--shard-range {text!r}: expected A:B (shards A up to, not including, B), K/N with K < N (part K of N, "
+        "counted from 0), or auto"
+    )
+
+
+def _part(rank: int, size: int, num_shards: int) -> range:
+    return range(rank * num_shards // size, (rank + 1) * num_shards // size)
+
+
+def _place(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Give the number of this process, and how many there are: elements of a Slurm array times processes of each."""
+    rank, size, is_known = 0, 1, False
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        count = _number(environment, "SLURM_ARRAY_TASK_COUNT")
+        first, step = (_number(environment, f"SLURM_ARRAY_TASK_{name}", d) for name, d in (("MIN", 0), ("STEP", 1)))
+        rank, size, is_known = (_number(environment, "SLURM_ARRAY_TASK_ID") - first) // max(step, 1), count, True
+    for name, of in RANKS:
+        if name in environment and of in environment:
+            rank, size = rank * _number(environment, of) + _number(environment, name), size * _number(environment, of)
+            is_known = True
+            break
+    if not is_known:
+        raise RunFileError(
+            "--shard-range auto: found neither SLURM_ARRAY_TASK_ID nor RANK and WORLD_SIZE in the environment; "
+            "start the command in a Slurm array or by a launcher, or say A:B or K/N"
+        )
+    if not 0 <= rank < size:
+        raise RunFileError(f"--shard-range auto: the environment makes this process {rank} of {size}; say A:B or K/N")
+    return rank, size
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environment.get(name, "" if default is None else str(default))
+    if not text.isdecimal():
+        raise RunFileError(f"--shard-range auto: found {name}={text!r}, expected a whole number; say A:B or K/N")
+    return int(text)
