@@ -120,6 +120,22 @@ def test_unsupported_checkpoints_are_refused(tmp_path):
         read_checkpoint(str(tmp_path))
 
 
+def test_code_of_a_checkpoint_is_never_run(tmp_path):
+    code = {"auto_map": {"AutoModel": "modeling_dream.DreamModel", "AutoConfig": "configuration_dream.DreamConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "Dream", **code}))
+    with pytest.raises(
+        ModelError,
+        match=r"'Dream' is not supported; .*asks for code of its own \(configuration_dream.DreamConfig, modeling_dream."
+        r"DreamModel\)\. Remote model code is never run; docs/teachers.md says how to add an adapter",
+    ):
+        read_checkpoint(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **code}))
+    with pytest.raises(ModelError, match=r"asks for code of its own .* may differ from the stock qwen3"):
+        read_checkpoint(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "a2d-qwen3", **code}))
+    assert read_checkpoint(str(tmp_path)).model_type == "a2d-qwen3"
+
+
 def test_damaged_weights_are_refused(tmp_path, golden):
     folder, _ = golden
     for file in folder.glob("*.json"):

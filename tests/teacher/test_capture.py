@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pair_examples import one_to_one, pairs
-from transformers import Qwen3Config
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import load_backbone, new_backbone, read_checkpoint
@@ -38,6 +38,20 @@ few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChec
 @pytest.fixture(scope="module")
 def backbone(shared):
     return load_backbone(read_checkpoint(str(shared / "golden/models/a2d_qwen3_tiny")), torch.float32, "cpu")
+
+
+STOCK = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
+
+
+@pytest.fixture(scope="module", params=["llada2_moe", *STOCK])
+def backbone_of_every_kind(request, shared):
+    if request.param == "llada2_moe":
+        return load_backbone(read_checkpoint(str(shared / "golden/models/llada2_tiny")), torch.float32, "cpu")
+    config = STOCK[request.param](
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    return new_backbone(config, torch.float32, "cpu", seed=0)
 
 
 def drawn(samples, views=VIEWS):
@@ -114,7 +128,8 @@ def assert_close(signals, others):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_packing_batching_and_slicing_change_nothing(backbone, context):
+def test_packing_batching_and_slicing_change_nothing(backbone_of_every_kind, context):
+    backbone = backbone_of_every_kind
     samples = [one_to_one(f"sample{length}", length, MASK_ID) for length in (9, 3, 14, 9, 6)]
     views = drawn(samples)
     plan = replace(PLAN, context=context, signals=SignalPlan(TEMPERATURES, top_k=4, top_p=1.0))

@@ -24,10 +24,11 @@ __all__ = [
     "Backbone",
     "CheckpointInfo",
     "load_backbone",
-    "loading_faults",
     "new_backbone",
     "read_checkpoint",
     "resolve_device",
+    "student_faults",
+    "unsupported_loading",
 ]
 
 ADAPTERS: dict[str, Adapter] = {**STOCK_ADAPTERS, "llada2_moe": LLaDA2Adapter()}
@@ -117,37 +118,55 @@ def load_backbone(
             over, or of another shape; lists them.
     """
     plan = LoadPlan(dtype, device, revision, quantisation, device_map, attention)
-    if faults := loading_faults(info, plan):
+    if faults := unsupported_loading(info, quantisation, device_map) + _absent_means(plan):
         raise ModelError(fault_list(f"{info.location} cannot be loaded so:", faults, "Nothing was loaded."))
     return ADAPTERS[info.model_type].load(info, plan)
 
 
-def loading_faults(info: CheckpointInfo, plan: LoadPlan) -> list[str]:
-    """List why a checkpoint cannot be loaded as planned, before anything is.
+def unsupported_loading(info: CheckpointInfo, quantisation: Quantisation, device_map: str | None) -> list[str]:
+    """List settings that a checkpoint cannot be loaded with on any machine.
 
     Args:
         info: The checkpoint.
-        plan: How it is to be loaded.
+        quantisation: See `LoadPlan`.
+        device_map: See `LoadPlan`.
     """
-    faults = []
+    wanted = {"quantisation": None if quantisation == "none" else quantisation, "device_map": device_map}
+    return [
+        f"teacher.{name} = '{value}': not for {info.model_type}, whose weights are read by a module of our own that "
+        "bitsandbytes and accelerate do not know; leave it out"
+        for name, value in wanted.items()
+        if value is not None and not ADAPTERS[info.model_type].is_stock
+    ]
+
+
+def student_faults(info: CheckpointInfo) -> list[str]:
+    """List why a checkpoint cannot be trained.
+
+    Args:
+        info: The checkpoint.
+    """
+    if ADAPTERS[info.model_type].is_stock:
+        return []
+    stock = ", ".join(sorted(name for name, adapter in ADAPTERS.items() if adapter.is_stock))
+    return [f"student.model: {info.model_type} can be a teacher, not a student; expected one of {stock}"]
+
+
+def _absent_means(plan: LoadPlan) -> list[str]:
+    """List what this machine lacks for a plan."""
     needs: dict[str, tuple[str, ...]] = {}
-    is_on_gpu = plan.device.startswith("cuda")
     if plan.quantisation != "none":
         needs[f"teacher.quantisation = '{plan.quantisation}'"] = ("bitsandbytes", "accelerate")
     if plan.device_map is not None:
         needs[f"teacher.device_map = '{plan.device_map}'"] = ("accelerate",)
+    if plan.attention == "flex":
+        needs["teacher.attention = 'flex'"] = ()
+    faults = []
     for setting, packages in needs.items():
-        if not ADAPTERS[info.model_type].is_stock:
-            faults.append(
-                f"{setting}: not for {info.model_type}, whose weights are read by our own module; leave it out"
-            )
-            continue
-        if not is_on_gpu:
+        if not plan.device.startswith("cuda"):
             faults.append(f"{setting}: found the device {plan.device!r}, expected CUDA; leave it out, or use a GPU")
         if absent := [package for package in packages if find_spec(package) is None]:
             faults.append(f"{setting}: not installed: {', '.join(absent)}; pip install 'tide-cache[quantised]'")
-    if plan.attention == "flex" and not is_on_gpu:
-        faults.append(f"teacher.attention = 'flex': found the device {plan.device!r}, expected CUDA; use 'sdpa'")
     return faults
 
 

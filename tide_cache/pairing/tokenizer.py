@@ -88,7 +88,7 @@ class TextTokenizer:
         """
         tokenizer = _load(path, revision)
         if mask_token is None and mask_id is not None and not add_mask_token:
-            mask_token = tokenizer.convert_ids_to_tokens(mask_id)
+            mask_token = _token_of(tokenizer, path, mask_id)
         text = _mask_token_of(tokenizer, path, mask_token, add_mask_token)
         is_mask_added = text not in tokenizer.get_vocab()
         if tokenizer.mask_token != text:
@@ -288,6 +288,16 @@ def _mask_token_of(tokenizer: Any, path: str, mask_token: str | None, add_mask_t
         f"mask_token = '...' (the published Qwen3 diffusion student has {DEFAULT_MASK_TOKEN!r} = 151669); or, to "
         "train from scratch, append one: add_mask_token = true."
     )
+
+
+def _token_of(tokenizer: Any, path: str, mask_id: int) -> str:
+    token: str | None = tokenizer.convert_ids_to_tokens(mask_id)
+    if token is None:
+        raise PairingError(
+            f"{path}: the checkpoint was trained with the mask token of id {mask_id}, and this tokenizer has no token "
+            "of that id; use the tokenizer that belongs to the checkpoint."
+        )
+    return token
 
 
 def _template_of(tokenizer: Any, path: str, file: Path | None) -> str:

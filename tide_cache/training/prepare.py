@@ -16,7 +16,8 @@ from tide_cache.loading.cache import CacheSource, cache_collate_plan
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.source import PlainSource, TeacherSource
 from tide_cache.manifest import Manifest
-from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint
+from tide_cache.manifest.identity import SignalsIdentity
+from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, student_faults
 from tide_cache.objectives import OBJECTIVES, Needs, Objective, union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.training.checkpoints import CHECKPOINTS, Checkpoint, as_json, committed_checkpoints, find_checkpoint
@@ -83,6 +84,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     faults = [*_batch_faults(run, world), *_out_faults(run.train.out, resume)]
     if checkpoint:
         faults += checkpoint.require_fits(tokenizer.vocab_size, _longest(run, manifest), "student")
+        faults += student_faults(checkpoint)
     if manifest is None and needs.signals:
         kinds = ", ".join(entry.kind for entry in run.objective if entry.kind != "ce")
         faults.append(f"objective: {kinds} needs a teacher's signals, data.corpus has none; give data.cache, or use ce")
@@ -90,7 +92,9 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     if faults:
         raise RunFileError(fault_list("The run cannot start:", [*faults, *of_cache], "Nothing was loaded or written."))
     if of_cache:
-        way_out = "Build another cache with `tide-cache build-teacher-shards`, or change the run file."
+        way_out = (
+            "Build another cache: `tide-cache build-teacher-shards RUN.toml --out FOLDER`, or change the run file."
+        )
         raise CacheMismatchError(fault_list(f"{run.data.cache} does not fit this run:", of_cache, way_out))
     data = _open_data(run, manifest, tokenizer)
     num_samples = sum(data.source.group_sizes)
@@ -140,8 +144,7 @@ def cache_faults(run: TrainRun, manifest: Manifest, tokenizer: TextTokenizer, ne
             f"data.signal_pass: found {run.data.signal_pass}, cache has {list(manifest.passes)}; add it: "
             f"tide-cache build-teacher-shards RUN.toml --out {run.data.cache} --passes {passes}"
         )
-    if missing := needs.signals - set(identity.signals.kinds):
-        faults.append(f"signals: cache has {list(identity.signals.kinds)}, objectives also need {sorted(missing)}")
+    faults += _lacking_signals(needs, identity.signals)
     if lacking := needs.teacher_temperatures - set(identity.signals.temperatures):
         every = sorted(needs.teacher_temperatures | set(identity.signals.temperatures))
         faults.append(
@@ -152,7 +155,25 @@ def cache_faults(run: TrainRun, manifest: Manifest, tokenizer: TextTokenizer, ne
         faults.append(f"data.num_views: found {run.data.num_views}, cache has {identity.views.num_views}")
     if needs.signals >= {"topk"} and not identity.pairing.shared_vocab_size:
         faults.append(
-            "kl and reverse_kl compare equal tokens, and the two tokenizers share none; use calm or reverse_calm"
+            "kl, reverse_kl and tidal over kl compare equal tokens, and the two tokenizers share none; use "
+            "chunk_kl, calm or reverse_calm"
+        )
+    return faults
+
+
+def _lacking_signals(needs: Needs, signals: SignalsIdentity) -> list[str]:
+    """List signals that objectives need and the cache lacks, with what adds them to another build of it."""
+    faults = []
+    if missing := needs.signals - {"tail"} - set(signals.kinds):
+        every = [kind for kind in ("truth", "topk", "chunks") if kind in {*signals.kinds, *missing}]
+        faults.append(
+            f"signals: cache has {list(signals.kinds)}, objectives also need {sorted(missing)}; build with "
+            f"--set 'signals.kinds={every}'"
+        )
+    if "tail" in needs.signals and not signals.tail_samples:
+        faults.append(
+            "signals.tail_samples: cache has 0, an objective has tail = 'sampled'; build with --set "
+            "signals.tail_samples=16, or use tail = 'rest'"
         )
     return faults
 
