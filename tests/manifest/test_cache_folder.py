@@ -1,6 +1,7 @@
 """A build can stop anywhere and go on; it ends in a manifest that covers the plan, or in none."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -386,3 +387,44 @@ def test_hostile_documents_are_refused(cache, data, message):
     (cache / "manifest.json").write_bytes(data)
     with pytest.raises(ShardCorruptError, match=message):
         Manifest.load(cache)
+
+
+def test_two_results_for_one_shard_are_both_set_aside_and_the_shard_is_missing_again(builder):
+    builder.finish()
+    expected = builder.tree()
+    folder, shard = builder.folder(), builder.shards(1)[0]
+    name = "pairs/shard-000001.parquet"
+    other = replace(shard, data=shard.data[:-1] + b"?")
+    with pytest.raises(ShardCorruptError) as caught:
+        folder.commit(other, {})
+    kept = {path for path in builder.tree() if path.startswith("quarantine/")}
+    assert len(kept) == 2
+    assert all(re.fullmatch(r"quarantine/pairs-shard-000001-[0-9a-f]{8}\.parquet", path) for path in kept)
+    assert {builder.tree()[path] for path in kept} == {shard.data, other.data}
+    message = str(caught.value)
+    assert message.startswith(f"{builder.root / name}: two workers computed different bytes for this shard")
+    assert all(str(builder.root / path) in message for path in kept)
+    assert "run the same command again: the shard is computed anew" in message
+    gone = {name, "pairs/shard-000001.json", "manifest.json"}
+    assert set(builder.tree()) == {*expected, *kept} - gone
+    assert not folder.is_committed("pairs", 1)
+    builder.finish()
+    assert {path: data for path, data in builder.tree().items() if path not in kept} == expected
+
+
+def test_a_build_that_began_while_its_folder_was_listed_is_no_stranger(builder, monkeypatch):
+    builder.folder()
+    monkeypatch.setattr(LocalFiles, "list_folder", lambda self, folder: ["pairs"])
+    CacheFolder(builder.root).begin(IDENTITY, PLAN, ["plain"])
+    CacheFolder(builder.root).require_fits(IDENTITY, PLAN)
+
+
+@pytest.mark.parametrize("step", ["make_folder", "sync_folder"])
+def test_a_folder_that_cannot_be_made_or_synced_is_a_message(builder, monkeypatch, step):
+    def broken(self, folder):
+        raise OSError(5, "Input/output error", str(folder))
+
+    folder = builder.build() if step == "sync_folder" else None
+    monkeypatch.setattr(LocalFiles, step, broken)
+    with pytest.raises(TideCacheError, match=r"cannot be written: Input/output error \(errno 5\)"):
+        builder.folder() if folder is None else folder.finish(["plain"])

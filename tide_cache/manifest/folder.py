@@ -159,8 +159,7 @@ class CacheFolder:
             raise PairingError(
                 fault_list(title, reasons, "Raise max_length, or mend the corpus; give a new build.out.")
             )
-        for folder in (*self._table_folders(manifest.tables), self.root):
-            self._files.sync_folder(folder)  # what another worker linked may not be durable yet
+        self._sync_folders(manifest.tables)
         if found is None:
             publish_json(path, manifest.model_dump(mode="json"), self._files)
             return manifest
@@ -237,6 +236,15 @@ class CacheFolder:
 
     def _table_folders(self, tables: Collection[TableName]) -> list[CachePath]:
         return [table_folder(self.root, table) for table in tables]
+
+    def _sync_folders(self, tables: Collection[TableName]) -> None:
+        """Make every entry of the cache durable: another worker may have died between linking and syncing."""
+        folders = self._table_folders(tables)
+        for folder in dict.fromkeys([*folders, *(folder.parent for folder in folders), self.root]):
+            with naming_refusals(folder):
+                self._files.sync_folder(folder)
+        with naming_refusals(self.root.parent), contextlib.suppress(PermissionError):  # it may belong to others
+            self._files.sync_folder(self.root.parent)
 
     def _make_folder(self, folder: CachePath) -> None:
         with naming_refusals(folder):
