@@ -97,7 +97,7 @@ def test_damage_is_named_by_row_group_and_column(shards):
         read_all(shard, bytes(damaged), shards)
     message = str(error.value)
     assert f"{PATH}: row group {row_group} (view 1, samples 64 to 65 of the shard), column topk_logprobs" in message
-    assert "Delete this file and the .json beside it" in message
+    assert "`tide-cache repair RUN.toml`" in message
     damaged = bytearray(shard.data)
     damaged[chunk.data_page_offset] ^= 1
     with pytest.raises(ShardCorruptError, match=rf"row group {row_group} .*(column topk_logprobs|a page header)"):
@@ -167,7 +167,7 @@ def test_pages_that_cannot_be_decoded_are_refused(shards):
     data = shards[0].data
     first = data[data.index(b"[[4, ") :].split(b"]", 1)[0]
     size = int(first.split(b", ")[1])
-    garbled = data[:4] + data[4:40] + bytes(len(data[40 : 4 + size])) + data[4 + size :]
+    garbled = data[: 3 + size] + bytes([data[3 + size] ^ 1]) + data[4 + size :]  # the last byte of the last page
     good, bad = (hashlib.sha256(one[4 : 4 + size]).hexdigest().encode() for one in (data, garbled))
     forged = garbled.replace(good, bad)
     with pytest.raises(ShardCorruptError, match=r"row group 0 \(samples 0 to 63 of the shard\) cannot be decoded"):

@@ -12,9 +12,9 @@ from tide_cache.errors import RunFileError, fault_list
 
 
 class Frozen(BaseModel):
-    """Base of every run-file section: immutable, and unknown keys are refused."""
+    """Base of every run-file section: immutable, and unknown keys are refused, as are NaN and infinities."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 RunFile = TypeVar("RunFile", bound=Frozen)

@@ -11,8 +11,12 @@ MAX_RECORD_BYTES = 1 << 20
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShortHash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+MOST_COUNT = 2**53
+"""Counts stay below it: a float holds them exactly, and sums over shards cannot overflow."""
+
+Statistic = Annotated[int, Field(ge=-MOST_COUNT, le=MOST_COUNT)] | Annotated[float, Field(allow_inf_nan=False)]
 Statistics = dict[str, int | float]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
 
 
 class CommitRecord(Frozen):
@@ -26,13 +30,13 @@ class CommitRecord(Frozen):
     plan_hash: ShortHash
     table: TableName
     shard: Count
-    size: Annotated[int, Field(ge=12)]
+    size: Annotated[int, Field(ge=12, le=MOST_COUNT)]
     sha256: Sha256
     footer_sha256: Sha256
     num_samples: Count
     num_rows: Count
-    row_groups: tuple[Annotated[int, Field(ge=1)], ...]
-    statistics: Statistics
+    row_groups: tuple[Annotated[int, Field(ge=1, le=MOST_COUNT)], ...]
+    statistics: dict[str, Statistic]
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:

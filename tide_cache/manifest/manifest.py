@@ -12,13 +12,13 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field
 
 from tide_cache.config.base import Frozen
-from tide_cache.errors import CacheIncompleteError, ShardCorruptError
+from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ShardCorruptError
 from tide_cache.locations import CachePath, RemotePath
 from tide_cache.manifest.commit import CommitRecord, Statistics
 from tide_cache.manifest.documents import read_document
 from tide_cache.manifest.identity import CacheIdentity
 from tide_cache.manifest.plan import MAX_SHARDS, PlanDocument, ShardPlan
-from tide_cache.shards import FORMAT_VERSION, PASSES, Files, PassName, ShardReader, TableName, files_of
+from tide_cache.shards import FORMAT_VERSION, PASSES, Files, PassName, ShardLayout, ShardReader, TableName, files_of
 
 MAX_PLAN_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 64 << 20
@@ -91,7 +91,7 @@ class Manifest(Frozen):
 
         Raises:
             CacheIncompleteError: The build has not finished, or the folder is no cache.
-            CacheMismatchError: It was written in a newer format.
+            CacheMismatchError: It was written in a newer format, or its folders are links.
             ShardCorruptError: It contradicts itself, or is no manifest.
         """
         path, files = root / "manifest.json", files or files_of(root)
@@ -104,6 +104,12 @@ class Manifest(Frozen):
                 f"{path}: {problem}.\nDelete it and run the same `tide-cache build-teacher-shards` again: "
                 "it is written anew from the commit records."
             )
+        for folder in {root / _SIGNALS_FOLDER, *(table_folder(root, table) for table in manifest.tables)}:
+            if isinstance(folder, Path) and folder.is_symlink():
+                raise CacheMismatchError(
+                    f"{folder}: is a symbolic link; a cache ends at its own folder.\n"
+                    "Put the folder itself here, or keep the whole cache there and link to that."
+                )
         return manifest
 
     def contradiction(self) -> str | None:
@@ -112,6 +118,8 @@ class Manifest(Frozen):
         plan_hash = self.plan.plan_hash(cache_id)
         if "pairs" not in self.shards or not self.passes:
             return f"found tables {sorted(self.shards)}, expected pairs and one of {', '.join(PASSES)}"
+        if "topk" in self.identity.signals.kinds and 1.0 not in self.identity.signals.temperatures:
+            return f"found temperatures {list(self.identity.signals.temperatures)}, 1.0 is missing"
         for table, records in self.shards.items():
             if len(records) != self.plan.num_shards:
                 return f"{table}: found {len(records)} shards, the plan says {self.plan.num_shards}"
@@ -132,6 +140,20 @@ class Manifest(Frozen):
                         f"shard {one.shard}: found {one.num_samples} pairs and {name} signals of "
                         f"{other.num_samples} samples"
                     )
+        for record in (record for records in self.shards.values() for record in records):
+            if problem := self._impossible_counts(record):
+                return f"the entry of {record.table} shard {record.shard}: {problem}"
+        return None
+
+    def _impossible_counts(self, record: CommitRecord) -> str | None:
+        """Counts that the plan does not allow: readers take their sizes from them."""
+        most = self.plan.samples_per_shard
+        if record.num_samples > most:
+            return f"found {record.num_samples} samples, the plan allows {most}"
+        layout = ShardLayout(record.num_samples, 1 if record.table == "pairs" else self.identity.views.num_views)
+        # The number comes first: row groups that are listed are few, those that are declared may be billions.
+        if len(record.row_groups) != layout.num_row_groups or record.row_groups != layout.rows:
+            return f"found {len(record.row_groups)} row groups, not those of {layout.num_samples} samples"
         return None
 
     @property

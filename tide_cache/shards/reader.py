@@ -7,7 +7,6 @@ the format. A reader keeps no file open, so it can cross into worker processes.
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from tide_cache.errors import CacheMismatchError, ShardCorruptError
 from tide_cache.locations import CachePath
@@ -25,13 +25,15 @@ from tide_cache.shards.codec import columns_to_pairs, columns_to_views
 from tide_cache.shards.columns import pair_columns, signal_columns
 from tide_cache.shards.files import LOCAL_FILES, Files
 from tide_cache.shards.layout import ShardLayout
+from tide_cache.shards.pages import PageFault, check_pages, damaged_column
 from tide_cache.shards.schema import FORMAT_VERSION, METADATA_PREFIX, PAIRS_SCHEMA, ShardHeader, signals_schema
 from tide_cache.shards.writer import MAGIC, ROW_GROUPS_KEY, TRAILER_BYTES
 
-WAY_OUT = (
-    "Delete this file and the .json beside it, then run the same `tide-cache build-teacher-shards` command again: "
-    "only what is missing is computed."
-)
+WAY_OUT = "`tide-cache repair RUN.toml`, with the run file of the build, moves it aside and computes only it again."
+
+MOST_FOOTER_BYTES = 64 << 10
+MOST_FOOTER_BYTES_PER_ROW_GROUP = 16 << 10
+"""A footer is read whole, so it is refused unread where it is longer; a real one has about 2 KB for a row group."""
 
 
 class ShardFacts(Protocol):
@@ -52,6 +54,9 @@ class ShardFacts(Protocol):
     @property
     def num_samples(self) -> int:
         """Samples that it covers."""
+
+
+_RANGES = TypeAdapter(list[tuple[int, int, str]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +126,12 @@ class ShardReader:
         data = self._read_footer()
         try:
             metadata = pq.read_metadata(pa.BufferReader(MAGIC + data))
-        except (OSError, pa.ArrowException) as error:
+            stored = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
+            ranges = _RANGES.validate_json(stored.get(ROW_GROUPS_KEY, "[]"), strict=True)
+        except (OSError, pa.ArrowException, ValueError) as error:
             raise self._corrupt(f"the footer cannot be decoded: {error}") from error
-        stored = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
         self._check_header(stored)
-        footer = _Footer(metadata, json.loads(stored.get(ROW_GROUPS_KEY, "[]")))
+        footer = _Footer(metadata, ranges)
         self._check_row_groups(footer, end=self._facts.size - len(data))
         return footer
 
@@ -137,6 +143,9 @@ class ShardReader:
                 raise self._corrupt(f"found {found_size} bytes, the commit record says {self._facts.size}")
             trailer = self._files.read(self.path, found_size - TRAILER_BYTES, TRAILER_BYTES)
             footer_size = int.from_bytes(trailer[:4], "little") + TRAILER_BYTES
+            most = MOST_FOOTER_BYTES + self.layout.num_row_groups * MOST_FOOTER_BYTES_PER_ROW_GROUP
+            if footer_size > most:
+                raise self._corrupt(f"found a footer of {footer_size} bytes, expected at most {most}")
             start = max(len(MAGIC), found_size - footer_size)
             footer = self._files.read(self.path, start, found_size - start)
             head = self._files.read(self.path, 0, len(MAGIC))
@@ -166,7 +175,10 @@ class ShardReader:
     def _check_row_groups(self, footer: _Footer, end: int) -> None:
         table = self._facts.header.table
         expected = PAIRS_SCHEMA if table == "pairs" else signals_schema(self._rules.parts(table))
-        found = footer.metadata.schema.to_arrow_schema()
+        try:
+            found = footer.metadata.schema.to_arrow_schema()
+        except pa.ArrowException as error:
+            raise self._corrupt(f"the footer's columns cannot be decoded: {error}") from error
         if not found.equals(expected):
             raise self._corrupt(f"found columns {_named(found)}, expected {_named(expected)}")
         rows = tuple(footer.metadata.row_group(i).num_rows for i in range(footer.metadata.num_row_groups))
@@ -186,29 +198,23 @@ class ShardReader:
             raise self._corrupt(f"{self._where(row_group)} cannot be read: {error.strerror}") from error
         found = hashlib.sha256(data).hexdigest()
         if found != expected:
-            column = self._damaged_column(row_group, data)
+            column = damaged_column(self._footer.metadata, row_group, data, start)
+            place = "a page header" if column is None else f"column {column}"
             raise self._corrupt(
-                f"{self._where(row_group)}, {column}: the bytes are not the committed ones: found sha256 {found}, "
+                f"{self._where(row_group)}, {place}: the bytes are not the committed ones: found sha256 {found}, "
                 f"the footer says {expected}"
             )
         try:
+            check_pages(self._footer.metadata, row_group, data, start)
             return self._open(row_group, data).read_row_group(row_group, use_threads=False)
+        except PageFault as fault:
+            raise self._corrupt(f"{self._where(row_group)}, column {fault.column}: {fault.problem}") from fault
         except (OSError, pa.ArrowException) as error:
             raise self._corrupt(f"{self._where(row_group)} cannot be decoded: {error}") from error
 
     def _open(self, row_group: int, data: bytes) -> pq.ParquetFile:
         window = _Window(data, self._footer.ranges[row_group][0], self._facts.size)
         return pq.ParquetFile(window, metadata=self._footer.metadata, page_checksum_verification=True, pre_buffer=False)
-
-    def _damaged_column(self, row_group: int, data: bytes) -> str:
-        """Name the column whose pages fail their checksum; the damage may also lie in a page's header."""
-        file = self._open(row_group, data)
-        for name in file.schema_arrow.names:
-            try:
-                file.read_row_group(row_group, columns=[name], use_threads=False)
-            except (OSError, pa.ArrowException):
-                return f"column {name}"
-        return "a page header"
 
     @contextmanager
     def _naming(self, row_group: int, sample_ids: list[str]) -> Iterator[None]:
