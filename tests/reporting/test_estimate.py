@@ -1,9 +1,17 @@
 """The guess before a build, held against the build."""
 
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from tide_cache.building.driver import build_shards
 from tide_cache.building.prepare import prepare_build
+from tide_cache.errors import TideCacheError
+from tide_cache.locations import RemotePath
 from tide_cache.manifest import Manifest
 from tide_cache.reporting import estimate
-from tide_cache.reporting.estimate import estimate_build
+from tide_cache.reporting.estimate import estimate_build, free_bytes, require_disk, spread_rows
 
 
 def test_a_corpus_within_the_sample_is_counted_exactly(built):
@@ -22,7 +30,7 @@ def test_columns_take_at_most_the_guessed_bytes_and_at_least_a_third(built):
     assert guess.cache_bytes / 3 < columns < guess.cache_bytes
 
 
-def test_a_larger_corpus_is_scaled_from_its_first_rows(built, monkeypatch):
+def test_a_larger_corpus_is_scaled_from_rows_spread_over_it(built, monkeypatch):
     build = prepare_build(built.run)
     whole = estimate_build(build)
     monkeypatch.setattr(estimate, "ROWS_SAMPLED", 10)
@@ -30,3 +38,29 @@ def test_a_larger_corpus_is_scaled_from_its_first_rows(built, monkeypatch):
     assert part.rows_sampled == 10
     assert part.num_rows == 20
     assert 0.5 < part.masked_positions / whole.masked_positions < 2
+
+
+def test_sampled_rows_reach_from_the_first_to_the_last(built):
+    corpus = prepare_build(built.run).corpus
+    assert [row.sample_id for row in spread_rows(corpus, 3)] == [corpus[index].sample_id for index in (0, 10, 19)]
+    assert len(spread_rows(corpus, 100)) == 20
+
+
+def test_a_build_that_the_disk_may_not_hold_is_refused_before_anything_is_written(built, tmp_path, monkeypatch):
+    build = prepare_build(built.run)
+    needed = estimate_build(build).cache_bytes
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(needed - 1))
+    run = built.run.model_copy(update={"build": built.run.build.model_copy(update={"out": tmp_path / "new" / "cache"})})
+    message = rf"found {(needed - 1) / 1e9:.3f} GB free, and 3 shards are still .*, at most about {needed / 1e9:.3f} GB"
+    with pytest.raises(TideCacheError, match=message) as caught:
+        build_shards(run, build, range(3))
+    assert "--no-disk-check" in str(caught.value)
+    assert not (tmp_path / "new").exists()
+    require_disk(build, tmp_path, 2)
+    assert build_shards(run, build, range(3), check_disk=False).num_shards == 3
+    assert build_shards(built.run, build, range(3)).shards_reused == 3, "what is there needs no space"
+
+
+def test_an_object_store_has_no_end():
+    assert free_bytes(RemotePath("s3://bucket/cache")) is None

@@ -14,6 +14,7 @@ from tide_cache.interruption import StopRequest
 from tide_cache.locations import CachePath
 from tide_cache.manifest import CacheFolder, Manifest, record_path, tables_of
 from tide_cache.manifest.manifest import table_folder
+from tide_cache.reporting.estimate import require_disk
 from tide_cache.shards import TableName, files_of
 
 __all__ = [
@@ -127,6 +128,7 @@ def build_shards(
     shards: range,
     on_progress: OnProgress | None = None,
     executor: Executor | None = None,
+    check_disk: bool = True,
 ) -> BuildSummary | PartialBuild:
     """Build some shards of a cache; the run that completes the plan, whichever it is, writes the manifest.
 
@@ -136,11 +138,16 @@ def build_shards(
         shards: Which; any number of runs may build in one folder at once.
         on_progress: As for `build_cache`.
         executor: As for `build_cache`.
+        check_disk: Whether to refuse a build that may not fit on the disk.
     """
     started_s = time.monotonic()
     executor = executor or InProcess()
     executor.check(run)
     folder = CacheFolder(run.build.out)
+    folder.require_fits(build.identity, build.plan)
+    num_committed = _num_committed(folder, build, shards)
+    if check_disk and num_committed < len(shards):
+        require_disk(build, run.build.out, len(shards) - num_committed)
     folder.begin(build.identity, build.plan, build.passes)
     lacking = {s: [t for t in tables_of(build.passes) if not folder.is_committed(t, s)] for s in shards}
     missing = {shard: tables for shard, tables in lacking.items() if tables}
@@ -151,7 +158,7 @@ def build_shards(
             executor.build(run, build, list(missing), log)
         folder.begin(build.identity, build.plan, build.passes)  # clears what workers that died left behind
     num_reused, elapsed_s = len(shards) - len(missing), time.monotonic() - started_s
-    num_committed = _num_committed(folder, build)
+    num_committed = _num_committed(folder, build, range(build.plan.num_shards))
     if num_committed == build.plan.num_shards:
         return _summary(run, build, folder.finish(build.passes), num_reused, elapsed_s)
     return PartialBuild(
@@ -203,14 +210,11 @@ class _Log:
         self.on_views(0)
 
 
-def _num_committed(folder: CacheFolder, build: PreparedBuild) -> int:
+def _num_committed(folder: CacheFolder, build: PreparedBuild, shards: range) -> int:
     """Count shards whose records are there; listing is cheap, and `finish` reads them."""
     tables, files = tables_of(build.passes), files_of(folder.root)
     names = {table: set(files.list_folder(table_folder(folder.root, table))) for table in tables}
-    return sum(
-        all(record_path(folder.root, table, shard).name in names[table] for table in tables)
-        for shard in range(build.plan.num_shards)
-    )
+    return sum(all(record_path(folder.root, table, shard).name in names[table] for table in tables) for shard in shards)
 
 
 def _summary(

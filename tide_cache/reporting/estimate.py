@@ -1,8 +1,16 @@
-"""What a build will hold, guessed from its first rows before anything is paid."""
+"""What a build will hold, guessed from some of its rows before anything is paid, and whether the disk holds it."""
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from tide_cache.building.prepare import PreparedBuild
+from tide_cache.corpus import Corpus
+from tide_cache.errors import TideCacheError
+from tide_cache.locations import CachePath
+from tide_cache.records import ChatRow
 from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 
@@ -37,7 +45,7 @@ class BuildEstimate:
 
 
 def estimate_build(build: PreparedBuild) -> BuildEstimate:
-    """Pair the first rows, draw their views, and scale up.
+    """Pair rows spread over the corpus, draw their views, and scale up.
 
     Args:
         build: A checked build.
@@ -45,27 +53,78 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
     Raises:
         PairingError: A chat template cannot render one of the rows.
     """
-    num_rows = len(build.corpus)
-    rows = list(build.corpus.rows(0, ROWS_SAMPLED))
+    rows = spread_rows(build.corpus, ROWS_SAMPLED)
     paired = build.pairer.pair_many(rows)
     signals, num_temperatures = build.capture.signals, len(build.capture.signals.temperatures)
-    kept_row_bytes = signals.top_k * KEPT_ID_BYTES[build.identity.signals.logprob_dtype] + 8 * num_temperatures
-    num_masked = num_kept_rows = num_tokens = 0
+    id_bytes = KEPT_ID_BYTES[build.identity.signals.logprob_dtype]
+    kept_row_bytes = (signals.top_k + signals.tail_samples) * id_bytes + 8 * num_temperatures
+    num_masked = num_kept_rows = num_tokens = num_chunks = num_chunk_tokens = 0
     for pair in paired.pairs:
         is_pair_C = pair.is_aligned_pair_C(build.capture.shared_vocab_size)
+        student_size_C = pair.chunks_C4[:, 3] - pair.chunks_C4[:, 2]
         num_tokens += len(pair.student_ids_L)
         for number in range(build.views.num_views):
             view = draw_view(pair, number, build.views)
+            is_active_C = active_chunks(pair, view)
             num_masked += int(view.is_student_masked_L.sum())
-            num_kept_rows += int((active_chunks(pair, view) & is_pair_C).sum()) if signals.top_k else 0
-    scale = num_rows / len(rows)
-    pass_bytes = num_masked * POSITION_BYTES + num_kept_rows * kept_row_bytes
+            num_kept_rows += int((is_active_C & is_pair_C).sum()) if signals.has_topk else 0
+            num_chunks += int(is_active_C.sum())
+            num_chunk_tokens += int(student_size_C[is_active_C].sum())
+    scale = len(build.corpus) / len(rows)
+    # A candidate is a log-prob and its tokens, each about half of an id with its log-prob.
+    candidates_bytes = signals.chunk_k * (num_chunks + num_chunk_tokens) * id_bytes / 2
+    candidates_bytes += 8 * num_temperatures * num_chunks if signals.chunk_k else 0
+    pass_bytes = num_masked * POSITION_BYTES + num_kept_rows * kept_row_bytes + candidates_bytes
     sampled_bytes = num_tokens * TOKEN_BYTES + len(build.passes) * pass_bytes
     return BuildEstimate(
-        num_rows=num_rows,
+        num_rows=len(build.corpus),
         num_shards=build.plan.num_shards,
         rows_sampled=len(rows),
         coverage=paired.report.covered_tokens / max(paired.report.supervised_tokens, 1),
         masked_positions=round(num_masked * scale),
         cache_bytes=round(sampled_bytes * scale),
     )
+
+
+def spread_rows(corpus: Corpus, count: int) -> list[ChatRow]:
+    """Take rows at even distances: the parts of a mix lie one after the other.
+
+    Args:
+        corpus: The rows.
+        count: How many; all where there are no more.
+    """
+    chosen = np.unique(np.linspace(0, len(corpus) - 1, min(count, len(corpus))).round().astype(int))
+    return [corpus[index] for index in chosen.tolist()]
+
+
+def free_bytes(folder: CachePath) -> int | None:
+    """Give the free space where a folder is or will be; None for an object store, which has no end."""
+    if not isinstance(folder, Path):
+        return None
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def require_disk(build: PreparedBuild, out: CachePath, num_shards: int) -> None:
+    """Refuse a build that the disk may not hold.
+
+    Args:
+        build: A checked build.
+        out: Folder of the cache.
+        num_shards: Shards that are still to be written.
+
+    Raises:
+        TideCacheError: There is less free space than the estimate.
+    """
+    free = free_bytes(out)
+    if free is None:
+        return
+    needed = estimate_build(build).cache_bytes * num_shards / build.plan.num_shards
+    if needed > free:
+        raise TideCacheError(
+            f"{out}: found {free / 1e9:.3f} GB free, and {num_shards} shards are still to be written, at most about "
+            f"{needed / 1e9:.3f} GB. Nothing was computed.\n"
+            "Free space, give build.out a larger disk, or keep less (signals.top_k, views.num_views). `tide-cache "
+            "plan` says more closely what is needed; --no-disk-check builds all the same, and whatever is committed "
+            "before the disk is full stays."
+        )

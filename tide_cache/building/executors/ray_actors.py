@@ -4,6 +4,7 @@ import atexit
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +61,8 @@ class RayActors:
             while crew.is_at_work:
                 crew.step()
         except _ClusterLost:
-            atexit.unregister(ray.shutdown)  # it would wait for the lost head until Ray ends the process
+            atexit.unregister(ray.shutdown)  # it would wait for the lost head until Ray ends the process,
+            atexit.register(_leave)  # and without it the interpreter crashes on its way out
             raise
         except BaseException:
             ray.shutdown()
@@ -129,8 +131,10 @@ class _Crew:
         has_gpus = run.teacher.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         if run.teacher.device.startswith("cuda") and not has_gpus:
             raise RunFileError(f"teacher.device {run.teacher.device}: the Ray cluster has no GPU; say 'auto' or 'cpu'")
-        needs = {"num_gpus": 1} if has_gpus else {"num_cpus": 1}
-        # Ray shows an actor its own GPU alone, whatever number it has on the machine.
+        # A teacher of several GPUs takes all of a node; Ray shows an actor its own alone, numbered from 0.
+        whole_node = max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+        num_gpus = whole_node if run.teacher.device_map is not None else 1
+        needs = {"num_gpus": num_gpus} if has_gpus else {"num_cpus": 1}
         device = "cuda" if has_gpus else "cpu"
         here = run.model_copy(update={"teacher": run.teacher.model_copy(update={"device": device})})
         self._document = here.model_dump(mode="json")
@@ -259,6 +263,12 @@ def _connect(ray: Any, address: str | None, num_workers: int) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_ClusterLost.exit_code)
 
 
 def _answers(address: str) -> bool:
