@@ -83,14 +83,23 @@ def encode_table(
     if name == "pairs":
         return encode_pairs(header, paired.indexes, paired.rows.pairs, rules), _pairing_statistics(paired.rows.report)
     assert teacher is not None, "signals without a teacher"
-    records_by_view = _capture(build, teacher, paired.rows, name, on_views)
+    records_by_view = capture_records(build, teacher, paired.rows, name, on_views)
     encoded = encode_signals(header, paired.indexes, records_by_view, rules, build.identity.signals.logprob_dtype)
     return encoded, _signal_statistics(records_by_view)
 
 
-def _capture(
+def capture_records(
     build: PreparedBuild, teacher: Teacher, paired: PairedRows, name: PassName, on_views: Callable[[int], None]
 ) -> list[list[ViewRecord]]:
+    """Give, for each view number, the records of all samples, with signals.
+
+    Args:
+        build: The checked build.
+        teacher: With its weights loaded.
+        paired: The samples.
+        name: The pass.
+        on_views: As for `build_shard`.
+    """
     numbers = range(build.views.num_views)
     views = [[draw_view(pair, number, build.views) for number in numbers] for pair in paired.pairs]
     if name == "compdemo":

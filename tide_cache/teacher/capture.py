@@ -12,7 +12,7 @@ from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.packing import PackedInput, pack_block, pack_full
 from tide_cache.records import Int32s, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
-from tide_cache.teacher.batches import plan_batches
+from tide_cache.teacher.batches import ViewGroup, plan_batches
 from tide_cache.teacher.chunks import ActiveChunks, Speller, chunk_candidates, take_chunks
 from tide_cache.teacher.statistics import RowSignals, SignalPlan, row_signals
 from tide_cache.views.random import KeyedRandom
@@ -43,6 +43,21 @@ class CapturePlan:
     head_rows: int
     signals: SignalPlan
     seed: int = 0
+
+    @property
+    def copies(self) -> int:
+        """Clean copies that are shown beside the views of a group."""
+        return int(self.context == "block")
+
+    def batches(self, lengths: Sequence[int], num_views: Sequence[int]) -> list[list[ViewGroup]]:
+        """Cut views into forwards; see `plan_batches`.
+
+        Args:
+            lengths: Teacher tokens of each sample.
+            num_views: Number of views of each sample.
+        """
+        views_per_forward = self.views_per_forward if self.copies else 1
+        return plan_batches(lengths, num_views, views_per_forward, self.copies, self.batch_tokens)
 
 
 class Teacher:
@@ -79,13 +94,8 @@ class Teacher:
             TeacherOutputError: An output is not finite; names the sample and view.
         """
         result: list[list[TeacherSignal | None]] = [[None] * len(of_sample) for of_sample in views]
-        is_block = self._plan.context == "block"
-        batches = plan_batches(
-            lengths=[len(pair.teacher_ids_M) for pair in pairs],
-            num_views=[len(of_sample) for of_sample in views],
-            views_per_forward=self._plan.views_per_forward if is_block else 1,
-            copies=int(is_block),
-            batch_tokens=self._plan.batch_tokens,
+        batches = self._plan.batches(
+            [len(pair.teacher_ids_M) for pair in pairs], [len(of_sample) for of_sample in views]
         )
         for batch in batches:
             chosen = [(pairs[group.sample], [views[group.sample][v] for v in group.views]) for group in batch]
