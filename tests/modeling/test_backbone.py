@@ -5,10 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen3Config
 
 from tide_cache.errors import ModelError
 from tide_cache.modeling.attention import block_diffusion_mask
-from tide_cache.modeling.backbone import load_backbone, new_backbone, read_checkpoint, resolve_device
+from tide_cache.modeling.backbone import (
+    ADAPTERS,
+    load_backbone,
+    new_backbone,
+    read_checkpoint,
+    require_means,
+    resolve_device,
+)
 from tide_cache.modeling.checkpoint import published_config, save_student
 from tide_cache.modeling.packing import pack_block, pack_full
 
@@ -136,6 +144,39 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path):
     assert read_checkpoint(str(tmp_path)).model_type == "a2d-qwen3"
 
 
+def test_weights_in_fewer_bits_are_not_taken_for_the_original_ones(tmp_path):
+    config = {"model_type": "qwen3", "quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"quantised already \(fp8\); expected the original ones"):
+        read_checkpoint(str(tmp_path))
+
+
+class FullGpu:
+    """An adapter added as docs/teachers.md says, whose weights find no room."""
+
+    replaces_code, is_stock = True, False
+
+    def read_config(self, raw, location):
+        return Qwen3Config()
+
+    def mask_id(self, raw):
+        return 7
+
+    def load(self, info, plan):
+        raise torch.OutOfMemoryError("Tried to allocate 30 GiB.")
+
+
+def test_an_added_adapter_is_used_and_a_full_gpu_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(ADAPTERS, "mine", FullGpu())
+    (tmp_path / "config.json").write_text('{"model_type": "mine"}')
+    info = read_checkpoint(str(tmp_path))
+    assert info.mask_id == 7
+    with pytest.raises(ModelError, match=r"no room on cpu for the weights in bfloat16: Tried to allocate 30 GiB"):
+        load_backbone(info, torch.bfloat16, "cpu")
+    with pytest.raises(ModelError, match=r"cannot be loaded so:\n.*teacher.quantisation = '4bit': not for mine"):
+        load_backbone(info, torch.bfloat16, "cpu", quantisation="4bit")
+
+
 def test_damaged_weights_are_refused(tmp_path, golden):
     folder, _ = golden
     for file in folder.glob("*.json"):
@@ -185,3 +226,18 @@ def test_a_device_that_is_not_there_is_refused():
 def test_a_device_of_another_name_is_refused():
     with pytest.raises(ModelError, match=r"device 'gpu': is no device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"):
         resolve_device("gpu")
+
+
+def test_packages_that_are_not_installed_are_named_with_the_extra(monkeypatch):
+    monkeypatch.setattr("tide_cache.modeling.backbone.find_spec", lambda name: None)
+    with pytest.raises(ModelError) as raised:
+        require_means("cuda:0", quantisation="8bit", device_map="auto")
+    for part in (
+        "teacher.quantisation = '8bit': not installed: bitsandbytes, accelerate; pip install 'tide-cache[quantised]'",
+        "teacher.device_map = 'auto': not installed: accelerate;",
+    ):
+        assert part in str(raised.value)
+    monkeypatch.setattr("tide_cache.modeling.backbone.find_spec", lambda name: name)
+    require_means("cuda:0", quantisation="8bit", device_map="auto", attention="flex")
+    with pytest.raises(ModelError, match=r"teacher.attention = 'flex': found the device 'cpu', expected CUDA"):
+        require_means("cpu", attention="flex")

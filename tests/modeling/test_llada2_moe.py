@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tide_cache.errors import ModelError
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
+from tide_cache.modeling.llada2_moe import LLaDA2Backbone, LLaDA2Config, LLaDA2MoE
 from tide_cache.modeling.packing import PackedInput, pack_block, pack_full
 
 
@@ -54,6 +55,35 @@ def test_the_published_model_is_reproduced_on_the_masked_tokens_alone(backbone, 
     logits_BLV = logits_of(backbone, pack_full(io["ids"], io["pad"]))
     torch.testing.assert_close(logits_BLV[io["pad"]], io["logits_full"][io["pad"]], atol=1e-5, rtol=0)
     assert not io["pad"].all()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_reproduces_it_too(backbone, io):
+    flexed = LLaDA2Backbone(backbone.model, "flex")
+    logits_BLV = logits_of(flexed, packed_block(io))[:, : io["ids"].shape[1]]
+    torch.testing.assert_close(logits_BLV, io["logits_block_xt_x0"], atol=1e-5, rtol=0)
+    logits_BLV = logits_of(flexed, pack_full(io["ids"], io["pad"]))
+    torch.testing.assert_close(logits_BLV[io["pad"]], io["logits_full"][io["pad"]], atol=1e-5, rtol=0)
+
+
+def test_bfloat16_says_nearly_the_same(folder, backbone, io):
+    halved = load_backbone(read_checkpoint(str(folder)), torch.bfloat16, "cpu")
+    exact_BLV, rounded_BLV = (logits_of(b, packed_block(io)).float() for b in (backbone, halved))
+    relative_BL = (exact_BLV - rounded_BLV).norm(dim=-1) / exact_BLV.norm(dim=-1)
+    assert relative_BL.median() < 0.02  # of a few tokens, rounding changes an expert
+
+
+def test_the_published_shape_has_the_published_number_of_parameters(folder):
+    """LLaDA2.0-mini: 16.256 billion, as counted in its published weights."""
+    shape = {
+        "vocab_size": 157184, "hidden_size": 2048, "intermediate_size": 5120, "num_hidden_layers": 20,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 256,
+        "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "moe_intermediate_size": 512,
+    }  # fmt: skip
+    config = json.loads((folder / "config.json").read_text()) | shape
+    with torch.device("meta"):
+        model = LLaDA2MoE(LLaDA2Config.model_validate(config))
+    assert round(sum(weight.numel() for weight in model.parameters()) / 1e6) == 16256
 
 
 def copy(folder, to, weights=None, **changes):

@@ -26,6 +26,7 @@ __all__ = [
     "load_backbone",
     "new_backbone",
     "read_checkpoint",
+    "require_means",
     "resolve_device",
     "student_faults",
     "unsupported_loading",
@@ -61,6 +62,12 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
             f"{location}: it asks for code of its own ({own_code}), which is never run, and may differ from the stock "
             f"{model_type}. If it is a plain {model_type}, remove auto_map from config.json; if not, docs/teachers.md "
             "says how to add an adapter."
+        )
+    if bits := raw.get("quantization_config"):
+        method = bits.get("quant_method") if isinstance(bits, dict) else bits
+        raise ModelError(
+            f"{location}/config.json: found weights that are quantised already ({method}); expected the original ones, "
+            "which teacher.quantisation can load in fewer bits"
         )
     config = adapter.read_config(raw, location)
     stated = raw.get("mask_token_id")
@@ -117,10 +124,18 @@ def load_backbone(
         ModelError: This machine or the checkpoint does not have what was asked for, or weights are missing, left
             over, or of another shape; lists them.
     """
-    plan = LoadPlan(dtype, device, revision, quantisation, device_map, attention)
-    if faults := unsupported_loading(info, quantisation, device_map) + _absent_means(plan):
+    if faults := unsupported_loading(info, quantisation, device_map):
         raise ModelError(fault_list(f"{info.location} cannot be loaded so:", faults, "Nothing was loaded."))
-    return ADAPTERS[info.model_type].load(info, plan)
+    require_means(device, quantisation, device_map, attention)
+    plan = LoadPlan(dtype, device, revision, quantisation, device_map, attention)
+    try:
+        return ADAPTERS[info.model_type].load(info, plan)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{info.location}: no room on {device} for the weights in {str(dtype).removeprefix('torch.')}: {error} "
+            "Use a larger GPU, teacher.dtype = 'bfloat16', or, for a stock architecture, teacher.device_map = 'auto' "
+            "or teacher.quantisation."
+        ) from None
 
 
 def unsupported_loading(info: CheckpointInfo, quantisation: Quantisation, device_map: str | None) -> list[str]:
@@ -152,22 +167,35 @@ def student_faults(info: CheckpointInfo) -> list[str]:
     return [f"student.model: {info.model_type} can be a teacher, not a student; expected one of {stock}"]
 
 
-def _absent_means(plan: LoadPlan) -> list[str]:
-    """List what this machine lacks for a plan."""
+def require_means(
+    device: str, quantisation: Quantisation = "none", device_map: str | None = None, attention: AttentionKind = "sdpa"
+) -> None:
+    """Refuse what this machine cannot do, before anything is loaded or written.
+
+    Args:
+        device: Where weights go.
+        quantisation: See `LoadPlan`.
+        device_map: See `LoadPlan`.
+        attention: See `LoadPlan`.
+
+    Raises:
+        ModelError: There is no CUDA for it, or a package is not installed; lists everything.
+    """
     needs: dict[str, tuple[str, ...]] = {}
-    if plan.quantisation != "none":
-        needs[f"teacher.quantisation = '{plan.quantisation}'"] = ("bitsandbytes", "accelerate")
-    if plan.device_map is not None:
-        needs[f"teacher.device_map = '{plan.device_map}'"] = ("accelerate",)
-    if plan.attention == "flex":
+    if quantisation != "none":
+        needs[f"teacher.quantisation = '{quantisation}'"] = ("bitsandbytes", "accelerate")
+    if device_map is not None:
+        needs[f"teacher.device_map = '{device_map}'"] = ("accelerate",)
+    if attention == "flex":
         needs["teacher.attention = 'flex'"] = ()
     faults = []
     for setting, packages in needs.items():
-        if not plan.device.startswith("cuda"):
-            faults.append(f"{setting}: found the device {plan.device!r}, expected CUDA; leave it out, or use a GPU")
+        if not device.startswith("cuda"):
+            faults.append(f"{setting}: found the device {device!r}, expected CUDA; leave it out, or use a GPU")
         if absent := [package for package in packages if find_spec(package) is None]:
             faults.append(f"{setting}: not installed: {', '.join(absent)}; pip install 'tide-cache[quantised]'")
-    return faults
+    if faults:
+        raise ModelError(fault_list("This machine cannot run the teacher so:", faults, "Nothing was loaded."))
 
 
 def resolve_device(wanted: str) -> str:

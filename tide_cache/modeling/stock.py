@@ -104,6 +104,8 @@ class StockAdapter:
                 output_loading_info=True,
                 **placed,
             )
+        except torch.OutOfMemoryError:
+            raise
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"{info.location}: the weights cannot be loaded: {error}; expected whole .safetensors files that fit "

@@ -6,15 +6,15 @@ from tide_cache.building.executors.base import BuildLog
 from tide_cache.building.prepare import PreparedBuild
 from tide_cache.building.worker import ShardWorker
 from tide_cache.config.build import BuildRun
-from tide_cache.modeling.backbone import resolve_device
+from tide_cache.modeling.backbone import require_means, resolve_device
 
 
 class InProcess:
     """The executor without workers of its own."""
 
     def check(self, run: BuildRun) -> None:
-        """Find the device."""
-        resolve_device(run.teacher.device)
+        """Find the device, and what the teacher needs on it."""
+        require_means(resolve_device(run.teacher.device), **run.teacher.loading)
 
     def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
         """Build shards; see `Executor`."""

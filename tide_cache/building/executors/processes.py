@@ -17,6 +17,7 @@ from tide_cache.building.executors.devices import worker_devices
 from tide_cache.building.executors.queue import ShardQueue
 from tide_cache.building.prepare import PreparedBuild
 from tide_cache.config.build import BuildRun
+from tide_cache.modeling.backbone import require_means
 
 STOP_TIMEOUT_S = 5.0
 """Time for workers to end after SIGTERM, before they are killed."""
@@ -35,8 +36,8 @@ class LocalProcesses:
         self._num_workers = num_workers
 
     def check(self, run: BuildRun) -> None:
-        """Find a device for each worker."""
-        worker_devices(run.teacher, self._num_workers)
+        """Find a device for each worker, and what the teacher needs on it."""
+        require_means(worker_devices(run.teacher, self._num_workers)[0], **run.teacher.loading)
 
     def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
         """Build shards; see `Executor`."""
