@@ -2,7 +2,6 @@
 
 import shlex
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -123,7 +122,7 @@ def _bytes_per_position(summary: "BuildSummary") -> str:
     return f"{summary.cache_bytes / max(summary.masked_positions, 1):.1f} B"
 
 
-def _next_command(run: BuildRun, cache: Path) -> str:
+def _next_command(run: BuildRun, cache: CachePath) -> str:
     from tide_cache.manifest import Manifest
 
     identity = Manifest.load(cache).identity

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tide_cache.errors import CacheMismatchError, RunFileError, fault_list
+from tide_cache.locations import CachePath, cache_path
 
 from .checkpoints import BlockSize, Checkpoint, OpenModel, open_model
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say
@@ -37,7 +38,7 @@ def evaluate(
     checkpoint: Checkpoint,
     dataset: Annotated[str, typer.Option(metavar="SPEC", help="Held-out corpus; as for `train`.", show_default=False)],
     cache: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FOLDER", help="Also compare with the teacher, on this cache's views.", show_default=False
         ),
@@ -71,13 +72,14 @@ def evaluate(
         model = open_model(checkpoint, block_size)
         if faults := model.info.require_fits(model.tokenizer.vocab_size, max_length, "eval"):
             raise RunFileError(fault_list("The evaluation cannot start:", faults, "Nothing was loaded."))
-        manifest = _fitting_manifest(cache, model) if cache is not None else None
+        root = cache_path(cache) if cache is not None else None
+        manifest = _fitting_manifest(root, model) if root is not None else None
         corpus = open_corpus(dataset, folder=Path.cwd(), on_bad_row=on_bad_row.value if on_bad_row else "error")
         paired = _paired(list(corpus.rows(0, limit or len(corpus))), model, max_length)
         pairs, remarks = paired.pairs, paired.report.remarks(corpus.skipped)
         backbone = model.load()
         nll = _held_out_nll(backbone, model, pairs, seed, context)
-        agreement = _agreement(backbone, model, cache, manifest, limit) if cache and manifest else None
+        agreement = _agreement(backbone, model, root, manifest, limit) if root and manifest else None
     document = {
         "checkpoint": checkpoint,
         "dataset": dataset,
@@ -136,7 +138,7 @@ def _text_bytes(model: OpenModel, pairs: "list[SamplePair]") -> int | None:
     return num_bytes or None
 
 
-def _fitting_manifest(cache: Path, model: OpenModel) -> "Manifest":
+def _fitting_manifest(cache: CachePath, model: OpenModel) -> "Manifest":
     """Read a cache's manifest, and refuse a cache of another tokenizer."""
     from tide_cache.manifest import Manifest
 
@@ -159,7 +161,7 @@ def _fitting_manifest(cache: Path, model: OpenModel) -> "Manifest":
 
 
 def _agreement(
-    backbone: "Backbone", model: OpenModel, cache: Path, manifest: "Manifest", limit: int | None
+    backbone: "Backbone", model: OpenModel, cache: CachePath, manifest: "Manifest", limit: int | None
 ) -> "AgreementReport":
     from tide_cache.evaluation import teacher_agreement
     from tide_cache.loading.cache import CacheSource, cache_collate_plan

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def inspect_cache(
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of a complete cache.")],
+    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Folder or URL of a complete cache.")],
     view: Annotated[
         int | None,
         typer.Option(min=0, help="Show one view as text: 0 is the first view of the first sample.", show_default=False),
@@ -28,9 +27,11 @@ def inspect_cache(
 ) -> None:
     """Show what a cache holds: identity, coverage, what the teacher knew, and where the bytes go."""
     with chatter_to_stderr():
+        from tide_cache.locations import cache_path
         from tide_cache.reporting.inspection import Inspection, describe_view, inspect
 
-        found = inspect(cache) if view is None else describe_view(cache, view, tokenizer)
+        root = cache_path(cache)
+        found = inspect(root) if view is None else describe_view(root, view, tokenizer)
     if json:
         print_json(asdict(found))
     elif isinstance(found, Inspection):

@@ -22,7 +22,7 @@ RunFile = Annotated[
     Path | None,
     typer.Argument(metavar="RUN.toml", help="Run file; not needed when the options say enough.", show_default=False),
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder to write.", show_default=False)]
+Out = Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder to write.", show_default=False)]
 Dataset = Annotated[
     str | None,
     typer.Option(

@@ -45,7 +45,7 @@ def _value(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
-    return _string(str(value.resolve()) if isinstance(value, Path) else value)
+    return _string(str(value.resolve() if isinstance(value, Path) else value))
 
 
 def _key(key: str) -> str:

@@ -4,7 +4,6 @@ import shlex
 import time
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -101,7 +100,7 @@ def _flags(
     objective: list[str] | None,
     preset: str | None,
     semantics: SemanticsName | None,
-    out: Path | None,
+    out: str | None,
 ) -> dict[str, Any]:
     """Collect what the options say; a source of data or weights takes the place of the run file's other one."""
     flags = {

@@ -1,6 +1,5 @@
 """`tide-cache verify`: is the cache what it says."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ WAY_OUT = "`tide-cache repair RUN.toml`, with the run file of the build, moves t
 
 
 def verify_cache(
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of a complete cache.")],
+    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Folder or URL of a complete cache.")],
     deep: Annotated[
         bool, typer.Option("--deep", help="Also decode every row and hold it against the laws of the format.")
     ] = False,
@@ -22,10 +21,11 @@ def verify_cache(
 ) -> None:
     """Check the manifest, every commit record, and the size, footer and hash of every shard; exit 3 on a fault."""
     with chatter_to_stderr():
+        from tide_cache.locations import cache_path
         from tide_cache.manifest import verify
 
         with ProgressReport("verify", "bytes") as report:
-            found = verify(cache, deep, report.update)
+            found = verify(cache_path(cache), deep, report.update)
     if json:
         print_json(found.model_dump(mode="json"))
     elif found.ok:

@@ -61,17 +61,9 @@ class RemotePath:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls._of_value, serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json")
+        return core_schema.is_instance_schema(
+            cls, serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json")
         )
-
-    @classmethod
-    def _of_value(cls, value: object) -> "RemotePath":
-        if isinstance(value, cls):
-            return value
-        if isinstance(value, str) and is_url(value):
-            return cls(value)
-        raise ValueError("expected a URL")
 
 
 CachePath = Path | RemotePath

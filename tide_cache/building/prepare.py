@@ -1,6 +1,7 @@
 """Everything of a build that can be known, and found wrong, before the teacher's weights are loaded."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tide_cache.config.build import BuildRun
 from tide_cache.config.common import PassName, TokenizerConfig
@@ -136,7 +137,7 @@ def _setting_faults(run: BuildRun, checkpoint: CheckpointInfo, shared: int) -> l
             f"pairing.shared_vocab_size: found {run.pairing.shared_vocab_size}, but the tokenizers differ "
             f"at id {shared}; leave it out to have it found by comparison"
         )
-    if run.build.out.exists() and not run.build.out.is_dir():
+    if isinstance(run.build.out, Path) and run.build.out.exists() and not run.build.out.is_dir():
         faults.append(f"build.out: {run.build.out} is a file; give an empty or new folder")
     return faults
 

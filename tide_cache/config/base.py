@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tide_cache.errors import RunFileError, fault_list
+from tide_cache.locations import RemotePath, cache_path, is_url
 
 
 class Frozen(BaseModel):
@@ -124,13 +125,23 @@ def _resolve_paths(model: type[BaseModel], raw: Any, folder: Path, with_defaults
             continue
         types = [*field.metadata, *_types_in(field.annotation)]
         if Path in types and isinstance(value, str):
-            raw[name] = str((folder / Path(value).expanduser()).resolve())
+            raw[name] = _resolved_path(value, folder, name, may_be_url=RemotePath in types)
         elif LocationMark in types and isinstance(value, str):
             raw[name] = _resolved_location(value, folder)
         else:
             for inner in (t for t in types if isinstance(t, type) and issubclass(t, BaseModel)):
                 for entry in value if isinstance(value, list) else [value]:
                     _resolve_paths(inner, entry, folder, with_defaults)
+
+
+def _resolved_path(value: str, folder: Path, name: str, may_be_url: bool) -> str:
+    if may_be_url:
+        value = str(cache_path(value))
+    if not is_url(value):
+        return str((folder / Path(value).expanduser()).resolve())
+    if not may_be_url:
+        raise RunFileError(f"{name}: found the URL {value}; only a cache may lie in an object store, give a folder")
+    return value
 
 
 class LocationMark:

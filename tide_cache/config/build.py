@@ -1,12 +1,19 @@
 """The run file of `tide-cache build-teacher-shards`."""
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tide_cache.config.base import Frozen
-from tide_cache.config.common import CorpusConfig, Location, PassName, Precision, TokenizerConfig, ViewsConfig
+from tide_cache.config.common import (
+    CacheLocation,
+    CorpusConfig,
+    Location,
+    PassName,
+    Precision,
+    TokenizerConfig,
+    ViewsConfig,
+)
 
 
 class TeacherConfig(Frozen):
@@ -111,7 +118,7 @@ class SignalsConfig(Frozen):
 class BuildConfig(Frozen):
     """Where the cache goes and how the work is cut; none of it changes what a view holds."""
 
-    out: Path = Field(description="Folder of the cache.")
+    out: CacheLocation = Field(description="Folder of the cache, or its URL: s3://bucket/cache.")
     passes: tuple[PassName, ...] = Field(
         default=("plain",), min_length=1, description="What to capture; a pass can be added to a finished cache."
     )

@@ -3,12 +3,20 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from tide_cache.config.base import Frozen, LocationMark
+from tide_cache.locations import RemotePath, cache_path
 
 Location = Annotated[str, LocationMark, Field(min_length=1)]
 """A local folder or file, or a name on a hub."""
+
+CacheLocation = Annotated[
+    Path | RemotePath,
+    BeforeValidator(lambda value: cache_path(value) if isinstance(value, str) else value),
+    WithJsonSchema({"format": "path", "type": "string"}),
+]
+"""A folder, or a URL of an object store: s3://bucket/cache, gs://..., any protocol of fsspec."""
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -7,7 +7,15 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tide_cache.config.base import Frozen
-from tide_cache.config.common import CorpusConfig, Location, PassName, Precision, TokenizerConfig, ViewsConfig
+from tide_cache.config.common import (
+    CacheLocation,
+    CorpusConfig,
+    Location,
+    PassName,
+    Precision,
+    TokenizerConfig,
+    ViewsConfig,
+)
 from tide_cache.config.objectives import CrossEntropyConfig, ObjectiveConfig
 from tide_cache.config.presets import PRESETS
 from tide_cache.config.semantics import Semantics, resolve
@@ -52,7 +60,7 @@ class StudentConfig(Frozen):
 class DataConfig(Frozen):
     """What is trained on: a cache, or a plain corpus when no objective needs a teacher."""
 
-    cache: Path | None = Field(default=None, description="Folder that build-teacher-shards wrote.")
+    cache: CacheLocation | None = Field(default=None, description="Folder or URL that build-teacher-shards wrote.")
     corpus: CorpusConfig | None = Field(default=None, description="Conversations, masked afresh each epoch.")
     views: ViewsConfig = Field(default=ViewsConfig(), description="Masks for `corpus`; a cache brings its own.")
     signal_pass: PassName = Field(default="plain", description="Which of the cache's passes the teacher speaks from.")

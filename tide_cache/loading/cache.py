@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 
 import numpy as np
 
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.source import GroupCache
+from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.records import ViewRecord
 from tide_cache.shards import PassName, ShardLayout
@@ -18,7 +18,7 @@ class CacheSource:
 
     def __init__(
         self,
-        root: Path,
+        root: CachePath,
         manifest: Manifest,
         num_views: int | None = None,
         held_groups: int = 32,

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tide_cache.errors import CacheMismatchError, RunFileError
+from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import Bools, TopK, ViewRecord
@@ -85,7 +85,7 @@ class Inspection:
         sampled: What takes reading views.
     """
 
-    cache: Path
+    cache: CachePath
     cache_id: str
     tide_cache_version: str
     identity: dict[str, Any]
@@ -144,7 +144,7 @@ class ViewDescription:
     chunks: tuple[MaskedChunk, ...]
 
 
-def inspect(cache: Path) -> Inspection:
+def inspect(cache: CachePath) -> Inspection:
     """Describe a complete cache; reads its manifest and at most 64 row groups.
 
     Args:
@@ -185,7 +185,7 @@ def inspect(cache: Path) -> Inspection:
     )
 
 
-def describe_view(cache: Path, number: int, tokenizer: str | None = None) -> ViewDescription:
+def describe_view(cache: CachePath, number: int, tokenizer: str | None = None) -> ViewDescription:
     """Describe one view.
 
     Args:
@@ -220,7 +220,7 @@ def _under(prefix: str, statistics: dict[str, int | float]) -> dict[str, int | f
     return {name.removeprefix(prefix): value for name, value in statistics.items() if name.startswith(prefix)}
 
 
-def _spread_views(cache: Path, manifest: Manifest) -> Iterator[ViewRecord]:
+def _spread_views(cache: CachePath, manifest: Manifest) -> Iterator[ViewRecord]:
     """Read views of row groups spread evenly over shards, groups and views."""
     num_views = manifest.identity.views.num_views
     layouts = [ShardLayout(record.num_samples, num_views) for record in manifest.shards["pairs"]]
@@ -278,7 +278,7 @@ def _mean(values: Floats) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _read_view(cache: Path, manifest: Manifest, number: int) -> ViewRecord:
+def _read_view(cache: CachePath, manifest: Manifest, number: int) -> ViewRecord:
     num_views = manifest.identity.views.num_views
     sample, view = divmod(number, num_views)
     for shard, record in enumerate(manifest.shards["pairs"]):
