@@ -8,6 +8,7 @@ import typer
 
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
+from tide_cache.locations import CachePath
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_text, say, size
 from .options import BadRow, Dataset, DryRun, Json, Out, RunFile, Set, corpus_flags, given
