@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").rglob("*.toml"))
 IN_DOCS = [
     block
-    for block in re.findall(r"```toml\n(.*?)```", (ROOT / "docs/run-files.md").read_text(), re.DOTALL)
+    for page in ("run-files.md", "teachers.md")
+    for block in re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     if "[train]" in block or "[build]" in block
 ]
 
@@ -33,4 +34,4 @@ def test_run_files_in_the_docs_are_valid(text, tmp_path):
 
 def test_there_are_run_files_to_check():
     assert len(EXAMPLES) == 5
-    assert len(IN_DOCS) == 2
+    assert len(IN_DOCS) == 4
