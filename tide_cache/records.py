@@ -247,6 +247,18 @@ class Targets:
         chunk_of_row_N: Active chunk of each row, -1 for none, int64.
         chunk_logprob_C: Teacher log-prob of the true tokens of each active chunk, summed, nats, float32.
         chunk_t_C: Diffusion time of each active chunk's view, float32.
+        extra_ids_NX: Further ids whose student logits are needed, -1 where a row has fewer than X, int64; distinct from
+            each other and from the row's kept ids.
+        drawn_column_ND: Where the logit of an id drawn from a row's tail is gathered, -1 where a row has fewer, int64.
+        drawn_logprob_ND: Its teacher log-prob at T = 1, float32.
+        drawn_share_ND: Its share of the row's draws, float32; 0 where there is none.
+        candidate_chunk_J: Active chunk of each candidate, int64.
+        candidate_logprob_J: Teacher log-prob of each candidate at T = 1, float32.
+        token_candidate_F: Candidate of each candidate token, int64.
+        token_row_F: Masked row of each candidate token, int64.
+        token_column_F: Where its logit is gathered, int64.
+        chunk_log_tail_CT: As in `ChunkCandidates`; 0 where a chunk has no entry.
+        chunk_log_partition_CT: As in `ChunkCandidates`; 0 where a chunk has no entry.
     """
 
     true_id_N: torch.Tensor
@@ -263,6 +275,17 @@ class Targets:
     chunk_of_row_N: torch.Tensor
     chunk_logprob_C: torch.Tensor
     chunk_t_C: torch.Tensor
+    extra_ids_NX: torch.Tensor
+    drawn_column_ND: torch.Tensor
+    drawn_logprob_ND: torch.Tensor
+    drawn_share_ND: torch.Tensor
+    candidate_chunk_J: torch.Tensor
+    candidate_logprob_J: torch.Tensor
+    token_candidate_F: torch.Tensor
+    token_row_F: torch.Tensor
+    token_column_F: torch.Tensor
+    chunk_log_tail_CT: torch.Tensor
+    chunk_log_partition_CT: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)

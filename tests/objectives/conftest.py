@@ -54,6 +54,16 @@ class GivenLogits(Backbone):
         return self._logits_BLV
 
 
+class OneVocabulary:
+    """Spells every token as itself."""
+
+    def single(self, ids_J: np.ndarray, sizes_J: np.ndarray) -> np.ndarray:
+        return np.where(sizes_J == 1, ids_J, -1).astype(np.int32)[:, None].repeat(max(1, *sizes_J), axis=1)
+
+    def several(self, tuples: Sequence[tuple[int, ...]]) -> list[tuple[int, ...] | None]:
+        return list(tuples)
+
+
 def capture(
     pairs: Sequence[SamplePair],
     views: Sequence[MaskedView],
@@ -63,7 +73,7 @@ def capture(
 ) -> tuple[StudentBatch, Targets]:
     """Let a teacher with these logits speak, and collate; samples have equal teacher lengths."""
     plan = CapturePlan("full", 1, NO_MASK, shared_vocab_size, 1, 10**9, 64, signals)
-    said = Teacher(GivenLogits(teacher_logits_BLV), plan).signals(pairs, [[view] for view in views])
+    said = Teacher(GivenLogits(teacher_logits_BLV), plan, OneVocabulary()).signals(pairs, [[view] for view in views])
     records = [ViewRecord(pair, view, signal) for pair, view, (signal,) in zip(pairs, views, said, strict=True)]
     return collate(records, CollatePlan(NO_MASK, NO_PAD, 1, shared_vocab_size, signals.temperatures))
 
@@ -263,6 +273,8 @@ def example() -> Callable[..., Example]:
         chunk_size: int = 1,
         samples: range | None = None,
         is_supervised: bool = True,
+        tail_samples: int = 0,
+        chunk_k: int = 0,
     ) -> Example:
         random = torch.Generator().manual_seed(seed)
         teacher_logits_BLV = 2 * torch.randn(num_samples, length, vocab, generator=random)
@@ -273,7 +285,7 @@ def example() -> Callable[..., Example]:
         pairs = [replace(pair, is_supervised_L=pair.is_supervised_L & is_supervised) for pair in pairs]
         plan = ViewPlan(num_views=1, seed=seed, time_sampling="uniform", schedule="linear", complementary=False)
         views = [draw_view(pair, 0, plan) for pair in pairs]
-        signals = SignalPlan(temperatures, top_k, top_p)
+        signals = SignalPlan(temperatures, top_k, top_p, tail_samples, chunk_k=chunk_k)
         batch, targets = capture(pairs, views, teacher_logits_BLV, signals, vocab)
         teacher_NV = teacher_logits_BLV[batch.row_sample_N, batch.row_position_N]
         logits_NV = (

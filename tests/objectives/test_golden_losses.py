@@ -20,12 +20,13 @@ def tidal(over, temperature, hyper):
     return Tidal(
         over, temperature, axes=hyper["taid_axis_mode"], time_weight=hyper["taid_timestep_weight"], normalise="count",
         growth=hyper["taid_lambda_decay"], lambda_init=hyper["taid_lambda_init"], lambda_max=hyper["taid_lambda_max"],
+        clamp_student=True,
     )  # fmt: skip
 
 
 TERMS = {
-    "alm": lambda hyper: [(hyper["alm_weight"], Calm(hyper["alm_temperature"]))],
-    "reverse_alm": lambda hyper: [(hyper["alm_weight"], ReverseCalm(hyper["alm_temperature"]))],
+    "alm": lambda hyper: [(hyper["alm_weight"], Calm(hyper["alm_temperature"], clamp_student=True))],
+    "reverse_alm": lambda hyper: [(hyper["alm_weight"], ReverseCalm(hyper["alm_temperature"], clamp_student=True))],
     "kl": lambda hyper: [(hyper["kl_weight"], ForwardKL(hyper["kl_temperature"]))],
     "reverse_kl": lambda hyper: [(hyper["kl_weight"], ReverseKL(hyper["kl_temperature"]))],
     "alm_taid": lambda hyper: [(hyper["alm_weight"], tidal("calm", hyper["alm_temperature"], hyper))],

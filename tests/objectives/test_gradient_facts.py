@@ -104,29 +104,36 @@ def test_reverse_calm_vanishes_where_the_teacher_says_one_half(example):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
 @pytest.mark.parametrize("kind", [Calm, ReverseCalm])
-def test_a_chunk_below_a_log_likelihood_of_minus_16_1_T_gets_no_gradient(example, kind, temperature):
+def test_as_published_a_chunk_below_a_log_likelihood_of_minus_16_1_T_gets_no_gradient(example, kind, temperature):
     """s is clamped at 1e-7 = exp(-16.118), as in the reference: 16.1 nats at T = 1, 32.2 at 2, 80.6 at 5."""
     true_id_N = example(0).targets.true_id_N
     above, below = (example(0, student=unlikely_truth(true_id_N, temperature * nats)) for nats in (-16.10, -16.13))
-    assert (above.gradient(kind(temperature))[torch.arange(len(true_id_N)), true_id_N] != 0).all()
-    torch.testing.assert_close(below.gradient(kind(temperature)), torch.zeros_like(below.logits_NV), atol=0, rtol=0)
-    assert below.loss(kind(temperature)).isfinite()
+    published = kind(temperature, clamp_student=True)
+    assert (above.gradient(published)[torch.arange(len(true_id_N)), true_id_N] != 0).all()
+    torch.testing.assert_close(below.gradient(published), torch.zeros_like(below.logits_NV), atol=0, rtol=0)
+    assert below.loss(published).isfinite()
 
 
-def test_what_the_clamp_takes_away():
-    """In the log-likelihood CALM's gradient would tend to -p / T below the clamp, Reverse CALM's to nothing.
+@pytest.mark.parametrize("nats", [-34.0, -60.0])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_without_the_clamp_calm_pulls_hardest_at_what_the_student_has_given_up(example, temperature, nats):
+    """The right value, in float64: in the log-likelihood CALM's gradient tends to -p / T, and does not stop at 16.1 T.
 
-    So a chunk that the student has given up gets no help from CALM where it needs it most, and loses nothing under
-    Reverse CALM. Both are as published; the cross-entropy still pulls at such a chunk.
+    So the published loss is silent where the student is most wrong. Reverse CALM loses nothing by its clamp: its
+    gradient is gone by then.
     """
-    temperature, p = 2.0, 0.3
-    loglik = torch.tensor([-34.0, -60.0, -200.0], dtype=torch.float64, requires_grad=True)
-    s = (loglik / temperature).exp()
-    calm = -(p * loglik / temperature + (1 - p) * torch.log1p(-s))
-    reverse = -(s * math.log(p) + (1 - s) * math.log(1 - p))
-    of_calm, of_reverse = (torch.autograd.grad(loss.sum(), loglik, retain_graph=True)[0] for loss in (calm, reverse))
-    torch.testing.assert_close(of_calm, torch.full_like(of_calm, -p / temperature), rtol=1e-6, atol=0)
-    assert of_reverse.abs().max() < MIN_PROB * MOST / temperature
+    true_id_N = example(0).targets.true_id_N
+    case = example(0, student=unlikely_truth(true_id_N, nats))
+    logits_NV = case.logits_NV.detach().double().requires_grad_()
+    loglik_N = logits_NV.log_softmax(dim=1).gather(1, true_id_N[:, None]).squeeze(1) / temperature
+    p_N = (case.targets.chunk_logprob_C.double() / temperature).exp()
+    right = -(p_N * loglik_N + (1 - p_N) * torch.log1p(-loglik_N.exp())).sum()
+    assert case.loss(Calm(temperature)).item() == pytest.approx(right.item(), rel=1e-5)
+    (gradient_NV,) = torch.autograd.grad(right, logits_NV)
+    torch.testing.assert_close(case.gradient(Calm(temperature)), gradient_NV.float(), rtol=1e-4, atol=1e-6)
+    at_truth_N = case.gradient(Calm(temperature)).gather(1, true_id_N[:, None]).squeeze(1)
+    torch.testing.assert_close(at_truth_N, -(p_N / temperature).float(), rtol=1e-3, atol=1e-6)
+    assert case.gradient(ReverseCalm(temperature)).abs().max() < MIN_PROB * MOST / temperature
 
 
 def kl_in_float64(case, logits_NV, trust_N, is_target_constant):

@@ -79,7 +79,15 @@ def test_ragged_rows_equal_each_row_alone(example, objective, top_p):
     for n in range(len(counts_N)):
         one = {
             name: getattr(case.targets, name)[n : n + 1]
-            for name in ("true_id_N", "t_N", "time_weight_N", "mask_ratio_N", "has_topk_N", "log_tail_NT")
+            for name in (
+                "true_id_N",
+                "t_N",
+                "time_weight_N",
+                "mask_ratio_N",
+                "has_topk_N",
+                "log_tail_NT",
+                "extra_ids_NX",
+            )
         }
         kept = {
             name: getattr(case.targets, name)[n : n + 1, : counts_N[n]] for name in ("kept_ids_NK", "kept_logprobs_NK")

@@ -20,9 +20,9 @@ from tide_cache.views.masking import expand_to_chunks
 CE = CrossEntropy("scheduler")
 T = 2.0
 TERMS = {
-    "alm": [Calm(T)],
-    "reverse_alm": [ReverseCalm(T)],
-    "alm_taid": [Tidal("calm", T, normalise="count")],
+    "alm": [Calm(T, clamp_student=True)],
+    "reverse_alm": [ReverseCalm(T, clamp_student=True)],
+    "alm_taid": [Tidal("calm", T, normalise="count", clamp_student=True)],
     "kl": [ForwardKL(T)],
     "reverse_kl": [ReverseKL(T)],
     "taid": [Tidal("kl", T, normalise="count")],
@@ -101,7 +101,7 @@ def test_uniform_divides_by_the_masked_tokens_and_the_reference_by_all(edge_case
     case, uniform = edge_case("norm-token-uniform"), CrossEntropy("uniform")
     over_all = case.mean(uniform) * uniform.count(case.targets) / case.targets.num_supervised
     assert over_all.item() == pytest.approx(float(case.recorded["ce_loss"]), rel=1e-5)
-    loss = over_all + case.mean(Calm(T))
+    loss = over_all + case.mean(Calm(T, clamp_student=True))
     assert loss.item() == pytest.approx(float(case.recorded["loss_total"]), rel=1e-5)
     assert_gradient_is_recorded(gradient_of(loss, case), case.recorded["grad_total"])
     right = -true_logprobs(case.shared, "student")[case.shared["student_mask"]].mean()
@@ -170,7 +170,7 @@ def test_chunks_cut_off_the_teacher_carry_no_loss(edge_case, golden_arrays):
     is_active_BC = recorded["active_chunk_mask"]
     is_inside_BC = (inputs["chunks"][..., 1] <= length) & (inputs["chunks"][..., 1] >= 0)
     right = calm_by_formula(inputs, is_active_BC & is_inside_BC)
-    assert case.mean(Calm(T)).item() == pytest.approx(right, rel=1e-5)
+    assert case.mean(Calm(T, clamp_student=True)).item() == pytest.approx(right, rel=1e-5)
     assert len(case.targets.chunk_logprob_C) == (is_active_BC & is_inside_BC).sum() < is_active_BC.sum()
     assert (recorded["t_p"][is_active_BC & recorded["chunks_with_empty_teacher_span"]] > 0.999).all()
     wrong = recorded["loss_total"] - float(inputs["ce_loss"])
@@ -285,7 +285,7 @@ def test_a_pair_beyond_the_teachers_length_is_dropped(edge_case, golden_arrays, 
         assert wrong == right
 
 
-@pytest.mark.parametrize("objective", [Calm(T), ReverseCalm(T)], ids=repr)
+@pytest.mark.parametrize("objective", [Calm(T, clamp_student=True), ReverseCalm(T, clamp_student=True)], ids=repr)
 def test_bfloat16_logits_are_compared_in_float32(edge_case, golden_arrays, objective):
     """The reference takes log-probs and sums them over a chunk in the dtype of the logits.
 

@@ -7,6 +7,11 @@ from pydantic import Field, field_validator
 from tide_cache.config.base import Frozen
 
 
+CLAMP = Field(
+    default=None, description="Clamp the student's chunk probability at 1e-7: no gradient below. Semantics decides."
+)
+
+
 class _Objective(Frozen):
     weight: float = Field(default=1.0, gt=0, description="Factor of this objective in the sum.")
 
@@ -27,6 +32,10 @@ class ForwardKLConfig(_Objective):
 
     kind: Literal["kl"]
     temperature: float = Field(default=2.0, gt=0, description="Softens both distributions; must have been captured.")
+    tail: Literal["rest", "renormalise", "sampled"] = Field(
+        default="rest",
+        description="What is not kept: one outcome, left out, or estimated from signals.tail_samples draws.",
+    )
 
 
 class ReverseKLConfig(_Objective):
@@ -34,27 +43,43 @@ class ReverseKLConfig(_Objective):
 
     kind: Literal["reverse_kl"]
     temperature: float = Field(default=2.0, gt=0, description="Softens both distributions; must have been captured.")
+    tail: Literal["rest", "renormalise", "sampled"] = Field(
+        default="rest",
+        description="What is not kept: one outcome, left out, or estimated from signals.tail_samples draws.",
+    )
 
 
-class CalmConfig(_Objective):
+class _ChunkLikelihood(_Objective):
+    temperature: float = Field(default=5.0, gt=0, description="Divides summed chunk log-probs; dimensionless.")
+    clamp_student: bool | None = CLAMP
+
+
+class CalmConfig(_ChunkLikelihood):
     """Binary cross-entropy of chunk likelihoods, teacher as target: CALM."""
 
     kind: Literal["calm"]
-    temperature: float = Field(default=5.0, gt=0, description="Divides summed chunk log-probs; dimensionless.")
+    chunks: Literal["all", "without_candidates"] = Field(
+        default="all", description="without_candidates: only chunks that chunk_kl beside it cannot compare."
+    )
 
 
-class ReverseCalmConfig(_Objective):
+class ReverseCalmConfig(_ChunkLikelihood):
     """Binary cross-entropy of chunk likelihoods, student as target: Reverse CALM."""
 
     kind: Literal["reverse_calm"]
-    temperature: float = Field(default=5.0, gt=0, description="Divides summed chunk log-probs; dimensionless.")
 
 
-class BernoulliKLConfig(_Objective):
+class BernoulliKLConfig(_ChunkLikelihood):
     """KL between chunk likelihoods as two outcomes: what Reverse CALM is said to be."""
 
     kind: Literal["bernoulli_kl"]
-    temperature: float = Field(default=5.0, gt=0, description="Divides summed chunk log-probs; dimensionless.")
+
+
+class ChunkKLConfig(_Objective):
+    """KL(teacher || student) over candidate chunks and the rest, across tokenizers."""
+
+    kind: Literal["chunk_kl"]
+    temperature: float = Field(default=1.0, gt=0, description="Softens both distributions; must have been captured.")
 
 
 class TidalConfig(_Objective):
@@ -79,6 +104,10 @@ class TidalConfig(_Objective):
     growth: Literal["cosine", "linear"] = Field(default="cosine", description="How trust grows over the run.")
     lambda_init: float = Field(default=0.1, ge=0, le=1, description="Trust at the start (paper: 0.1).")
     lambda_max: float = Field(default=0.9, ge=0, le=1, description="Trust at the end (paper: 0.9).")
+    tail: Literal["rest", "renormalise"] = Field(
+        default="rest", description="Over kl, what is not kept: one outcome, or left out."
+    )
+    clamp_student: bool | None = CLAMP
 
     @field_validator("over", mode="before")
     @classmethod
@@ -98,6 +127,7 @@ ObjectiveConfig = Annotated[
     | CalmConfig
     | ReverseCalmConfig
     | BernoulliKLConfig
+    | ChunkKLConfig
     | TidalConfig,
     Field(discriminator="kind"),
 ]

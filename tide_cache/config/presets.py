@@ -23,6 +23,8 @@ CE = {"kind": "ce"}
 KL = {"kind": "kl", "temperature": 2.0}
 CALM = {"kind": "calm", "temperature": 5.0}
 TIDAL = {"kind": "tidal", "time_weight": "midrange"}
+TIDE_CHUNK = (CE, {"kind": "chunk_kl", "temperature": 1.0}, CALM | {"chunks": "without_candidates"})
+"""Ours: all of the teacher's alternatives for a chunk where it has any, its likelihood elsewhere."""
 
 PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
     {
@@ -31,11 +33,13 @@ PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
         "shared/calm": Preset((CE, CALM)),
         "shared/tide-cross": Preset((CE, {"kind": "reverse_kl", "temperature": 2.0})),
         "shared/tide-shared": Preset((CE, TIDAL | {"over": "kl", "temperature": 2.0}), "compdemo"),
+        "shared/tide-chunk": Preset(TIDE_CHUNK),
         "cross/bd3lm": Preset((CE,)),
         "cross/kl": Preset((CE, KL)),
         "cross/calm": Preset((CE, CALM)),
         "cross/tide-cross": Preset((CE, {"kind": "reverse_calm", "temperature": 5.0})),
         "cross/tide-shared": Preset((CE, TIDAL | {"over": "calm", "temperature": 5.0}), "compdemo"),
+        "cross/tide-chunk": Preset(TIDE_CHUNK),
     }
 )
 """`shared`: teacher and student have one tokenizer; `cross`: two. `cross/kl` uses the few pairs of equal tokens."""

@@ -1,4 +1,4 @@
-"""What `semantics` decides: weights and divisors that a run file leaves open, as published or corrected."""
+"""What `semantics` decides: weights, divisors and clamps that a run file leaves open, as published or corrected."""
 
 from types import MappingProxyType
 from typing import Any, Literal
@@ -7,10 +7,20 @@ from tide_cache.config.objectives import ObjectiveConfig
 
 Semantics = Literal["paper", "corrected"]
 
+_CHUNK_LIKELIHOODS = ("calm", "reverse_calm", "bernoulli_kl")
+
 DECIDED: MappingProxyType[Semantics, dict[str, dict[str, Any]]] = MappingProxyType(
     {
-        "paper": {"ce": {"time_weight": "scheduler"}, "tidal": {"normalise": "count"}},
-        "corrected": {"ce": {"time_weight": "realised_ratio"}, "tidal": {"normalise": "weights"}},
+        "paper": {
+            "ce": {"time_weight": "scheduler"},
+            "tidal": {"normalise": "count", "clamp_student": True},
+            **{kind: {"clamp_student": True} for kind in _CHUNK_LIKELIHOODS},
+        },
+        "corrected": {
+            "ce": {"time_weight": "realised_ratio"},
+            "tidal": {"normalise": "weights", "clamp_student": False},
+            **{kind: {"clamp_student": False} for kind in _CHUNK_LIKELIHOODS},
+        },
     }
 )
 """By kind, the fields whose default is None; docs/decisions/semantics.md says why they differ."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tide_cache.records import Float32s, Int32s, StudentBatch, Targets, TopK, ViewRecord
+from tide_cache.loading.candidates import SampleSignals, candidate_targets
+from tide_cache.records import Bools, Float32s, Int32s, StudentBatch, TailSamples, Targets, TopK, ViewRecord
 from tide_cache.views.masking import active_chunks
 from tide_cache.views.schedule import Schedule, time_weight
 
@@ -42,8 +43,7 @@ class _SampleTargets:
     true_id_N: Int32s
     chunk_of_row_N: np.ndarray
     chunk_logprob_C: Float32s
-    topk: TopK | None
-    """With `rows_R` turned into rows of this sample."""
+    signals: SampleSignals
 
 
 def collate(records: Sequence[ViewRecord], plan: CollatePlan) -> tuple[StudentBatch, Targets]:
@@ -81,7 +81,9 @@ def _sample_targets(record: ViewRecord, plan: CollatePlan) -> _SampleTargets:
     row_of_position_L = np.cumsum(view.is_student_masked_L) - 1
     chunk_of_row_N = np.full(len(positions_N), -1, np.int64)
     if record.signal is None:
-        return _SampleTargets(true_id_N, chunk_of_row_N, np.zeros(0, np.float32), None)
+        nothing = np.zeros(0, np.int64)
+        silent = SampleSignals(len(positions_N), 0, None, nothing, None, nothing, nothing)
+        return _SampleTargets(true_id_N, chunk_of_row_N, np.zeros(0, np.float32), silent)
     is_active_C = active_chunks(pair, view)
     chunks_A4 = pair.chunks_C4[is_active_C]
     sizes_A = chunks_A4[:, 3] - chunks_A4[:, 2]
@@ -91,17 +93,30 @@ def _sample_targets(record: ViewRecord, plan: CollatePlan) -> _SampleTargets:
     teacher_row_M = np.cumsum(view.is_teacher_masked_M) - 1
     total_N = np.concatenate([[0.0], np.cumsum(record.signal.truth_logprobs_N, dtype=np.float64)])
     chunk_logprob_A = total_N[teacher_row_M[chunks_A4[:, 1] - 1] + 1] - total_N[teacher_row_M[chunks_A4[:, 0]]]
-    topk = None
+    topk, num_draws_R = None, np.zeros(0, np.int64)
     if record.signal.topk is not None:
         is_pair_A = pair.is_aligned_pair_C(plan.shared_vocab_size)[is_active_C]
         row_of_teacher_row = np.full(len(record.signal.truth_logprobs_N), -1, np.int32)
         row_of_teacher_row[teacher_row_M[chunks_A4[is_pair_A, 0]]] = first_row_A[is_pair_A]
-        topk = _for_student(record.signal.topk, row_of_teacher_row, plan)
-    return _SampleTargets(true_id_N, chunk_of_row_N, chunk_logprob_A.astype(np.float32), topk)
+        topk, num_draws_R = _for_student(record.signal.topk, row_of_teacher_row, plan)
+    signals = SampleSignals(
+        num_rows=len(positions_N),
+        num_chunks=len(chunks_A4),
+        topk=topk,
+        num_draws_R=num_draws_R,
+        chunks=record.signal.chunks,
+        first_row_A=first_row_A.astype(np.int64),
+        size_A=sizes_A.astype(np.int64),
+    )
+    return _SampleTargets(true_id_N, chunk_of_row_N, chunk_logprob_A.astype(np.float32), signals)
 
 
-def _for_student(topk: TopK, row_of_teacher_row: Int32s, plan: CollatePlan) -> TopK:
-    """Keep the rows that have a student row, renumbered; ids that the student lacks join the rest."""
+def _for_student(topk: TopK, row_of_teacher_row: Int32s, plan: CollatePlan) -> tuple[TopK, np.ndarray]:
+    """Keep the rows that have a student row, renumbered; ids that the student lacks join the rest.
+
+    Returns:
+        The rows, and the number of draws from each one's tail, those of ids that the student lacks included.
+    """
     is_wanted_R = row_of_teacher_row[topk.rows_R] >= 0
     row_of_entry_E = np.repeat(np.arange(len(topk.rows_R)), topk.counts_R)
     is_shared_E = topk.ids_E < plan.shared_vocab_size
@@ -115,14 +130,30 @@ def _for_student(topk: TopK, row_of_teacher_row: Int32s, plan: CollatePlan) -> T
             tail_RT = np.log(moved_RT).astype(np.float32)
     is_kept_E = is_shared_E & is_wanted_R[row_of_entry_E]
     counts_R = np.bincount(row_of_entry_E[is_kept_E], minlength=len(topk.rows_R)).astype(np.int32)
-    return TopK(
+    tail, num_draws_R = _tail_for_student(topk, is_wanted_R, plan)
+    shared = TopK(
         rows_R=row_of_teacher_row[topk.rows_R[is_wanted_R]],
         counts_R=counts_R[is_wanted_R],
         ids_E=topk.ids_E[is_kept_E],
         logprobs_E=topk.logprobs_E[is_kept_E],
         log_tail_RT=tail_RT[is_wanted_R],
         log_partition_RT=topk.log_partition_RT[is_wanted_R],
+        tail=tail,
     )
+    return shared, num_draws_R
+
+
+def _tail_for_student(topk: TopK, is_wanted_R: Bools, plan: CollatePlan) -> tuple[TailSamples | None, np.ndarray]:
+    """Keep the draws of ids that the student has, at the rows that it has, and count all draws of those rows."""
+    if topk.tail is None:
+        return None, np.zeros(0, np.int64)
+    tail = topk.tail
+    row_S = np.repeat(np.arange(len(topk.rows_R)), tail.counts_R)
+    num_draws_R = np.bincount(row_S, weights=tail.draws_S, minlength=len(topk.rows_R)).astype(np.int64)
+    is_kept_S = is_wanted_R[row_S] & (tail.ids_S < plan.shared_vocab_size)
+    counts_R = np.bincount(row_S[is_kept_S], minlength=len(topk.rows_R)).astype(np.int32)[is_wanted_R]
+    kept = TailSamples(counts_R, tail.ids_S[is_kept_S], tail.logprobs_S[is_kept_S], tail.draws_S[is_kept_S])
+    return kept, num_draws_R[is_wanted_R]
 
 
 def _targets(records: Sequence[ViewRecord], samples: Sequence[_SampleTargets], plan: CollatePlan) -> Targets:
@@ -140,40 +171,11 @@ def _targets(records: Sequence[ViewRecord], samples: Sequence[_SampleTargets], p
         mask_ratio_N=_tensor(np.repeat(rows_B / np.maximum(supervised_B, 1), rows_B), np.float32),
         num_supervised=int(supervised_B.sum()),
         temperatures=plan.temperatures,
-        **_candidates([sample.topk for sample in samples], rows_B, len(plan.temperatures)),
+        **candidate_targets([sample.signals for sample in samples], len(plan.temperatures)),
         chunk_of_row_N=_tensor(np.where(chunk_of_row_N >= 0, chunk_of_row_N + first_chunk_N, -1), np.int64),
         chunk_logprob_C=_tensor(np.concatenate([sample.chunk_logprob_C for sample in samples]), np.float32),
         chunk_t_C=_tensor(np.repeat(t_B, chunks_B), np.float32),
     )
-
-
-def _candidates(topks: Sequence[TopK | None], rows_B: np.ndarray, num_temperatures: int) -> dict[str, torch.Tensor]:
-    """Lay the ragged candidates of all samples out as padded rows."""
-    num_rows = int(rows_B.sum())
-    present = [(topk, first) for topk, first in zip(topks, np.cumsum(rows_B) - rows_B, strict=True) if topk is not None]
-    counts_R = np.concatenate([topk.counts_R for topk, _ in present]) if present else np.zeros(0, np.int32)
-    width = int(counts_R.max(initial=0))
-    ids_NK = np.full((num_rows, width), -1, np.int64)
-    logprobs_NK = np.full((num_rows, width), -np.inf, np.float32)
-    log_tail_NT = np.zeros((num_rows, num_temperatures), np.float32)
-    log_partition_NT = np.zeros((num_rows, num_temperatures), np.float32)
-    has_topk_N = np.zeros(num_rows, bool)
-    if present:
-        rows_R = np.concatenate([topk.rows_R + first for topk, first in present])
-        row_of_entry_E = np.repeat(rows_R, counts_R)
-        rank_E = np.arange(counts_R.sum()) - np.repeat(np.cumsum(counts_R) - counts_R, counts_R)
-        ids_NK[row_of_entry_E, rank_E] = np.concatenate([topk.ids_E for topk, _ in present])
-        logprobs_NK[row_of_entry_E, rank_E] = np.concatenate([topk.logprobs_E for topk, _ in present])
-        log_tail_NT[rows_R] = np.concatenate([topk.log_tail_RT for topk, _ in present])
-        log_partition_NT[rows_R] = np.concatenate([topk.log_partition_RT for topk, _ in present])
-        has_topk_N[rows_R] = True
-    return {
-        "has_topk_N": torch.from_numpy(has_topk_N),
-        "kept_ids_NK": torch.from_numpy(ids_NK),
-        "kept_logprobs_NK": torch.from_numpy(logprobs_NK),
-        "log_tail_NT": torch.from_numpy(log_tail_NT),
-        "log_partition_NT": torch.from_numpy(log_partition_NT),
-    }
 
 
 def _tensor(array: np.ndarray, dtype: type) -> torch.Tensor:

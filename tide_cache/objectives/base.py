@@ -3,9 +3,10 @@
 An objective gives a sum and a count. The trainer alone divides, by the count over all ranks and micro-batches of the
 step; since the count depends on data only, it is known before the first forward.
 
-Ids are asked for in a fixed order: column 0 is the true token, columns 1 to K the teacher's kept ids.
+Ids are asked for in a fixed order: column 0 is the true token, columns 1 to K the teacher's kept ids, then further ids
+that candidate chunks and draws from tails speak of.
 
-Shape suffixes: N masked rows, R rows with teacher candidates, K kept ids, C active chunks.
+Shape suffixes: N masked rows, R rows with teacher candidates, K kept ids, X further ids, C active chunks.
 """
 
 import math
@@ -75,7 +76,7 @@ class RowLogProbs:
 
 def ids_to_gather(targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
     """Give the ids that the student's statistics are asked for, and which of them make up the kept set."""
-    ids_NK = torch.cat([targets.true_id_N[:, None], targets.kept_ids_NK], dim=1)
+    ids_NK = torch.cat([targets.true_id_N[:, None], targets.kept_ids_NK, targets.extra_ids_NX], dim=1)
     is_kept_NK = ids_NK >= 0
     is_kept_NK[:, 0] = False
     return ids_NK, is_kept_NK
@@ -92,10 +93,13 @@ def student_logprobs(student: RowStatistics, targets: Targets, temperature: floa
     rows_R = targets.has_topk_N.nonzero().squeeze(1)
     log_z_R = student.log_z_NT[rows_R, index]
     is_kept_RK = targets.kept_ids_NK[rows_R] >= 0
-    kept_RK = student.gathered_NK[rows_R, 1:] / temperature - log_z_R[:, None]
-    return RowLogProbs(
-        kept_RK.masked_fill(~is_kept_RK, -torch.inf), student.log_rest_NT[rows_R, index] - log_z_R, is_kept_RK
-    )
+    num_kept = is_kept_RK.shape[1]
+    logprobs_RK = student.gathered_NK[rows_R, 1:] / temperature - log_z_R[:, None]
+    rest_R = student.log_rest_NT[rows_R, index] - log_z_R
+    if targets.extra_ids_NX.shape[1]:  # they lie outside the kept ids, and outside `log_rest` as well
+        extra_RX = logprobs_RK[:, num_kept:].masked_fill(targets.extra_ids_NX[rows_R] < 0, -torch.inf)
+        rest_R = torch.cat([extra_RX, rest_R[:, None]], dim=1).logsumexp(dim=1)
+    return RowLogProbs(logprobs_RK[:, :num_kept].masked_fill(~is_kept_RK, -torch.inf), rest_R, is_kept_RK)
 
 
 def teacher_logprobs(targets: Targets, temperature: float) -> RowLogProbs:
@@ -126,6 +130,20 @@ def grouped_kl(first: RowLogProbs, second: RowLogProbs) -> torch.Tensor:
     return (kept_probs_RK * difference_RK).sum(dim=1) + first.rest_R.exp() * difference_R
 
 
+def among_kept(logprobs: RowLogProbs) -> RowLogProbs:
+    """Condition on the kept ids: they sum to one, and there is no rest."""
+    log_mass_R1 = logprobs.kept_RK.logsumexp(dim=1, keepdim=True)
+    nothing_R = torch.full_like(logprobs.rest_R, -torch.inf)
+    return RowLogProbs(logprobs.kept_RK - log_mass_R1, nothing_R, logprobs.is_kept_RK)
+
+
+def has_candidates(targets: Targets) -> torch.Tensor:
+    """Tell for each active chunk whether the teacher's candidates for it were captured, [C]."""
+    has_C = torch.zeros_like(targets.chunk_logprob_C, dtype=torch.bool)
+    has_C[targets.candidate_chunk_J] = True
+    return has_C
+
+
 def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Tensor:
     """Sum the student's log-probs of the true tokens over each active chunk, in nats [C]."""
     rows = (targets.chunk_of_row_N >= 0).nonzero().squeeze(1)
@@ -133,22 +151,40 @@ def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Te
     return nothing_C.index_add(0, targets.chunk_of_row_N[rows], student_truth(student)[rows])
 
 
-def chunk_probs(student: RowStatistics, targets: Targets, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the clamped probabilities exp(log-likelihood / T) of the true tokens of each active chunk.
+def chunk_likelihoods(
+    student: RowStatistics, targets: Targets, temperature: float, clamp_student: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give how likely the true tokens of each active chunk are to both, at T: exp(log-likelihood / T).
+
+    The student's is a log, so that a chunk it finds all but impossible keeps its gradient. Both stay below 1.
+
+    Args:
+        student: Statistics of the masked rows.
+        targets: What they are compared with.
+        temperature: T.
+        clamp_student: Clamp the student's probability from below too, as published: no gradient where its
+            log-likelihood is below -16.1 T.
 
     Returns:
-        Student's, on the graph, and teacher's, both [C].
+        Student's log-probabilities, on the graph, and the teacher's probabilities, clamped, both [C].
 
     Source: CALM, arXiv:2604.26951, section 2.3.
     """
-    student_C = (student_chunk_logprobs(student, targets) / temperature).exp().clamp(MIN_PROB, MAX_PROB)
+    student_C = (student_chunk_logprobs(student, targets) / temperature).clamp_max(math.log(MAX_PROB))
+    if clamp_student:
+        student_C = student_C.clamp_min(math.log(MIN_PROB))
     teacher_C = (targets.chunk_logprob_C / temperature).exp().clamp(MIN_PROB, MAX_PROB)
     return student_C, teacher_C
 
 
 def binary_cross_entropy(target_C: torch.Tensor, prediction_C: torch.Tensor) -> torch.Tensor:
-    """Sum -[a log b + (1 - a) log(1 - b)] over chunks; either side may carry the gradient."""
-    return -(target_C * prediction_C.log() + (1 - target_C) * torch.log1p(-prediction_C)).sum()
+    """Give -[a log b + (1 - a) log(1 - b)] of each chunk; either side may carry the gradient.
+
+    Args:
+        target_C: a, a probability.
+        prediction_C: log b.
+    """
+    return -(target_C * prediction_C + (1 - target_C) * torch.log1p(-prediction_C.exp()))
 
 
 def union_of_needs(needs: Iterable[Needs]) -> Needs:

@@ -1,17 +1,18 @@
 """Chunk likelihoods across tokenizers: CALM, Reverse CALM and the true KL, on two outcomes per active chunk."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
-from tide_cache.objectives.base import Needs, binary_cross_entropy, chunk_probs
+from tide_cache.objectives.base import Needs, binary_cross_entropy, chunk_likelihoods, has_candidates
 from tide_cache.records import RowStatistics, Targets
 
 
 @dataclass(frozen=True)
 class _ChunkLikelihood:
     temperature: float = 5.0
+    clamp_student: bool = False
 
     @property
     def needs(self) -> Needs:
@@ -27,17 +28,32 @@ class _ChunkLikelihood:
 class Calm(_ChunkLikelihood):
     """Sum -[p log s + (1 - p) log(1 - s)]: teacher's chunk probability p as target, student's s as prediction.
 
-    The gradient in s is p/s - (1 - p)/(1 - s), which is not bounded as s goes to 0.
+    The gradient in s is p/s - (1 - p)/(1 - s), which is not bounded as s goes to 0. With `without_candidates` it
+    compares only the chunks that `chunk_kl` cannot: the second half of TIDE-Chunk.
 
     Source: CALM in TIDE, arXiv:2604.26951, section 2.3; after ALM, arXiv:2503.20083.
     """
 
     kind: ClassVar[str] = "calm"
+    chunks: Literal["all", "without_candidates"] = "all"
+
+    @property
+    def needs(self) -> Needs:
+        """As all chunk likelihoods; beside `chunk_kl`, also which chunks have candidates."""
+        return Needs(frozenset({"truth"} if self.chunks == "all" else {"truth", "chunks"}))
+
+    def count(self, targets: Targets) -> float:
+        """Give the number of active chunks that are compared."""
+        return float(self._is_compared(targets).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""
-        student_C, teacher_C = chunk_probs(student, targets, self.temperature)
-        return binary_cross_entropy(teacher_C, student_C)
+        student_C, teacher_C = chunk_likelihoods(student, targets, self.temperature, self.clamp_student)
+        return binary_cross_entropy(teacher_C, student_C)[self._is_compared(targets)].sum()
+
+    def _is_compared(self, targets: Targets) -> torch.Tensor:
+        has_C = has_candidates(targets)
+        return ~has_C if self.chunks == "without_candidates" else torch.ones_like(has_C)
 
 
 @dataclass(frozen=True)
@@ -54,8 +70,8 @@ class ReverseCalm(_ChunkLikelihood):
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""
-        student_C, teacher_C = chunk_probs(student, targets, self.temperature)
-        return binary_cross_entropy(student_C, teacher_C)
+        student_C, teacher_C = chunk_likelihoods(student, targets, self.temperature, self.clamp_student)
+        return binary_cross_entropy(student_C.exp(), teacher_C.log()).sum()
 
 
 @dataclass(frozen=True)
@@ -71,5 +87,6 @@ class BernoulliKL(_ChunkLikelihood):
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""
-        student_C, teacher_C = chunk_probs(student, targets, self.temperature)
-        return binary_cross_entropy(student_C, teacher_C) - binary_cross_entropy(student_C, student_C)
+        student_C, teacher_C = chunk_likelihoods(student, targets, self.temperature, self.clamp_student)
+        prob_C = student_C.exp()
+        return (binary_cross_entropy(prob_C, teacher_C.log()) - binary_cross_entropy(prob_C, student_C)).sum()

@@ -1,42 +1,76 @@
-"""Forward and reverse KL between teacher and student on aligned pairs, over the kept ids and one rest outcome."""
+"""Forward and reverse KL between teacher and student on aligned pairs.
+
+What is not kept of the distributions is one outcome of its own (`rest`), or left out (`renormalise`), or estimated from
+ids drawn from it (`sampled`): docs/decisions/rest-outcome.md compares them.
+
+Shape suffixes: R rows with teacher candidates, D ids drawn from a row's tail.
+"""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
-from tide_cache.objectives.base import Needs, grouped_kl, student_logprobs, teacher_logprobs
+from tide_cache.objectives.base import (
+    Needs,
+    RowLogProbs,
+    among_kept,
+    grouped_kl,
+    student_logprobs,
+    teacher_logprobs,
+)
 from tide_cache.records import RowStatistics, Targets
+
+Tail = Literal["rest", "renormalise", "sampled"]
 
 
 @dataclass(frozen=True)
 class _GroupedKL:
     temperature: float = 2.0
+    tail: Tail = "rest"
 
     @property
     def needs(self) -> Needs:
-        """Candidates of the teacher, at T on both sides."""
+        """Candidates of the teacher, at T on both sides, and draws from their tails where those are asked for."""
         at = frozenset({self.temperature})
-        return Needs(frozenset({"topk"}), student_temperatures=at, teacher_temperatures=at)
+        signals = {"topk", "tail"} if self.tail == "sampled" else {"topk"}
+        return Needs(frozenset(signals), student_temperatures=at, teacher_temperatures=at)
 
     def count(self, targets: Targets) -> float:
         """Give the number of rows that carry teacher candidates."""
         return float(targets.has_topk_N.sum())
+
+    def _distributions(self, student: RowStatistics, targets: Targets) -> tuple[RowLogProbs, RowLogProbs]:
+        """Give the student's and the teacher's distributions over the outcomes that are compared one by one."""
+        both = student_logprobs(student, targets, self.temperature), teacher_logprobs(targets, self.temperature)
+        if self.tail == "rest":
+            return both
+        if self.tail == "renormalise":
+            return among_kept(both[0]), among_kept(both[1])
+        without_rest = [
+            RowLogProbs(one.kept_RK, torch.full_like(one.rest_R, -torch.inf), one.is_kept_RK) for one in both
+        ]
+        return without_rest[0], without_rest[1]
 
 
 @dataclass(frozen=True)
 class ForwardKL(_GroupedKL):
     """Sum T^2 KL(p_T || q_T): the student covers what the teacher finds likely.
 
-    Source: the KL baseline of TIDE, arXiv:2604.26951; the rest outcome, docs/decisions/rest-outcome.md.
+    Source: the KL baseline of TIDE, arXiv:2604.26951; the rest outcome, docs/decisions/rest-outcome.md; sampling,
+    arXiv:2503.16870.
     """
 
     kind: ClassVar[str] = "kl"
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats; its gradient in a logit is T (q_T - p_T)."""
-        teacher = teacher_logprobs(targets, self.temperature)
-        return self.temperature**2 * grouped_kl(teacher, student_logprobs(student, targets, self.temperature)).sum()
+        q, p = self._distributions(student, targets)
+        kl_R = grouped_kl(p, q)
+        if self.tail == "sampled":
+            drawn = _drawn(student, targets, self.temperature)
+            kl_R = kl_R + (drawn.weight_RD * drawn.teacher_RD.exp() * (drawn.teacher_RD - drawn.student_RD)).sum(dim=1)
+        return self.temperature**2 * kl_R.sum()
 
 
 @dataclass(frozen=True)
@@ -50,5 +84,39 @@ class ReverseKL(_GroupedKL):
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""
-        teacher = teacher_logprobs(targets, self.temperature)
-        return self.temperature**2 * grouped_kl(student_logprobs(student, targets, self.temperature), teacher).sum()
+        q, p = self._distributions(student, targets)
+        kl_R = grouped_kl(q, p)
+        if self.tail == "sampled":
+            drawn = _drawn(student, targets, self.temperature)
+            kl_R = kl_R + (drawn.weight_RD * drawn.student_RD.exp() * (drawn.student_RD - drawn.teacher_RD)).sum(dim=1)
+        return self.temperature**2 * kl_R.sum()
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Ids drawn from the tails: `(weight f).sum(dim=1)` estimates the sum of f over each tail without bias.
+
+    Attributes:
+        weight_RD: share of the draws / proposal probability; 0 at padding.
+        teacher_RD: Teacher's log-probs at T, of the whole vocabulary.
+        student_RD: Student's.
+    """
+
+    weight_RD: torch.Tensor
+    teacher_RD: torch.Tensor
+    student_RD: torch.Tensor
+
+
+def _drawn(student: RowStatistics, targets: Targets, temperature: float) -> _Drawn:
+    rows_R = targets.has_topk_N.nonzero().squeeze(1)
+    of_teacher, of_student = targets.temperatures.index(temperature), student.temperatures.index(temperature)
+    tail_mass_R1 = targets.log_tail_NT[rows_R, targets.temperatures.index(1.0)].exp()[:, None]
+    logprob_RD, share_RD = targets.drawn_logprob_ND[rows_R], targets.drawn_share_ND[rows_R]
+    column_RD = targets.drawn_column_ND[rows_R].clamp_min(0)
+    return _Drawn(
+        # Drawn in proportion to p at T = 1, whatever T the sum is over.
+        weight_RD=torch.where(share_RD > 0, share_RD * tail_mass_R1 / logprob_RD.exp(), 0),
+        teacher_RD=logprob_RD / temperature - targets.log_partition_NT[rows_R, of_teacher][:, None],
+        student_RD=student.gathered_NK[rows_R].gather(1, column_RD) / temperature
+        - student.log_z_NT[rows_R, of_student][:, None],
+    )

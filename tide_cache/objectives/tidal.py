@@ -15,7 +15,9 @@ from tide_cache.objectives.base import (
     MIN_PROB,
     Needs,
     RowLogProbs,
-    chunk_probs,
+    among_kept,
+    binary_cross_entropy,
+    chunk_likelihoods,
     grouped_kl,
     student_logprobs,
     teacher_logprobs,
@@ -45,6 +47,8 @@ class Tidal:
     growth: Literal["cosine", "linear"] = "cosine"
     lambda_init: float = 0.1
     lambda_max: float = 0.9
+    tail: Literal["rest", "renormalise"] = "rest"
+    clamp_student: bool = False
 
     @property
     def needs(self) -> Needs:
@@ -84,17 +88,16 @@ class Tidal:
         return torch.exp(-((t - 0.5) ** 2) / (2 * 0.15**2)) if self.time_weight == "midrange" else torch.ones_like(t)
 
     def _kl_R(self, student: RowStatistics, targets: Targets, t_R: torch.Tensor, progress: float) -> torch.Tensor:
-        q, p = (
-            student_logprobs(student, targets, self.temperature),
-            teacher_logprobs(targets, self.temperature),
-        )
+        q, p = student_logprobs(student, targets, self.temperature), teacher_logprobs(targets, self.temperature)
+        if self.tail == "renormalise":
+            q, p = among_kept(q), among_kept(p)
         return grouped_kl(mixture(q, p, self.trust(t_R, progress)), q)
 
     def _calm_C(self, student: RowStatistics, targets: Targets, progress: float) -> torch.Tensor:
-        student_C, teacher_C = chunk_probs(student, targets, self.temperature)
+        student_C, teacher_C = chunk_likelihoods(student, targets, self.temperature, self.clamp_student)
         trust_C = self.trust(targets.chunk_t_C, progress)
-        target_C = ((1 - trust_C) * student_C.detach() + trust_C * teacher_C).clamp(MIN_PROB, MAX_PROB)
-        return -(target_C * student_C.log() + (1 - target_C) * torch.log1p(-student_C))
+        target_C = ((1 - trust_C) * student_C.detach().exp() + trust_C * teacher_C).clamp(MIN_PROB, MAX_PROB)
+        return binary_cross_entropy(target_C, student_C)
 
 
 def mixture(student: RowLogProbs, teacher: RowLogProbs, trust_R: torch.Tensor) -> RowLogProbs:
