@@ -60,17 +60,17 @@ def check_pages(metadata: pq.FileMetaData, row_group: int, data: bytes, start: i
     most_listed, unpacked, end, flags = 0, 0, 0, []
     for index in range(metadata.num_columns):
         chunk, column = group.column(index), metadata.schema.column(index)
-        name = chunk.path_in_schema.partition(".")[0]
+        name = column.path.partition(".")[0]
         unpacked += chunk.total_uncompressed_size
         if chunk.total_uncompressed_size < 0 or unpacked > limit:
             raise PageFault(name, f"unpacks to {unpacked} bytes or more, {len(data)} bytes may unpack to {limit}")
         if chunk.has_dictionary_page or chunk.data_page_offset - start != end:
             raise PageFault(name, "its pages do not follow those of the column before")
         is_list = column.max_repetition_level > 0
-        _check_count(name, chunk, group.num_rows, is_list, BITS.get(chunk.physical_type, 8))
+        _check_count(name, chunk, group.num_rows, is_list, BITS.get(column.physical_type, 8))
         end += chunk.total_compressed_size
         _check_chunk(name, chunk, list(_pages(name, data, end - chunk.total_compressed_size, end)))
-        if is_list and chunk.physical_type == "BOOLEAN":
+        if is_list and column.physical_type == "BOOLEAN":
             flags.append((name, chunk.num_values))
         elif is_list:
             most_listed = max(most_listed, chunk.num_values)
@@ -92,7 +92,7 @@ def damaged_column(metadata: pq.FileMetaData, row_group: int, data: bytes, start
     """
     for index in range(metadata.num_columns):
         chunk = metadata.row_group(row_group).column(index)
-        name: str = chunk.path_in_schema.partition(".")[0]
+        name: str = metadata.schema.column(index).path.partition(".")[0]
         at = chunk.data_page_offset - start
         try:
             pages = list(_pages(name, data, at, at + chunk.total_compressed_size, check_sums=True))

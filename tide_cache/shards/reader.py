@@ -7,11 +7,11 @@ the format. A reader keeps no file open, so it can cross into worker processes.
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,6 +56,7 @@ class ShardFacts(Protocol):
         """Samples that it covers."""
 
 
+Columns = TypeVar("Columns")
 _RANGES = TypeAdapter(list[tuple[int, int, str]])
 
 
@@ -84,7 +85,7 @@ class ShardReader:
         """
         assert self._facts.header.table == "pairs"
         row_group = self.layout.row_group(0, group)
-        columns = pair_columns(self._read(row_group))
+        columns = self._columns(row_group, pair_columns)
         with self._naming(row_group, columns.sample_id):
             check_pairs(columns, self._rules)
         return columns_to_pairs(columns)
@@ -107,7 +108,7 @@ class ShardReader:
         assert self._facts.header.table != "pairs"
         assert len(pairs) == len(self.layout.samples_of(group)), "pairs of another group"
         row_group = self.layout.row_group(view, group)
-        columns = signal_columns(self._read(row_group))
+        columns = self._columns(row_group, signal_columns)
         with self._naming(row_group, columns.sample_id):
             check_signals(columns, view, pairs, self._rules, thorough)
         return columns_to_views(columns, pairs, len(self._rules.temperatures))
@@ -188,6 +189,12 @@ class ShardReader:
         ends = [start + size for start, size, _ in footer.ranges]
         if len(starts) != len(rows) or [*starts, end] != [len(MAGIC), *ends]:
             raise self._corrupt("the row groups do not lie end to end between magic and footer")
+
+    def _columns(self, row_group: int, of_table: Callable[[pa.Table], Columns]) -> Columns:
+        try:
+            return of_table(self._read(row_group))
+        except UnicodeDecodeError as error:
+            raise self._corrupt(f"{self._where(row_group)}, column sample_id: not UTF-8: {error}") from None
 
     def _read(self, row_group: int) -> pa.Table:
         """Decode a row group, once its bytes are known to be the committed ones."""
