@@ -428,3 +428,39 @@ def test_a_folder_that_cannot_be_made_or_synced_is_a_message(builder, monkeypatc
     monkeypatch.setattr(LocalFiles, step, broken)
     with pytest.raises(TideCacheError, match=r"cannot be written: Input/output error \(errno 5\)"):
         builder.folder() if folder is None else folder.finish(["plain"])
+
+
+def test_a_manifest_of_another_pass_that_comes_first_is_joined_not_refused(builder, monkeypatch):
+    """Two builds of two passes finish at once: each found no manifest, and the second meets the first's."""
+    builder.passes = ("plain", "compdemo")
+    builder.build()
+    builder.folder().finish(["compdemo"])
+    listed = LocalFiles.list_folder
+    seen = []
+
+    def late(self, folder):
+        names = listed(self, folder)
+        seen.append(folder)
+        return [name for name in names if name != "manifest.json"] if len(seen) == 1 else names
+
+    folder = CacheFolder(builder.root)
+    monkeypatch.setattr(LocalFiles, "list_folder", late)
+    assert folder.finish(["plain"]).passes == ("plain", "compdemo")
+    assert Manifest.load(builder.root).passes == ("plain", "compdemo")
+
+
+def test_a_manifest_that_is_replaced_while_it_is_read_is_the_one_or_the_other(builder, monkeypatch):
+    builder.finish()
+    builder.passes = ("plain", "compdemo")
+    folder = builder.build()
+    size_of = LocalFiles.size
+
+    def size_before(self, path):
+        found = size_of(self, path)
+        if path.name == "manifest.json":
+            monkeypatch.setattr(LocalFiles, "size", size_of)
+            folder.finish(["compdemo"])
+        return found
+
+    monkeypatch.setattr(LocalFiles, "size", size_before)
+    assert Manifest.load(builder.root).passes == ("plain", "compdemo")

@@ -33,7 +33,8 @@ def read_document(path: CachePath, model: type[Document], max_bytes: int, files:
     """
     try:
         size = files.size(path)
-        data = files.read(path, 0, size) if size <= max_bytes else b""
+        # As much as may be there, not `size`: a manifest can be replaced by a longer one in between.
+        data = files.read(path, 0, max_bytes) if size <= max_bytes else b""
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:

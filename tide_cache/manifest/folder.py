@@ -161,7 +161,10 @@ class CacheFolder:
             )
         self._sync_folders(manifest.tables)
         if found is None:
-            publish_json(path, manifest.model_dump(mode="json"), self._files)
+            try:
+                publish_json(path, manifest.model_dump(mode="json"), self._files)
+            except OtherBytesError:  # another worker was faster, and its manifest may list another pass
+                return self.finish(passes)
             return manifest
         self._require_same_shards(found, manifest)
         if found.tables == manifest.tables:
