@@ -57,7 +57,9 @@ def open_model(checkpoint: str, block_size: int | None) -> OpenModel:
     from tide_cache.pairing import TextTokenizer
 
     info = read_checkpoint(checkpoint)
-    return OpenModel(info, TextTokenizer.load(checkpoint), block_size or _trained_block_size(checkpoint))
+    return OpenModel(
+        info, TextTokenizer.load(checkpoint, mask_id=info.mask_id), block_size or _trained_block_size(checkpoint)
+    )
 
 
 def _trained_block_size(checkpoint: str) -> int:

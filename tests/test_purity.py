@@ -19,6 +19,7 @@ PATTERNS = {
     "tide_cache/teacher/statistics.py": {"torch"},
     "tide_cache/teacher/batches.py": set(),
     "tide_cache/modeling/attention.py": {"torch"},
+    "tide_cache/modeling/experts.py": {"torch"},
     "tide_cache/modeling/packing.py": {"torch"},
     "tide_cache/modeling/head.py": {"torch"},
     "tide_cache/shards/codec.py": {"numpy"},

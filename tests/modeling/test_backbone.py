@@ -104,6 +104,14 @@ def test_a_saved_student_loads_back_equal_and_says_rope_theta_twice(tmp_path, go
     assert published_config(info.config)["rope_parameters"]["rope_theta"] == 1e6
 
 
+def test_a_saved_student_leaves_its_mask_token_to_the_tokenizer(tmp_path, golden):
+    raw = json.loads((golden[0] / "config.json").read_text()) | {"mask_token_id": 5}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    info = read_checkpoint(str(tmp_path))
+    assert info.mask_id == 5
+    assert "mask_token_id" not in published_config(info.config)
+
+
 def test_random_weights_depend_on_the_seed_alone(golden):
     config = read_checkpoint(str(golden[0])).config
     torch.manual_seed(5)

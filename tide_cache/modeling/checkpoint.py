@@ -54,8 +54,10 @@ def published_config(config: PretrainedConfig) -> dict[str, Any]:
     """Give config.json's content, with `rope_theta` at the top level too.
 
     transformers 5 writes only `rope_parameters`; a 4.57 reader would then fall back to theta = 10,000 in silence.
+    The mask token is left to the tokenizer saved beside it: the model may have been trained with another than the
+    checkpoint it started from.
     """
-    content = dict(config.to_dict())
+    content = {name: value for name, value in config.to_dict().items() if name != "mask_token_id"}
     content["model_type"], architecture = PUBLISHED_TYPE[config.model_type]
     content["architectures"] = [architecture]
     content["rope_theta"] = config.rope_parameters["rope_theta"]

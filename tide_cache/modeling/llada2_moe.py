@@ -30,8 +30,8 @@ from tide_cache.modeling.safetensors_loading import load_tensors
 class LLaDA2Config(BaseModel):
     """config.json of a `llada2_moe` checkpoint.
 
-    No number has a default. A switch that decides which tensors there are has one, since a wrong one is noticed: tensors
-    would be missing or left over. A field of one allowed value names a feature of which only that variant is
+    No number has a default. A switch that decides which tensors there are has one, since a wrong one is noticed:
+    tensors would be missing or left over. A field of one allowed value names a feature of which only that variant is
     implemented; where it may be absent, that value is the published configuration class's own default.
     """
 
