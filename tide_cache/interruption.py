@@ -1,4 +1,7 @@
-"""Stopping cleanly: the first Ctrl-C or SIGTERM asks for a stop at the next safe point, a second one kills."""
+"""Stopping cleanly: the first Ctrl-C or SIGTERM asks for a stop at the next safe point, a second one kills.
+
+Where any point is safe, because nothing that counts is ever half written, there is a limit to the wait.
+"""
 
 import signal
 from types import FrameType, TracebackType
@@ -12,9 +15,16 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """Remembers the first signal that arrives inside the `with` block; later ones act as they did before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float | None = None) -> None:
+        """Prepare to catch signals.
+
+        Args:
+            patience_s: Raise `Interrupted` wherever the main thread is, this long after the signal; by default never.
+        """
         self.signal_number: int | None = None
+        self._patience_s = patience_s
         self._previous: dict[signal.Signals, Any] = {}
+        self._previous_alarm: Any = None
 
     def __enter__(self) -> Self:
         for number in CAUGHT:
@@ -25,6 +35,9 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        if self._previous_alarm is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._previous_alarm)
 
     @property
     def is_set(self) -> bool:
@@ -44,6 +57,14 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = number
         self._restore()
+        if self._patience_s is not None:
+            self._previous_alarm = signal.signal(signal.SIGALRM, self._lose_patience)
+            signal.setitimer(signal.ITIMER_REAL, self._patience_s)
+
+    def _lose_patience(self, number: int, frame: FrameType | None) -> None:
+        self.raise_interrupted(
+            "Stopped in the middle of a step; what was committed is kept. Run the same command again."
+        )
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

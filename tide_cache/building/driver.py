@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+STOP_WITHIN_S = 8.0
+"""Loading a teacher or encoding a shard may take longer; both can be cut off anywhere."""
+
+
 @dataclass(frozen=True)
 class BuildProgress:
     """How far a build is; counts include shards that were already there.
@@ -152,7 +156,7 @@ def build_shards(
     lacking = {s: [t for t in tables_of(build.passes) if not folder.is_committed(t, s)] for s in shards}
     missing = {shard: tables for shard, tables in lacking.items() if tables}
     if missing:
-        with StopRequest() as stop:
+        with StopRequest(STOP_WITHIN_S) as stop:
             log = _Log(build, folder, len(shards), missing, stop, on_progress)
             log.on_views(0)
             executor.build(run, build, list(missing), log)
