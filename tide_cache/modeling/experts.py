@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 _PUBLIC_GEMM = getattr(F, "grouped_mm", None)
 _GEMM = _PUBLIC_GEMM or getattr(torch, "_grouped_mm", None)
-_LEAST_CAPABILITY = (8, 0) if _PUBLIC_GEMM else (9, 0)
+_ALIGNED = 8
+"""Rows of bfloat16 must start at multiples of 16 bytes."""
 
 
 def route(
@@ -57,11 +58,18 @@ def route(
     return expert_NK, weight_NK * scaling
 
 
-def uses_grouped_gemm(x: torch.Tensor) -> bool:
-    """Say whether one kernel serves all experts: bfloat16 on a GPU and a torch that have it."""
-    if _GEMM is None or not x.is_cuda or x.dtype != torch.bfloat16:
+def uses_grouped_gemm(x_ND: torch.Tensor, down_EDI: torch.Tensor) -> bool:
+    """Say whether one kernel serves all experts: bfloat16 on a GPU and a torch that have it.
+
+    Args:
+        x_ND: Tokens.
+        down_EDI: Each expert's down weight.
+    """
+    if _GEMM is None or not x_ND.is_cuda or x_ND.dtype != torch.bfloat16:
         return False
-    return torch.cuda.get_device_capability(x.device) >= _LEAST_CAPABILITY
+    major, _ = torch.cuda.get_device_capability(x_ND.device)
+    has_kernel = major >= 8 if _PUBLIC_GEMM is not None else major == 9  # before it was public, for Hopper alone
+    return has_kernel and all(size % _ALIGNED == 0 for size in down_EDI.shape[1:])
 
 
 def grouped_experts(
@@ -81,7 +89,7 @@ def grouped_experts(
         weight_NK: From `route`; products and sums with it are float32, in a fixed order.
         gate_up_EJD: Each expert's gate weight above its up weight.
         down_EDI: Each expert's down weight.
-        in_one_gemm: `uses_grouped_gemm(x_ND)`.
+        in_one_gemm: `uses_grouped_gemm(x_ND, down_EDI)`.
 
     Returns:
         [N, D], in the dtype of `x_ND`.

@@ -196,8 +196,9 @@ class _MixtureOfExperts(nn.Module):
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         x_ND = x_BSD.flatten(0, 1)
         expert_NK, weight_NK = self.gate(x_ND)
-        stacked = (self.experts.gate_up_EJD, self.experts.down_EDI)
-        routed_ND = grouped_experts(x_ND, expert_NK, weight_NK, *stacked, in_one_gemm=uses_grouped_gemm(x_ND))
+        gate_up_EJD, down_EDI = self.experts.gate_up_EJD, self.experts.down_EDI
+        in_one_gemm = uses_grouped_gemm(x_ND, down_EDI)
+        routed_ND = grouped_experts(x_ND, expert_NK, weight_NK, gate_up_EJD, down_EDI, in_one_gemm=in_one_gemm)
         result_BSD = routed_ND.view_as(x_BSD)
         return result_BSD if self.shared_experts is None else result_BSD + self.shared_experts(x_BSD)
 
