@@ -1,13 +1,16 @@
 """`tide-cache build-teacher-shards`: stage 1."""
 
+import os
 import shlex
 from dataclasses import asdict
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
+from tide_cache.errors import RunFileError
 from tide_cache.locations import CachePath
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_text, say, size
@@ -16,9 +19,17 @@ from .progress import ProgressReport
 from .run_toml import run_toml
 
 if TYPE_CHECKING:
-    from tide_cache.building.driver import BuildProgress, BuildSummary
+    from tide_cache.building.driver import BuildProgress, BuildSummary, PartialBuild
+    from tide_cache.building.executors import Executor
 
 SHOWN_ROWS = 5
+
+
+class ExecutorName(StrEnum):
+    """What the workers are."""
+
+    process = "process"
+    ray = "ray"
 
 
 def build_teacher_shards(
@@ -41,6 +52,32 @@ def build_teacher_shards(
         ),
     ] = None,
     assignments: Set = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers that build at the same time, one device each.", show_default="1")
+    ] = None,
+    executor: Annotated[
+        ExecutorName | None,
+        typer.Option(help="What the workers are: processes of this machine, or Ray actors.", show_default="process"),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Head of a running Ray cluster; else one starts here.", show_default=False
+        ),
+    ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            "--shard-range",
+            metavar="A:B|K/N|auto",
+            help="Build only shards A up to, not including, B; or part K of N; or the part that a Slurm array or "
+            "RANK and WORLD_SIZE give this process. Many runs can share a folder.",
+            show_default=False,
+        ),
+    ] = None,
+    check_disk: Annotated[
+        bool, typer.Option("--disk-check/--no-disk-check", help="Refuse a build that the disk may not hold.")
+    ] = True,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -60,14 +97,39 @@ def build_teacher_shards(
         _dry_run(run, json)
         return
     with chatter_to_stderr():
-        from tide_cache.building.driver import build_cache
+        from tide_cache.building.driver import PartialBuild, build_shards
+        from tide_cache.building.prepare import prepare_build
+        from tide_cache.building.shard_range import shard_range
 
+        hands = _executor(workers or 1, executor or ExecutorName.process, ray_address)
+        build = prepare_build(run)
+        plan = range(build.plan.num_shards)
+        chosen = plan if shards is None else shard_range(shards, len(plan), os.environ)
         with ProgressReport("build", "views") as report:
-            summary = build_cache(run, lambda progress: _show(report, progress))
+            summary = build_shards(run, build, chosen, lambda progress: _show(report, progress), hands, check_disk)
     if json:
-        print_json(asdict(summary))
+        print_json({**asdict(summary), "is_complete": not isinstance(summary, PartialBuild)})
+    elif isinstance(summary, PartialBuild):
+        _print_part(summary)
     else:
         _print_summary(run, summary)
+
+
+def _executor(workers: int, name: ExecutorName, ray_address: str | None) -> "Executor":
+    """Choose an executor.
+
+    Raises:
+        RunFileError: `--ray-address` without `--executor ray`.
+    """
+    from tide_cache.building.executors import InProcess, LocalProcesses, RayActors
+
+    if name is ExecutorName.ray:
+        return RayActors(workers, ray_address)
+    if ray_address is not None:
+        raise RunFileError(
+            f"--ray-address {ray_address}: only Ray actors have one; add --executor ray, or leave it out"
+        )
+    return LocalProcesses(workers) if workers > 1 else InProcess()
 
 
 def _dry_run(run: BuildRun, json: bool) -> None:
@@ -117,6 +179,22 @@ def _print_summary(run: BuildRun, summary: "BuildSummary") -> None:
     for row in summary.skipped_rows[:SHOWN_ROWS]:
         say(f"left out: {row}")
     say("Next:\n  " + _next_command(run, summary.cache))
+
+
+def _print_part(summary: "PartialBuild") -> None:
+    built = summary.end_shard - summary.first_shard
+    fields = [
+        ("cache", str(summary.cache)),
+        ("cache id", summary.cache_id),
+        ("this run's shards", f"{number(built)} ({number(summary.shards_reused)} were there already)"),
+        ("committed", f"{number(summary.shards_committed)} of {number(summary.num_shards)} shards"),
+        ("time", f"{summary.elapsed_s:.1f} s"),
+    ]
+    print_fields("Built a part", fields)
+    say(
+        f"{summary.shards_committed} of {summary.num_shards} shards committed; the manifest is written by the run "
+        "that completes the cache."
+    )
 
 
 def _bytes_per_position(summary: "BuildSummary") -> str:

@@ -87,6 +87,9 @@ app.command(
         "tide-cache build-teacher-shards build.toml",
         "tide-cache build-teacher-shards --teacher runs/teacher/model --student tokenizers/qwen "
         "--dataset chats.jsonl --out cache",
+        "tide-cache build-teacher-shards build.toml --workers 8",
+        "tide-cache build-teacher-shards build.toml --executor ray --ray-address HEAD:6379 --workers 32",
+        "tide-cache build-teacher-shards build.toml --shard-range auto",
     ),
 )(build_teacher_shards)
 app.command(

@@ -1,6 +1,5 @@
 """Where shards are built makes no difference to them, whoever dies meanwhile."""
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from tide_cache.building.executors.queue import MAX_DEATHS, ShardQueue
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.shard import BuiltShard
 from tide_cache.building.worker import ShardWorker
-from tide_cache.config.build import BuildRun, TeacherConfig
+from tide_cache.config.build import TeacherConfig
 from tide_cache.errors import (
     CacheIncompleteError,
     CacheMismatchError,
@@ -32,10 +31,7 @@ from tide_cache.errors import (
 )
 from tide_cache.manifest import verify
 
-
-def tree(folder):
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def workers():
@@ -52,32 +48,7 @@ def workers():
     return found
 
 
-@pytest.fixture(scope="module")
-def run_in(build_values):
-    """Five shards of eight samples, in small batches."""
-
-    def make(folder, **changes):
-        return BuildRun.model_validate(
-            build_values(folder, build__samples_per_shard=8, build__batch_tokens=256, **changes)
-        )
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, run_in):
-    torch.set_num_threads(1)  # workers share the cores, and sums of floats depend on how many threads add them up
-    folder = tmp_path_factory.mktemp("undisturbed") / "cache"
-    build_cache(run_in(folder))
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-def test_two_processes_give_the_same_bytes_when_one_is_killed_in_mid_shard(tmp_path, run_in, undisturbed):
+def test_two_processes_give_the_same_bytes_when_one_is_killed_in_mid_shard(tmp_path, run_in, undisturbed, tree):
     seen, killed = [], []
 
     def kill_one(progress):
@@ -93,7 +64,7 @@ def test_two_processes_give_the_same_bytes_when_one_is_killed_in_mid_shard(tmp_p
     assert tree(tmp_path / "cache") == tree(undisturbed)
     assert summary.num_shards == seen[-1].shards_done == 5
     assert seen[-1].views_done == seen[-1].num_views == 40 * 4, "views of the dead worker are not counted twice"
-    assert 0 < summary.cache_bytes - seen[-1].bytes_written < 0.1 * summary.cache_bytes, "all but pairs of the dead one"
+    assert 0 <= summary.cache_bytes - seen[-1].bytes_written < 0.1 * summary.cache_bytes, "but what the dead one wrote"
 
 
 def test_a_shard_that_kills_every_worker_fails_the_build(tmp_path, run_in):
@@ -148,7 +119,7 @@ def test_a_worker_ends_with_the_process_that_waits_for_it(tmp_path):
     worker.stdout.close()
 
 
-def test_runs_with_ranges_share_a_folder_and_the_last_one_writes_the_manifest(tmp_path, run_in, undisturbed):
+def test_runs_with_ranges_share_a_folder_and_the_last_one_writes_the_manifest(tmp_path, run_in, undisturbed, tree):
     run = run_in(tmp_path / "cache")
     build = prepare_build(run)
     first = build_shards(run, build, range(3, 5))

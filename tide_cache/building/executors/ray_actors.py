@@ -54,20 +54,17 @@ class RayActors:
         """Build shards; see `Executor`."""
         ray = _import_ray()
         _connect(ray, self._address, self._num_workers)
-        crew = _Crew(ray, run, shards, log)
+        head = ray.get_runtime_context().gcs_address
         try:
+            crew = _Crew(ray, run, shards, log, head)
             for _ in range(min(self._num_workers, len(shards))):
                 crew.add_actor()
             while crew.is_at_work:
                 crew.step()
-        except _ClusterLost:
-            atexit.unregister(ray.shutdown)  # it would wait for the lost head until Ray ends the process,
-            atexit.register(_leave)  # and without it the interpreter crashes on its way out
-            raise
-        except BaseException:
-            ray.shutdown()
-            raise
-        ray.shutdown()
+            if not _answers(head):
+                raise _lost(head)
+        finally:
+            _part(ray, head)
 
 
 class ShardActor:
@@ -101,10 +98,6 @@ class ShardActor:
         return self._num_views
 
 
-class _ClusterLost(TideCacheError):
-    """The head of the cluster does not answer any more."""
-
-
 class _Hand:
     """What the driver knows of one actor."""
 
@@ -121,12 +114,11 @@ class _Hand:
 class _Crew:
     """The actors of one build."""
 
-    def __init__(self, ray: Any, run: BuildRun, shards: Sequence[int], log: BuildLog) -> None:
-        self._ray, self._log = ray, log
+    def __init__(self, ray: Any, run: BuildRun, shards: Sequence[int], log: BuildLog, head: str) -> None:
+        self._ray, self._log, self._head = ray, log, head
         self._queue = ShardQueue(shards)
         self._left = len(shards)
         self._hands: list[_Hand] = []
-        self._head = ray.get_runtime_context().gcs_address
         self._next_question_s = self._heard_s = self._placed_s = time.monotonic()
         has_gpus = run.teacher.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         if run.teacher.device.startswith("cuda") and not has_gpus:
@@ -229,10 +221,7 @@ class _Crew:
         if _answers(self._head):
             self._heard_s = now_s
         elif now_s - self._heard_s > LOST_S:
-            raise _ClusterLost(
-                f"The Ray cluster is lost: its head at {self._head} has not answered for {LOST_S:.0f} s. "
-                "Committed shards stay. Start the cluster again and run the same command; it computes what is missing."
-            )
+            raise _lost(self._head)
 
 
 def _import_ray() -> Any:
@@ -265,10 +254,26 @@ def _connect(ray: Any, address: str | None, num_workers: int) -> None:
             signal.signal(number, handler)
 
 
+def _part(ray: Any, head: str) -> None:
+    """Leave the cluster, and end the one that was started for this build."""
+    if _answers(head):
+        ray.shutdown()
+        return
+    atexit.unregister(ray.shutdown)  # it would wait for the lost head until Ray ends the process,
+    atexit.register(_leave)  # and without it the interpreter crashes on its way out
+
+
 def _leave() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(_ClusterLost.exit_code)
+    os._exit(TideCacheError.exit_code)
+
+
+def _lost(head: str) -> TideCacheError:
+    return TideCacheError(
+        f"The Ray cluster is lost: its head at {head} does not answer. Committed shards stay. Start the cluster again "
+        "and run the same command; it computes what is missing."
+    )
 
 
 def _answers(address: str) -> bool:
