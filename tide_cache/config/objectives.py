@@ -6,7 +6,6 @@ from pydantic import Field, field_validator
 
 from tide_cache.config.base import Frozen
 
-
 CLAMP = Field(
     default=None, description="Clamp the student's chunk probability at 1e-7: no gradient below. Semantics decides."
 )

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.teacher.capture import Teacher
+from tide_cache.teacher.compdemo import compdemo_signals
 from tide_cache.views.masking import ViewPlan, draw_view
 
 
@@ -40,8 +41,25 @@ class PlainSource:
 class LiveTeacher:
     """The teacher beside the student: says what a cache of the same views would say, at the price of a forward."""
 
-    def __init__(self, pairs: Sequence[SamplePair], views: ViewPlan, teacher: Teacher, fresh_masks: bool = False):
+    def __init__(
+        self,
+        pairs: Sequence[SamplePair],
+        views: ViewPlan,
+        teacher: Teacher,
+        fresh_masks: bool = False,
+        demo_ratio: float | None = None,
+    ):
+        """Put a teacher beside the student.
+
+        Args:
+            pairs: The samples.
+            views: How they are masked.
+            teacher: With its weights loaded.
+            fresh_masks: Draw another view in every epoch, instead of going through those of the plan.
+            demo_ratio: Speak as the `compdemo` pass does, with this probability of showing a chunk first.
+        """
         self._pairs, self._views, self._teacher, self._fresh_masks = pairs, views, teacher, fresh_masks
+        self._demo_ratio = demo_ratio
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
@@ -53,7 +71,11 @@ class LiveTeacher:
         number = epoch if self._fresh_masks else epoch % self._views.num_views
         pairs = [self._pairs[sample] for sample in samples]
         views = [draw_view(pair, number, self._views) for pair in pairs]
-        signals = self._teacher.signals(pairs, [[view] for view in views])
+        of_samples = [[view] for view in views]
+        if self._demo_ratio is None:
+            signals = self._teacher.signals(pairs, of_samples)
+        else:
+            signals = compdemo_signals(self._teacher, pairs, of_samples, self._views.seed, self._demo_ratio)
         return [ViewRecord(*record) for record in zip(pairs, views, (s for (s,) in signals), strict=True)]
 
 
