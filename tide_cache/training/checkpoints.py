@@ -1,13 +1,16 @@
 """Training checkpoints: DeepSpeed's files, and a marker that decides whether they may be resumed.
 
 The marker is written by rank 0 after a barrier behind every rank's save, last and atomically, and holds the hashes of
-all files. A folder without a valid marker is never read: DeepSpeed's files are pickles.
+all files. DeepSpeed's files are pickles, which can run code as they are read: a folder is opened only when its marker
+is valid and it holds exactly the files that the marker lists, byte for byte. That guards against damage, and against
+files put there by others; whoever can write a marker with matching hashes is trusted.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ CHECKPOINTS = "checkpoints"
 """Folder inside the run's own."""
 
 MARKER = "committed.json"
+FALL_BACK = "Remove this folder to fall back to the checkpoint before."
 KEPT = 2
 """Checkpoints that stay; older ones are removed after a new one is committed."""
 
@@ -66,13 +70,15 @@ def save_checkpoint(engine: Any, folder: Path, step: int, run: dict[str, Any], w
         marker = Marker(step=step, world_size=world.size, run=run, files=_hashes(folder / tag))
         _write_durably(folder / tag / MARKER, marker.model_dump_json(indent=2))
         for old in committed_checkpoints(folder)[:-KEPT]:
+            (old / MARKER).unlink()  # first: a folder that is half removed must not look whole
             shutil.rmtree(old)
     dist.barrier()
 
 
 def committed_checkpoints(folder: Path) -> list[Path]:
     """List checkpoints that have a marker, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{MARKER}"))
+    found = (path.parent for path in folder.glob(f"step-*/{MARKER}"))
+    return sorted(path for path in found if re.fullmatch(r"step-\d{8}", path.name))
 
 
 @dataclass(frozen=True)
@@ -115,14 +121,7 @@ def find_checkpoint(folder: Path, run: dict[str, Any], world: World) -> Checkpoi
                 f"{path} belongs to another run:", differing, "Resume with the same run file, or change train.out."
             )
         )
-    if (hashes := _hashes(path)) != marker.files:
-        changed = sorted(
-            name for name in hashes.keys() | marker.files.keys() if hashes.get(name) != marker.files.get(name)
-        )
-        raise CheckpointError(
-            f"{path}: {', '.join(changed)} changed since the checkpoint was committed; remove this folder to fall back "
-            "to the one before"
-        )
+    _require_committed_files(path, marker)
     return Checkpoint(path, marker.step)
 
 
@@ -140,12 +139,45 @@ def read_marker(path: Path) -> Marker:
     """
     try:
         return Marker.model_validate_json((path / MARKER).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise CheckpointError(f"{path / MARKER}: no valid marker ({error}); remove the folder to fall back") from None
+    except OSError as error:
+        reason = error.strerror
+    except ValidationError as error:
+        reason = "; ".join(f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip() for fault in error.errors())
+    raise CheckpointError(f"{path / MARKER}: no valid marker ({reason}); remove the folder to fall back")
+
+
+def _require_committed_files(folder: Path, marker: Marker) -> None:
+    """Refuse a folder that holds anything but the committed files; nothing of it is unpickled before.
+
+    Raises:
+        CheckpointError: Lists what was changed, added, is missing, or is not a plain file.
+    """
+    if strange := _strange(folder):
+        raise CheckpointError(
+            f"{folder}: {', '.join(strange)}: not a plain file; a checkpoint holds nothing else. {FALL_BACK}"
+        )
+    found = _hashes(folder)
+    changed = [f"{name} changed since" for name in sorted(found.keys() & marker.files.keys())
+               if found[name] != marker.files[name]]  # fmt: skip
+    changed += [f"{name} was added since" for name in sorted(found.keys() - marker.files.keys())]
+    changed += [f"{name} is missing since" for name in sorted(marker.files.keys() - found.keys())]
+    if changed or marker.step != _step_of(folder):
+        changed = changed or [f"the folder was renamed from step {marker.step} since"]
+        raise CheckpointError(f"{folder}: {', '.join(changed)} the checkpoint was committed. {FALL_BACK}")
+
+
+def _strange(folder: Path) -> list[str]:
+    """What is neither a file nor a folder, such as a link."""
+    paths = [folder, *sorted(folder.rglob("*"))]
+    return [path.name for path in paths if path.is_symlink() or not (path.is_file() or path.is_dir())]
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER)
     result = {}
     for path in files:
         with path.open("rb") as stream:
@@ -160,6 +192,11 @@ def _write_durably(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.rename(path)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def as_json(value: Any) -> Any:
