@@ -96,3 +96,43 @@ def test_micro_batches_are_the_same_for_any_number_of_ranks(world_size):
     alone = rank_turns(3, 24, 2, 0, 1)
     shares = [rank_turns(3, 24, 2, rank, world_size) for rank in range(world_size)]
     assert sorted((turns for share in shares for turns in share), key=lambda turns: turns.start) == alone
+
+
+@quick
+@given(
+    order=orders,
+    world_size=st.integers(1, 4),
+    micro_batch=st.integers(1, 3),
+    accumulation=st.integers(1, 3),
+    first_step=st.integers(0, 5),
+    num_steps=st.integers(1, 3),
+)
+def test_the_ranks_together_visit_the_samples_of_a_single_rank_in_its_order(
+    order, world_size, micro_batch, accumulation, first_step, num_steps
+):
+    """The global order is the same for any number of ranks whose micro-batches fill the global batch."""
+    global_batch = world_size * micro_batch * accumulation
+    together, alone = [], []
+    for step in range(first_step, first_step + num_steps):
+        shares = [rank_turns(step, global_batch, micro_batch, rank, world_size) for rank in range(world_size)]
+        for round_of_ranks in zip(*shares, strict=True):  # what the ranks take at the same moment, rank by rank
+            for turns in round_of_ranks:
+                together += order.visits(turns.start, len(turns))
+        for turns in rank_turns(step, global_batch, global_batch, 0, 1):
+            alone += order.visits(turns.start, len(turns))
+    assert together == alone == order.visits(first_step * global_batch, num_steps * global_batch)
+
+
+@quick
+@given(order=orders, world_size=st.integers(1, 4), workers=st.integers(1, 3), steps=st.integers(1, 4))
+def test_workers_that_load_ahead_in_any_order_load_the_same_visits(order, world_size, workers, steps):
+    """A turn says which sample it is without those before it: no state is shared, so it matters not who loads it."""
+    turns = [
+        batch for step in range(steps) for rank in range(world_size)
+        for batch in rank_turns(step, 2 * world_size, 2, rank, world_size)
+    ]  # fmt: skip
+    loaded = {}
+    for worker in reversed(range(workers)):  # each has its own copy of the order, and the last one begins
+        own = SampleOrder(order.group_sizes, order.key, order.seed, order.window_groups)
+        loaded |= {batch.start: own.visits(batch.start, len(batch)) for batch in reversed(turns[worker::workers])}
+    assert [visit for start in sorted(loaded) for visit in loaded[start]] == order.visits(0, 2 * world_size * steps)
