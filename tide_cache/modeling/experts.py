@@ -7,8 +7,6 @@ Shape suffixes: N tokens, D hidden size, E experts, K experts of a token, T = N 
 I inner size of an expert, J = 2 I gate and up side by side, R groups of experts.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
@@ -86,7 +84,7 @@ def grouped_experts(
     Args:
         x_ND: Tokens.
         expert_NK: From `route`.
-        weight_NK: From `route`; products and sums with it are float32, in a fixed order.
+        weight_NK: From `route`; the weighted sum is float32.
         gate_up_EJD: Each expert's gate weight above its up weight.
         down_EDI: Each expert's down weight.
         in_one_gemm: `uses_grouped_gemm(x_ND, down_EDI)`.
@@ -99,28 +97,32 @@ def grouped_experts(
     order_T = flat.argsort(stable=True)
     counts_E = torch.zeros(len(down_EDI), dtype=torch.int32, device=flat.device)
     counts_E.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))  # bincount would wait for the device
-    linear = _grouped_gemm(counts_E) if in_one_gemm else _one_gemm_per_expert(counts_E)
-    gate_TI, up_TI = linear(x_ND[order_T // experts_per_token], gate_up_EJD).chunk(2, dim=1)
-    out_TD = linear(F.silu(gate_TI) * up_TI, down_EDI)
+    run = _in_one_gemm if in_one_gemm else _expert_by_expert
+    out_TD = run(x_ND[order_T // experts_per_token], counts_E, gate_up_EJD, down_EDI)
     back_TD = torch.empty_like(out_TD)
     back_TD[order_T] = out_TD
-    result_ND = (back_TD.view(len(x_ND), experts_per_token, -1).float() * weight_NK[:, :, None]).sum(dim=1)
+    back_NKD = back_TD.view(len(x_ND), experts_per_token, -1)
+    result_ND = torch.bmm(weight_NK[:, None], back_NKD.float()).squeeze(1)
     return result_ND.to(x_ND.dtype)
 
 
-_Linear = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Sorted rows [T, in] and weights [E, out, in] to [T, out]."""
-
-
-def _grouped_gemm(counts_E: torch.Tensor) -> _Linear:
+def _in_one_gemm(
+    x_TD: torch.Tensor, counts_E: torch.Tensor, gate_up_EJD: torch.Tensor, down_EDI: torch.Tensor
+) -> torch.Tensor:
     assert _GEMM is not None, "uses_grouped_gemm says whether it is there"
-    gemm = _GEMM
     ends_E = counts_E.cumsum(0, dtype=torch.int32)
-    return lambda x, weight: gemm(x.contiguous(), weight.transpose(1, 2), offs=ends_E)
+    inner_TI = _swiglu(_GEMM(x_TD, gate_up_EJD.transpose(1, 2), offs=ends_E))
+    out_TD: torch.Tensor = _GEMM(inner_TI, down_EDI.transpose(1, 2), offs=ends_E)
+    return out_TD
 
 
-def _one_gemm_per_expert(counts_E: torch.Tensor) -> _Linear:
-    sizes = counts_E.tolist()
-    return lambda x, weight: torch.cat(
-        [F.linear(rows, of_expert) for rows, of_expert in zip(torch.split(x, sizes), weight, strict=True)]
-    )
+def _expert_by_expert(
+    x_TD: torch.Tensor, counts_E: torch.Tensor, gate_up_EJD: torch.Tensor, down_EDI: torch.Tensor
+) -> torch.Tensor:
+    groups = zip(torch.split(x_TD, counts_E.tolist()), gate_up_EJD, down_EDI, strict=True)
+    return torch.cat([F.linear(_swiglu(F.linear(rows, gate_up_JD)), down_DI) for rows, gate_up_JD, down_DI in groups])
+
+
+def _swiglu(gate_up_TJ: torch.Tensor) -> torch.Tensor:
+    gate_TI, up_TI = gate_up_TJ.chunk(2, dim=1)
+    return F.silu(gate_TI) * up_TI

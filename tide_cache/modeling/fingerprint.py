@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -10,6 +11,7 @@ from tide_cache.errors import ModelError
 from tide_cache.locations import nowhere
 
 CHECKPOINT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def local_folder(location: str, revision: str | None = None) -> Path:
@@ -31,6 +33,30 @@ def local_folder(location: str, revision: str | None = None) -> Path:
             f"{location}: no such folder, and the hub does not give it ({reason}); check the name, or "
             "give a local folder"
         ) from None
+
+
+def resolved_commit(location: str, folder: Path, revision: str | None) -> str | None:
+    """Give the commit that a checkpoint was read at, which a branch name, or none, does not say.
+
+    Args:
+        location: As given: a folder or a hub name.
+        folder: What `local_folder` gave for it.
+        revision: As given.
+
+    Returns:
+        40 hex digits for a hub name; for a folder `revision` as it is, since nothing resolves it.
+
+    Raises:
+        ModelError: The hub's local cache does not say which commit this is.
+    """
+    if Path(location).is_dir():
+        return revision
+    if not _COMMIT.fullmatch(folder.name):
+        raise ModelError(
+            f"{location}: read from {folder}, whose name is no commit of 40 hex digits; give teacher.revision, or a "
+            "local folder"
+        )
+    return folder.name
 
 
 def checkpoint_fingerprint(folder: Path) -> dict[str, str]:
