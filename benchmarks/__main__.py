@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import pairing
+from benchmarks import build, pairing
 from benchmarks.machine import describe_machine
 from benchmarks.options import MaterialMissing, Options
 
-BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {"pairing": pairing.run}
+BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {"build": build.run, "pairing": pairing.run}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -87,3 +87,13 @@ def test_the_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert f"one of: {', '.join(BENCHMARKS)}" in capsys.readouterr().out
+
+
+def test_build_times_the_parts_of_one_capture(shared: Path, tmp_path: Path):
+    file = tmp_path / "build.json"
+    assert main(["build", "--rows", "2", "--repeats", "1", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())["figures"]
+    assert all(value > 0 for value in figures.values())
+    assert figures["teacher_s"] + figures["write_s"] - figures["guard_s"] < figures["capture_s"]
+    assert figures["guard_share"] == pytest.approx(figures["guard_s"] / figures["capture_s"])
+    assert figures["overhead_ratio"] == pytest.approx(figures["capture_s"] / figures["forward_only_s"])
