@@ -17,7 +17,7 @@ from tide_cache.manifest import (
     VocabSizes,
 )
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, unsupported_loading
-from tide_cache.modeling.fingerprint import checkpoint_fingerprint, local_folder
+from tide_cache.modeling.fingerprint import checkpoint_fingerprint, local_folder, resolved_commit
 from tide_cache.pairing import SamplePairer, Spelling, TextTokenizer, shared_vocab_size
 from tide_cache.teacher.capture import CapturePlan
 from tide_cache.teacher.statistics import SignalPlan
@@ -79,6 +79,8 @@ def prepare_build(run: BuildRun) -> PreparedBuild:
     corpus = open_corpus(**dict(run.corpus))
     if run.pairing.shared_vocab_size is not None:
         shared = run.pairing.shared_vocab_size
+    commit = resolved_commit(run.teacher.model, folder, run.teacher.revision)
+    fingerprint = {"revision": commit, **checkpoint_fingerprint(folder)}
     return PreparedBuild(
         corpus=corpus,
         pairer=SamplePairer(
@@ -91,7 +93,7 @@ def prepare_build(run: BuildRun) -> PreparedBuild:
             aligner=run.pairing.aligner,
         ),
         checkpoint=checkpoint,
-        identity=_identity(run, corpus, checkpoint, checkpoint_fingerprint(folder), teacher, student, shared),
+        identity=_identity(run, corpus, checkpoint, fingerprint, teacher, student, shared),
         plan=ShardPlan(
             num_rows=len(corpus),
             samples_per_shard=run.build.samples_per_shard,
@@ -146,7 +148,7 @@ def _identity(
     run: BuildRun,
     corpus: Corpus,
     checkpoint: CheckpointInfo,
-    fingerprint: dict[str, str],
+    fingerprint: dict[str, str | None],
     teacher: TextTokenizer,
     student: TextTokenizer,
     shared: int,
@@ -156,7 +158,6 @@ def _identity(
         num_rows=len(corpus),
         teacher={
             "model_type": checkpoint.model_type,
-            "revision": run.teacher.revision,
             **fingerprint,
             **run.teacher.model_dump(include={"context", "block_size", "max_length", "dtype"}),
             # Unwritten when there is none, so that a cache from before it could be chosen keeps its id.

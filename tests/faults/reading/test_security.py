@@ -25,7 +25,7 @@ MODULES = {
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 CALLS = {
     "torch.load", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "pd.read_pickle",
-    "pandas.read_pickle", "subprocess.getoutput", "subprocess.getstatusoutput", 
+    "pandas.read_pickle", "subprocess.getoutput", "subprocess.getstatusoutput",
     "torch.hub.load", "tempfile.mktemp", "np.fromregex", "numpy.load", "np.load",
 }  # fmt: skip
 KEYWORDS = {"trust_remote_code", "shell", "allow_pickle", "allow_unsafe"}
