@@ -1,6 +1,7 @@
 """The stock backbone must reproduce the published student, in both contexts, and refuse what it would get wrong."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import Qwen3Config
 
 from tide_cache.errors import ModelError
+from tide_cache.modeling.adapter import LoadPlan
 from tide_cache.modeling.attention import block_diffusion_mask
 from tide_cache.modeling.backbone import (
     ADAPTERS,
@@ -249,3 +251,13 @@ def test_packages_that_are_not_installed_are_named_with_the_extra(monkeypatch):
     require_means("cuda:0", quantisation="8bit", device_map="auto", attention="flex")
     with pytest.raises(ModelError, match=r"teacher.attention = 'flex': found the device 'cpu', expected CUDA"):
         require_means("cpu", attention="flex")
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_what_transformers_cannot_load_as_asked_is_told(golden):
+    info = read_checkpoint(str(golden[0]))
+    plan = LoadPlan(torch.float32, "cpu", quantisation="4bit")
+    with pytest.raises(
+        ModelError, match=r"transformers cannot load it with quantisation = '4bit', device_map = None: "
+    ):
+        ADAPTERS[info.model_type].load(info, plan)

@@ -223,3 +223,9 @@ def test_tied_weights_need_no_head(folder, tmp_path):
         read_checkpoint(copy(folder, tmp_path, weights, tie_word_embeddings=True)), torch.float32, "cpu"
     )
     assert torch.equal(tied.head_VD, weights["model.word_embeddings.weight"])
+
+
+def test_weights_that_find_no_room_are_told(folder, tmp_path):
+    huge = read_checkpoint(copy(folder, tmp_path, vocab_size=10**14))
+    with pytest.raises(ModelError, match=r"no room on cpu for the weights in float32: .*Use a larger device"):
+        load_backbone(huge, torch.float32, "cpu")

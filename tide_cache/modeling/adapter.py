@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from tide_cache.errors import ModelError
 from tide_cache.modeling.attention import AttentionKind
 from tide_cache.modeling.packing import PackedInput
 
@@ -155,3 +156,12 @@ class Adapter(Protocol):
         Raises:
             ModelError: They are missing, left over, or of another shape; lists them.
         """
+
+
+def no_room(info: CheckpointInfo, plan: LoadPlan, error: Exception) -> ModelError:
+    """Say that the weights do not fit into the device's memory, and what helps."""
+    dtype, reason = str(plan.dtype).removeprefix("torch."), str(error).splitlines()[0]
+    return ModelError(
+        f"{info.location}: no room on {plan.device} for the weights in {dtype}: {reason} Use a larger device, "
+        "teacher.dtype = 'bfloat16', or, for a stock architecture, teacher.device_map = 'auto' or teacher.quantisation."
+    )

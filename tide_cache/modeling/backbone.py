@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 
 from tide_cache.errors import ModelError, fault_list
 from tide_cache.locations import nowhere
-from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadPlan, Quantisation
+from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadPlan, Quantisation, no_room
 from tide_cache.modeling.attention import AttentionKind
 from tide_cache.modeling.llada2_moe import LLaDA2Adapter
 from tide_cache.modeling.stock import STOCK_ADAPTERS, new_backbone
@@ -131,11 +131,7 @@ def load_backbone(
     try:
         return ADAPTERS[info.model_type].load(info, plan)
     except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"{info.location}: no room on {device} for the weights in {str(dtype).removeprefix('torch.')}: {error} "
-            "Use a larger GPU, teacher.dtype = 'bfloat16', or, for a stock architecture, teacher.device_map = 'auto' "
-            "or teacher.quantisation."
-        ) from None
+        raise no_room(info, plan, error) from None
 
 
 def unsupported_loading(info: CheckpointInfo, quantisation: Quantisation, device_map: str | None) -> list[str]:

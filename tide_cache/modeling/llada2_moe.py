@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from tide_cache.errors import ModelError, fault_list
-from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan
+from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, no_room
 from tide_cache.modeling.attention import attend, prepare_mask
 from tide_cache.modeling.experts import grouped_experts, route, uses_grouped_gemm
 from tide_cache.modeling.fingerprint import local_folder
@@ -324,7 +324,10 @@ class LLaDA2Adapter:
         for module in model.modules():
             if isinstance(module, _Router):
                 module.float()
-        model.to_empty(device=plan.device).requires_grad_(False)
+        try:
+            model.to_empty(device=plan.device).requires_grad_(False)
+        except RuntimeError as error:  # of main memory; a full GPU raises a subclass of it
+            raise no_room(info, plan, error) from None
         load_tensors(Path(folder), model.published_tensors())
         return LLaDA2Backbone(model, plan.attention)
 

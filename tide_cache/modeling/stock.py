@@ -111,6 +111,12 @@ class StockAdapter:
                 f"{info.location}: the weights cannot be loaded: {error}; expected whole .safetensors files that fit "
                 "config.json. Copy or download them again."
             ) from None
+        except (ValueError, ImportError) as error:
+            settings = f"quantisation = '{plan.quantisation}', device_map = {plan.device_map!r}"
+            raise ModelError(
+                f"{info.location}: transformers cannot load it with {settings}: {error}; change these settings, or leave "
+                "them out"
+            ) from None
         is_tied = info.config.tie_word_embeddings
         require_all_weights(
             info.location,
