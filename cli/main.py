@@ -16,6 +16,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .generate import generate
 from .inspect_cache import inspect_cache
+from .plan import plan
 from .repair import repair
 from .schema import schema
 from .train import train_student
@@ -81,6 +82,9 @@ def _example(*lines: str) -> str:
 
 # The commands in the order in which a user meets them; one line each.
 app.command("demo", epilog=_example("tide-cache demo --out demo-output"))(demo)
+app.command(
+    "plan", epilog=_example("tide-cache plan build.toml", "tide-cache plan build.toml --workers 8 --epochs 3 --json")
+)(plan)
 app.command(
     "build-teacher-shards",
     epilog=_example(

@@ -11,6 +11,20 @@ from tide_cache.teacher.chunks import merge_chunks
 from tide_cache.views import draw_shown_first, partial_views
 
 
+def demo_parts(
+    pairs: Sequence[SamplePair], views: Sequence[Sequence[MaskedView]], seed: int, demo_ratio: float
+) -> list[list[MaskedView]]:
+    """Give for each sample the partial views that the teacher is shown, those of all its views in a row.
+
+    Args:
+        pairs: The samples.
+        views: For each sample its views.
+        seed: Mask seed.
+        demo_ratio: Probability that a masked chunk is shown in pass one.
+    """
+    return [list(chain(*of_sample)) for of_sample in _parts(views, _splits(pairs, views, seed, demo_ratio))]
+
+
 def compdemo_signals(
     teacher: Teacher,
     pairs: Sequence[SamplePair],
@@ -32,14 +46,8 @@ def compdemo_signals(
     Raises:
         TeacherOutputError: An output is not finite; names the sample and view.
     """
-    splits = [
-        [draw_shown_first(pair, view, seed, demo_ratio) for view in of_sample]
-        for pair, of_sample in zip(pairs, views, strict=True)
-    ]
-    parts = [
-        [partial_views(view, is_shown_first_M) for view, is_shown_first_M in zip(of_sample, of_split, strict=True)]
-        for of_sample, of_split in zip(views, splits, strict=True)
-    ]
+    splits = _splits(pairs, views, seed, demo_ratio)
+    parts = _parts(views, splits)
     answers = teacher.signals(pairs, [list(chain(*of_sample)) for of_sample in parts], on_views)
     result = []
     for pair, of_sample, of_split, of_answer in zip(pairs, parts, splits, answers, strict=True):
@@ -51,6 +59,27 @@ def compdemo_signals(
             ]
         )
     return result
+
+
+def _splits(
+    pairs: Sequence[SamplePair], views: Sequence[Sequence[MaskedView]], seed: int, demo_ratio: float
+) -> list[list[Bools]]:
+    return [
+        [draw_shown_first(pair, view, seed, demo_ratio) for view in of_sample]
+        for pair, of_sample in zip(pairs, views, strict=True)
+    ]
+
+
+def _parts(
+    views: Sequence[Sequence[MaskedView]], splits: Sequence[Sequence[Bools]]
+) -> list[list[tuple[MaskedView, ...]]]:
+    return [
+        [
+            tuple(partial_views(view, is_shown_first_M))
+            for view, is_shown_first_M in zip(of_sample, of_split, strict=True)
+        ]
+        for of_sample, of_split in zip(views, splits, strict=True)
+    ]
 
 
 def merge_signals(

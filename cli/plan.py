@@ -1,0 +1,90 @@
+"""`tide-cache plan`: what a build will take, before it is paid for."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tide_cache.config.base import load_run_file, parse_assignments
+from tide_cache.config.build import BuildRun
+
+from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say, size
+from .options import BadRow, Dataset, Json, Out, RunFile, Set, corpus_flags, given
+
+if TYPE_CHECKING:
+    from tide_cache.reporting.planning import CachePlan
+
+
+def plan(
+    run_file: RunFile = None,
+    dataset: Dataset = None,
+    on_bad_row: BadRow = None,
+    out: Out = None,
+    sample_rows: Annotated[int, typer.Option(min=1, help="Rows to pair, spread over the corpus.")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="Devices like this one to foresee the time for.")] = 1,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Epochs of a student run, for the break-even; the paper trains 10.")
+    ] = 10,
+    assignments: Set = None,
+    json: Json = False,
+) -> None:
+    """Foresee shards, bytes, teacher hours, and when the cache is cheaper than distilling online.
+
+    Loads the teacher and runs a few of the build's forwards on this device; writes nothing.
+    """
+    flags = {**corpus_flags("corpus", dataset, on_bad_row), "build.out": out}
+    run = load_run_file(BuildRun, run_file, {**given(flags), **parse_assignments(assignments or ())})
+    with chatter_to_stderr():
+        from tide_cache.building.prepare import prepare_build
+        from tide_cache.reporting.planning import plan_build
+
+        say(f"Measuring {sample_rows} rows and a few forwards ...")
+        found = plan_build(run, prepare_build(run), sample_rows, workers, epochs)
+    if json:
+        print_json(asdict(found))
+    else:
+        _print_plan(found)
+    if found.fits is False:
+        say(
+            f"{run.build.out}: found {size(found.free_bytes or 0)} free, the cache takes about "
+            f"{size(found.disk_bytes)}. Free space, give build.out a larger disk, or keep less (signals.top_k, "
+            "views.num_views)."
+        )
+
+
+def _print_plan(found: "CachePlan") -> None:
+    online = found.online
+    free = "an object store" if found.free_bytes is None else f"{size(found.free_bytes)} free"
+    per_position = found.cache_bytes / max(found.masked_positions, 1)
+    verdict = "" if found.fits is None else (": fits" if found.fits else ": DOES NOT FIT")
+    print_fields(
+        f"Plan, from {number(found.rows_sampled)} of {number(found.num_rows)} rows",
+        [
+            ("shards", number(found.num_shards)),
+            ("samples", f"{number(found.num_samples)}, {percent(found.dropped)} of rows dropped"),
+            ("views", f"{found.num_views} of each sample, passes: {', '.join(found.passes)}"),
+            ("masked positions", number(found.masked_positions)),
+            ("coverage", f"{percent(found.coverage)} of supervised tokens are in chunks"),
+            ("size", f"{size(found.cache_bytes)}, {per_position:.1f} B per masked position"),
+            ("disk", f"{size(found.disk_bytes)} with records; {free}{verdict}"),
+            ("teacher", f"{_hours(found.teacher_hours)} on one {found.device}, {number(found.tokens_per_second, 0)} "
+             f"tokens/s (± {percent(found.spread)} over {found.batches_timed} timed forwards)"),
+            ("build", f"{_hours(found.hours)} on one device, {_hours(found.hours_on_workers)} on {found.workers}; "
+             f"{_hours(found.other_hours)} of it pairing and encoding, {found.load_s:.0f} s loading"),
+            ("online", f"{_hours(online.hours_per_run)} of teacher for each student run: {online.epochs} epochs x "
+             f"{number(found.num_samples)} samples x {online.forwards_per_step} forwards x "
+             f"{number(online.tokens_per_forward, 0)} tokens, one view at a time"),
+            ("break-even", f"after {online.break_even_runs:.2f} student runs: teacher hours of the capture / teacher "
+             "hours of an online run"),
+        ],
+    )  # fmt: skip
+    rows = [
+        (table, name, size(count), percent(count / max(found.cache_bytes, 1)))
+        for table, columns in found.bytes_by_column.items()
+        for name, count in columns.items()
+    ]
+    print_table("Bytes by column", ("table", "column", "size", "share"), rows, num_text_columns=2)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"

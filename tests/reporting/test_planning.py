@@ -1,0 +1,93 @@
+"""What a plan says of a build, held against the build."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from tide_cache.building.driver import build_prepared
+from tide_cache.building.prepare import prepare_build
+from tide_cache.config.build import BuildRun
+from tide_cache.errors import PairingError
+from tide_cache.manifest import Manifest
+from tide_cache.reporting.planning import plan_build
+
+
+@pytest.fixture(scope="module", params=["plain", "both"])
+def planned(request, tmp_path_factory, build_values):
+    """A plan from a part of the rows, and the cache."""
+    passes = ("plain",) if request.param == "plain" else ("plain", "compdemo")
+    out = tmp_path_factory.mktemp("planned") / "cache"
+    run = BuildRun.model_validate(build_values(out, build__passes=passes))
+    build = prepare_build(run)
+    plan = plan_build(run, build, sample_rows=16, workers=2)
+    assert not out.exists(), "a plan writes nothing"
+    build_prepared(run, build)
+    return plan, Manifest.load(out), out
+
+
+def test_bytes_are_within_15_percent_of_the_build(planned):
+    plan, manifest, out = planned
+    found = sum(record.size for table in manifest.shards.values() for record in table)
+    assert plan.cache_bytes == pytest.approx(found, rel=0.15)
+    on_disk = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert plan.disk_bytes == pytest.approx(on_disk, rel=0.15)
+    assert plan.masked_positions == pytest.approx(manifest.totals["plain"]["masked_student_positions"], rel=0.15)
+
+
+def test_every_column_is_foreseen_and_large_ones_within_a_quarter(planned):
+    plan, manifest, _ = planned
+    for table, totals in manifest.totals.items():
+        columns = {name.removeprefix("column_bytes."): n for name, n in totals.items() if "column_bytes." in name}
+        foreseen = dict(plan.bytes_by_column[table])
+        footer = sum(record.size for record in manifest.shards[table]) - sum(columns.values())
+        assert foreseen.pop("footer") == pytest.approx(footer, rel=0.15)
+        assert set(foreseen) == set(columns)
+        for name, found in columns.items():
+            if found > 0.1 * sum(columns.values()):
+                assert foreseen[name] == pytest.approx(found, rel=0.25), name
+
+
+def test_counts_are_those_of_the_build(planned):
+    plan, manifest, _ = planned
+    assert (plan.num_rows, plan.rows_sampled, plan.num_shards) == (40, 16, 3)
+    assert plan.num_samples == manifest.totals["pairs"]["samples"]
+    assert plan.passes == manifest.passes
+    assert plan.num_views == 4
+    assert plan.dropped == 0
+
+
+def test_time_is_shared_among_workers_by_whole_shards(planned):
+    plan, _, _ = planned
+    work_hours = plan.teacher_hours + plan.other_hours
+    assert plan.hours == pytest.approx(plan.load_s / 3600 + work_hours)
+    assert plan.hours_on_workers == pytest.approx(plan.load_s / 3600 + work_hours * 2 / 3), "two shards of three"
+    assert plan.batches_timed > 1
+    assert plan.spread >= 0
+    assert plan.device in ("cpu", "cuda")
+
+
+def test_break_even_is_the_capture_over_the_forwards_of_one_student(planned):
+    plan, _, _ = planned
+    online = plan.online
+    assert online.forwards_per_step == len(plan.passes)
+    num_forwards = online.epochs * plan.num_samples * online.forwards_per_step
+    seconds = num_forwards * online.tokens_per_forward / plan.tokens_per_second
+    assert online.hours_per_run * 3600 == pytest.approx(seconds)
+    assert online.break_even_runs == pytest.approx(plan.teacher_hours / online.hours_per_run)
+
+
+def test_whether_it_fits_is_told(built, monkeypatch):
+    build = prepare_build(built.run)
+    usage = namedtuple("usage", "free")
+    found = []
+    for free in (10**12, 100):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: usage(free))
+        found.append(plan_build(built.run, build, sample_rows=2))
+    assert [(plan.free_bytes, plan.fits) for plan in found] == [(10**12, True), (100, False)]
+
+
+def test_a_sample_without_samples_is_refused_with_the_reasons(tmp_path, build_values):
+    run = BuildRun.model_validate(build_values(tmp_path / "cache", student__max_length=2))
+    with pytest.raises(PairingError, match=r"None of 8 rows became a sample:\n  - no supervised .*: 8"):
+        plan_build(run, prepare_build(run), sample_rows=8)
