@@ -76,6 +76,8 @@ class LLaDA2Config(BaseModel):
     def _rope_of_newer_files(cls, raw: dict[str, Any]) -> dict[str, Any]:
         """Transformers 5 writes the numbers of RoPE into an object of their own."""
         rope = raw.get("rope_parameters") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"rope_parameters: found {rope!r}, expected an object")
         if rope.get("rope_type", "default") != "default":
             raise ValueError(f"rope_parameters: found rope_type {rope['rope_type']!r}, expected 'default'")
         return {**{k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if k in rope}, **raw}

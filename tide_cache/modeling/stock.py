@@ -114,8 +114,8 @@ class StockAdapter:
         except (ValueError, ImportError) as error:
             settings = f"quantisation = '{plan.quantisation}', device_map = {plan.device_map!r}"
             raise ModelError(
-                f"{info.location}: transformers cannot load it with {settings}: {error}; change these settings, or leave "
-                "them out"
+                f"{info.location}: transformers cannot load it with {settings}: {error}; change these settings, or "
+                "leave them out"
             ) from None
         is_tied = info.config.tie_word_embeddings
         require_all_weights(
