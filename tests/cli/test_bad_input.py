@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tide_cache.manifest import CacheIdentity, ShardPlan
-from tide_cache.modeling import backbone
+from tide_cache.modeling import stock
 
 CROSS = ("--set", "student.tokenizer.path=vocab/first")
 
@@ -16,8 +16,8 @@ def no_model_is_loaded(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(backbone.AutoModelForCausalLM, "from_pretrained", refuse)
-    monkeypatch.setattr(backbone.AutoModelForCausalLM, "from_config", refuse)
+    monkeypatch.setattr(stock.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(stock.AutoModelForCausalLM, "from_config", refuse)
 
 
 def test_unknown_keys_and_impossible_values_are_listed_together(call):
