@@ -3,27 +3,24 @@
 import json
 import os
 import signal
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tide_cache.building.driver import build_cache, load_teacher
-from tide_cache.building.prepare import prepare_build
+from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.corpus import open_corpus
 from tide_cache.errors import CacheMismatchError, CheckpointError, Interrupted, PairingError, RunFileError
 from tide_cache.loading.cache import CacheSource
-from tide_cache.loading.source import LiveTeacher
 from tide_cache.manifest import Manifest
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.pairing import TextTokenizer
 from tide_cache.training.checkpoints import committed_checkpoints
 from tide_cache.training.distributed import World
 from tide_cache.training.prepare import prepare
-from tide_cache.training.run import train, train_prepared
+from tide_cache.training.run import train
 
 ALL = ({"kind": "ce"}, {"kind": "kl"}, {"kind": "reverse_kl"}, {"kind": "calm"}, {"kind": "reverse_calm"})
 ALONE = World(0, 1, 0)
@@ -77,27 +74,6 @@ def assert_equal_runs(first, second, rtol=0.0):
         assert one["losses"] == pytest.approx(other["losses"], rel=rtol or 1e-12)
     for name, tensor in weights(first).items():
         torch.testing.assert_close(tensor, weights(second)[name], rtol=rtol, atol=rtol / 10)
-
-
-def test_a_cache_gives_the_losses_of_the_live_teacher(make_run, exact_build):
-    cached, live = make_run("cached"), make_run("live")
-    train(cached)
-    build = prepare_build(exact_build)
-    pairs = build.pairer.pair_many(list(build.corpus)).pairs
-    source = LiveTeacher(pairs, build.views, load_teacher(exact_build, build, "cpu"))
-    prepared = prepare(live, ALONE, resume=False)
-    sizes = prepared.source.group_sizes
-    source = _Grouped(source, sizes)
-    train_prepared(live, replace(prepared, source=source), ALONE)
-    assert_equal_runs(cached, live, rtol=1e-5)
-
-
-class _Grouped:
-    """A live teacher in the cache's groups, so that both visit the samples in the same order."""
-
-    def __init__(self, live, group_sizes):
-        self.group_sizes = group_sizes
-        self.records = live.records
 
 
 def test_accumulated_micro_batches_equal_one_batch(make_run):

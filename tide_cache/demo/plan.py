@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tide_cache.config.presets import PRESETS
+
 Pipeline = Literal["shared", "cross"]
 
 
@@ -36,13 +38,15 @@ KL = {"kind": "kl", "temperature": 2.0}
 
 ARMS = (
     Arm("ce", "shared", (CE,)),
-    Arm("ce, no 1/t", "shared", (CE_UNIFORM,)),
-    Arm("ce, no 1/t, 70% of the steps", "shared", (CE_UNIFORM,), steps_share=0.7),
+    Arm("ce, unweighted", "shared", (CE_UNIFORM,)),
+    Arm("ce, unweighted, 70% of the steps", "shared", (CE_UNIFORM,), steps_share=0.7),
     Arm("ce + kl", "shared", (CE, KL)),
     Arm("kl", "shared", (KL,)),
     Arm("ce", "cross", (CE,)),
     Arm("ce + calm", "cross", (CE, {"kind": "calm"})),
     Arm("ce + reverse_calm", "cross", (CE, {"kind": "reverse_calm"})),
+    Arm("chunk_kl", "cross", ({"kind": "chunk_kl"},)),
+    Arm("tide-chunk", "cross", PRESETS["cross/tide-chunk"].objectives),
 )
 """The table: the first arm of each pipeline is its baseline."""
 
@@ -93,6 +97,9 @@ QUICK = DemoPlan(
     exact_samples=2, seeds=(0, 1),
 )  # fmt: skip
 """A plan that only shows that everything runs; its figures mean nothing."""
+
+SIGNALS: dict[Pipeline, tuple[str, ...]] = {"shared": ("truth", "topk"), "cross": ("truth", "topk", "chunks")}
+"""What is captured for each pipeline."""
 
 BLOCK_SIZE = 8
 MAX_LENGTH = 64

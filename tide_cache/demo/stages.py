@@ -8,7 +8,7 @@ from typing import Any
 from tide_cache.building.driver import BuildSummary, OnProgress, build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
-from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, NUM_VIEWS, Arm, DemoPlan, Pipeline
+from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, NUM_VIEWS, SIGNALS, Arm, DemoPlan, Pipeline
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import train_vocabularies
 from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints
@@ -93,6 +93,7 @@ def build(folder: DemoFolder, pipeline: Pipeline, on_progress: OnProgress) -> Bu
                 "block_size": BLOCK_SIZE,
             },
             "views": {"num_views": NUM_VIEWS},
+            "signals": {"kinds": SIGNALS[pipeline]},
             "build": {"out": str(folder.cache(pipeline)), "samples_per_shard": 128, "passes": ["plain"]},
         }
     )
