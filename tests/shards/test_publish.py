@@ -139,3 +139,16 @@ def test_leftovers_of_dead_writers_go_and_those_of_living_ones_stay(tmp_path):
         (tmp_path / name).write_bytes(b"")
     LocalFiles().remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted([living, elsewhere, "shard-000001.parquet", ".hidden.tmp"])
+
+
+def test_a_temporary_file_that_cannot_be_removed_does_not_hide_what_happened(tmp_path):
+    publish(tmp_path / "a", b"data", Recorder("remove", OSError(errno.EIO, os.strerror(errno.EIO))))
+    assert (tmp_path / "a").read_bytes() == b"data"
+
+
+def test_equal_bytes_of_a_writer_that_died_are_made_durable(tmp_path):
+    """It may have been killed between its link and its sync; a record that follows must not outlive the shard."""
+    publish(tmp_path / "a", b"data")
+    files = Recorder()
+    publish(tmp_path / "a", b"data", files)
+    assert files.calls == ["write_new", "link", "remove", "sync_folder"]
