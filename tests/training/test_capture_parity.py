@@ -34,13 +34,6 @@ ARMS = {
     "tide-shared": ("compdemo", {"kind": "tidal", "over": "kl", "time_weight": "midrange"}),
 }
 BOUNDS = {"kl": 0.1, "kl sampled": 0.1, "reverse_kl": 0.35, "chunk_kl": 0.01, "tidal over kl": 0.4, "tide-shared": 0.4}
-    "kl": 0.06,
-    "kl sampled": 0.06,
-    "reverse_kl": 0.3,
-    "chunk_kl": 0.01,
-    "tidal over kl": 0.35,
-    "tide-shared": 0.35,
-}
 """How far the mean loss of the run may lie from the whole vocabulary's, relative, at the default top_k and top_p.
 
 Seen: .06, .01, .23, .002, .28, .28 at T = 2 (chunk_kl at T = 1). What needs the truth alone is exact.
