@@ -107,6 +107,8 @@ class CacheFolder:
                 found = file_sha256(path, self._files)
         except FileNotFoundError:
             found = "no file"
+        except OSError as error:
+            found = f"what {error.strerror}"
         if found != record.sha256:
             raise ShardCorruptError(
                 f"{path}: found {found}, the commit record says {record.size} bytes with sha256 {record.sha256}.\n"
@@ -263,6 +265,8 @@ class CacheFolder:
             self._files.size(self.root / "plan.json")
         except (FileNotFoundError, NotADirectoryError):
             pass
+        except OSError:
+            return True  # something is there; whoever reads it says what
         else:
             return True
         if names:
