@@ -7,11 +7,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import build, pairing
+from benchmarks import build, pairing, plan, tails
 from benchmarks.machine import describe_machine
 from benchmarks.options import MaterialMissing, Options
 
-BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {"build": build.run, "pairing": pairing.run}
+BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {
+    "build": build.run,
+    "pairing": pairing.run,
+    "plan": plan.run,
+    "tails": tails.run,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     given = _parser().parse_args(arguments)
     try:
-        figures = BENCHMARKS[given.name](Options(rows=given.rows, repeats=given.repeats))
+        figures = BENCHMARKS[given.name](Options(given.rows, given.repeats, given.teacher, given.student))
     except MaterialMissing as error:
         print(f"benchmarks {given.name}: {error}", file=sys.stderr)
         return 2
@@ -46,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, the machine and the command here")
     parser.add_argument("--rows", type=_positive, default=Options.rows, help="rows of the corpus (%(default)s)")
     parser.add_argument("--repeats", type=_positive, default=Options.repeats, help="timed rounds (%(default)s)")
+    for who in ("teacher", "student"):
+        parser.add_argument(f"--{who}", type=Path, metavar="MODEL", help=f"folder of a trained {who}, for tails")
     return parser
 
 

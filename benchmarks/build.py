@@ -97,7 +97,7 @@ def run(options: Options) -> dict[str, float]:
     """Capture a corpus, and let the teacher alone see the same batches, in turns."""
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        values = _run_values(Path(folder), options.rows)
+        values = run_values(Path(folder), options.rows)
         for number in range(options.repeats):
             values["build"]["out"] = str(Path(folder) / f"cache-{number}")
             rounds.append(_round(BuildRun.model_validate(values)))
@@ -186,7 +186,8 @@ class _patched:
         setattr(self._module, self._name, self._before)
 
 
-def _run_values(folder: Path, num_rows: int) -> dict[str, Any]:
+def run_values(folder: Path, num_rows: int) -> dict[str, Any]:
+    """Write corpus and teacher into a folder, and give the run file of a build without `build.out`."""
     lines = shared_file("data/gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()[:num_rows]
     (folder / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, map(json.loads, lines))) + "\n", encoding="utf-8")
     path = str(shared_file("tokenizers/qwen"))

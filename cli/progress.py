@@ -68,7 +68,7 @@ class ProgressReport:
         """Show that `done` of `total` are done.
 
         Args:
-            done: Never decreases.
+            done: Decreases only where work was lost.
             total: In all.
             note: Shown behind the rate, for example bytes written.
         """

@@ -1,0 +1,46 @@
+"""How close `tide-cache plan` comes to the build it foresees: the corpus and teacher of the `build` benchmark."""
+
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from benchmarks.build import run_values
+from benchmarks.options import Options
+from tide_cache.building.driver import build_prepared
+from tide_cache.building.prepare import prepare_build
+from tide_cache.config.build import BuildRun
+from tide_cache.reporting.planning import plan_build
+
+SAMPLE_ROWS = 16
+BATCH_TOKENS = 2048
+"""Small forwards, so that a corpus of minutes has many of them."""
+
+
+def run(options: Options) -> dict[str, float]:
+    """Plan and build, in turns; a ratio of 1 is a true prediction."""
+    with tempfile.TemporaryDirectory() as folder:
+        values = run_values(Path(folder), options.rows)
+        values["build"]["batch_tokens"] = BATCH_TOKENS
+        rounds = []
+        for number in range(options.repeats):
+            values["build"]["out"] = str(Path(folder) / f"cache-{number}")
+            rounds.append(_round(BuildRun.model_validate(values)))
+    return {name: median(one[name] for one in rounds) for name in rounds[0]}
+
+
+def _round(run: BuildRun) -> dict[str, float]:
+    build = prepare_build(run)
+    plan = plan_build(run, build, SAMPLE_ROWS)
+    summary = build_prepared(run, build)
+    return {
+        "sample_rows": float(plan.rows_sampled),
+        "planned_bytes": float(plan.cache_bytes),
+        "built_bytes": float(summary.cache_bytes),
+        "bytes_ratio": plan.cache_bytes / summary.cache_bytes,
+        "masked_positions_ratio": plan.masked_positions / summary.masked_positions,
+        "planned_s": plan.hours * 3600,
+        "built_s": summary.elapsed_s,
+        "time_ratio": plan.hours * 3600 / summary.elapsed_s,
+        "spread": plan.spread,
+        "break_even_runs": plan.online.break_even_runs,
+    }
