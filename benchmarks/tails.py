@@ -24,8 +24,9 @@ from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.backbone import Backbone, load_backbone
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.rows import masked_hidden
-from tide_cache.objectives import ForwardKL, Objective, ReverseKL, Tidal, ids_to_gather
-from tide_cache.objectives.kl import Tail
+from tide_cache.objectives import Objective, ids_to_gather
+from tide_cache.objectives.kl import ForwardKL, ReverseKL, Tail
+from tide_cache.objectives.tidal import Tidal
 from tide_cache.pairing import encode_student
 from tide_cache.records import MaskedView, SampleId, SamplePair, Targets, ViewRecord
 from tide_cache.shards import ShardHeader, ShardRules, encode_signals
@@ -252,7 +253,7 @@ def _objectives(kind: str, temperature: float, has_draws: bool) -> dict[Tail, Ob
     if kind == "tidal":
         mixed = Tidal(temperature=temperature, axes="training_only", lambda_init=TRUST, lambda_max=TRUST)
         return {"rest": mixed, "renormalise": replace(mixed, tail="renormalise")}
-    one = {"kl": ForwardKL, "reverse_kl": ReverseKL}[kind]
+    one: type[ForwardKL] | type[ReverseKL] = ForwardKL if kind == "kl" else ReverseKL
     tails: tuple[Tail, ...] = ("rest", "renormalise", "sampled") if has_draws else ("rest", "renormalise")
     return {tail: one(temperature, tail) for tail in tails}
 
