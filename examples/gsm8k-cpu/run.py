@@ -24,10 +24,11 @@ ROOT = HERE.parent.parent
 SHARED = Path(os.environ.get("TIDE_CACHE_SHARED", ROOT.parent / "shared"))
 TEST = SHARED / "data/gsm8k_test.jsonl"
 
-ARMS = {
-    "shared": {"ce": ["ce"], "ce + kl": ["ce", "kl"], "kl": ["kl"]},
-    "cross": {"ce": ["ce"], "ce + calm": ["ce", "calm"], "ce + reverse_calm": ["ce", "reverse_calm"]},
+PRESETS = {
+    "shared": ["bd3lm", "kl", "calm", "tide-cross", "tide-shared", "tide-chunk"],
+    "cross": ["bd3lm", "calm", "tide-cross", "tide-shared", "tide-chunk"],
 }
+"""Every row that the pipeline's one cache serves; the first is the baseline. `kl` needs tokens that both sides share."""
 TOKENIZERS = {"shared": "falcon", "cross": "qwen"}
 
 
@@ -35,7 +36,7 @@ def main() -> None:
     """Run every command that has not been run, then print the table."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, default=ROOT / "runs/gsm8k-cpu", help="folder of everything")
-    options.add_argument("--seeds", type=int, default=3, help="students of each arm")
+    options.add_argument("--seeds", type=int, default=3, help="students of each preset")
     options.add_argument("--teacher-steps", type=int, default=600)
     options.add_argument("--student-steps", type=int, default=150)
     options.add_argument("--held-out", type=int, default=100, help="samples of GSM8K test that are measured")
@@ -51,21 +52,21 @@ def run_everything(out: Path, args: argparse.Namespace) -> dict[str, dict[str, A
     teacher = out / "teacher"
     train("teacher", teacher, "--set", f"train.steps={args.teacher_steps}", *paths("student", "falcon"))
     results = {"teacher": evaluate(teacher, args.held_out)}
-    for pipeline, arms in ARMS.items():
+    for pipeline, presets in PRESETS.items():
         cache = out / f"cache-{pipeline}"
         if not (cache / "manifest.json").exists():
             where = ["--teacher", str(teacher / "model"), "--dataset", f"{SHARED}/data/gsm8k_train.jsonl[train:300]"]
             tokenizer = paths("student", TOKENIZERS[pipeline])
             run("build-teacher-shards", str(HERE / f"capture-{pipeline}.toml"), "--out", str(cache), *where, *tokenizer)
-        for name, objectives in arms.items():
+        for preset in presets:
             for seed in range(args.seeds):
-                student = out / "students" / pipeline / name.replace(" ", "") / f"seed-{seed}"
-                chosen = [part for objective in objectives for part in ("--objective", objective)]
+                student = out / "students" / pipeline / preset / f"seed-{seed}"
                 steps = ["--set", f"train.steps={args.student_steps}"]
                 seeds = ["--set", f"student.shape.init_seed={seed}", "--set", f"data.seed={seed}"]
                 tokenizer = paths("student", TOKENIZERS[pipeline])
-                train(f"student-{pipeline}", student, "--cache", str(cache), *chosen, *steps, *seeds, *tokenizer)
-                results[f"{pipeline}/{name}/{seed}"] = evaluate(student, args.held_out)
+                chosen = ["--cache", str(cache), "--preset", f"{pipeline}/{preset}"]
+                train(f"student-{pipeline}", student, *chosen, *steps, *seeds, *tokenizer)
+                results[f"{pipeline}/{preset}/{seed}"] = evaluate(student, args.held_out)
     return results
 
 
@@ -106,20 +107,20 @@ def run(*command: str) -> None:
 
 
 def print_tables(results: dict[str, dict[str, Any]], num_seeds: int) -> None:
-    """Print NLL by t, and the mean paired against `ce` of the same tokenizer."""
+    """Print NLL by t, and the mean paired against the baseline of the same tokenizer."""
     console = Console(width=130)
     times = [entry["t"] for entry in results["teacher"]["times"]][::2]
-    for pipeline, arms in ARMS.items():
+    for pipeline, presets in PRESETS.items():
         table = Table(title=f"Held-out NLL, nats per masked token, {TOKENIZERS[pipeline]} tokenizer")
-        for heading in ("model", *(f"t={t:.2f}" for t in times), "mean", "minus ce (paired)", "seeds better"):
+        for heading in ("model", *(f"t={t:.2f}" for t in times), "mean", "minus bd3lm (paired)", "seeds better"):
             table.add_column(heading, justify="left" if heading == "model" else "right")
         if pipeline == "shared":
             table.add_row("teacher", *nll_cells([results["teacher"]], times), f"{results['teacher']['mean_nll']:.3f}")
-        runs = {name: [results[f"{pipeline}/{name}/{seed}"] for seed in range(num_seeds)] for name in arms}
-        baseline = {seed: found["mean_nll"] for seed, found in enumerate(runs["ce"])}
+        runs = {name: [results[f"{pipeline}/{name}/{seed}"] for seed in range(num_seeds)] for name in presets}
+        baseline = {seed: found["mean_nll"] for seed, found in enumerate(runs[presets[0]])}
         for name, found in runs.items():
             values = {seed: entry["mean_nll"] for seed, entry in enumerate(found)}
-            against = compare(values, None if name == "ce" else baseline)
+            against = compare(values, None if name == presets[0] else baseline)
             better = "" if against.difference is None else f"{against.num_better} of {against.num_paired}"
             table.add_row(name, *nll_cells(found, times), str(against.value), str(against.difference or ""), better)
         console.print(table)
