@@ -120,6 +120,15 @@ def test_a_lost_head_is_told_and_what_is_committed_stays(tmp_path, run_in, clust
     assert all(json.loads(path.read_text())["table"] == "plain" for path in records)
 
 
+def test_without_an_address_a_cluster_starts_here_and_ends_with_the_build(tmp_path, run_in, undisturbed, tree):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tide-cache[ray]'")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    build_cache(run_in(tmp_path / "cache"), executor=RayActors(1))
+    assert tree(tmp_path / "cache") == tree(undisturbed)
+    assert not ray.is_initialized()
+    assert before == {number: signal.getsignal(number) for number in before}, "signals stay with those who had them"
+
+
 def test_an_address_where_nothing_answers_is_refused_at_once(tmp_path, run_in):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'tide-cache[ray]'")
     for address in ("127.0.0.1:1", "nonsense"):
