@@ -1,6 +1,7 @@
 """Small files that would unpack to gigabytes are refused before they do, though every hash matches."""
 
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from memory_cache import IS_FULL
 from shard_examples import HEADER, RULES, MemoryFiles, encode_both
 
 from tide_cache.errors import ShardCorruptError, TideCacheError
-from tide_cache.shards import ShardHeader, ShardLayout, ShardReader
+from tide_cache.shards import ShardHeader, ShardReader
 from tide_cache.shards.pages import PageFault, _varint, check_pages
 from tide_cache.shards.schema import PAIRS_SCHEMA
-from tide_cache.shards.writer import _encode
+from tide_cache.shards.writer import MAGIC, ROW_GROUPS_KEY
 
 PATH = Path("pairs/shard-000007.parquet")
 LONGEST_S, MOST_BYTES = 0.1, 64 << 20
@@ -55,8 +56,15 @@ def shard_of(**columns: list) -> bytes:
         one if isinstance(one := {**row, **columns}[field.name], pa.Array) else pa.array(one, field.type)
         for field in PAIRS_SCHEMA
     ]
-    table = pa.Table.from_arrays(arrays, schema=PAIRS_SCHEMA)
-    return _encode(HEADER, ShardLayout(1, 1), PAIRS_SCHEMA, [table]).data
+    sink = io.BytesIO()
+    with pq.ParquetWriter(
+        sink, PAIRS_SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True, store_schema=False
+    ) as writer:
+        writer.write_table(pa.Table.from_arrays(arrays, schema=PAIRS_SCHEMA))
+        size = sink.tell() - len(MAGIC)
+        ranges = [(len(MAGIC), size, hashlib.sha256(sink.getvalue()[len(MAGIC) :]).hexdigest())]
+        writer.add_key_value_metadata({**HEADER.to_metadata(), ROW_GROUPS_KEY: json.dumps(ranges)})
+    return sink.getvalue()
 
 
 def one_list(name: str, values: pa.Array) -> pa.Array:

@@ -264,7 +264,7 @@ def test_the_life_of_a_cache(teacher_of_numbers):
     run_state_machine_as_test(
         LifeOfACache,
         settings=settings(
-            max_examples=400 if IS_FULL else 12,
+            max_examples=100 if IS_FULL else 12,
             stateful_step_count=30 if IS_FULL else 15,
             deadline=None,
             print_blob=True,
