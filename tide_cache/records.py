@@ -200,11 +200,15 @@ class TeacherSignal:
 
 @dataclass(frozen=True, eq=False)
 class ViewRecord:
-    """A masked view with its sample and, where there is a teacher, the teacher's signal."""
+    """A masked view with its sample and, where there is a teacher, the teacher's signal.
+
+    `source` tells the sources of a mix apart, by their place in it.
+    """
 
     pair: SamplePair
     view: MaskedView
     signal: TeacherSignal | None
+    source: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ Shape suffixes as in `tide_cache.records`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ class CollatePlan:
         shared_vocab_size: Teacher ids from here on mean something else to the student: they count as rest.
         temperatures: T of the cache, in its order; empty without a teacher.
         schedule: Mask schedule of the views, for the weight of the denoising loss.
+        sources: For a mix, the plan of each source, whose `shared_vocab_size`, `temperatures` and `schedule` hold for
+            its records; `temperatures` of the mix itself are those of the batch.
     """
 
     mask_id: int
@@ -34,6 +36,11 @@ class CollatePlan:
     shared_vocab_size: int = 0
     temperatures: tuple[float, ...] = ()
     schedule: Schedule = "linear"
+    sources: tuple["CollatePlan", ...] = ()
+
+    def of(self, record: ViewRecord) -> "CollatePlan":
+        """Give the plan of the source that a record comes from."""
+        return self.sources[record.source] if self.sources else self
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +78,11 @@ def collate(records: Sequence[ViewRecord], plan: CollatePlan) -> tuple[StudentBa
         row_sample_N=torch.from_numpy(row_sample_N),
         row_position_N=torch.from_numpy(row_position_N),
     )
-    return batch, _targets(records, [_sample_targets(record, plan) for record in records], plan)
+    samples = [_sample_targets(record, plan.of(record), plan.temperatures) for record in records]
+    return batch, _targets(records, samples, plan)
 
 
-def _sample_targets(record: ViewRecord, plan: CollatePlan) -> _SampleTargets:
+def _sample_targets(record: ViewRecord, plan: CollatePlan, temperatures: tuple[float, ...]) -> _SampleTargets:
     pair, view = record.pair, record.view
     positions_N = np.flatnonzero(view.is_student_masked_L)
     true_id_N = pair.student_ids_L[positions_N]
@@ -108,7 +116,29 @@ def _sample_targets(record: ViewRecord, plan: CollatePlan) -> _SampleTargets:
         first_row_A=first_row_A.astype(np.int64),
         size_A=sizes_A.astype(np.int64),
     )
+    signals = _at_temperatures(signals, plan.temperatures, temperatures)
     return _SampleTargets(true_id_N, chunk_of_row_N, chunk_logprob_A.astype(np.float32), signals)
+
+
+def _at_temperatures(signals: SampleSignals, own: tuple[float, ...], wanted: tuple[float, ...]) -> SampleSignals:
+    """Bring tails and partitions to the batch's T; what the sample's source lacks is nan, so that no loss hides it."""
+    if own == wanted:
+        return signals
+
+    def spread(values_XT: Float32s) -> Float32s:
+        spread_XT = np.full((len(values_XT), len(wanted)), np.nan, np.float32)
+        for index, temperature in enumerate(own):
+            spread_XT[:, wanted.index(temperature)] = values_XT[:, index]
+        return spread_XT
+
+    topk, chunks = signals.topk, signals.chunks
+    if topk is not None:
+        topk = replace(topk, log_tail_RT=spread(topk.log_tail_RT), log_partition_RT=spread(topk.log_partition_RT))
+    if chunks is not None:
+        chunks = replace(
+            chunks, log_tail_AT=spread(chunks.log_tail_AT), log_partition_AT=spread(chunks.log_partition_AT)
+        )
+    return replace(signals, topk=topk, chunks=chunks)
 
 
 def _for_student(topk: TopK, row_of_teacher_row: Int32s, plan: CollatePlan) -> tuple[TopK, np.ndarray]:
@@ -161,7 +191,7 @@ def _targets(records: Sequence[ViewRecord], samples: Sequence[_SampleTargets], p
     chunks_B = np.array([len(sample.chunk_logprob_C) for sample in samples])
     supervised_B = np.array([record.pair.is_supervised_L.sum() for record in records])
     t_B = np.array([record.view.t for record in records])
-    weight_B = np.array([time_weight(record.view.t, plan.schedule) for record in records])
+    weight_B = np.array([time_weight(record.view.t, plan.of(record).schedule) for record in records])
     first_chunk_N = np.repeat(np.cumsum(chunks_B) - chunks_B, rows_B)
     chunk_of_row_N = np.concatenate([sample.chunk_of_row_N for sample in samples])
     return Targets(

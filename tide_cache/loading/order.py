@@ -5,13 +5,16 @@ of them at a time, and shuffles the samples inside the window, so that reading s
 on from epoch to epoch without a gap; its whole state is the number of samples consumed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
+import numpy.typing as npt
 
 from tide_cache.views.random import KeyedRandom
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,13 @@ class SampleOrder:
     seed: int
     window_groups: int = 16
     num_samples: int = field(init=False)
+    _of_epoch: Callable[[int], Ints] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_samples", sum(self.group_sizes))
+        # Each order holds its own epochs: those of one cache of a mix must not push out another's.
+        of_epoch = partial(_epoch_order, self.group_sizes, self.key, self.seed, self.window_groups)
+        object.__setattr__(self, "_of_epoch", lru_cache(maxsize=2)(of_epoch))
 
     def visits(self, start: int, count: int) -> list[Visit]:
         """Give turns `start` to `start + count - 1` of the endless stream."""
@@ -51,22 +58,21 @@ class SampleOrder:
             result += [Visit(sample, epoch) for sample in samples.tolist()]
         return result
 
-    def epoch_order(self, epoch: int) -> np.ndarray:
+    def epoch_order(self, epoch: int) -> Ints:
         """Give the sample numbers of an epoch in the order of their visits, int64, read-only; each once."""
-        return _epoch_order(self, epoch)
+        return self._of_epoch(epoch)
 
 
-@lru_cache(maxsize=4)
-def _epoch_order(order: SampleOrder, epoch: int) -> np.ndarray:
-    random = KeyedRandom("order", order.key, order.seed, epoch)
-    first_sample = np.concatenate([[0], np.cumsum(order.group_sizes)])
-    groups = random.permutation(len(order.group_sizes))
+def _epoch_order(group_sizes: tuple[int, ...], key: str, seed: int, window_groups: int, epoch: int) -> Ints:
+    random = KeyedRandom("order", key, seed, epoch)
+    first_sample = np.concatenate([[0], np.cumsum(group_sizes)])
+    groups = random.permutation(len(group_sizes))
     windows = []
-    for start in range(0, len(groups), order.window_groups):
-        members = [np.arange(first_sample[g], first_sample[g + 1]) for g in groups[start : start + order.window_groups]]
+    for start in range(0, len(groups), window_groups):
+        members = [np.arange(first_sample[g], first_sample[g + 1]) for g in groups[start : start + window_groups]]
         samples = np.concatenate(members)
         windows.append(samples[random.permutation(len(samples))])
-    result = np.concatenate(windows)
+    result: Ints = np.concatenate(windows)
     result.flags.writeable = False  # every caller gets the same array
     return result
 

@@ -1,0 +1,199 @@
+"""Several caches in one order and behind one source: shares as weighted, each cache visited as it would be alone."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pair_examples import one_to_one
+
+from tide_cache.loading import mix
+from tide_cache.loading.collate import CollatePlan, collate
+from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
+from tide_cache.loading.order import SampleOrder, Visit, rank_turns
+from tide_cache.loading.source import PlainSource
+from tide_cache.records import ChunkCandidates, TeacherSignal, TopK, ViewRecord
+from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views.schedule import time_weight
+
+quick = settings(max_examples=60, deadline=None)
+shapes = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 4), min_size=1, max_size=5).map(tuple).filter(any),
+        st.sampled_from([0.25, 1.0, 3.0, 0.001]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def mixed(shape, seed=0):
+    """An order per (group sizes, weight), and their mix."""
+    orders = [SampleOrder(sizes, f"cache-{number}", seed) for number, (sizes, _) in enumerate(shape)]
+    return orders, MixedOrder(orders, [weight for _, weight in shape], seed)
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    """Streams of a hundred turns cross blocks."""
+    monkeypatch.setattr(mix, "TURNS_PER_BLOCK", 16)
+
+
+@quick
+@given(shape=shapes, seed=st.integers(0, 2**32), num_turns=st.integers(1, 150))
+def test_each_sources_turns_are_its_own_stream(shape, seed, num_turns):
+    orders, order = mixed(shape, seed)
+    first = np.cumsum([0, *(part.num_samples for part in orders)])
+    visits = order.visits(0, num_turns)
+    assert len(visits) == num_turns
+    for number, part in enumerate(orders):
+        own = [v for v in visits if first[number] <= v.sample < first[number + 1]]
+        assert [Visit(v.sample - first[number], v.epoch) for v in own] == part.visits(0, len(own))
+        assert order.counts_before(num_turns)[number] == len(own)
+
+
+@quick
+@given(shape=shapes, start=st.integers(0, 120), count=st.integers(0, 90))
+def test_a_window_is_a_slice_of_the_one_long_list_wherever_it_begins(shape, start, count):
+    _, fresh = mixed(shape)
+    _, whole = mixed(shape)
+    assert fresh.visits(start, count) == whole.visits(0, start + count)[start:]
+
+
+@quick
+@given(shape=shapes, world_size=st.integers(1, 4), first_step=st.integers(0, 5), num_steps=st.integers(1, 3))
+def test_the_order_is_the_same_for_any_number_of_ranks(shape, world_size, first_step, num_steps):
+    _, order = mixed(shape)
+    together = []
+    for step in range(first_step, first_step + num_steps):
+        shares = [rank_turns(step, 4 * world_size, 2, rank, world_size) for rank in reversed(range(world_size))]
+        for micro_batches in zip(*shares, strict=True):
+            together += [(turns.start, order.visits(turns.start, len(turns))) for turns in micro_batches]
+    found = [visit for _, visits in sorted(together, key=lambda item: item[0]) for visit in visits]
+    assert found == mixed(shape)[1].visits(first_step * 4 * world_size, num_steps * 4 * world_size)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (30.0, 10.0), (0.5, 8.0, 1.5)])
+def test_shares_converge_to_the_weights(weights, monkeypatch):
+    monkeypatch.setattr(mix, "TURNS_PER_BLOCK", 1 << 16)
+    orders = [SampleOrder((7,), f"cache-{number}", 0) for number in range(len(weights))]
+    order = MixedOrder(orders, weights, seed=1)
+    for num_turns in (1_000, 30_000, 1_000_000):
+        for count, weight in zip(order.counts_before(num_turns), weights, strict=True):
+            share = weight / sum(weights)
+            assert abs(count / num_turns - share) < 5 * math.sqrt(share * (1 - share) / num_turns)
+
+
+def test_a_mix_of_one_is_its_order():
+    (alone,), order = mixed([((3, 4), 0.3)])
+    assert order.visits(5, 40) == alone.visits(5, 40)
+    assert order.num_samples == 7
+
+
+def test_keys_seed_and_weights_each_change_the_turns_and_nothing_else_does():
+    orders = [SampleOrder((9,), "a", 0), SampleOrder((5,), "b", 0)]
+    base = MixedOrder(orders, (1.0, 1.0), 0).sources_of(0, 200).tolist()
+    assert MixedOrder(orders, (2.0, 2.0), 0).sources_of(0, 200).tolist() == base, "only ratios of weights count"
+    assert MixedOrder(orders, (1.0, 2.0), 0).sources_of(0, 200).tolist() != base
+    assert MixedOrder(orders, (1.0, 1.0), 1).sources_of(0, 200).tolist() != base
+    renamed = [replace(orders[0], key="c"), orders[1]]
+    assert MixedOrder(renamed, (1.0, 1.0), 0).sources_of(0, 200).tolist() != base
+    assert base[:16] != base[16:32], "every block is drawn anew"
+
+
+VIEWS = ViewPlan(num_views=2, seed=1, time_sampling="stratified", schedule="linear", complementary=False)
+
+
+def test_records_come_from_their_sources_in_the_order_asked_for():
+    pairs = [one_to_one(f"sample{number}", 5 + number) for number in range(5)]
+    source = MixedSource([PlainSource(pairs[:2], VIEWS), PlainSource(pairs[2:], VIEWS)])
+    assert source.group_sizes == (2, 3)
+    records = source.records([4, 0, 2, 1, 4], epoch=3)
+    assert [record.pair for record in records] == [pairs[4], pairs[0], pairs[2], pairs[1], pairs[4]]
+    assert [record.source for record in records] == [1, 0, 1, 0, 1]
+    assert all(record.view.view == 3 for record in records)
+
+
+def signalled(name, length, temperatures, source, has_chunks=True):
+    """A view whose signal keeps ids 0 and 5 of each row; its tails and partitions are told apart by T and source."""
+    pair = one_to_one(name, length)
+    view = draw_view(pair, 1, VIEWS)
+    rows = np.flatnonzero(view.is_teacher_masked_M)
+    num_rows = len(rows)
+    at_T = np.tile(np.array([100 * (source + 1) + t for t in temperatures], np.float32), (num_rows, 1))
+    logprobs = np.log(np.tile(np.array([0.5, 0.25], np.float32), num_rows))
+    topk = TopK(
+        np.arange(num_rows, dtype=np.int32), np.full(num_rows, 2, np.int32),
+        np.tile(np.array([0, 5], np.uint32), num_rows), logprobs, -at_T, at_T,
+    )  # fmt: skip
+    active = np.flatnonzero(pair.is_distillable_C & np.isin(pair.chunks_C4[:, 0], rows)).astype(np.int32)
+    chunks = ChunkCandidates(
+        active, np.zeros(len(active), np.int32), np.zeros(0, np.uint32), np.zeros(0, np.float32),
+        -at_T[: len(active)] - 1, at_T[: len(active)] + 1,
+    )  # fmt: skip
+    truth = np.full(num_rows, -1.0, np.float32)
+    signal = TeacherSignal(truth, truth > 0, topk, chunks=chunks if has_chunks else None)
+    return ViewRecord(pair, view, signal, source)
+
+
+PLANS = (
+    CollatePlan(98, 99, 4, shared_vocab_size=5, temperatures=(1.0, 2.0), schedule="linear"),
+    CollatePlan(98, 99, 4, shared_vocab_size=9, temperatures=(4.0, 1.0), schedule="cosine"),
+)
+
+
+def test_every_record_is_collated_by_the_plan_of_its_source():
+    """Shared ids, schedule and T are those of each cache; the batch puts their T in one order."""
+    plan = mixed_collate_plan(PLANS)
+    assert plan.temperatures == (1.0, 2.0, 4.0)
+    records = [signalled("a", 40, (1.0, 2.0), 0), signalled("b", 30, (4.0, 1.0), 1)]
+    batch, together = collate(records, plan)
+    alone = [collate([record], own)[1] for record, own in zip(records, PLANS, strict=True)]
+    of_row = batch.row_sample_N
+    assert together.time_weight_N.unique().tolist() == sorted(
+        np.float32(time_weight(record.view.t, own.schedule)) for record, own in zip(records, PLANS, strict=True)
+    )
+    for source, own in enumerate(alone):
+        rows = of_row == source
+        assert together.has_topk_N[rows].any()
+        assert torch.equal(together.has_topk_N[rows], own.has_topk_N)
+        width = own.kept_ids_NK.shape[1]
+        assert torch.equal(together.kept_ids_NK[rows][:, :width], own.kept_ids_NK)
+        assert (together.kept_ids_NK[rows][:, width:] == -1).all()
+        for name in ("log_tail_NT", "log_partition_NT"):
+            both, single = getattr(together, name)[rows], getattr(own, name)
+            for index, temperature in enumerate(PLANS[source].temperatures):
+                assert torch.equal(both[:, plan.temperatures.index(temperature)], single[:, index])
+    assert together.kept_ids_NK[of_row == 0].unique().tolist() == [-1, 0], "id 5 is another word to the first teacher"
+    assert together.kept_ids_NK[of_row == 1].max() == 5
+    chunk_of_second = together.chunk_t_C == np.float32(records[1].view.t)
+    assert torch.equal(together.chunk_log_tail_CT[chunk_of_second][:, [2, 0]], alone[1].chunk_log_tail_CT)
+
+
+def test_a_temperature_that_a_source_lacks_is_not_a_number():
+    """Read by mistake, it would spoil the loss instead of passing for a value."""
+    records = [signalled("a", 40, (1.0, 2.0), 0), signalled("b", 30, (4.0, 1.0), 1, has_chunks=False)]
+    batch, targets = collate(records, mixed_collate_plan(PLANS))
+    carries = targets.has_topk_N
+    for source, lacking in ((0, 2), (1, 1)):
+        rows = carries & (batch.row_sample_N == source)
+        assert rows.any()
+        for values in (targets.log_tail_NT[rows], targets.log_partition_NT[rows]):
+            assert values[:, lacking].isnan().all()
+            assert not values[:, [index for index in range(3) if index != lacking]].isnan().any()
+    assert not targets.log_tail_NT[~carries].any()
+    of_first = targets.chunk_t_C == np.float32(records[0].view.t)
+    assert targets.chunk_log_tail_CT[of_first, 2].isnan().all()
+    assert not targets.chunk_log_tail_CT[~of_first].any(), "without the chunks signal a chunk has no entry"
+
+
+def test_a_mix_of_one_collates_as_its_source():
+    record = signalled("a", 40, (1.0, 2.0), 0)
+    one, other = collate([record], PLANS[0])[1], collate([record], mixed_collate_plan(PLANS[:1]))[1]
+    assert one.temperatures == other.temperatures
+    for name, value in vars(one).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, getattr(other, name)), name
