@@ -23,7 +23,10 @@ PATTERNS = {
     "tide_cache/modeling/packing.py": {"torch"},
     "tide_cache/modeling/head.py": {"torch"},
     "tide_cache/shards/codec.py": {"numpy"},
+    "tide_cache/shards/codecs.py": {"numpy", "pyarrow"},
     "tide_cache/shards/columns.py": {"numpy", "pyarrow"},
+    "tide_cache/shards/compact.py": {"numpy"},
+    "tide_cache/shards/laws.py": {"numpy"},
     "tide_cache/shards/schema.py": {"pyarrow"},
     "tide_cache/records.py": {"numpy", "torch"},
 }

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from shard_examples import (
     HEADER,
     RULES,
+    MemoryFiles,
     assert_pairs_equal,
     assert_records_equal,
     encode_both,
@@ -20,7 +21,9 @@ from shard_examples import (
     make_shard,
 )
 
+from tide_cache.errors import ShardCorruptError
 from tide_cache.shards import SAMPLES_PER_GROUP, LocalFiles, ShardLayout, ShardReader, encode_pairs, encode_signals
+from tide_cache.shards.columns import columns_of
 
 
 @settings(max_examples=25, deadline=None)
@@ -31,14 +34,20 @@ from tide_cache.shards import SAMPLES_PER_GROUP, LocalFiles, ShardLayout, ShardR
     has_topk=st.booleans(),
     has_tail=st.booleans(),
     has_chunks=st.booleans(),
-    logprob_dtype=st.sampled_from(["float16", "float32"]),
+    storage=st.sampled_from([("float16", "plain"), ("float32", "plain"), ("float16", "compact")]),
     table=st.sampled_from(["plain", "compdemo"]),
 )
 def test_decode_inverts_encode(
-    tmp_path_factory, seed, num_samples, num_views, has_topk, has_tail, has_chunks, logprob_dtype, table
+    tmp_path_factory, seed, num_samples, num_views, has_topk, has_tail, has_chunks, storage, table
 ):
+    logprob_dtype, codec = storage
     rules = replace(
-        RULES, num_views=num_views, has_topk=has_topk, has_tail=has_topk and has_tail, has_chunks=has_chunks
+        RULES,
+        num_views=num_views,
+        has_topk=has_topk,
+        has_tail=has_topk and has_tail,
+        has_chunks=has_chunks,
+        codec=codec,
     )
     indexes, pairs, records = make_shard(seed, num_samples, rules, max_chunks=4)
     records = make_compdemo(seed, records) if table == "compdemo" else records
@@ -139,6 +148,70 @@ def test_a_reader_crosses_into_worker_processes(tmp_path: Path):
     reader = ShardReader(_written(tmp_path, pair_shard.data), pair_shard, RULES, LocalFiles())
     first = reader.read_pairs(0)
     assert_pairs_equal(pickle.loads(pickle.dumps(reader)).read_pairs(0), first)
+
+
+@pytest.mark.parametrize("codec", ["plain", "compact"])
+@pytest.mark.parametrize("signals", [["truth"], ["topk"], ["chunks", "truth"], ["truth", "topk", "chunks"]])
+def test_only_the_signals_asked_for_are_decoded(codec, signals, monkeypatch):
+    rules = replace(RULES, has_tail=True, has_chunks=True, codec=codec)
+    indexes, pairs, records = make_shard(5, 7, rules)
+    shard = encode_signals(replace(HEADER, table="plain"), indexes, records, rules, "float16")
+    reader = ShardReader(Path("s.parquet"), shard, rules, MemoryFiles(shard.data))
+    names = []
+    monkeypatch.setattr(
+        "tide_cache.shards.reader.columns_of", lambda table: names.extend(table.column_names) or columns_of(table)
+    )
+    found = reader.read_signals(1, 0, pairs, thorough=True, signals=signals)
+    assert {name.partition("_")[0] for name in names} & {"topk", "tail", "chunk"} == {
+        prefix for prefix, kind in (("topk", "topk"), ("tail", "topk"), ("chunk", "chunks")) if kind in signals
+    }
+    expected = [
+        replace(
+            record,
+            signal=replace(
+                record.signal,
+                topk=record.signal.topk if "topk" in signals else None,
+                chunks=record.signal.chunks if "chunks" in signals else None,
+            ),
+        )
+        for record in records[1]
+    ]
+    assert_records_equal(found, expected, "float16")
+
+
+def test_signals_that_are_not_decoded_are_not_checked(monkeypatch):
+    """But their bytes are: the hash of a row group covers all of it."""
+    indexes, pairs, records = make_shard(5, 7)
+    at = next(i for i, record in enumerate(records[1]) if len(record.signal.topk.logprobs_E))
+    topk = replace(records[1][at].signal.topk, logprobs_E=np.ones_like(records[1][at].signal.topk.logprobs_E))
+    records[1][at] = replace(records[1][at], signal=replace(records[1][at].signal, topk=topk))
+    monkeypatch.setattr("tide_cache.shards.writer.check_signals", lambda *args, **kwargs: None)
+    shard = encode_signals(replace(HEADER, table="plain"), indexes, records, RULES, "float16")
+    reader = ShardReader(Path("s.parquet"), shard, RULES, MemoryFiles(shard.data))
+    with pytest.raises(ShardCorruptError, match="column topk_logprobs"):
+        reader.read_signals(1, 0, pairs)
+    assert len(reader.read_signals(1, 0, pairs, signals=["truth"])) == 7
+
+
+def test_signals_that_are_not_stored_stay_absent():
+    rules = replace(RULES, has_topk=False)
+    indexes, pairs, records = make_shard(5, 7, rules)
+    shard = encode_signals(replace(HEADER, table="plain"), indexes, records, rules, "float16")
+    reader = ShardReader(Path("s.parquet"), shard, rules, MemoryFiles(shard.data))
+    assert_records_equal(reader.read_signals(1, 0, pairs, signals=["topk", "chunks"]), records[1], "float16")
+
+
+def test_polars_opens_a_plain_shard(tmp_path: Path):
+    polars = pytest.importorskip("polars")
+    indexes, _, records = make_shard(5, 70)
+    shard = encode_signals(replace(HEADER, table="plain"), indexes, records, RULES, "float16")
+    rows = polars.read_parquet(_written(tmp_path, shard.data)).filter(polars.col("view") == 1)
+    assert rows.schema["topk_logprobs"] == polars.List(polars.Float32)
+    assert rows.schema["topk_ids"] == polars.List(polars.UInt32)
+    assert rows["sample_index"].to_list() == indexes
+    for found_ids, found_truth, record in zip(rows["topk_ids"], rows["truth_logprobs"], records[1], strict=True):
+        assert found_ids.to_list() == record.signal.topk.ids_E.tolist()
+        assert found_truth.to_list() == record.signal.truth_logprobs_N.tolist()
 
 
 def test_duckdb_opens_a_plain_shard(tmp_path: Path):

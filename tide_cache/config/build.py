@@ -94,6 +94,11 @@ class SignalsConfig(Frozen):
         default=(1.0, 2.0), min_length=1, description="Each T an objective may use."
     )
     logprob_dtype: Literal["float16", "float32"] = Field(default="float16", description="Rounding of stored log-probs.")
+    codec: Literal["plain", "compact"] = Field(
+        default="plain",
+        description="plain: any Parquet reader sees ids and log-probs. compact: the same values in three quarters of "
+        "the bytes; logprob_dtype must be float16.",
+    )
     chunk_k: int = Field(
         default=16, ge=1,
         description="At most this many candidates for a chunk of several teacher tokens; one token has up to top_k.",
@@ -112,6 +117,10 @@ class SignalsConfig(Frozen):
             raise ValueError("kinds must include 'truth'")
         if self.tail_samples and "topk" not in self.kinds:
             raise ValueError("tail_samples draws from the tails of topk, and kinds lacks 'topk'")
+        if self.codec == "compact" and self.logprob_dtype != "float16":
+            raise ValueError(
+                "codec 'compact' stores float16 log-probs: set logprob_dtype = 'float16', or codec = 'plain'"
+            )
         return self
 
 

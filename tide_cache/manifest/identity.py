@@ -11,11 +11,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from tide_cache.config.base import Frozen
 from tide_cache.errors import CacheMismatchError
 from tide_cache.locations import CachePath
-from tide_cache.shards import FORMAT_VERSION, ShardRules, canonical_json
+from tide_cache.shards import FORMAT_VERSION, CodecName, ShardRules, canonical_json
 
 ABSENT = "(absent)"
 
-UNWRITTEN = {"demo_ratio": 0.5, "tail_samples": 0, "chunk_k": 0}
+UNWRITTEN: dict[str, Any] = {"demo_ratio": 0.5, "tail_samples": 0, "chunk_k": 0, "codec": "plain"}
 """Values left out of documents, so that a cache from before these fields keeps its id, and can get another pass."""
 
 Scalar = str | int | float | bool | None
@@ -64,8 +64,9 @@ class SignalsIdentity(_Sparse):
     top_p: float
     temperatures: tuple[float, ...]
     logprob_dtype: Literal["float16", "float32"]
-    tail_samples: Annotated[int, Field(ge=0)] = int(UNWRITTEN["tail_samples"])
-    chunk_k: Annotated[int, Field(ge=0)] = int(UNWRITTEN["chunk_k"])
+    tail_samples: Annotated[int, Field(ge=0)] = UNWRITTEN["tail_samples"]
+    chunk_k: Annotated[int, Field(ge=0)] = UNWRITTEN["chunk_k"]
+    codec: CodecName = UNWRITTEN["codec"]
 
 
 class VocabSizes(Frozen):
@@ -106,6 +107,7 @@ class CacheIdentity(Frozen):
             has_topk="topk" in self.signals.kinds,
             has_tail=self.signals.tail_samples > 0,
             has_chunks="chunks" in self.signals.kinds,
+            codec=self.signals.codec,
         )
 
     def differences(self, other: "CacheIdentity") -> list[tuple[str, Any, Any]]:

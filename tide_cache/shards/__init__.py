@@ -14,7 +14,7 @@ from tide_cache.shards.publish import (
 )
 from tide_cache.shards.reader import ShardFacts, ShardReader
 from tide_cache.shards.remote_files import FsspecFiles, files_of
-from tide_cache.shards.schema import FORMAT_VERSION, PASSES, PassName, ShardHeader, TableName
+from tide_cache.shards.schema import FORMAT_VERSION, PASSES, CodecName, PassName, ShardHeader, SignalKind, TableName
 from tide_cache.shards.writer import EncodedShard, encode_pairs, encode_signals
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "LOCAL_FILES",
     "PASSES",
     "SAMPLES_PER_GROUP",
+    "CodecName",
     "EncodedShard",
     "Files",
     "FsspecFiles",
@@ -33,6 +34,7 @@ __all__ = [
     "ShardLayout",
     "ShardReader",
     "ShardRules",
+    "SignalKind",
     "TableName",
     "canonical_json",
     "encode_pairs",

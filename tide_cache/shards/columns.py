@@ -3,6 +3,7 @@
 Shape suffixes: S rows of the table (samples, or views of samples); a `Ragged` column lays the S lists end to end.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tide_cache.shards.schema import PAIRS_SCHEMA, SignalParts, signals_schema
+from tide_cache.shards.schema import SignalParts
 
 Array = npt.NDArray[Any]
 
@@ -47,6 +48,9 @@ class Ragged:
         return result
 
 
+Column = Ragged | Array | list[str]
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class PairColumns:
     """The pairs table; names are those of the schema."""
@@ -57,10 +61,6 @@ class PairColumns:
     is_supervised: Ragged
     teacher_ids: Ragged
     chunks: Ragged
-
-    def to_table(self) -> pa.Table:
-        """As Arrow."""
-        return _to_table(self, PAIRS_SCHEMA)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -124,10 +124,6 @@ class SignalColumns:
             split=self.shown_first is not None,
         )
 
-    def to_table(self) -> pa.Table:
-        """As Arrow."""
-        return _to_table(self, signals_schema(self.parts))
-
 
 _GROUPS: dict[str, type[TopKColumns | TailColumns | ChunkColumns]] = {
     "topk": TopKColumns,
@@ -139,12 +135,11 @@ _GROUPS: dict[str, type[TopKColumns | TailColumns | ChunkColumns]] = {
 
 def pair_columns(table: pa.Table) -> PairColumns:
     """Read an Arrow table of the pairs schema; arrays are read-only views of its memory."""
-    return PairColumns(**{name: _from_arrow(table.column(name)) for name in PAIRS_SCHEMA.names})
+    return PairColumns(**columns_of(table))
 
 
-def signal_columns(table: pa.Table) -> SignalColumns:
-    """Read an Arrow table of a signals schema; arrays are read-only views of its memory."""
-    found = {name: _from_arrow(table.column(name)) for name in table.column_names}
+def signal_columns(found: Mapping[str, Any]) -> SignalColumns:
+    """Gather plain columns by name; optional groups that are not there are None."""
     own: dict[str, Any] = {
         field.name: found.get(field.name) for field in fields(SignalColumns) if field.name not in _GROUPS
     }
@@ -155,13 +150,28 @@ def signal_columns(table: pa.Table) -> SignalColumns:
     return SignalColumns(**own, **groups)
 
 
-def _to_table(columns: PairColumns | SignalColumns, schema: pa.Schema) -> pa.Table:
+def named(columns: PairColumns | SignalColumns) -> dict[str, Column]:
+    """Give the columns that are there, by name."""
     holders = [columns, *(getattr(columns, group, None) for group in _GROUPS)]
-    by_name = {f.name: getattr(holder, f.name) for holder in holders if holder is not None for f in fields(holder)}
-    return pa.Table.from_arrays([_to_arrow(by_name[field.name], field.type) for field in schema], schema=schema)
+    found = {f.name: getattr(holder, f.name) for holder in holders if holder is not None for f in fields(holder)}
+    groups = (type(None), *_GROUPS.values())
+    return {name: column for name, column in found.items() if not isinstance(column, groups)}
 
 
-def _to_arrow(column: Ragged | Array | list[str], dtype: pa.DataType) -> pa.Array:
+def table_of(columns: Mapping[str, Column], schema: pa.Schema) -> pa.Table:
+    """Give columns as Arrow."""
+    return pa.Table.from_arrays([_to_arrow(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def columns_of(table: pa.Table) -> dict[str, Any]:
+    """Invert `table_of`; arrays are read-only views of the table's memory."""
+    return {name: _from_arrow(table.column(name)) for name in table.column_names}
+
+
+def _to_arrow(column: Column, dtype: pa.DataType) -> pa.Array:
+    if isinstance(column, Ragged) and pa.types.is_binary(dtype):
+        buffers = [None, pa.py_buffer(column.offsets), pa.py_buffer(column.values)]
+        return pa.Array.from_buffers(dtype, len(column.offsets) - 1, buffers)
     if isinstance(column, Ragged):
         return pa.ListArray.from_arrays(pa.array(column.offsets), pa.array(column.values), type=dtype)
     return pa.array(column, type=dtype)
@@ -173,11 +183,20 @@ def _from_arrow(column: pa.ChunkedArray) -> Any:
     array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], column.type), *column.chunks])
     if pa.types.is_string(array.type):
         return array.to_pylist()
+    if pa.types.is_binary(array.type):
+        return _from_binary(array)
     if not pa.types.is_list(array.type):
         return _to_numpy(array)
     offsets = array.offsets.to_numpy()
     values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
     return Ragged(offsets - offsets[0], _to_numpy(values))
+
+
+def _from_binary(array: pa.Array) -> Ragged:
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+    values = np.frombuffer(data if data is not None else b"", np.uint8)[ends[0] : ends[-1]]
+    return Ragged(ends - ends[0], values)
 
 
 def _to_numpy(array: pa.Array) -> Array:

@@ -7,9 +7,9 @@ the format. A reader keeps no file open, so it can cross into worker processes.
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -20,13 +20,22 @@ from pydantic import TypeAdapter
 from tide_cache.errors import CacheMismatchError, ShardCorruptError
 from tide_cache.locations import CachePath
 from tide_cache.records import SamplePair, ViewRecord
-from tide_cache.shards.checks import ShardRules, ValueFault, check_pairs, check_signals
+from tide_cache.shards.checks import ShardRules, check_pairs, check_signals
 from tide_cache.shards.codec import columns_to_pairs, columns_to_views
-from tide_cache.shards.columns import pair_columns, signal_columns
+from tide_cache.shards.codecs import CODECS
+from tide_cache.shards.columns import columns_of, pair_columns, signal_columns
 from tide_cache.shards.files import LOCAL_FILES, Files
+from tide_cache.shards.laws import ValueFault
 from tide_cache.shards.layout import ShardLayout
 from tide_cache.shards.pages import PageFault, check_pages, damaged_column
-from tide_cache.shards.schema import FORMAT_VERSION, METADATA_PREFIX, PAIRS_SCHEMA, ShardHeader, signals_schema
+from tide_cache.shards.schema import (
+    FORMAT_VERSION,
+    METADATA_PREFIX,
+    PAIRS_SCHEMA,
+    ShardHeader,
+    SignalKind,
+    signals_schema,
+)
 from tide_cache.shards.writer import MAGIC, ROW_GROUPS_KEY, TRAILER_BYTES
 
 WAY_OUT = "`tide-cache repair RUN.toml`, with the run file of the build, moves it aside and computes only it again."
@@ -91,7 +100,12 @@ class ShardReader:
         return columns_to_pairs(columns)
 
     def read_signals(
-        self, view: int, group: int, pairs: Sequence[SamplePair], thorough: bool = False
+        self,
+        view: int,
+        group: int,
+        pairs: Sequence[SamplePair],
+        thorough: bool = False,
+        signals: Collection[SignalKind] | None = None,
     ) -> list[ViewRecord]:
         """Read one view of the samples of a group; arrays other than masks are read-only.
 
@@ -100,6 +114,7 @@ class ShardReader:
             group: Group of samples.
             pairs: The same group, from the pairs shard of the same number.
             thorough: Also check that kept ids are distinct and in order of probability.
+            signals: Which signals to decode and check, by default all that are stored; `truth` is always among them.
 
         Raises:
             ShardCorruptError: The bytes are not the committed ones, or a value breaks a law of the format.
@@ -108,10 +123,20 @@ class ShardReader:
         assert self._facts.header.table != "pairs"
         assert len(pairs) == len(self.layout.samples_of(group)), "pairs of another group"
         row_group = self.layout.row_group(view, group)
-        columns = self._columns(row_group, signal_columns)
-        with self._naming(row_group, columns.sample_id):
+        found = self._columns(row_group, columns_of, self._columns_of_signals(signals))
+        with self._naming(row_group, found["sample_id"]):
+            columns = signal_columns(CODECS[self._rules.codec].unpack(found))
             check_signals(columns, view, pairs, self._rules, thorough)
         return columns_to_views(columns, pairs, len(self._rules.temperatures))
+
+    def _columns_of_signals(self, signals: Collection[SignalKind] | None) -> list[str] | None:
+        if signals is None:
+            return None
+        parts = self._rules.parts(self._facts.header.table)
+        has_topk, has_chunks = parts.topk and "topk" in signals, parts.chunks and "chunks" in signals
+        wanted = replace(parts, topk=has_topk, tail=parts.tail and has_topk, chunks=has_chunks)
+        names: list[str] = signals_schema(wanted, self._rules.codec).names
+        return names
 
     def check_footer(self) -> None:
         """Hold size, footer, schema and row counts against the commit record, without reading any row.
@@ -166,16 +191,17 @@ class ShardReader:
                 f"{self.path}: format version {version}; this release reads up to version {FORMAT_VERSION}.\n"
                 f"Install a release of tide-cache that reads format version {version}."
             )
-        for name, expected in self._facts.header.to_metadata().items():
+        header = self._facts.header
+        for name, expected in header.to_metadata(self._rules.codec_of(header.table)).items():
             if stored.get(name) != expected:
                 raise self._corrupt(
                     f"belongs elsewhere: {name.removeprefix(METADATA_PREFIX)} is {stored.get(name)!r} in the file, "
-                    f"{expected!r} in the commit record"
+                    f"{expected!r} in the cache's documents"
                 )
 
     def _check_row_groups(self, footer: _Footer, end: int) -> None:
         table = self._facts.header.table
-        expected = PAIRS_SCHEMA if table == "pairs" else signals_schema(self._rules.parts(table))
+        expected = PAIRS_SCHEMA if table == "pairs" else signals_schema(self._rules.parts(table), self._rules.codec)
         try:
             found = footer.metadata.schema.to_arrow_schema()
         except pa.ArrowException as error:
@@ -190,14 +216,16 @@ class ShardReader:
         if len(starts) != len(rows) or [*starts, end] != [len(MAGIC), *ends]:
             raise self._corrupt("the row groups do not lie end to end between magic and footer")
 
-    def _columns(self, row_group: int, of_table: Callable[[pa.Table], Columns]) -> Columns:
+    def _columns(
+        self, row_group: int, of_table: Callable[[pa.Table], Columns], names: list[str] | None = None
+    ) -> Columns:
         try:
-            return of_table(self._read(row_group))
+            return of_table(self._read(row_group, names))
         except UnicodeDecodeError as error:
             raise self._corrupt(f"{self._where(row_group)}, column sample_id: not UTF-8: {error}") from None
 
-    def _read(self, row_group: int) -> pa.Table:
-        """Decode a row group, once its bytes are known to be the committed ones."""
+    def _read(self, row_group: int, names: list[str] | None) -> pa.Table:
+        """Decode columns of a row group, by default all, once its bytes are known to be the committed ones."""
         start, size, expected = self._footer.ranges[row_group]
         try:
             data = self._files.read(self.path, start, size)
@@ -213,7 +241,7 @@ class ShardReader:
             )
         try:
             check_pages(self._footer.metadata, row_group, data, start)
-            return self._open(row_group, data).read_row_group(row_group, use_threads=False)
+            return self._open(row_group, data).read_row_group(row_group, names, use_threads=False)
         except PageFault as fault:
             raise self._corrupt(f"{self._where(row_group)}, column {fault.column}: {fault.problem}") from fault
         except (OSError, pa.ArrowException) as error:

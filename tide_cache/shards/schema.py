@@ -7,13 +7,17 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 FORMAT_VERSION = 1
-CODEC = "plain"
+
+CodecName = Literal["plain", "compact"]
 
 PassName = Literal["plain", "compdemo"]
 PASSES: tuple[PassName, ...] = get_args(PassName)
 
 TableName = Literal["pairs", "plain", "compdemo"]
 """`pairs`, or the signals of a pass under the pass's name."""
+
+SignalKind = Literal["truth", "topk", "chunks"]
+"""What was stored of the teacher: `truth` always is; ids drawn from tails come with `topk`."""
 
 METADATA_PREFIX = "tide_cache."
 
@@ -71,6 +75,15 @@ _CHUNKS = {
 
 PAIRS_SCHEMA = _schema(_PAIRS)
 
+_PACKED: dict[CodecName, dict[str, dict[str, pa.DataType]]] = {
+    "plain": {},
+    "compact": {
+        "ids": {"high": pa.binary(), "wide": _list_of(pa.uint32()), "low": pa.binary()},
+        "logprobs": {"high": pa.binary(), "low": pa.binary()},
+    },
+}
+"""For each codec, what is in the place of a column of candidates, by the end of its name."""
+
 
 @dataclass(frozen=True, slots=True)
 class SignalParts:
@@ -89,16 +102,24 @@ class SignalParts:
     split: bool = False
 
 
-def signals_schema(parts: SignalParts) -> pa.Schema:
+def signals_schema(parts: SignalParts, codec: CodecName = "plain") -> pa.Schema:
     """Columns of a signals shard."""
     columns = {name: dtype for name, dtype in _SIGNALS.items() if parts.split or name != "shown_first"}
     for is_there, group in ((parts.topk, _TOPK), (parts.tail, _TAIL), (parts.chunks, _CHUNKS)):
-        columns |= group if is_there else {}
+        columns |= _packed(group, codec) if is_there else {}
     return _schema(columns)
 
 
+def _packed(group: Mapping[str, pa.DataType], codec: CodecName) -> dict[str, pa.DataType]:
+    result: dict[str, pa.DataType] = {}
+    for name, dtype in group.items():
+        packed = _PACKED[codec].get(name.partition("_")[2])
+        result |= {name: dtype} if packed is None else {f"{name}_{part}": of_part for part, of_part in packed.items()}
+    return result
+
+
 def byte_stream_split_leaves(schema: pa.Schema) -> list[str]:
-    """Parquet paths of the columns whose bytes are split before compression: all numbers, not text or booleans."""
+    """Parquet paths of the columns whose bytes are split before compression: all numbers, not text, bytes or flags."""
     leaves = []
     for field in schema:
         is_list = pa.types.is_list(field.type)
@@ -117,8 +138,7 @@ class ShardHeader:
     table: TableName
     shard: int
     format_version: int = FORMAT_VERSION
-    codec: str = CODEC
 
-    def to_metadata(self) -> dict[str, str]:
-        """Key-value pairs of the Parquet footer."""
-        return {METADATA_PREFIX + name: str(value) for name, value in asdict(self).items()}
+    def to_metadata(self, codec: CodecName = "plain") -> dict[str, str]:
+        """Key-value pairs of the Parquet footer, for a table in this codec."""
+        return {METADATA_PREFIX + name: str(value) for name, value in {**asdict(self), "codec": codec}.items()}

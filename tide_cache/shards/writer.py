@@ -7,7 +7,7 @@ together with the footer's own hash in the commit record they cover every byte t
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,8 +17,11 @@ import pyarrow.parquet as pq
 
 from tide_cache.errors import TeacherOutputError
 from tide_cache.records import SamplePair, ViewRecord
-from tide_cache.shards.checks import ShardRules, ValueFault, check_pairs, check_signals
+from tide_cache.shards.checks import ShardRules, check_pairs, check_signals
 from tide_cache.shards.codec import pairs_to_columns, signals_to_columns
+from tide_cache.shards.codecs import CODECS
+from tide_cache.shards.columns import named, table_of
+from tide_cache.shards.laws import ValueFault
 from tide_cache.shards.layout import ShardLayout
 from tide_cache.shards.schema import (
     METADATA_PREFIX,
@@ -93,7 +96,7 @@ def encode_pairs(
         _pairs_table([indexes[i] for i in members], [pairs[i] for i in members], rules)
         for members in map(layout.samples_of, range(layout.num_groups))
     )
-    return _encode(header, layout, PAIRS_SCHEMA, tables)
+    return _encode(header, layout, PAIRS_SCHEMA, header.to_metadata(rules.codec_of(header.table)), tables)
 
 
 def encode_signals(
@@ -126,7 +129,8 @@ def encode_signals(
         for view, records in enumerate(records_by_view)
         for members in map(layout.samples_of, range(layout.num_groups))
     )
-    return _encode(header, layout, signals_schema(rules.parts(header.table)), tables)
+    schema = signals_schema(rules.parts(header.table), rules.codec)
+    return _encode(header, layout, schema, header.to_metadata(rules.codec_of(header.table)), tables)
 
 
 def _pairs_table(indexes: Sequence[int], pairs: Sequence[SamplePair], rules: ShardRules) -> pa.Table:
@@ -135,7 +139,7 @@ def _pairs_table(indexes: Sequence[int], pairs: Sequence[SamplePair], rules: Sha
         check_pairs(columns, rules)
     except ValueFault as fault:
         raise AssertionError(f"sample {columns.sample_id[fault.row]!r}, {fault.column}: {fault.problem}") from fault
-    return columns.to_table()
+    return table_of(named(columns), PAIRS_SCHEMA)
 
 
 def _signals_table(
@@ -156,10 +160,17 @@ def _signals_table(
             "Nothing of this shard was published.\n"
             "Check the teacher's weights and its dtype (float32 instead of bfloat16), then run the same command again."
         ) from fault
-    return columns.to_table()
+    packed = CODECS[rules.codec].pack(named(columns))
+    return table_of(packed, signals_schema(columns.parts, rules.codec))
 
 
-def _encode(header: ShardHeader, layout: ShardLayout, schema: pa.Schema, tables: Iterable[pa.Table]) -> EncodedShard:
+def _encode(
+    header: ShardHeader,
+    layout: ShardLayout,
+    schema: pa.Schema,
+    metadata: Mapping[str, str],
+    tables: Iterable[pa.Table],
+) -> EncodedShard:
     sink = io.BytesIO()
     ranges: list[tuple[int, int, str]] = []
     with pq.ParquetWriter(
@@ -181,7 +192,7 @@ def _encode(header: ShardHeader, layout: ShardLayout, schema: pa.Schema, tables:
             with sink.getbuffer() as written:
                 digest = hashlib.sha256(written[start:]).hexdigest()
             ranges.append((start, sink.tell() - start, digest))
-        writer.add_key_value_metadata({**header.to_metadata(), ROW_GROUPS_KEY: json.dumps(ranges)})
+        writer.add_key_value_metadata({**metadata, ROW_GROUPS_KEY: json.dumps(ranges)})
     return EncodedShard(header, sink.getvalue(), layout.num_samples, layout.rows, _column_bytes(sink))
 
 

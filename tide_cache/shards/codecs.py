@@ -1,0 +1,29 @@
+"""The codecs by name: how the columns of the signals table become what is stored, and back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tide_cache.shards.columns import Column
+from tide_cache.shards.compact import pack, unpack
+from tide_cache.shards.schema import CodecName
+
+Columns = Mapping[str, Column]
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """Two functions on the columns of a row group, by name; `unpack(pack(x))` is `x` to the last bit.
+
+    Attributes:
+        pack: From plain columns to those of the codec's schema.
+        unpack: Back. Columns that contradict each other raise a `ValueFault`; a group of columns may be absent.
+    """
+
+    pack: Callable[[Columns], Columns]
+    unpack: Callable[[Columns], Columns]
+
+
+CODECS: dict[CodecName, Codec] = {
+    "plain": Codec(pack=lambda columns: columns, unpack=lambda columns: columns),
+    "compact": Codec(pack, unpack),
+}

@@ -1,0 +1,197 @@
+"""The codec `compact`: the same ids and log-probs as `plain`, to the last bit, in about three quarters of the bytes.
+
+Zstd packs bytes one by one, each block of a stream by how often each byte occurs in it. So ids and log-probs are cut
+into bytes, and bytes that are alike are brought together:
+
+- ids: the low byte of a frequent id is far from uniform, that of a rare one is not; low bytes are sorted by the size of
+  what lies above them, which is stored first.
+- log-probs: they fall within a list, so the float16 bit patterns rise by a little; what a pattern rises by depends on
+  the rank, so the steps are sorted by rank.
+
+Both orders follow from what is read before, so nothing is stored of them. The streams belong to the row group as a
+whole: a row's share is as long as its list, but only all shares end to end have a meaning.
+
+Shape suffixes: E ids or log-probs of a row group, R lists of log-probs, B values of a block.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tide_cache.records import Float32s, UInt32s
+from tide_cache.shards.columns import Column, Ragged
+from tide_cache.shards.laws import Ints, require, require_lengths
+
+Bytes = npt.NDArray[np.uint8]
+UInt16s = npt.NDArray[np.uint16]
+
+PREFIXES = ("topk", "tail", "chunk")
+"""Of the columns PREFIX_counts, PREFIX_ids and PREFIX_logprobs."""
+
+ESCAPE = 255
+"""High byte of an id whose upper 24 bits do not fit a byte; they are then in the wide column."""
+
+SIZES = np.array([1, 2, 4, 8, 16, 32, 64, 128], np.uint8)
+"""Smallest high byte of each class but the first; a class is a number of bits, 0 to 8."""
+
+FLOATS = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+"""The value of every float16 bit pattern; looking it up takes half the time of a conversion."""
+
+BLOCK = 1 << 14
+"""Ids that are sorted at once; so few that they stay in a processor's cache."""
+
+
+def pack(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """Replace the columns of ids and log-probs of one row group by packed ones.
+
+    Args:
+        columns: The plain columns by name; log-probs hold what a float16 can hold.
+    """
+    result = dict(columns)
+    for prefix in PREFIXES:
+        if f"{prefix}_ids" not in columns:
+            continue
+        ids, logprobs = (_ragged(result.pop(f"{prefix}_{name}")) for name in ("ids", "logprobs"))
+        counts = _ragged(result[f"{prefix}_counts"])
+        high_E, wide_W, low_E = split_ids(ids.values)
+        step_E = steps_by_rank(logprobs.values, counts.values)
+        result |= {
+            f"{prefix}_ids_high": Ragged(ids.offsets, high_E),
+            f"{prefix}_ids_wide": Ragged(np.searchsorted(escapes(high_E), ids.offsets).astype(np.int32), wide_W),
+            f"{prefix}_ids_low": Ragged(ids.offsets, low_E),
+            f"{prefix}_logprobs_high": Ragged(logprobs.offsets, (step_E >> 8).astype(np.uint8)),
+            f"{prefix}_logprobs_low": Ragged(logprobs.offsets, step_E.astype(np.uint8)),
+        }
+    return result
+
+
+def unpack(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """Give back the plain columns of one row group.
+
+    Args:
+        columns: The packed columns by name.
+
+    Raises:
+        ValueFault: Columns contradict each other, so that nothing can be unpacked.
+    """
+    result = dict(columns)
+    for prefix in PREFIXES:
+        if f"{prefix}_ids_high" in columns:
+            names = ("ids_high", "ids_wide", "ids_low", "logprobs_high", "logprobs_low")
+            high, wide, low, step_high, step_low = (_ragged(result.pop(f"{prefix}_{name}")) for name in names)
+            counts = _ragged(result[f"{prefix}_counts"])
+            escapes_W = escapes(high.values)
+            _check_ids(prefix, high, escapes_W, wide, low)
+            _check_steps(prefix, step_high, step_low, counts)
+            result[f"{prefix}_ids"] = Ragged(high.offsets, join_ids(high.values, escapes_W, wide.values, low.values))
+            step_E = np.left_shift(step_high.values, 8, dtype=np.uint16)
+            step_E |= step_low.values
+            result[f"{prefix}_logprobs"] = Ragged(step_high.offsets, logprobs_of_steps(step_E, counts.values))
+    return result
+
+
+def split_ids(ids_E: UInt32s) -> tuple[Bytes, UInt32s, Bytes]:
+    """Cut ids into high bytes, the upper 24 bits of those with an escape there, and sorted low bytes."""
+    upper_E = ids_E >> np.uint32(8)
+    high_E = np.minimum(upper_E, ESCAPE).astype(np.uint8)
+    low_E, sorted_E = ids_E.astype(np.uint8), np.empty(len(ids_E), np.uint8)
+    for block, order_B, shares in _sorted_blocks(high_E):
+        low_B, done = low_E[block][order_B], 0
+        for share in shares:
+            sorted_E[share] = low_B[done : (done := done + share.stop - share.start)]
+    return high_E, upper_E[high_E == ESCAPE], sorted_E
+
+
+def join_ids(high_E: Bytes, escapes_W: Ints, wide_W: UInt32s, sorted_E: Bytes) -> UInt32s:
+    """Invert `split_ids`; `escapes_W` are the places of the escapes among the high bytes."""
+    low_E = np.empty_like(sorted_E)
+    for block, order_B, shares in _sorted_blocks(high_E):
+        low_E[block][order_B] = np.concatenate([sorted_E[share] for share in shares])
+    ids_E = np.left_shift(high_E, 8, dtype=np.uint32)
+    ids_E[escapes_W] = wide_W << np.uint32(8)
+    ids_E |= low_E
+    return ids_E
+
+
+def escapes(high_E: Bytes) -> Ints:
+    """Places of the high bytes that stand for a wide value."""
+    return np.flatnonzero(high_E == ESCAPE)
+
+
+def steps_by_rank(logprobs_E: Float32s, counts_R: Ints) -> UInt16s:
+    """Give what each float16 bit pattern rises by, modulo 2^16, sorted by rank; each list starts at zero."""
+    halves_E = logprobs_E.astype(np.float16)
+    assert np.array_equal(halves_E, logprobs_E), "log-probs that a float16 cannot hold"
+    bits_E = halves_E.view(np.uint16)
+    steps_E = np.diff(bits_E, prepend=np.uint16(0))
+    starts_R = (np.cumsum(counts_R) - counts_R)[counts_R > 0]
+    steps_E[starts_R] = bits_E[starts_R]
+    sorted_E = np.empty_like(steps_E)
+    for share, places in _ranks(counts_R):
+        sorted_E[share] = steps_E[places]
+    return sorted_E
+
+
+def logprobs_of_steps(sorted_E: UInt16s, counts_R: Ints) -> Float32s:
+    """Invert `steps_by_rank`."""
+    bits_E, bits_R = np.empty_like(sorted_E), np.zeros(len(counts_R), np.uint16)
+    for share, places in _ranks(counts_R):
+        bits_R = bits_R[: len(places)]
+        bits_R += sorted_E[share]
+        bits_E[places] = bits_R
+    return np.take(FLOATS, bits_E, mode="wrap")  # no pattern is outside, and this mode does not look
+
+
+def _sorted_blocks(high_E: Bytes) -> Iterator[tuple[slice, Ints, list[slice]]]:
+    """For each block: where it lies, its order by high byte, its shares of the stream, which is class after class.
+
+    Inside a class the stream has block after block; inside its share of a block, ids are sorted by high byte.
+    """
+    next_of_class = [0, *(len(high_E) - np.count_nonzero(high_E >= size) for size in SIZES)]
+    for start in range(0, len(high_E), BLOCK):
+        block = slice(start, start + BLOCK)
+        high_B = high_E[block]
+        order_B = np.argsort(high_B, kind="stable")
+        bounds = [0, *np.searchsorted(high_B, SIZES, sorter=order_B).tolist(), len(high_B)]
+        shares = []
+        for size, (first, end) in enumerate(pairwise(bounds)):
+            shares.append(slice(next_of_class[size], next_of_class[size] + end - first))
+            next_of_class[size] += end - first
+        yield block, order_B, shares
+
+
+def _ranks(counts_R: Ints) -> Iterator[tuple[slice, Ints]]:
+    """For each rank, its share of the stream, and the places of the values of that rank: longest lists first."""
+    order_R = np.argsort(-counts_R.astype(np.int64), kind="stable")
+    places = (np.cumsum(counts_R, dtype=np.int64) - counts_R)[order_R]
+    longer = len(counts_R) - np.searchsorted(np.sort(counts_R), np.arange(counts_R.max(initial=0)), side="right")
+    done = 0
+    for num_lists in longer.tolist():
+        places = places[:num_lists]
+        yield slice(done, done + num_lists), places
+        places = places + 1
+        done += num_lists
+
+
+def _check_ids(prefix: str, high: Ragged, escapes_W: Ints, wide: Ragged, low: Ragged) -> None:
+    require_lengths(f"{prefix}_ids_low", low.lengths, high.lengths, f"{prefix}_ids_high")
+    escapes_S = np.diff(np.searchsorted(escapes_W, high.offsets))
+    require_lengths(f"{prefix}_ids_wide", wide.lengths, escapes_S, f"the number of {ESCAPE} in {prefix}_ids_high")
+    is_lawful = (wide.values >= ESCAPE) & (wide.values < 1 << 24)
+    require(f"{prefix}_ids_wide", is_lawful, wide.row_of_value, f"a value is outside {ESCAPE} to 2^24 - 1")
+
+
+def _check_steps(prefix: str, high: Ragged, low: Ragged, counts: Ragged) -> None:
+    require_lengths(f"{prefix}_logprobs_low", low.lengths, high.lengths, f"{prefix}_logprobs_high")
+    require(f"{prefix}_counts", counts.values >= 0, counts.row_of_value, "a count is negative")
+    before = np.concatenate([[0], np.cumsum(counts.values, dtype=np.int64)])
+    total_S = np.diff(before[counts.offsets])
+    require_lengths(f"{prefix}_logprobs_high", high.lengths, total_S, f"the sum of {prefix}_counts")
+
+
+def _ragged(column: Any) -> Ragged:
+    assert isinstance(column, Ragged)
+    return column
