@@ -6,7 +6,6 @@ Shape suffixes: N masked rows, R rows of a slice that want candidates, V vocabul
 D draws from the tail.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,81 +99,85 @@ def _slice_signals(
     plan: SignalPlan,
 ) -> tuple[torch.Tensor, ...]:
     logits_NV = apply_head(hidden_ND, head_VD)
-    log_z_N = logits_NV.logsumexp(dim=1)
-    truth_N = logits_NV.gather(1, true_ids_N[:, None]).squeeze(1) - log_z_N
-    is_top1_N = logits_NV.argmax(dim=1) == true_ids_N
-    num_rows, top_k = len(true_ids_N), min(plan.top_k, logits_NV.shape[1])
-    shapes = ((), (top_k,), (top_k,), *[(len(plan.temperatures),)] * 2, *[uniform_ND.shape[1:]] * 2)
-    integers = (True, True, False, False, False, True, False)
-    result = [
-        (true_ids_N if is_integer else logits_NV).new_zeros(num_rows, *shape)
-        for shape, is_integer in zip(shapes, integers, strict=True)
-    ]
+    num_rows, vocab = logits_NV.shape
+    true_logit_N = logits_NV.gather(1, true_ids_N[:, None]).squeeze(1)
+    top_k = min(plan.top_k, vocab)
+    # One id more than can be kept: the largest of the rest, from which the rest is added up.
+    top_NK, ids_NK = logits_NV.topk(min(top_k + 1, vocab), dim=1)
+    is_top1_N = true_logit_N >= top_NK[:, 0]
+    scratch_NV = torch.empty_like(logits_NV)
+    log_z_N = _log_sum(logits_NV, top_NK[:, 0], 1.0, scratch_NV)
+    truth_N = true_logit_N - log_z_N
+    logprobs_NK = top_NK[:, :top_k] - log_z_N[:, None]
+    counts_N = _counts(logprobs_NK, mass_N)
+    is_kept_NK = _hide(logits_NV, ids_NK[:, :top_k], counts_N)
+    tails, wholes = [], []
     if top_k:
-        rows_R = (mass_N > 0).nonzero().squeeze(1)
-        kept = _candidates(logits_NV[rows_R], log_z_N[rows_R], mass_N[rows_R], top_k, plan.temperatures)
-        drawn = _draw(logits_NV, rows_R, kept, log_z_N, uniform_ND)
-        for whole, part in zip(result, (*kept, *drawn), strict=True):
-            whole[rows_R] = part
-    return truth_N, is_top1_N, *result
+        largest_left_N = torch.cat([top_NK, top_NK.new_full((num_rows, 1), -torch.inf)], 1).gather(1, counts_N[:, None])
+        for temperature in plan.temperatures:
+            log_tail_N = _log_sum(logits_NV, largest_left_N[:, 0], temperature, scratch_NV)
+            kept_NK = (top_NK[:, :top_k] / temperature).masked_fill(~is_kept_NK, -torch.inf)
+            log_whole_N = torch.logaddexp(log_tail_N, kept_NK.logsumexp(dim=1))
+            tails.append(log_tail_N - log_z_N / temperature)
+            wholes.append(log_whole_N - log_z_N / temperature if temperature != 1 else torch.zeros_like(log_z_N))
+    nothing_NT = logits_NV.new_zeros((num_rows, len(plan.temperatures)))
+    is_wanted_N1 = counts_N[:, None] > 0
+    log_tail_NT = torch.where(is_wanted_N1, torch.stack(tails, dim=1), 0) if tails else nothing_NT
+    log_partition_NT = torch.where(is_wanted_N1, torch.stack(wholes, dim=1), 0) if wholes else nothing_NT
+    drawn = _draw(logits_NV, counts_N > 0, log_z_N, uniform_ND)
+    return truth_N, is_top1_N, counts_N, ids_NK[:, :top_k], logprobs_NK, log_tail_NT, log_partition_NT, *drawn
 
 
-def _candidates(
-    logits_RV: torch.Tensor, log_z_R: torch.Tensor, mass_R: torch.Tensor, top_k: int, temperatures: Sequence[float]
-) -> tuple[torch.Tensor, ...]:
-    """Give counts, ids, log-probs, tails and partitions; `logits_RV` is overwritten."""
-    top_RK, ids_RK = logits_RV.topk(top_k, dim=1)
-    logprobs_RK = top_RK - log_z_R[:, None]
-    is_short_RK = (logprobs_RK.exp().cumsum(dim=1) < mass_R[:, None]) | (mass_R[:, None] >= 1)
-    counts_R = (is_short_RK.sum(dim=1) + 1).clamp_max(top_k)
-    whole_RT = torch.stack([_log_power_sum(logits_RV, log_z_R, temperature) for temperature in temperatures], dim=1)
-    _hide(logits_RV, ids_RK, counts_R)
-    tail_RT = torch.stack([_log_power_sum(logits_RV, log_z_R, temperature) for temperature in temperatures], dim=1)
-    whole_RT[:, [index for index, temperature in enumerate(temperatures) if temperature == 1]] = 0
-    return counts_R, ids_RK, logprobs_RK, tail_RT, whole_RT
+def _counts(logprobs_NK: torch.Tensor, mass_N: torch.Tensor) -> torch.Tensor:
+    """Give the fewest ids of each row that reach its mass, 0 where none are wanted."""
+    is_short_NK = (logprobs_NK.exp().cumsum(dim=1) < mass_N[:, None]) | (mass_N[:, None] >= 1)
+    counts_N = (is_short_NK.sum(dim=1) + 1).clamp_max(logprobs_NK.shape[1])
+    return torch.where(mass_N > 0, counts_N, 0)
+
+
+def _hide(logits_NV: torch.Tensor, ids_NK: torch.Tensor, counts_N: torch.Tensor) -> torch.Tensor:
+    """Set the logits of the first `counts_N` ids of each row to -inf, in place; gives which they are [N, K]."""
+    is_kept_NK = torch.arange(ids_NK.shape[1], device=counts_N.device) < counts_N[:, None]
+    row, column = is_kept_NK.nonzero(as_tuple=True)
+    logits_NV[row, ids_NK[row, column]] = -torch.inf
+    return is_kept_NK
+
+
+def _log_sum(
+    logits_NV: torch.Tensor, largest_N: torch.Tensor, temperature: float, scratch_NV: torch.Tensor
+) -> torch.Tensor:
+    """Give log sum exp(logits / T) of each row, whose largest logit is known; -inf where all are.
+
+    A reduction that allocates nothing: for a vocabulary of 150,000 most of the time would go into fresh memory.
+    """
+    shift_N = torch.where(largest_N > -torch.inf, largest_N, 0)
+    torch.sub(logits_NV, shift_N[:, None], out=scratch_NV)
+    if temperature != 1:
+        scratch_NV.div_(temperature)
+    return scratch_NV.exp_().sum(dim=1).log() + shift_N / temperature
 
 
 def _draw(
-    logits_NV: torch.Tensor,
-    rows_R: torch.Tensor,
-    kept: tuple[torch.Tensor, ...],
-    log_z_N: torch.Tensor,
-    uniform_ND: torch.Tensor,
+    logits_NV: torch.Tensor, has_rows_N: torch.Tensor, log_z_N: torch.Tensor, uniform_ND: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw ids from what `_candidates` left of each row, with replacement, in proportion to p."""
-    ids_RD = rows_R.new_full((len(rows_R), uniform_ND.shape[1]), -1)
-    logprobs_RD = logits_NV.new_zeros(ids_RD.shape)
-    if not ids_RD.shape[1]:
-        return ids_RD, logprobs_RD
-    counts_R, kept_RK = kept[0], kept[1]
-    for start in range(0, len(rows_R), _DRAW_ROWS):
-        part = slice(start, start + _DRAW_ROWS)
-        rows = rows_R[part]
-        logits_RV = logits_NV[rows]
-        _hide(logits_RV, kept_RK[part], counts_R[part])
+    """Draw ids from what is not hidden of some rows, with replacement, in proportion to p."""
+    ids_ND = torch.full(uniform_ND.shape, -1, dtype=torch.int64, device=logits_NV.device)
+    logprobs_ND = logits_NV.new_zeros(uniform_ND.shape)
+    if not uniform_ND.shape[1]:
+        return ids_ND, logprobs_ND
+    every_row = has_rows_N.nonzero().squeeze(1)
+    for start in range(0, len(every_row), _DRAW_ROWS):
+        rows = every_row[start : start + _DRAW_ROWS]
+        logprobs_RV = logits_NV[rows] - log_z_N[rows, None]
         # float64: a float32 running sum over a vocabulary would lose the small ones that the tail consists of.
-        reached_RV = (logits_RV - log_z_N[rows, None]).double().exp().cumsum(dim=1)
+        reached_RV = logprobs_RV.double().exp().cumsum(dim=1)
         total_R1 = reached_RV[:, -1:]
         drawn_RD = torch.searchsorted(reached_RV, uniform_ND[rows].double() * total_R1, right=True)
-        drawn_RD = drawn_RD.clamp_max(logits_RV.shape[1] - 1)
-        has_tail_RD = (total_R1 > 0).expand_as(drawn_RD)
-        ids_RD[part] = torch.where(has_tail_RD, drawn_RD, -1)
-        logprobs_RD[part] = torch.where(has_tail_RD, logits_RV.gather(1, drawn_RD) - log_z_N[rows, None], 0)
-    return ids_RD, logprobs_RD
+        drawn_RD = drawn_RD.clamp_max(logits_NV.shape[1] - 1)
+        ids_ND[rows] = torch.where(total_R1 > 0, drawn_RD, -1)
+        logprobs_ND[rows] = torch.where(total_R1 > 0, logprobs_RV.gather(1, drawn_RD), 0)
+    return ids_ND, logprobs_ND
 
 
 _DRAW_ROWS = 64
 """Rows whose running sums exist at a time, in float64."""
-
-
-def _hide(logits_RV: torch.Tensor, ids_RK: torch.Tensor, counts_R: torch.Tensor) -> None:
-    """Set the logits of the first `counts_R` ids of each row to -inf, in place."""
-    is_kept_RK = torch.arange(ids_RK.shape[1], device=counts_R.device) < counts_R[:, None]
-    row, column = is_kept_RK.nonzero(as_tuple=True)
-    logits_RV[row, ids_RK[row, column]] = -torch.inf
-
-
-def _log_power_sum(logits_RV: torch.Tensor, log_z_R: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Give log sum_j p_j^(1/T) over the ids whose logit is finite."""
-    scaled_RV = logits_RV if temperature == 1 else logits_RV / temperature
-    return scaled_RV.logsumexp(dim=1) - log_z_R / temperature
