@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
-from fsspec.spec import AbstractFileSystem  # type: ignore[import-untyped]
+import fsspec
+from fsspec.spec import AbstractFileSystem
 
 from tide_cache.errors import RunFileError
 from tide_cache.locations import CachePath
