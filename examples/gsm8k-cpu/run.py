@@ -28,7 +28,7 @@ PRESETS = {
     "shared": ["bd3lm", "kl", "calm", "tide-cross", "tide-shared", "tide-chunk"],
     "cross": ["bd3lm", "calm", "tide-cross", "tide-shared", "tide-chunk"],
 }
-"""Every row that the pipeline's one cache serves; the first is the baseline. `kl` needs tokens that both sides share."""
+"""Every row that a pipeline's one cache serves, the baseline first; `kl` needs tokens that both sides share."""
 TOKENIZERS = {"shared": "falcon", "cross": "qwen"}
 
 
