@@ -116,7 +116,8 @@ def losses(tmp_path_factory, builds, live, vocabularies):
         }  # fmt: skip
         values["data"]["signal_pass"] = signal_pass
         run, world = TrainRun.model_validate(values), World(0, 1, 0)
-        prepared = replace(prepare(run, world, resume=False), data_key=key)
+        prepared = prepare(run, world, resume=False)
+        prepared = replace(prepared, order=replace(prepared.order, key=key))
         if source == "live":
             prepared = replace(prepared, source=_Grouped(live[signal_pass], prepared.source.group_sizes))
         train_prepared(run, prepared, world)

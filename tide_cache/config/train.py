@@ -57,10 +57,22 @@ class StudentConfig(Frozen):
         return self
 
 
+class MixConfig(Frozen):
+    """One of several caches that a student learns from at once."""
+
+    cache: CacheLocation = Field(description="Folder or URL that build-teacher-shards wrote.")
+    weight: float = Field(default=1.0, gt=0, description="Its share of the turns, relative to the other caches'.")
+    signal_pass: PassName = Field(default="plain", description="Which of its passes the teacher speaks from.")
+    num_views: int | None = Field(default=None, ge=1, description="Use only this many of its views.")
+
+
 class DataConfig(Frozen):
-    """What is trained on: a cache, or a plain corpus when no objective needs a teacher."""
+    """What is trained on: a cache, several, or a plain corpus when no objective needs a teacher."""
 
     cache: CacheLocation | None = Field(default=None, description="Folder or URL that build-teacher-shards wrote.")
+    mix: tuple[MixConfig, ...] | None = Field(
+        default=None, min_length=1, description="Several caches (teachers) at once, each with a weight."
+    )
     corpus: CorpusConfig | None = Field(default=None, description="Conversations, masked afresh each epoch.")
     views: ViewsConfig = Field(default=ViewsConfig(), description="Masks for `corpus`; a cache brings its own.")
     signal_pass: PassName = Field(default="plain", description="Which of the cache's passes the teacher speaks from.")
@@ -69,11 +81,20 @@ class DataConfig(Frozen):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.cache is None) == (self.corpus is None):
-            raise ValueError("give either cache or corpus")
+        if [self.cache, self.mix, self.corpus].count(None) != 2:
+            raise ValueError("give either cache or corpus, or mix for several caches")
+        if self.mix is not None and (self.signal_pass != "plain" or self.num_views is not None):
+            raise ValueError("signal_pass and num_views: with mix each entry has its own; put them there")
         if self.corpus is not None and self.signal_pass != "plain":
             raise ValueError("signal_pass names a pass of a cache, and corpus is given; leave it out")
         return self
+
+    @property
+    def caches(self) -> tuple[MixConfig, ...]:
+        """The caches that are read: those of `mix`, or `cache` alone, or none."""
+        if self.cache is None:
+            return self.mix or ()
+        return (MixConfig(cache=self.cache, signal_pass=self.signal_pass, num_views=self.num_views),)
 
 
 class OptimizerConfig(Frozen):
@@ -146,9 +167,11 @@ class TrainRun(Frozen):
             raise ValueError(f"preset: found {raw['preset']!r}; {hint}known: {', '.join(PRESETS)}")
         if rest.get("objective") is not None:
             raise ValueError("preset and objective: give one of them; a preset is a list of objectives")
-        data = rest.get("data")
+        data, passes = rest.get("data"), {"signal_pass": preset.signal_pass}
         if isinstance(data, dict) and data.get("cache") is not None:
-            rest["data"] = {"signal_pass": preset.signal_pass} | data
+            rest["data"] = passes | data
+        elif isinstance(data, dict) and isinstance(data.get("mix"), list | tuple):
+            rest["data"] = data | {"mix": [passes | e if isinstance(e, dict) else e for e in data["mix"]]}
         return rest | {"objective": preset.objectives}
 
     @field_validator("objective")

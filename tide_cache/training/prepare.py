@@ -1,6 +1,7 @@
 """Everything that can be found wrong before a model is loaded: checkpoint, tokenizer, cache, objectives, folders."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ from tide_cache import __version__
 from tide_cache.config.common import TokenizerConfig
 from tide_cache.config.train import StudentConfig, TrainRun
 from tide_cache.corpus import open_corpus
-from tide_cache.errors import CacheMismatchError, PairingError, RunFileError, fault_list
+from tide_cache.errors import PairingError, RunFileError, fault_list
 from tide_cache.loading.cache import CacheSource, cache_collate_plan
 from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
+from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import PlainSource, TeacherSource
-from tide_cache.manifest import Manifest
-from tide_cache.manifest.identity import SignalsIdentity
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, student_faults
-from tide_cache.objectives import OBJECTIVES, Needs, Objective, union_of_needs
+from tide_cache.objectives import OBJECTIVES, Objective, union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
+from tide_cache.training.caches import OpenedCache, cache_faults, open_caches, require_fitting_caches
 from tide_cache.training.checkpoints import CHECKPOINTS, Checkpoint, as_json, committed_checkpoints, find_checkpoint
 from tide_cache.training.distributed import World
 from tide_cache.training.step import WeightedObjective
@@ -38,7 +40,7 @@ class Prepared:
         checkpoint: Where weights come from; None for random ones.
         model_config: Of the student.
         source: Where records come from.
-        data_key: Name of the data, keys the order.
+        order: In which order its samples are visited.
         collate_plan: How records become batches.
         remarks: What was left out of the data, and why; empty for a cache, whose build said it.
         objectives: With weights.
@@ -52,7 +54,7 @@ class Prepared:
     checkpoint: CheckpointInfo | None
     model_config: PretrainedConfig
     source: TeacherSource
-    data_key: str
+    order: SampleOrder | MixedOrder
     collate_plan: CollatePlan
     remarks: tuple[str, ...]
     objectives: tuple[WeightedObjective, ...]
@@ -79,32 +81,28 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     checkpoint = read_checkpoint(run.student.model, run.student.revision) if run.student.model else None
     config = checkpoint.config if checkpoint else _new_config(run.student, tokenizer)
     objectives = tuple(WeightedObjective(_objective(entry), entry.weight) for entry in run.objective)
-    needs = union_of_needs(entry.objective.needs for entry in objectives)
-    manifest = Manifest.load(run.data.cache) if run.data.cache else None
+    needs = [entry.objective.needs for entry in objectives]
+    caches = open_caches(run.data)
     faults = [*_batch_faults(run, world), *_out_faults(run.train.out, resume)]
     if checkpoint:
-        faults += checkpoint.require_fits(tokenizer.vocab_size, _longest(run, manifest), "student")
+        faults += checkpoint.require_fits(tokenizer.vocab_size, _longest(run, caches), "student")
         faults += student_faults(checkpoint)
-    if manifest is None and needs.signals:
+    if not caches and union_of_needs(needs).signals:
         kinds = ", ".join(entry.kind for entry in run.objective if entry.kind != "ce")
         faults.append(f"objective: {kinds} needs a teacher's signals, data.corpus has none; give data.cache, or use ce")
-    of_cache = cache_faults(run, manifest, tokenizer, needs) if manifest is not None else []
     if faults:
-        raise RunFileError(fault_list("The run cannot start:", [*faults, *of_cache], "Nothing was loaded or written."))
-    if of_cache:
-        way_out = (
-            "Build another cache: `tide-cache build-teacher-shards RUN.toml --out FOLDER`, or change the run file."
-        )
-        raise CacheMismatchError(fault_list(f"{run.data.cache} does not fit this run:", of_cache, way_out))
-    data = _open_data(run, manifest, tokenizer)
-    num_samples = sum(data.source.group_sizes)
-    steps = run.train.steps or max(1, math.ceil((run.train.epochs or 0) * num_samples / run.train.global_batch))
-    continuity = _continuity(run, data, steps)
+        faults += cache_faults(caches, run.student, tokenizer, needs)
+        raise RunFileError(fault_list("The run cannot start:", faults, "Nothing was loaded or written."))
+    require_fitting_caches(caches, run.student, tokenizer, needs)
+    data = _open_data(run, caches, tokenizer)
+    num_turns = (run.train.epochs or 0) * data.order.num_samples
+    steps = run.train.steps or max(1, math.ceil(num_turns / run.train.global_batch))
+    continuity = _continuity(run, data, caches, steps)
     return Prepared(
-        tokenizer, checkpoint, config, data.source, data.key, data.collate_plan, data.remarks, objectives, steps,
+        tokenizer, checkpoint, config, data.source, data.order, data.collate_plan, data.remarks, objectives, steps,
         continuity,
         resumed=find_checkpoint(run.train.out / CHECKPOINTS, continuity, world) if resume else None,
-        provenance=_provenance(run, data, manifest, steps),
+        provenance=_provenance(run, data, caches, steps),
     )  # fmt: skip
 
 
@@ -114,68 +112,6 @@ def student_tokenizer_config(student: StudentConfig) -> TokenizerConfig:
         return student.tokenizer
     assert student.model is not None, "the run-file model requires one of the two"
     return TokenizerConfig(path=student.model, revision=student.revision)
-
-
-def cache_faults(run: TrainRun, manifest: Manifest, tokenizer: TextTokenizer, needs: Needs) -> list[str]:
-    """List where a cache does not fit: another tokenizer, block size or length; a signal, T or view it lacks.
-
-    Args:
-        run: The run file.
-        manifest: Of the cache.
-        tokenizer: The student's.
-        needs: What the objectives need together.
-    """
-    identity = manifest.identity
-    faults = []
-    fingerprint = tokenizer.fingerprint()
-    for name in sorted(fingerprint.keys() | identity.student_tokenizer.keys()):
-        found, expected = identity.student_tokenizer.get(name), fingerprint.get(name)
-        if found != expected:
-            faults.append(f"student tokenizer, {name}: cache has {found}, the student's is {expected}")
-    if faults:
-        faults[-1] += f"; build with --student {tokenizer.name}, or train with the tokenizer of the cache"
-    for name in ("block_size", "max_length"):
-        wanted, built = getattr(run.student, name), getattr(identity.student, name)
-        if wanted not in (None, built):
-            faults.append(f"student.{name}: found {wanted}, the cache was built for {built}; leave it out to use that")
-    if run.data.signal_pass not in manifest.passes:
-        passes = ",".join([*manifest.passes, run.data.signal_pass])
-        faults.append(
-            f"data.signal_pass: found {run.data.signal_pass}, cache has {list(manifest.passes)}; add it: "
-            f"tide-cache build-teacher-shards RUN.toml --out {run.data.cache} --passes {passes}"
-        )
-    faults += _lacking_signals(needs, identity.signals)
-    if lacking := needs.teacher_temperatures - set(identity.signals.temperatures):
-        every = sorted(needs.teacher_temperatures | set(identity.signals.temperatures))
-        faults.append(
-            f"temperatures: cache has {list(identity.signals.temperatures)}, objectives also need {sorted(lacking)}; "
-            f"build with --set 'signals.temperatures={every}'"
-        )
-    if run.data.num_views and run.data.num_views > identity.views.num_views:
-        faults.append(f"data.num_views: found {run.data.num_views}, cache has {identity.views.num_views}")
-    if needs.signals >= {"topk"} and not identity.pairing.shared_vocab_size:
-        faults.append(
-            "kl, reverse_kl and tidal over kl compare equal tokens, and the two tokenizers share none; use "
-            "chunk_kl, calm or reverse_calm"
-        )
-    return faults
-
-
-def _lacking_signals(needs: Needs, signals: SignalsIdentity) -> list[str]:
-    """List signals that objectives need and the cache lacks, with what adds them to another build of it."""
-    faults = []
-    if missing := needs.signals - {"tail"} - set(signals.kinds):
-        every = [kind for kind in ("truth", "topk", "chunks") if kind in {*signals.kinds, *missing}]
-        faults.append(
-            f"signals: cache has {list(signals.kinds)}, objectives also need {sorted(missing)}; build with "
-            f"--set 'signals.kinds={every}'"
-        )
-    if "tail" in needs.signals and not signals.tail_samples:
-        faults.append(
-            "signals.tail_samples: cache has 0, an objective has tail = 'sampled'; build with --set "
-            "signals.tail_samples=16, or use tail = 'rest'"
-        )
-    return faults
 
 
 def _objective(entry: Any) -> Objective:
@@ -201,8 +137,9 @@ def _new_config(student: StudentConfig, tokenizer: TextTokenizer) -> PretrainedC
     )
 
 
-def _longest(run: TrainRun, manifest: Manifest | None) -> int:
-    return manifest.identity.student.max_length if manifest else run.student.max_length or MAX_LENGTH
+def _longest(run: TrainRun, caches: Sequence[OpenedCache]) -> int:
+    of_caches = [cache.manifest.identity.student.max_length for cache in caches]
+    return max(of_caches) if of_caches else run.student.max_length or MAX_LENGTH
 
 
 def _batch_faults(run: TrainRun, world: World) -> list[str]:
@@ -230,20 +167,18 @@ class _OpenedData:
     source: TeacherSource
     collate_plan: CollatePlan
     key: str
+    order: SampleOrder | MixedOrder
     remarks: tuple[str, ...]
 
 
-def _open_data(run: TrainRun, manifest: Manifest | None, tokenizer: TextTokenizer) -> _OpenedData:
-    if manifest is not None:
-        assert run.data.cache is not None
-        source = CacheSource(run.data.cache, manifest, run.data.num_views, signal_pass=run.data.signal_pass)
-        plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, manifest.identity.student.block_size)
-        return _OpenedData(source, plan, manifest.identity.cache_id, ())
+def _open_data(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextTokenizer) -> _OpenedData:
+    if caches:
+        return _open_mix(run, caches, tokenizer) if run.data.mix else _open_cache(run, caches[0], tokenizer)
     assert run.data.corpus is not None
     block_size = run.student.block_size or BLOCK_SIZE
     corpus = open_corpus(**dict(run.data.corpus))
     paired = encode_student(
-        list(corpus), tokenizer, max_length=_longest(run, None), block_size=block_size, fill_last_block=True
+        list(corpus), tokenizer, max_length=_longest(run, ()), block_size=block_size, fill_last_block=True
     )
     if not paired.pairs:
         reasons = [f"{reason}: {count}" for reason, count in paired.report.dropped.items()]
@@ -251,17 +186,37 @@ def _open_data(run: TrainRun, manifest: Manifest | None, tokenizer: TextTokenize
         raise PairingError(fault_list(title, reasons, "Raise student.max_length, or mend the corpus."))
     views = ViewPlan(**run.data.views.model_dump())
     plan = CollatePlan(tokenizer.mask_id, tokenizer.pad_id, block_size, schedule=views.schedule)
+    source, key = PlainSource(paired.pairs, views), corpus.content_hash
+    order = SampleOrder(source.group_sizes, key, run.data.seed)
+    return _OpenedData(source, plan, key, order, paired.report.remarks(corpus.skipped))
+
+
+def _open_cache(run: TrainRun, cache: OpenedCache, tokenizer: TextTokenizer) -> _OpenedData:
+    entry, manifest = cache.entry, cache.manifest
+    source = CacheSource(entry.cache, manifest, entry.num_views, signal_pass=entry.signal_pass)
+    plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, manifest.identity.student.block_size)
+    order = SampleOrder(source.group_sizes, cache.cache_id, run.data.seed)
+    return _OpenedData(source, plan, cache.cache_id, order, ())
+
+
+def _open_mix(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextTokenizer) -> _OpenedData:
+    parts = [_open_cache(run, cache, tokenizer) for cache in caches]
+    orders = [part.order for part in parts if isinstance(part.order, SampleOrder)]
     return _OpenedData(
-        PlainSource(paired.pairs, views), plan, corpus.content_hash, paired.report.remarks(corpus.skipped)
+        source=MixedSource([part.source for part in parts]),
+        collate_plan=mixed_collate_plan([part.collate_plan for part in parts]),
+        key="+".join(part.key for part in parts),
+        order=MixedOrder(orders, [cache.entry.weight for cache in caches], run.data.seed),
+        remarks=(),
     )
 
 
-def _continuity(run: TrainRun, data: _OpenedData, steps: int) -> dict[str, Any]:
+def _continuity(run: TrainRun, data: _OpenedData, caches: Sequence[OpenedCache], steps: int) -> dict[str, Any]:
     student = run.student.model_dump(mode="json", exclude={"tokenizer", "block_size", "max_length"})
     values = {
         "data": data.key,
         "student.block_size": data.collate_plan.block_size,
-        "student.max_length": _longest(run, None) if run.data.corpus else None,
+        "student.max_length": _longest(run, ()) if run.data.corpus else None,
         "data.seed": run.data.seed,
         "data.num_views": run.data.num_views,
         "data.signal_pass": run.data.signal_pass if run.data.signal_pass != "plain" else None,
@@ -272,16 +227,24 @@ def _continuity(run: TrainRun, data: _OpenedData, steps: int) -> dict[str, Any]:
         "train.steps": steps,
         **{f"train.{name}": getattr(run.train, name) for name in ("global_batch", "precision", "zero_stage", "seed")},
     }
+    if run.data.mix:
+        values["data.mix"] = [cache.use() for cache in caches]
     content: dict[str, Any] = as_json(values)
     return content
 
 
-def _provenance(run: TrainRun, data: _OpenedData, manifest: Manifest | None, steps: int) -> dict[str, Any]:
+def _provenance(run: TrainRun, data: _OpenedData, caches: Sequence[OpenedCache], steps: int) -> dict[str, Any]:
+    identities = [cache.manifest.identity.model_dump(mode="json") for cache in caches]
+    content: dict[str, Any] = {"kind": "cache" if caches else "corpus", "id": data.key}
+    if run.data.mix:
+        both = zip(caches, identities, strict=True)
+        content = {"kind": "mix", "id": data.key, "caches": [c.use() | {"identity": identity} for c, identity in both]}
+    is_alone = run.data.cache is not None
     return {
         "tide_cache_version": __version__,
-        "data": {"kind": "cache" if manifest else "corpus", "id": data.key},
-        "cache_identity": manifest.identity.model_dump(mode="json") if manifest else None,
-        "signal_pass": run.data.signal_pass if manifest else None,
+        "data": content,
+        "cache_identity": identities[0] if is_alone else None,
+        "signal_pass": run.data.signal_pass if is_alone else None,
         "objective": [entry.model_dump(mode="json") for entry in run.objective],
         "steps": steps,
         "global_batch": run.train.global_batch,

@@ -11,7 +11,7 @@ import torch
 from tide_cache.config.train import TrainRun
 from tide_cache.interruption import StopRequest
 from tide_cache.loading.collate import collate
-from tide_cache.loading.order import SampleOrder, Visit, rank_turns
+from tide_cache.loading.order import Visit, rank_turns
 from tide_cache.loading.source import TeacherSource
 from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_backbone, resolve_device
 from tide_cache.modeling.checkpoint import save_student
@@ -83,7 +83,6 @@ class _Loop:
             self._backbone.model.gradient_checkpointing_enable()  # type: ignore[operator]
         student = Student(self._backbone, prepared.collate_plan.block_size, run.train.head_rows).train()
         self._engine = make_engine(student, run.train, run.optimizer, world.size)
-        self._order = SampleOrder(prepared.source.group_sizes, prepared.data_key, run.data.seed)
         self._names = objective_names([entry.kind for entry in run.objective])
         self._out = run.train.out
         self._steps_done = 0
@@ -153,7 +152,7 @@ class _Loop:
         train, world, prepared = self._run.train, self._world, self._prepared
         batches = []
         for turns in rank_turns(self._steps_done, train.global_batch, train.micro_batch, world.rank, world.size):
-            visits = self._order.visits(turns.start, len(turns))
+            visits = prepared.order.visits(turns.start, len(turns))
             records = visited_records(prepared.source, visits)
             batches.append(collate(records, prepared.collate_plan))
         return batches
@@ -164,7 +163,7 @@ class _Loop:
         done = self._steps_done
         return StepMetrics(
             step=done,
-            epoch=done * self._run.train.global_batch / self._order.num_samples,
+            epoch=done * self._run.train.global_batch / self._prepared.order.num_samples,
             loss=sum(entry.weight * mean for entry, mean in zip(self._prepared.objectives, means, strict=True)),
             losses=dict(zip(self._names, means, strict=True)),
             learning_rate=self._rate(done - 1),
