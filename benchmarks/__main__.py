@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import build, pairing, plan, tails
+from benchmarks import build, codec, pairing, plan, tails
 from benchmarks.machine import describe_machine
 from benchmarks.options import MaterialMissing, Options
 
 BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {
     "build": build.run,
+    "codec": codec.run,
     "pairing": pairing.run,
     "plan": plan.run,
     "tails": tails.run,
@@ -30,13 +31,13 @@ def main(arguments: Sequence[str]) -> int:
     """
     given = _parser().parse_args(arguments)
     try:
-        figures = BENCHMARKS[given.name](Options(given.rows, given.repeats, given.teacher, given.student))
+        figures = BENCHMARKS[given.name](Options(given.rows, given.repeats, given.teacher, given.student, given.cache))
     except MaterialMissing as error:
         print(f"benchmarks {given.name}: {error}", file=sys.stderr)
         return 2
     width = max(map(len, figures))
     for name, value in figures.items():
-        print(f"{name:<{width}}  {value:>14,.2f}")
+        print(f"{name:<{width}}  {value:>14,.2f}" if abs(value) >= 0.01 else f"{name:<{width}}  {value:>14.2g}")
     if given.json is not None:
         command = shlex.join(["python", "-m", "benchmarks", *arguments])
         record = {"figures": figures, "machine": describe_machine(), "command": command}
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=_positive, default=Options.repeats, help="timed rounds (%(default)s)")
     for who in ("teacher", "student"):
         parser.add_argument(f"--{who}", type=Path, metavar="MODEL", help=f"folder of a trained {who}, for tails")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="complete cache with real rows, for codec")
     return parser
 
 

@@ -20,12 +20,14 @@ class Options:
         repeats: Timed rounds; in each, everything that is compared runs once.
         teacher: Folder of a trained teacher, where a benchmark looks at one; None for the benchmark's own choice.
         student: Likewise of a trained student.
+        cache: Likewise of a complete cache.
     """
 
     rows: int = 2000
     repeats: int = 5
     teacher: Path | None = None
     student: Path | None = None
+    cache: Path | None = None
 
 
 def shared_file(name: str) -> Path:
