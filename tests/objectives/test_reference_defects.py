@@ -13,7 +13,7 @@ from tide_cache.objectives.calm import Calm, ReverseCalm
 from tide_cache.objectives.ce import CrossEntropy
 from tide_cache.objectives.kl import ForwardKL, ReverseKL
 from tide_cache.objectives.tidal import Tidal
-from tide_cache.pairing.pairer import _Limits
+from tide_cache.pairing.collecting import Limits
 from tide_cache.records import SampleId, SamplePair
 from tide_cache.views.masking import expand_to_chunks
 
@@ -155,7 +155,7 @@ def test_chunks_cut_off_the_teacher_carry_no_loss(edge_case, golden_arrays):
     """
     inputs, recorded = golden_arrays("alm_seed0"), edge_case_arrays(golden_arrays, "teacher_truncated")
     length = recorded["teacher_mask"].shape[1]
-    cut = _Limits(length, inputs["student_logits"].shape[1], 1, 0).cut
+    cut = Limits(length, inputs["student_logits"].shape[1], 1, 0).cut
     pairs = [cut(pair) for pair in whole_pairs(inputs)]
     case = edge_case(
         "teacher_truncated",
@@ -254,7 +254,7 @@ def test_a_pair_beyond_the_teachers_length_is_dropped(edge_case, golden_arrays, 
     if is_all_masked:
         inputs["student_mask"] = inputs["labels"] != -100
     length = inputs["teacher_logits"].shape[1]
-    cut = _Limits(length, inputs["student_logits"].shape[1], 1, 0).cut
+    cut = Limits(length, inputs["student_logits"].shape[1], 1, 0).cut
     pairs = [cut(aligned_pair(inputs, b)) for b in range(3)]
     counts = np.array([len(pair.chunks_C4) for pair in pairs])
     assert counts.sum() == inputs["n_aligned"].sum() - 1

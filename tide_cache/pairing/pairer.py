@@ -7,16 +7,15 @@ assistant's. A token that straddles the border of prompt and answer is not: it i
 Shape suffixes: N tokens of the batch, L student tokens of a sample, M teacher tokens, C chunks, S spans, V vocabulary.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from tide_cache.pairing.alignment import tokens_within
+from tide_cache.pairing.collecting import Collected, Limits, teacher_fault
 from tide_cache.pairing.contents import SpanAligner, align_at_bytes, align_contents
-from tide_cache.pairing.report import Dropped, PairedRows, PairingReport
+from tide_cache.pairing.report import Dropped, PairedRows
 from tide_cache.pairing.spelling import Spelling
 from tide_cache.pairing.streams import TokenStream
 from tide_cache.pairing.tokenizer import TextTokenizer, shared_vocab_size
@@ -24,11 +23,6 @@ from tide_cache.pairing.tokenkit_aligner import TokenkitAligner
 from tide_cache.records import Bools, ChatRow, Int32s, SamplePair
 
 NOT_UNICODE = "a content is not valid Unicode (it holds a lone surrogate)"
-HOLDS_MASK = "the text contains the mask token"
-NOT_SUPERVISED = "no supervised student token within max_length"
-NO_TEACHER_TOKEN = "no teacher token"
-
-Values = TypeVar("Values", Int32s, Bools)
 
 
 class SamplePairer:
@@ -61,7 +55,7 @@ class SamplePairer:
         """
         self._teacher = teacher
         self._student = student
-        self._limits = _Limits(
+        self._limits = Limits(
             teacher_max_length, student_max_length, student_block_size if fill_last_block else 1, student.eos_id
         )
         self._shared_vocab_size = shared_vocab_size(teacher, student)
@@ -108,7 +102,7 @@ class SamplePairer:
         is_same = [self._is_same(teacher, student, text) for text in range(len(usable))]
         others = [text for text in range(len(usable)) if not is_same[text]]
         contents = align_contents(teacher, student, others, self._align)
-        collected = _Collected()
+        collected = Collected()
         for row, text in _numbered(rows, collected):
             whole = SamplePair(
                 row.sample_id,
@@ -117,13 +111,11 @@ class SamplePairer:
                 teacher.ids_of(text),
                 contents.chunks_of(text),
             )
-            if len(whole.teacher_ids_M) == 0:
-                collected.drop(row, NO_TEACHER_TOKEN)
-            elif (whole.teacher_ids_M == self._teacher.mask_id).any():
-                collected.drop(row, HOLDS_MASK)
+            if (reason := teacher_fault(whole, self._teacher.mask_id)) is not None:
+                collected.drop(row.sample_id, reason)
             else:
                 cut = self._limits.cut_same if is_same[text] else self._limits.cut
-                collected.add(row, whole, cut(whole), self._student.mask_id, contents.counts.get(text))
+                collected.add(whole, cut(whole), self._student.mask_id, contents.counts.get(text))
         return collected.result()
 
     def _is_same(self, teacher: TokenStream, student: TokenStream, text: int) -> bool:
@@ -154,12 +146,12 @@ def encode_student(
     usable = [row for row in rows if _is_unicode(row)]
     stream = TokenStream(usable, student)
     is_supervised_N = _supervised(usable, stream, student.is_special_V)
-    limits = _Limits(0, max_length, block_size if fill_last_block else 1, student.eos_id)
-    collected = _Collected()
+    limits = Limits(0, max_length, block_size if fill_last_block else 1, student.eos_id)
+    collected = Collected()
     for row, text in _numbered(rows, collected):
         is_supervised_L = is_supervised_N[stream.token_offsets[text] : stream.token_offsets[text + 1]]
         whole = SamplePair(row.sample_id, stream.ids_of(text), is_supervised_L, _NO_IDS, _NO_CHUNKS)
-        collected.add(row, whole, limits.cut(whole), student.mask_id)
+        collected.add(whole, limits.cut(whole), student.mask_id)
     return collected.result()
 
 
@@ -167,97 +159,7 @@ _NO_IDS: Int32s = np.zeros(0, np.int32)
 _NO_CHUNKS: Int32s = np.zeros((0, 4), np.int32)
 
 
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """How long a sample may be, and what fills its last block; a block of one token needs no filling."""
-
-    teacher_max_length: int
-    student_max_length: int
-    block_size: int
-    eos_id: int
-
-    def cut(self, whole: SamplePair) -> SamplePair:
-        """Cut both sides, keep the chunks wholly inside both, and fill the student's last block."""
-        student_ids_L = whole.student_ids_L[: self.student_max_length]
-        teacher_ids_M = whole.teacher_ids_M[: self.teacher_max_length]
-        is_inside_C = (whole.chunks_C4[:, 1] <= len(teacher_ids_M)) & (whole.chunks_C4[:, 3] <= len(student_ids_L))
-        num_filled = self._num_filled(len(student_ids_L))
-        return SamplePair(
-            whole.sample_id,
-            _filled(student_ids_L, num_filled, self.eos_id),
-            _filled(whole.is_supervised_L[: self.student_max_length], num_filled, True),
-            teacher_ids_M.copy(),
-            whole.chunks_C4[is_inside_C],
-        )
-
-    def cut_same(self, whole: SamplePair) -> SamplePair:
-        """Cut and fill both sides alike, when they are equal; every token that both have is a chunk."""
-        cut = self.cut(whole)
-        teacher_ids_M = cut.teacher_ids_M
-        if len(teacher_ids_M) == len(whole.teacher_ids_M):  # both end with the text, so both may be filled
-            longest = min(max(len(cut.student_ids_L), len(teacher_ids_M)), self.teacher_max_length)
-            teacher_ids_M = _filled(teacher_ids_M, longest - len(teacher_ids_M), self.eos_id)
-        at_C = np.arange(min(len(cut.student_ids_L), len(teacher_ids_M)), dtype=np.int32)
-        chunks_C4 = np.stack([at_C, at_C + 1, at_C, at_C + 1], axis=1)
-        return SamplePair(whole.sample_id, cut.student_ids_L, cut.is_supervised_L, teacher_ids_M, chunks_C4)
-
-    def _num_filled(self, length: int) -> int:
-        return min(-length % self.block_size, self.student_max_length - length)
-
-
-class _Collected:
-    """What has been paired and dropped so far."""
-
-    def __init__(self) -> None:
-        self._pairs: list[SamplePair] = []
-        self._dropped: list[Dropped] = []
-        self._counts: Counter[str] = Counter()
-        self._num_truncated = 0
-
-    def drop(self, row: ChatRow, reason: str) -> None:
-        self._dropped.append(Dropped(row.sample_id, reason))
-
-    def add(
-        self, row: ChatRow, whole: SamplePair, cut: SamplePair, mask_id: int, counts: Counter[str] | None = None
-    ) -> None:
-        """Keep a sample, unless the student has nothing to learn from what was left of it by cutting."""
-        if (whole.student_ids_L == mask_id).any():
-            return self.drop(row, HOLDS_MASK)
-        if not whole.is_supervised_L[: len(cut.student_ids_L)].any():
-            return self.drop(row, NOT_SUPERVISED)
-        self._pairs.append(cut)
-        is_cut = len(cut.student_ids_L) < len(whole.student_ids_L) or len(cut.teacher_ids_M) < len(whole.teacher_ids_M)
-        self._num_truncated += is_cut
-        self._counts.update(counts or {})
-
-    def result(self) -> PairedRows:
-        reasons = Counter(dropped.reason for dropped in self._dropped)
-        counts = {"truncated": self._num_truncated, **_tally(self._pairs), **self._counts}
-        return PairedRows(self._pairs, self._dropped, PairingReport(dropped=dict(reasons), **counts))
-
-
-def _tally(pairs: Sequence[SamplePair]) -> dict[str, int]:
-    """Count tokens and chunks of all samples at once."""
-    if not pairs:
-        return {}
-    is_supervised_N = np.concatenate([pair.is_supervised_L for pair in pairs])
-    lengths = np.array([len(pair.is_supervised_L) for pair in pairs])
-    chunks_C4 = np.concatenate([pair.chunks_C4 for pair in pairs])
-    bases_C = np.repeat(np.cumsum(lengths) - lengths, [len(pair.chunks_C4) for pair in pairs])
-    num_before_N = np.concatenate([[0], np.cumsum(is_supervised_N)])
-    teacher_start_C, teacher_end_C, student_start_C, student_end_C = chunks_C4.T
-    widths_C = student_end_C - student_start_C
-    num_supervised_C = num_before_N[student_end_C + bases_C] - num_before_N[student_start_C + bases_C]
-    return {
-        "samples": len(pairs),
-        "supervised_tokens": int(num_before_N[-1]),
-        "covered_tokens": int(widths_C[num_supervised_C == widths_C].sum()),
-        "chunks": len(chunks_C4),
-        "pairs_one_to_one": int(np.count_nonzero((widths_C == 1) & (teacher_end_C - teacher_start_C == 1))),
-    }
-
-
-def _numbered(rows: Sequence[ChatRow], collected: _Collected) -> Iterator[tuple[ChatRow, int]]:
+def _numbered(rows: Sequence[ChatRow], collected: Collected) -> Iterator[tuple[ChatRow, int]]:
     """Go through the usable rows with the numbers of their texts; the others are dropped on the way."""
     text = 0
     for row in rows:
@@ -265,7 +167,7 @@ def _numbered(rows: Sequence[ChatRow], collected: _Collected) -> Iterator[tuple[
             yield row, text
             text += 1
         else:
-            collected.drop(row, NOT_UNICODE)
+            collected.drop(row.sample_id, NOT_UNICODE)
 
 
 def _is_unicode(row: ChatRow) -> bool:
@@ -275,10 +177,6 @@ def _is_unicode(row: ChatRow) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _filled(values: Values, num_filled: int, value: int) -> Values:
-    return np.concatenate([values, np.full(num_filled, value, values.dtype)])
 
 
 def _supervised(rows: Sequence[ChatRow], stream: TokenStream, is_special_V: Bools) -> Bools:
