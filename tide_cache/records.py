@@ -1,9 +1,9 @@
 """The frozen records that the stages exchange, in the order the data meets them; shapes are stated here.
 
-Shape suffixes: L student tokens of a sample, M teacher tokens, C chunks, N masked positions, R positions with a
-top-k row, E kept ids of all those rows laid end to end, S ids drawn from their tails likewise, A active chunks of a
-view, J candidate chunks of all of them laid end to end, F student tokens of all candidates likewise, T temperatures,
-B samples of a batch, K kept ids per row, X further ids per row, D drawn ids per row.
+Shape suffixes: L student tokens of a sample, M teacher tokens, P declared spans, C chunks, N masked positions, R
+positions with a top-k row, E kept ids of all those rows laid end to end, S ids drawn from their tails likewise, A
+active chunks of a view, J candidate chunks of all of them laid end to end, F student tokens of all candidates likewise,
+T temperatures, B samples of a batch, K kept ids per row, X further ids per row, D drawn ids per row.
 """
 
 from dataclasses import dataclass
@@ -41,6 +41,32 @@ class ChatRow:
     sample_id: SampleId
     messages: tuple[Message, ...]
     origin: str
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRow:
+    """One row of a preprocessed set: tokens of both sides, made elsewhere; nothing of it is believed yet.
+
+    Attributes:
+        sample_id: As in `ChatRow`.
+        origin: As in `ChatRow`.
+        student_ids_L: Student tokens, int32.
+        is_supervised_L: Student tokens that carry a label.
+        teacher_ids_M: Teacher tokens, int32.
+        is_teacher_labelled_M: Teacher tokens that carry a label; all of them where the set does not say.
+        spans_P4: Rows (teacher_start, teacher_end, student_start, student_end), half-open, which the set says cover
+            the same text, int32. They may overlap, come in any order, and reach beyond tokens that were cut off.
+        is_discarded: The set itself says that the row is not to be used.
+    """
+
+    sample_id: SampleId
+    origin: str
+    student_ids_L: Int32s
+    is_supervised_L: Bools
+    teacher_ids_M: Int32s
+    is_teacher_labelled_M: Bools
+    spans_P4: Int32s
+    is_discarded: bool
 
 
 @dataclass(frozen=True, eq=False)
