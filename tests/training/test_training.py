@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import threading
 
 import pytest
 import torch
@@ -12,7 +14,14 @@ from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.corpus import open_corpus
-from tide_cache.errors import CacheMismatchError, CheckpointError, Interrupted, PairingError, RunFileError
+from tide_cache.errors import (
+    CacheMismatchError,
+    CheckpointError,
+    Interrupted,
+    PairingError,
+    RunFileError,
+    ShardCorruptError,
+)
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
@@ -81,6 +90,26 @@ def test_accumulated_micro_batches_equal_one_batch(make_run):
     train(whole)
     train(parts)
     assert_equal_runs(whole, parts, rtol=2e-5)
+
+
+def test_loading_ahead_changes_no_bit(make_run):
+    runs = [make_run(f"ahead-{ahead}", prefetch=ahead, micro_batch=4) for ahead in (0, 3)]
+    for run in runs:
+        train(run)
+    assert_equal_runs(*runs)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+def test_damage_found_while_loading_ahead_is_told_at_its_step(make_run, exact_build, tmp_path):
+    cache = tmp_path / "cache"
+    shutil.copytree(exact_build.build.out, cache)
+    for path in (cache / "signals" / "plain").glob("*.parquet"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(ShardCorruptError, match=r"shard-00000\d.parquet: row group .* are not the committed ones"):
+        train(make_run(data={"cache": str(cache)}, prefetch=2))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 @pytest.mark.parametrize(("precision", "zero_stage"), [("float32", 0), ("bfloat16", 0), ("bfloat16", 2)])

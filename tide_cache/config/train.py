@@ -141,6 +141,7 @@ class TrainRun(Frozen):
     student: StudentConfig
     data: DataConfig
     preset: str | None = Field(
+    prefetch: int = Field(default=2, ge=0, description="Steps that are loaded ahead, by a thread; 0 for none.")
         default=None, description="A row of the paper's table, e.g. cross/tide-cross; stands for objective and pass."
     )
     semantics: Semantics = Field(

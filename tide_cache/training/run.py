@@ -13,6 +13,7 @@ from tide_cache.interruption import StopRequest
 from tide_cache.loading.collate import collate
 from tide_cache.loading.order import Visit, rank_turns
 from tide_cache.loading.source import TeacherSource
+from tide_cache.loading.prefetch import Prefetcher, pinned
 from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_backbone, resolve_device
 from tide_cache.modeling.checkpoint import save_student
 from tide_cache.records import StudentBatch, Targets, ViewRecord
@@ -111,6 +112,11 @@ class _Loop:
                         self._on_step(self._last, self._prepared.steps)
             if self._agree_to_stop(stop) and not is_last:
                 self._save_checkpoint()
+        steps = range(self._steps_done, self._prepared.steps)
+        with Prefetcher(self._micro_batches, steps, self._run.train.prefetch, self._engine.device) as self._prefetcher:
+            self._take_steps(stop)
+
+    def _take_steps(self, stop: StopRequest) -> None:
                 stop.raise_interrupted(
                     f"Stopped after step {self._steps_done} of {self._prepared.steps}; a checkpoint is committed. "
                     "Run the same command with --resume to continue."
@@ -130,7 +136,7 @@ class _Loop:
         )
 
     def _step(self) -> tuple[StepSums, int]:
-        batches = self._micro_batches()
+        batches = self._prefetcher.take()
         set_learning_rate(self._engine, self._rate(self._steps_done))
         progress = self._steps_done / self._prepared.steps
         sums = train_step(self._engine, batches, self._prepared.objectives, self._world, progress)
@@ -147,11 +153,11 @@ class _Loop:
             schedule=optimizer.schedule,
         )
 
-    def _micro_batches(self) -> list[tuple[StudentBatch, Targets]]:
-        """Load this rank's share of the next step."""
+    def _micro_batches(self, step: int) -> list[tuple[StudentBatch, Targets]]:
+        """Load this rank's share of a step; called from the thread that loads ahead."""
         train, world, prepared = self._run.train, self._world, self._prepared
         batches = []
-        for turns in rank_turns(self._steps_done, train.global_batch, train.micro_batch, world.rank, world.size):
+        for turns in rank_turns(step, train.global_batch, train.micro_batch, world.rank, world.size):
             visits = prepared.order.visits(turns.start, len(turns))
             records = visited_records(prepared.source, visits)
             batches.append(collate(records, prepared.collate_plan))
@@ -176,6 +182,8 @@ class _Loop:
         if self._world.size == 1:
             return stop.is_set
         return bool(sum_over_ranks(torch.tensor(int(stop.is_set), device=self._engine.device)) > 0)
+        if self._engine.device.type == "cuda":
+            return [(pinned(batch), pinned(targets)) for batch, targets in batches]
 
     def _save_checkpoint(self) -> None:
         save_checkpoint(self._engine, self._out / CHECKPOINTS, self._steps_done, self._prepared.continuity, self._world)

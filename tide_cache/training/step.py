@@ -1,11 +1,12 @@
 """One optimizer step: counts first, over all ranks and micro-batches, then forwards and backwards, divided once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
+from tide_cache.loading.prefetch import with_tensors
 from tide_cache.objectives import Objective, ids_to_gather, union_of_needs
 from tide_cache.records import StudentBatch, Targets
 from tide_cache.training.distributed import World, sum_over_ranks
@@ -75,9 +76,4 @@ def train_step(
 
 def on_device(record: Record, device: torch.device) -> Record:
     """Move a record's tensors to a device; the rest stays."""
-    moved = {
-        field.name: value.to(device, non_blocking=True)
-        for field in fields(record)
-        if isinstance(value := getattr(record, field.name), torch.Tensor)
-    }
-    return replace(record, **moved)  # type: ignore[arg-type]
+    return with_tensors(record, lambda tensor: tensor.to(device, non_blocking=True))

@@ -1,0 +1,88 @@
+"""Loading beside the step: one thread prepares the batches of the next steps while the current one is taken.
+
+What is loaded, and in which order, is as without it; a resumed run starts at its own step and prepares from there.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import fields, replace
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Record = TypeVar("Record")
+
+
+class Prefetcher(AbstractContextManager["Prefetcher[Item]"], Generic[Item]):
+    """Gives what a function loads for step after step, loaded ahead by a thread.
+
+    Attributes:
+        stall_s: Seconds that `take` has waited for a step to be loaded.
+    """
+
+    def __init__(self, load: Callable[[int], Item], steps: range, ahead: int, device: torch.device | None = None):
+        """Start to load; leaving the `with` block ends the thread, after the step that it is at.
+
+        Args:
+            load: Gives the item of a step; called for one step at a time, in order.
+            steps: All steps that will be asked for.
+            ahead: How many are kept ready; with 0 each is loaded when it is asked for, and there is no thread.
+            device: Of the training: a thread starts out on the first GPU, whichever its process uses.
+        """
+        self.stall_s = 0.0
+        self._load, self._steps, self._ahead, self._device = load, iter(steps), ahead, device
+        self._loaded: deque[Future[Item]] = deque()
+        self._thread = ThreadPoolExecutor(1, "prefetch", self._choose_device) if ahead else None
+        for _ in range(ahead):
+            self._submit()
+
+    def take(self) -> Item:
+        """Give the item of the next step; an error in loading it is raised here, when its turn has come."""
+        start_s = perf_counter()
+        try:
+            if self._thread is None:
+                return self._load(next(self._steps))
+            self._submit()
+            return self._loaded.popleft().result()
+        finally:
+            self.stall_s += perf_counter() - start_s
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the thread; steps that it has not begun are not loaded."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+    def _submit(self) -> None:
+        assert self._thread is not None
+        if (step := next(self._steps, None)) is not None:
+            self._loaded.append(self._thread.submit(self._load, step))
+
+    def _choose_device(self) -> None:
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
+
+def pinned(record: Record) -> Record:
+    """Copy a record's tensors to memory from which a GPU fetches them while it computes."""
+    return with_tensors(record, torch.Tensor.pin_memory)
+
+
+def with_tensors(record: Record, change: Callable[[torch.Tensor], torch.Tensor]) -> Record:
+    """Give a record whose tensors are changed; the rest stays.
+
+    Args:
+        record: A dataclass.
+        change: Of each tensor.
+    """
+    dataclass: Any = record
+    found = {field.name: getattr(dataclass, field.name) for field in fields(dataclass)}
+    changed = {name: change(value) for name, value in found.items() if isinstance(value, torch.Tensor)}
+    result: Record = replace(dataclass, **changed)
+    return result
