@@ -10,6 +10,8 @@ import typer
 
 from tide_cache.errors import RunFileError
 
+_NUMBER = r"\d+(\.\d*)?|\.\d+"
+
 
 class OnBadRow(StrEnum):
     """What a row without a usable field does."""
@@ -59,6 +61,29 @@ def corpus_flags(section: str, spec: str | None, on_bad_row: OnBadRow | None) ->
     }
 
 
+def caches(items: Iterable[str]) -> dict[str, Any]:
+    """Read `--cache FOLDER` or `FOLDER=WEIGHT`: one without a weight is the cache, otherwise they are a mix.
+
+    Raises:
+        RunFileError: A weight is no number.
+    """
+    mix: list[dict[str, Any]] = []
+    for item in items:
+        folder, equals, weight = item.rpartition("=")
+        if not equals or "/" in weight:  # the name of a folder on the way may have an equals sign too
+            mix.append({"cache": item})
+        elif re.fullmatch(_NUMBER, weight):
+            mix.append({"cache": folder, "weight": float(weight)})
+        else:
+            raise RunFileError(
+                f"--cache {item!r}: found weight {weight!r}; expected FOLDER or FOLDER=WEIGHT, for example cache=0.5; "
+                "a folder with '=' in its name ends in '/'"
+            )
+    if len(mix) == 1 and "weight" not in mix[0]:
+        return {"data.cache": mix[0]["cache"]}
+    return {"data.mix": mix} if mix else {}
+
+
 def objectives(items: Iterable[str]) -> list[dict[str, Any]]:
     """Read `--objective kind` or `kind:weight`.
 
@@ -68,7 +93,7 @@ def objectives(items: Iterable[str]) -> list[dict[str, Any]]:
     result: list[dict[str, Any]] = []
     for item in items:
         kind, colon, weight = item.partition(":")
-        if colon and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", weight):
+        if colon and not re.fullmatch(_NUMBER, weight):
             raise RunFileError(
                 f"--objective {item!r}: found weight {weight!r}; expected kind or kind:weight, for example kl:0.5"
             )

@@ -14,7 +14,7 @@ from tide_cache.errors import Interrupted, TideCacheError
 
 from .console import chatter_to_stderr, number, print_fields, print_json, print_text, say
 from .launch import launch, require_gpus, require_no_launcher
-from .options import BadRow, Dataset, DryRun, Json, OnBadRow, Out, RunFile, Set, corpus_flags, given, objectives
+from .options import BadRow, Dataset, DryRun, Json, OnBadRow, Out, RunFile, Set, caches, corpus_flags, given, objectives
 from .progress import ProgressReport
 from .run_toml import run_toml
 
@@ -43,8 +43,12 @@ def train_student(
         ),
     ] = None,
     cache: Annotated[
-        str | None,
-        typer.Option(help="Cache to learn from, instead of a corpus.", metavar="FOLDER", show_default=False),
+        list[str] | None,
+        typer.Option(
+            help="Cache to learn from, instead of a corpus. Repeatable, to mix several by weight: a=2, b=1.",
+            metavar="FOLDER[=WEIGHT]",
+            show_default=False,
+        ),
     ] = None,
     dataset: Dataset = None,
     on_bad_row: BadRow = None,
@@ -94,7 +98,7 @@ def train_student(
 
 def _flags(
     student: str | None,
-    cache: str | None,
+    cache: list[str] | None,
     dataset: str | None,
     on_bad_row: OnBadRow | None,
     objective: list[str] | None,
@@ -105,7 +109,7 @@ def _flags(
     """Collect what the options say; a source of data or weights takes the place of the run file's other one."""
     flags = {
         "student.model": student,
-        "data.cache": cache,
+        **caches(cache or ()),
         **corpus_flags("data.corpus", dataset, on_bad_row),
         "objective": objectives(objective) if objective else None,
         "preset": preset,
@@ -117,8 +121,8 @@ def _flags(
         replaced.append("student.shape")
     if preset is not None:
         replaced.append("objective")
-    if (cache is None) != (dataset is None):
-        replaced.append("data.corpus" if dataset is None else "data.cache")
+    if bool(cache) != (dataset is not None):
+        replaced += ["data.cache", "data.mix"] + ([] if dataset is not None else ["data.corpus"])
     return {**dict.fromkeys(replaced), **given(flags)}
 
 
