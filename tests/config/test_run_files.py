@@ -107,6 +107,7 @@ def test_values_that_contradict_each_other(write):
     [
         ("temperatures = [2.0]", "temperatures must be distinct and include 1.0"),
         ("temperatures = [1.0, 1.0]", "temperatures must be distinct and include 1.0"),
+        ('codec = "compact"\nlogprob_dtype = "float32"', "codec 'compact' stores float16 log-probs: set logprob_dtype"),
         ("temperatures = [1.0, -2.0]", "temperatures must be positive"),
         ("top_p = 1.5", "signals.top_p: found 1.5; Input should be less than or equal to 1"),
         ('kinds = ["topk"]', "kinds must include 'truth'"),

@@ -41,6 +41,7 @@ def schema_texts() -> dict[str, str]:
             ]
             for part in fields(SignalParts)
         },
+        "signals.compact": _compact_columns(),
     }
     return {name: json.dumps(document, indent=2) + "\n" for name, document in documents.items()}
 
@@ -66,6 +67,13 @@ def drifted_schemas(folder: Path) -> list[str]:
         if (folder / name).read_text(encoding="utf-8") != texts[name]:
             faults.append(f"{folder / name}: differs")
     return faults
+
+
+def _compact_columns() -> list[dict[str, Any]]:
+    """Columns that the codec `compact` has in place of plain ones."""
+    parts = SignalParts(topk=True, tail=True, chunks=True)
+    plain = _columns(signals_schema(parts))
+    return [column for column in _columns(signals_schema(parts, "compact")) if column not in plain]
 
 
 def _columns(schema: pa.Schema) -> list[dict[str, Any]]:
