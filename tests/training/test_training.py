@@ -152,7 +152,7 @@ def test_only_committed_and_unchanged_checkpoints_are_resumed(make_run):
         train(make_run(steps=9), resume=True)
     assert (run.train.out / "run.json").read_text() == declared
     (checkpoint,) = committed_checkpoints(run.train.out / "checkpoints")
-    state = next(checkpoint.glob("*.pt"))
+    state = next(checkpoint.glob("*.safetensors"))
     state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=rf"{state.name} changed since"):
         train(run, resume=True)

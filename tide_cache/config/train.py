@@ -34,6 +34,18 @@ class ModelShape(Frozen):
     init_seed: int = Field(default=0, ge=0)
 
 
+class LoraConfig(Frozen):
+    """Low-rank adapters: the model stays as it is, and only they are trained; merged into what is saved."""
+
+    rank: int = Field(default=16, ge=1, description="Columns of each adapter's factors.")
+    alpha: int = Field(default=32, ge=1, description="Adapters are scaled by alpha / rank.")
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="Names of the linear layers that get an adapter.",
+    )
+
+
 class StudentConfig(Frozen):
     """The model that is trained."""
 
@@ -47,6 +59,7 @@ class StudentConfig(Frozen):
     max_length: int | None = Field(
         default=None, ge=1, description="Longest sequence, in tokens; by default the cache's, or 512 for a corpus."
     )
+    lora: LoraConfig | None = Field(default=None, description="Train adapters instead of the whole model.")
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -118,13 +131,26 @@ class TrainConfig(Frozen):
     global_batch: int = Field(default=64, ge=1, description="Samples per optimizer step, over all ranks.")
     micro_batch: int = Field(default=8, ge=1, description="Samples per forward on one rank.")
     precision: Precision = Field(default="bfloat16", description="bfloat16 keeps float32 master weights.")
-    zero_stage: Literal[0, 1, 2] = Field(default=0, description="DeepSpeed ZeRO stage.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=0,
+        description="What is spread over the ranks: 1 optimizer state, 2 gradients too, 3 weights too. 0: nothing.",
+    )
+    offload: Literal["none", "optimizer", "optimizer+parameters"] = Field(
+        default="none", description="What lies in the machine's memory instead of the GPU's."
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(default=0, ge=0)
     head_rows: int = Field(default=256, ge=1, description="Masked rows per slice of the fused head.")
+    prefetch: int = Field(default=2, ge=0, description="Steps that are loaded ahead, by a thread; 0 for none.")
     activation_checkpointing: bool = False
     checkpoint_every: int = Field(default=500, ge=0, description="Steps between checkpoints; 0 for none.")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl.")
+    report_to: Literal["none", "tensorboard", "wandb"] = Field(
+        default="none", description="Where the lines of metrics.jsonl go as well."
+    )
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="Of a running mean of the weights, saved as model-ema; 0 for none."
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -134,6 +160,16 @@ class TrainConfig(Frozen):
             raise ValueError(f"global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch}")
         return self
 
+    @model_validator(mode="after")
+    def _offload_needs_a_stage(self) -> Self:
+        lowest = {"none": 0, "optimizer": 1, "optimizer+parameters": 3}[self.offload]
+        if self.zero_stage < lowest:
+            raise ValueError(
+                f"offload = {self.offload!r} needs zero_stage >= {lowest}, found {self.zero_stage}: only what a stage "
+                "takes charge of can be put elsewhere; raise zero_stage, or lower offload"
+            )
+        return self
+
 
 class TrainRun(Frozen):
     """A whole run file of stage 2."""
@@ -141,7 +177,6 @@ class TrainRun(Frozen):
     student: StudentConfig
     data: DataConfig
     preset: str | None = Field(
-    prefetch: int = Field(default=2, ge=0, description="Steps that are loaded ahead, by a thread; 0 for none.")
         default=None, description="A row of the paper's table, e.g. cross/tide-cross; stands for objective and pass."
     )
     semantics: Semantics = Field(

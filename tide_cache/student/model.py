@@ -17,8 +17,8 @@ class Student(nn.Module):
     def __init__(self, backbone: Backbone, block_size: int, slice_rows: int):
         super().__init__()
         self.backbone = backbone
+        self.head = _Head(backbone.head_VD, slice_rows)
         self._block_size = block_size
-        self._slice_rows = slice_rows
 
     def forward(
         self, batch: StudentBatch, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, temperatures: Sequence[float]
@@ -32,4 +32,25 @@ class Student(nn.Module):
             temperatures: T of the statistics.
         """
         hidden_ND = masked_hidden(self.backbone, batch, self._block_size)
-        return row_statistics(hidden_ND, self.backbone.head_VD, ids_NK, temperatures, is_kept_NK, self._slice_rows)
+        gathered_NK, log_z_NT, log_rest_NT = self.head(hidden_ND, ids_NK, is_kept_NK, tuple(temperatures))
+        return RowStatistics(gathered_NK, log_z_NT, log_rest_NT, tuple(temperatures))
+
+
+class _Head(nn.Module):
+    """The fused head as a module that holds the backbone's output weight.
+
+    ZeRO 3 gathers the weights of a module for that module's own forward and backward, and leaves it empty otherwise.
+    The weight is the backbone's, tied or not; it must not be read outside a module that holds it.
+    """
+
+    def __init__(self, weight_VD: torch.Tensor, slice_rows: int):
+        super().__init__()
+        self.weight = weight_VD
+        self._slice_rows = slice_rows
+
+    def forward(
+        self, hidden_ND: torch.Tensor, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, temperatures: tuple[float, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give the three tensors of `RowStatistics`; plain ones, since DeepSpeed hooks itself to tensors only."""
+        result = row_statistics(hidden_ND, self.weight, ids_NK, temperatures, is_kept_NK, self._slice_rows)
+        return result.gathered_NK, result.log_z_NT, result.log_rest_NT

@@ -1,24 +1,22 @@
-"""Training checkpoints: DeepSpeed's files, and a marker that decides whether they may be resumed.
+"""Training checkpoints: the ranks' files, and a marker that decides whether they may be resumed.
 
 The marker is written by rank 0 after a barrier behind every rank's save, last and atomically, and holds the hashes of
-all files. DeepSpeed's files are pickles, which can run code as they are read: a folder is opened only when its marker
-is valid and it holds exactly the files that the marker lists, byte for byte. That guards against damage, and against
-files put there by others; whoever can write a marker with matching hashes is trusted.
+all files: a folder is opened only when its marker is valid and it holds exactly the files that the marker lists, byte
+for byte. What the files hold is the business of `state.py`.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from tide_cache.config.base import Frozen
 from tide_cache.errors import CheckpointError, fault_list
@@ -37,38 +35,42 @@ class Marker(Frozen):
     """What makes a checkpoint resumable.
 
     Attributes:
+        version: Of the files' content.
         step: Optimizer steps taken.
-        world_size: Ranks that saved; ZeRO states fit no other number.
+        world_size: Ranks that saved; any number may resume.
         run: Parts of the run file and data identity that must be equal on resume.
         files: sha256 of every file, by name inside the folder.
     """
 
+    version: Literal[1] = Field()
     step: int
     world_size: int
     run: dict[str, Any]
     files: dict[str, str]
 
 
-def save_checkpoint(engine: Any, folder: Path, step: int, run: dict[str, Any], world: World) -> None:
+def save_checkpoint(write: Callable[[Path], None], folder: Path, step: int, run: dict[str, Any], world: World) -> None:
     """Save a checkpoint and commit it; called by every rank.
 
     Args:
-        engine: The DeepSpeed engine.
+        write: Writes this rank's files into a folder that exists.
         folder: Folder of all checkpoints of the run.
         step: Optimizer steps taken.
         run: What `Marker.run` holds.
         world: This process.
     """
-    tag = f"step-{step:08d}"
+    target = folder / f"step-{step:08d}"
     if world.is_first:
-        shutil.rmtree(folder / tag, ignore_errors=True)  # left by a run that died before its marker
+        shutil.rmtree(target, ignore_errors=True)  # left by a run that died before its marker
+        target.mkdir(parents=True)
     dist.barrier()
-    with contextlib.redirect_stdout(sys.stderr):
-        engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    write(target)
     dist.barrier()
     if world.is_first:
-        marker = Marker(step=step, world_size=world.size, run=run, files=_hashes(folder / tag))
-        _write_durably(folder / tag / MARKER, marker.model_dump_json(indent=2))
+        for path in sorted(target.rglob("*")):
+            _sync(path)
+        marker = Marker(version=1, step=step, world_size=world.size, run=run, files=_hashes(target))
+        _write_durably(target / MARKER, marker.model_dump_json(indent=2))
         for old in committed_checkpoints(folder)[:-KEPT]:
             (old / MARKER).unlink()  # first: a folder that is half removed must not look whole
             shutil.rmtree(old)
@@ -89,13 +91,12 @@ class Checkpoint:
     step: int
 
 
-def find_checkpoint(folder: Path, run: dict[str, Any], world: World) -> Checkpoint:
+def find_checkpoint(folder: Path, run: dict[str, Any]) -> Checkpoint:
     """Find the newest committed checkpoint and check that this run may go on from it; nothing is loaded.
 
     Args:
         folder: Folder of all checkpoints of the run.
         run: Must equal the marker's.
-        world: This process.
 
     Raises:
         CheckpointError: There is none, it belongs to another run, or its files are not the ones committed.
@@ -113,8 +114,6 @@ def find_checkpoint(folder: Path, run: dict[str, Any], world: World) -> Checkpoi
         for name in sorted(marker.run.keys() | run.keys())
         if marker.run.get(name) != run.get(name)
     ]
-    if marker.world_size != world.size:
-        differing.append(f"number of processes: checkpoint has {marker.world_size}, run has {world.size}")
     if differing:
         raise CheckpointError(
             fault_list(
@@ -123,12 +122,6 @@ def find_checkpoint(folder: Path, run: dict[str, Any], world: World) -> Checkpoi
         )
     _require_committed_files(path, marker)
     return Checkpoint(path, marker.step)
-
-
-def load_checkpoint(engine: Any, checkpoint: Checkpoint) -> None:
-    """Load a checkpoint into the engine, freshly made; called by every rank."""
-    with contextlib.redirect_stdout(sys.stderr):
-        engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
 
 
 def read_marker(path: Path) -> Marker:
@@ -147,7 +140,7 @@ def read_marker(path: Path) -> Marker:
 
 
 def _require_committed_files(folder: Path, marker: Marker) -> None:
-    """Refuse a folder that holds anything but the committed files; nothing of it is unpickled before.
+    """Refuse a folder that holds anything but the committed files; nothing of it is read before.
 
     Raises:
         CheckpointError: Lists what was changed, added, is missing, or is not a plain file.
@@ -192,7 +185,11 @@ def _write_durably(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.rename(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,21 +2,18 @@
 
 import contextlib
 import logging
-import os
 import sys
 import warnings
 from typing import Any
 
+import deepspeed
+import deepspeed.ops
 import torch
+from deepspeed.runtime import bf16_optimizer
 from torch import nn
 
 from tide_cache.config.train import OptimizerConfig, TrainConfig
-
-if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to guess
-import deepspeed
-import deepspeed.ops
-from deepspeed.runtime import bf16_optimizer
+from tide_cache.training.ema import AveragingAdamW
 
 # Without the op, CPU ranks talk through gloo. With it, DeepSpeed compiles C++ when the first training starts: a
 # minute, and a compiler, for nothing that a test or a small run would notice.
@@ -25,6 +22,9 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # The bfloat16 optimizer reports the machine's memory four times as it is made: twelve lines that every user would
 # read before the first step, and a garbage collection for each.
 bf16_optimizer.see_memory_usage = lambda *_, **__: None
+
+PERSISTENT_ELEMENTS = 100_000
+"""Weights below this size stay whole on every rank under ZeRO 3: to gather a norm costs more than it saves."""
 
 
 def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, world_size: int) -> dict[str, Any]:
@@ -44,8 +44,9 @@ def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, world_size:
         "train_micro_batch_size_per_gpu": train.micro_batch,
         "gradient_accumulation_steps": train.global_batch // (train.micro_batch * world_size),
         "gradient_clipping": optimizer.max_grad_norm,
-        "zero_optimization": {"stage": max(train.zero_stage, 1) if is_bfloat16 else train.zero_stage},
+        "zero_optimization": _zero_section(train),
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW on the CPU needs no compiler
         "bf16": {"enabled": is_bfloat16},
         "steps_per_print": sys.maxsize,
     }
@@ -54,32 +55,68 @@ def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, world_size:
     return config
 
 
+def effective_stage(train: TrainConfig) -> int:
+    """Give the ZeRO stage that a run has; see `deepspeed_config`."""
+    return max(train.zero_stage, 1) if train.precision == "bfloat16" else train.zero_stage
+
+
+def _zero_section(train: TrainConfig) -> dict[str, Any]:
+    section: dict[str, Any] = {"stage": effective_stage(train)}
+    if section["stage"] == 3:
+        section["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
+    place = {"device": "cpu", "pin_memory": torch.accelerator.is_available()}
+    if train.offload != "none":
+        section["offload_optimizer"] = place
+    if train.offload == "optimizer+parameters":
+        section["offload_param"] = place
+    return section
+
+
 def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfig, world_size: int) -> Any:
     """Wrap a module in a DeepSpeed engine with AdamW; what DeepSpeed prints goes to stderr.
 
     Args:
-        module: On its device, in its dtype.
+        module: In its dtype, on its device; under ZeRO 3 on the CPU, from where its weights are spread one by one.
         train: Section `train` of the run file.
         optimizer: Section `optimizer`.
         world_size: Number of processes, already joined.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, not the user's
-    adamw = torch.optim.AdamW(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
-        lr=optimizer.lr,
-        betas=optimizer.betas,
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-    )
+    config = deepspeed_config(train, optimizer, world_size)
     with contextlib.redirect_stdout(sys.stderr):
+        if effective_stage(train) == 3:
+            deepspeed.zero.Init(module=module, config_dict_or_path=config)
+            _move_buffers(module)
         engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=adamw,
-            config=deepspeed_config(train, optimizer, world_size),
+            optimizer=_adamw(module, train, optimizer),
+            config=config,
             dist_init_required=False,
         )
     return engine
+
+
+def _adamw(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfig) -> torch.optim.AdamW:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    options: dict[str, Any] = {
+        "lr": optimizer.lr,
+        "betas": optimizer.betas,
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+    }
+    if train.offload != "none":
+        options["fused"] = True  # the loop over tensors is several times slower on the CPU
+    if train.ema_decay:
+        return AveragingAdamW(parameters, ema_decay=train.ema_decay, **options)
+    return torch.optim.AdamW(parameters, **options)
+
+
+def _move_buffers(module: nn.Module) -> None:
+    """DeepSpeed moves weights as it spreads them, and leaves buffers where they are."""
+    device = deepspeed.accelerator.get_accelerator().current_device_name()
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:

@@ -101,7 +101,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     return Prepared(
         tokenizer, checkpoint, config, data.source, data.order, data.collate_plan, data.remarks, objectives, steps,
         continuity,
-        resumed=find_checkpoint(run.train.out / CHECKPOINTS, continuity, world) if resume else None,
+        resumed=find_checkpoint(run.train.out / CHECKPOINTS, continuity) if resume else None,
         provenance=_provenance(run, data, caches, steps),
     )  # fmt: skip
 
@@ -225,7 +225,7 @@ def _continuity(run: TrainRun, data: _OpenedData, caches: Sequence[OpenedCache],
         "objective": [entry.model_dump(mode="json") for entry in run.objective],
         "optimizer": run.optimizer.model_dump(mode="json"),
         "train.steps": steps,
-        **{f"train.{name}": getattr(run.train, name) for name in ("global_batch", "precision", "zero_stage", "seed")},
+        **{f"train.{name}": getattr(run.train, name) for name in ("global_batch", "precision", "ema_decay", "seed")},
     }
     if run.data.mix:
         values["data.mix"] = [cache.use() for cache in caches]

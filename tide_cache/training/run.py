@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,18 +13,21 @@ from tide_cache.config.train import TrainRun
 from tide_cache.interruption import StopRequest
 from tide_cache.loading.collate import collate
 from tide_cache.loading.order import Visit, rank_turns
-from tide_cache.loading.source import TeacherSource
 from tide_cache.loading.prefetch import Prefetcher, pinned
+from tide_cache.loading.source import TeacherSource
 from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_backbone, resolve_device
 from tide_cache.modeling.checkpoint import save_student
 from tide_cache.records import StudentBatch, Targets, ViewRecord
 from tide_cache.student.model import Student
-from tide_cache.training.checkpoints import CHECKPOINTS, load_checkpoint, save_checkpoint
+from tide_cache.training.checkpoints import CHECKPOINTS, save_checkpoint
 from tide_cache.training.distributed import World, find_world, join, sum_over_ranks
-from tide_cache.training.engine import make_engine, set_learning_rate
+from tide_cache.training.ema import EMA
+from tide_cache.training.engine import effective_stage, make_engine, set_learning_rate
+from tide_cache.training.lora import add_adapters, merged
 from tide_cache.training.metrics import MetricsFile, OnStep, StepMetrics, objective_names
 from tide_cache.training.prepare import Prepared, prepare
 from tide_cache.training.schedule import learning_rate
+from tide_cache.training.state import SavedState, gathered_weights, save_state
 from tide_cache.training.step import StepSums, train_step
 
 
@@ -79,25 +83,40 @@ class _Loop:
 
     def __init__(self, run: TrainRun, prepared: Prepared, world: World, device: str, on_step: OnStep | None):
         self._run, self._prepared, self._world, self._on_step = run, prepared, world, on_step
-        self._backbone = _backbone(run, prepared, device)
-        if run.train.activation_checkpointing:
-            self._backbone.model.gradient_checkpointing_enable()  # type: ignore[operator]
-        student = Student(self._backbone, prepared.collate_plan.block_size, run.train.head_rows).train()
-        self._engine = make_engine(student, run.train, run.optimizer, world.size)
+        self._backbone = _backbone(run, prepared, "cpu" if effective_stage(run.train) == 3 else device)
+        self._engine = self._make_engine()
         self._names = objective_names([entry.kind for entry in run.objective])
         self._out = run.train.out
-        self._steps_done = 0
-        if prepared.resumed is not None:
-            load_checkpoint(self._engine, prepared.resumed)
-            self._steps_done = prepared.resumed.step
+        self._steps_done = prepared.resumed.step if prepared.resumed is not None else 0
         self._started_s = time.monotonic()
         self._last: StepMetrics | None = None
         if world.is_first:
             self._out.mkdir(parents=True, exist_ok=True)
             (self._out / "run.json").write_text(run.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
+    def _make_engine(self) -> Any:
+        run, prepared = self._run, self._prepared
+        if run.student.lora is not None:
+            add_adapters(self._backbone.model, run.student.lora, run.train.seed)
+        if run.train.activation_checkpointing:
+            options = {"use_reentrant": False}
+            self._backbone.model.gradient_checkpointing_enable(options)  # type: ignore[operator]
+        student = Student(self._backbone, prepared.collate_plan.block_size, run.train.head_rows).train()
+        saved = SavedState(prepared.resumed.path, student) if prepared.resumed is not None else None
+        if saved is not None:
+            saved.load_weights(student)
+        engine = make_engine(student, run.train, run.optimizer, self._world.size)
+        if saved is not None:
+            saved.load_optimizer(engine)
+        return engine
+
     def run(self, stop: StopRequest) -> None:
         """Take the remaining steps."""
+        steps = range(self._steps_done, self._prepared.steps)
+        with Prefetcher(self._micro_batches, steps, self._run.train.prefetch, self._engine.device) as self._prefetcher:
+            self._take_steps(stop)
+
+    def _take_steps(self, stop: StopRequest) -> None:
         train = self._run.train
         log = MetricsFile(self._out / "metrics.jsonl", self._steps_done) if self._world.is_first else None
         window = _Window(len(self._names), self._engine.device)
@@ -112,11 +131,6 @@ class _Loop:
                         self._on_step(self._last, self._prepared.steps)
             if self._agree_to_stop(stop) and not is_last:
                 self._save_checkpoint()
-        steps = range(self._steps_done, self._prepared.steps)
-        with Prefetcher(self._micro_batches, steps, self._run.train.prefetch, self._engine.device) as self._prefetcher:
-            self._take_steps(stop)
-
-    def _take_steps(self, stop: StopRequest) -> None:
                 stop.raise_interrupted(
                     f"Stopped after step {self._steps_done} of {self._prepared.steps}; a checkpoint is committed. "
                     "Run the same command with --resume to continue."
@@ -125,15 +139,22 @@ class _Loop:
                 self._save_checkpoint()
 
     def finish(self) -> TrainSummary:
-        """Save the final model."""
+        """Save the final model, and the running mean of its weights where there is one."""
         model = self._out / "model"
-        if self._world.is_first:
-            provenance = {**self._prepared.provenance, "run": self._prepared.continuity}
-            weights = self._backbone.model.state_dict()
-            save_student(model, weights, self._backbone.config, self._prepared.tokenizer, provenance)
+        self._save_model(model)
+        if self._run.train.ema_decay:
+            self._save_model(self._out / "model-ema", EMA)
         return TrainSummary(
             model, self._out / "metrics.jsonl", self._prepared.steps, self._last, self._prepared.remarks
         )
+
+    def _save_model(self, folder: Path, kind: str | None = None) -> None:
+        weights = gathered_weights(self._engine, self._backbone.model, kind)
+        if self._world.is_first:
+            lora = self._run.student.lora
+            provenance = {**self._prepared.provenance, "run": self._prepared.continuity}
+            tensors = weights if lora is None else merged(weights, lora)
+            save_student(folder, tensors, self._backbone.config, self._prepared.tokenizer, provenance)
 
     def _step(self) -> tuple[StepSums, int]:
         batches = self._prefetcher.take()
@@ -161,6 +182,8 @@ class _Loop:
             visits = prepared.order.visits(turns.start, len(turns))
             records = visited_records(prepared.source, visits)
             batches.append(collate(records, prepared.collate_plan))
+        if self._engine.device.type == "cuda":
+            return [(pinned(batch), pinned(targets)) for batch, targets in batches]
         return batches
 
     def _metrics(self, window: "_Window") -> StepMetrics:
@@ -182,11 +205,12 @@ class _Loop:
         if self._world.size == 1:
             return stop.is_set
         return bool(sum_over_ranks(torch.tensor(int(stop.is_set), device=self._engine.device)) > 0)
-        if self._engine.device.type == "cuda":
-            return [(pinned(batch), pinned(targets)) for batch, targets in batches]
 
     def _save_checkpoint(self) -> None:
-        save_checkpoint(self._engine, self._out / CHECKPOINTS, self._steps_done, self._prepared.continuity, self._world)
+        folder, step = self._out / CHECKPOINTS, self._steps_done
+        save_checkpoint(
+            lambda target: save_state(self._engine, target), folder, step, self._prepared.continuity, self._world
+        )
 
 
 class _Window:
