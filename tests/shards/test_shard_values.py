@@ -265,16 +265,16 @@ def test_indexes_must_increase():
         encode_pairs(HEADER, INDEXES[::-1], PAIRS, RULES)
 
 
-def test_rounding_to_float16_is_no_fault():
+@pytest.mark.parametrize("vocabulary", [64, 4096])
+def test_rounding_to_float16_is_no_fault(vocabulary):
     """Equal log-probs all round the same way: 64 of -4.1589 become 64 of -4.1602, which misses 0.13 % of the mass."""
-    vocabulary = 64
     topk = TopK(
         rows_R=np.array([0], np.int32),
         counts_R=np.array([vocabulary], np.int32),
         ids_E=np.arange(vocabulary, dtype=np.uint32),
         logprobs_E=np.full(vocabulary, -np.log(vocabulary), np.float32),
         log_tail_RT=np.full((1, 2), -np.inf, np.float32),
-        log_partition_RT=np.array([[np.log(8), 0]], np.float32),
+        log_partition_RT=np.array([[np.log(vocabulary) / 2, 0]], np.float32),
     )
     record = RECORDS[1][AT]
     records = [
