@@ -1,7 +1,7 @@
 """What a position of a top-k row costs on disk and in time, what rounding loses, and what `top_p` saves.
 
 The synthetic set is fixed: 1,000 views of 512 positions, 64 ids a position, a vocabulary of 151,936. Beside it, the
-rows of a small cache. One thread: nothing here starts another, and pyarrow is told not to.
+rows of a small cache. Speed is per core, so by seconds of computing: one thread, whatever else the machine does.
 
 Shape suffixes: P positions, K ids of each, most likely first.
 """
@@ -167,6 +167,7 @@ def _stored_figures(shards: Sequence[Stored], repeats: int, suffix: str) -> dict
             {f"encode_{codec}": lambda codec=codec: [shard.encode(codec) for shard in shards] for codec in CODECS}
             | {f"decode_{codec}": lambda codec=codec: [_decode(*one) for one in decoders[codec]] for codec in CODECS},
             repeats,
+            of_cpu=True,
         )
     for work in ("encode", "decode"):
         figures[f"{work}_positions_per_s"] = timings.rate(f"{work}_plain", num_positions)
