@@ -32,7 +32,9 @@ def test_a_weight_that_is_no_number_is_refused(item):
     assert "a folder with '=' in its name ends in '/'" in str(caught.value)
 
 
-@pytest.mark.parametrize("data", ['cache = "earlier"', 'corpus = { spec = "a.jsonl" }', 'mix = [{ cache = "earlier" }]'])
+@pytest.mark.parametrize(
+    "data", ['cache = "earlier"', 'corpus = { spec = "a.jsonl" }', 'mix = [{ cache = "earlier" }]']
+)
 def test_options_take_the_place_of_the_run_files_data(call, workshop, tmp_path, data):
     """What is refused is the folder of the option, so nothing else was read."""
     path = tmp_path / "run.toml"
