@@ -26,3 +26,10 @@ def test_the_pass_decides_what_the_teacher_says_and_nothing_else(cache):
         assert by_default.signal.truth_logprobs_N.tolist() == one.signal.truth_logprobs_N.tolist()
     said, demonstrated = (sum(r.signal.truth_logprobs_N.sum() for r in records) for records in (plain, compdemo))
     assert said != demonstrated
+
+
+def test_only_the_signals_that_are_asked_for_are_decoded(cache):
+    every, truth = CacheSource(*cache), CacheSource(*cache, signals=())
+    for whole, part in zip(every.records([3, 0, 39], 1), truth.records([3, 0, 39], 1), strict=True):
+        assert part.signal.truth_logprobs_N.tolist() == whole.signal.truth_logprobs_N.tolist()
+        assert (whole.signal.topk is None, part.signal.topk is None) == (False, True)

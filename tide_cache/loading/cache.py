@@ -1,6 +1,6 @@
 """The cache as a source of view records: row groups are decoded when a window of the order reaches them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -10,7 +10,7 @@ from tide_cache.loading.source import GroupCache
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.records import ViewRecord
-from tide_cache.shards import PassName, ShardLayout
+from tide_cache.shards import PassName, ShardLayout, SignalKind
 
 
 class CacheSource:
@@ -23,6 +23,7 @@ class CacheSource:
         num_views: int | None = None,
         held_groups: int = 32,
         signal_pass: PassName | None = None,
+        signals: Collection[SignalKind] | None = None,
     ):
         """Open a cache; no shard is read yet.
 
@@ -32,9 +33,10 @@ class CacheSource:
             num_views: Use only the first so many views of each sample.
             held_groups: Row groups kept decoded; at least twice the order's window.
             signal_pass: Which of the cache's passes to read; by default its first.
+            signals: Which of its signals to decode, by default all; `truth` always is.
         """
         self._num_views = num_views or manifest.identity.views.num_views
-        self._pass = signal_pass or manifest.passes[0]
+        self._pass, self._signals = signal_pass or manifest.passes[0], signals
         layouts = [ShardLayout(record.num_samples, 1) for record in manifest.shards["pairs"]]
         self._places = [(shard, group) for shard, layout in enumerate(layouts) for group in range(layout.num_groups)]
         self._sizes = tuple(len(layouts[shard].samples_of(group)) for shard, group in self._places)
@@ -59,7 +61,7 @@ class CacheSource:
     def _read(self, group: int, view: int) -> list[ViewRecord]:
         shard, group_of_shard = self._places[group]
         pairs = self._reader("pairs", shard).read_pairs(group_of_shard)
-        return self._reader(self._pass, shard).read_signals(view, group_of_shard, pairs)
+        return self._reader(self._pass, shard).read_signals(view, group_of_shard, pairs, signals=self._signals)
 
 
 def cache_collate_plan(manifest: Manifest, mask_id: int, pad_id: int, block_size: int) -> CollatePlan:

@@ -81,6 +81,8 @@ def gather_columns(kept_ids_NK: Ints, row_W: Ints, id_W: Ints) -> tuple[Ints, In
         entry [W], counted from the true token's column 0.
     """
     num_rows, num_kept = kept_ids_NK.shape
+    if not len(id_W):  # nothing but kept ids is spoken of: then sorting all of them would be most of the work
+        return np.full((num_rows, 0), -1, np.int64), np.zeros(0, np.int64)
     row_E, rank_E = np.nonzero(kept_ids_NK >= 0)
     kept_key_E = _key(row_E, kept_ids_NK[row_E, rank_E])
     order_E = np.argsort(kept_key_E)
@@ -125,10 +127,11 @@ def _kept(samples: Sequence[SampleSignals], first_row_B: Ints, num_temperatures:
     has_topk_N = np.zeros(num_rows, bool)
     if present:
         rows_R = np.concatenate([topk.rows_R + first for topk, first in present])
-        row_of_entry_E = np.repeat(rows_R, counts_R)
-        rank_E = np.arange(counts_R.sum()) - np.repeat(np.cumsum(counts_R) - counts_R, counts_R)
-        ids_NK[row_of_entry_E, rank_E] = np.concatenate([topk.ids_E for topk, _ in present])
-        logprobs_NK[row_of_entry_E, rank_E] = np.concatenate([topk.logprobs_E for topk, _ in present])
+        counts_N = np.zeros(num_rows, np.int32)
+        counts_N[rows_R] = counts_R
+        is_kept_NK = np.arange(width) < counts_N[:, None]
+        ids_NK[is_kept_NK] = np.concatenate([topk.ids_E for topk, _ in present])  # rows increase, so in this order
+        logprobs_NK[is_kept_NK] = np.concatenate([topk.logprobs_E for topk, _ in present])
         log_tail_NT[rows_R] = np.concatenate([topk.log_tail_RT for topk, _ in present])
         log_partition_NT[rows_R] = np.concatenate([topk.log_partition_RT for topk, _ in present])
         has_topk_N[rows_R] = True

@@ -148,6 +148,9 @@ def _for_student(topk: TopK, row_of_teacher_row: Int32s, plan: CollatePlan) -> t
         The rows, and the number of draws from each one's tail, those of ids that the student lacks included.
     """
     is_wanted_R = row_of_teacher_row[topk.rows_R] >= 0
+    tail, num_draws_R = _tail_for_student(topk, is_wanted_R, plan)
+    if is_wanted_R.all() and topk.ids_E.max(initial=0) < plan.shared_vocab_size:  # as ever with one tokenizer
+        return replace(topk, rows_R=row_of_teacher_row[topk.rows_R], tail=tail), num_draws_R
     row_of_entry_E = np.repeat(np.arange(len(topk.rows_R)), topk.counts_R)
     is_shared_E = topk.ids_E < plan.shared_vocab_size
     tail_RT = topk.log_tail_RT
@@ -160,7 +163,6 @@ def _for_student(topk: TopK, row_of_teacher_row: Int32s, plan: CollatePlan) -> t
             tail_RT = np.log(moved_RT).astype(np.float32)
     is_kept_E = is_shared_E & is_wanted_R[row_of_entry_E]
     counts_R = np.bincount(row_of_entry_E[is_kept_E], minlength=len(topk.rows_R)).astype(np.int32)
-    tail, num_draws_R = _tail_for_student(topk, is_wanted_R, plan)
     shared = TopK(
         rows_R=row_of_teacher_row[topk.rows_R[is_wanted_R]],
         counts_R=counts_R[is_wanted_R],

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import PretrainedConfig, Qwen3Config
 
@@ -21,6 +21,7 @@ from tide_cache.loading.source import PlainSource, TeacherSource
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, student_faults
 from tide_cache.objectives import OBJECTIVES, Objective, union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
+from tide_cache.shards import SignalKind
 from tide_cache.training.caches import OpenedCache, cache_faults, open_caches, require_fitting_caches
 from tide_cache.training.checkpoints import CHECKPOINTS, Checkpoint, as_json, committed_checkpoints, find_checkpoint
 from tide_cache.training.distributed import World
@@ -193,7 +194,9 @@ def _open_data(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextToke
 
 def _open_cache(run: TrainRun, cache: OpenedCache, tokenizer: TextTokenizer) -> _OpenedData:
     entry, manifest = cache.entry, cache.manifest
-    source = CacheSource(entry.cache, manifest, entry.num_views, signal_pass=entry.signal_pass)
+    needs = union_of_needs(_objective(entry).needs for entry in run.objective)
+    wanted = [kind for kind in get_args(SignalKind) if kind in needs.signals]
+    source = CacheSource(entry.cache, manifest, entry.num_views, signal_pass=entry.signal_pass, signals=wanted)
     plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, manifest.identity.student.block_size)
     order = SampleOrder(source.group_sizes, cache.cache_id, run.data.seed)
     return _OpenedData(source, plan, cache.cache_id, order, ())
