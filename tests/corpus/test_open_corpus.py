@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tide_cache.corpus import open_corpus
-from tide_cache.corpus.store import store_rows
+from tide_cache.corpus.store import CHAT_ROWS, store_rows
 from tide_cache.errors import CorpusError, RunFileError
 from tide_cache.records import ChatRow, Message, SampleId
 
@@ -36,7 +36,7 @@ def write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
 @settings(max_examples=25, deadline=None)
 @given(rows=st.lists(chat_rows, max_size=6), start=st.integers(0, 8), stop=st.integers(0, 8))
 def test_what_is_stored_reads_back(rows: list[ChatRow], start: int, stop: int) -> None:
-    corpus = store_rows(rows, [])
+    corpus = store_rows(rows, [], CHAT_ROWS)
     assert list(corpus) == rows
     assert list(corpus.rows(start, stop)) == rows[start:stop]
     assert [corpus[i] for i in range(-len(rows), len(rows))] == rows + rows
@@ -48,17 +48,17 @@ def test_the_hash_is_equal_exactly_for_equal_contents(rows: list[ChatRow], other
     def contents(of: list[ChatRow]) -> list[object]:
         return [(row.sample_id, row.messages) for row in of]
 
-    here = store_rows(rows, []).content_hash
-    assert (here == store_rows(others, []).content_hash) == (contents(rows) == contents(others))
-    assert here != store_rows(rows[:-1], []).content_hash
+    here = store_rows(rows, [], CHAT_ROWS).content_hash
+    assert (here == store_rows(others, [], CHAT_ROWS).content_hash) == (contents(rows) == contents(others))
+    assert here != store_rows(rows[:-1], [], CHAT_ROWS).content_hash
     moved = [ChatRow(row.sample_id, row.messages, row.origin + "!") for row in rows]
-    assert here == store_rows(moved, []).content_hash
+    assert here == store_rows(moved, [], CHAT_ROWS).content_hash
 
 
 def test_the_hash_tells_how_text_is_cut_into_messages() -> None:
     def hashed(*contents: str) -> str:
         row = ChatRow(SampleId("0/a#0"), tuple(Message("user", content) for content in contents), "")
-        return store_rows([row], []).content_hash
+        return store_rows([row], [], CHAT_ROWS).content_hash
 
     assert len({hashed("ab"), hashed("a", "b"), hashed("ab", ""), hashed('a"], ["user", "b')}) == 4
 
@@ -212,7 +212,7 @@ def test_memory_is_bounded_for_long_rows(tmp_path: Path) -> None:
 
     tracemalloc.start()
     try:
-        corpus = store_rows(rows(), [])
+        corpus = store_rows(rows(), [], CHAT_ROWS)
         assert tracemalloc.get_traced_memory()[1] < 50_000_000
     finally:
         tracemalloc.stop()

@@ -15,12 +15,13 @@ import zstandard
 
 from tide_cache.corpus import Corpus, open_corpus
 from tide_cache.errors import CorpusError
+from tide_cache.records import ChatRow
 
 ROWS = [{"id": i, "question": f"wie viel ist {i} × 2?", "answer": f"{2 * i} €"} for i in range(700)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 
 
-def read(spec: str, folder: Path) -> Corpus:
+def read(spec: str, folder: Path) -> Corpus[ChatRow]:
     return open_corpus(spec, folder=folder)
 
 

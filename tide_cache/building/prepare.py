@@ -1,12 +1,14 @@
 """Everything of a build that can be known, and found wrong, before the teacher's weights are loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from tide_cache.config.build import BuildRun
 from tide_cache.config.common import PassName, TokenizerConfig
-from tide_cache.corpus import Corpus, open_corpus
-from tide_cache.errors import RunFileError, fault_list
+from tide_cache.corpus import Corpus, open_corpus, open_prepared
+from tide_cache.errors import CorpusError, RunFileError, fault_list
 from tide_cache.manifest import (
     CacheIdentity,
     PairingIdentity,
@@ -18,10 +20,22 @@ from tide_cache.manifest import (
 )
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, unsupported_loading
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint, local_folder, resolved_commit
-from tide_cache.pairing import SamplePairer, Spelling, TextTokenizer, shared_vocab_size
+from tide_cache.pairing import PairedRows, PreparedPairer, SamplePairer, Spelling, TextTokenizer, shared_vocab_size
 from tide_cache.teacher.capture import CapturePlan
 from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan
+
+ROWS_HELD_AGAINST_TOKENIZERS = 64
+
+
+class Pairer(Protocol):
+    """Makes samples of the rows of a corpus."""
+
+    def pair_many(self, rows: Sequence[Any]) -> PairedRows:
+        """Make samples of rows, in their order."""
+
+    def spelling(self, teacher_vocab_size: int) -> Spelling:
+        """Give what spells the teacher's tokens for the student."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +54,8 @@ class PreparedBuild:
         capture: How the teacher is run.
     """
 
-    corpus: Corpus
-    pairer: SamplePairer
+    corpus: Corpus[Any]
+    pairer: Pairer
     checkpoint: CheckpointInfo
     identity: CacheIdentity
     plan: ShardPlan
@@ -76,22 +90,14 @@ def prepare_build(run: BuildRun) -> PreparedBuild:
     faults += _setting_faults(run, checkpoint, shared)
     if faults:
         raise RunFileError(fault_list("The build cannot start:", faults, "Nothing was loaded or written."))
-    corpus = open_corpus(**dict(run.corpus))
+    corpus, pairer = _rows_and_pairer(run, teacher, student)
     if run.pairing.shared_vocab_size is not None:
         shared = run.pairing.shared_vocab_size
     commit = resolved_commit(run.teacher.model, folder, run.teacher.revision)
     fingerprint = {"revision": commit, **checkpoint_fingerprint(folder)}
     return PreparedBuild(
         corpus=corpus,
-        pairer=SamplePairer(
-            teacher,
-            student,
-            teacher_max_length=run.teacher.max_length,
-            student_max_length=run.student.max_length,
-            student_block_size=run.student.block_size,
-            fill_last_block=run.student.fill_last_block,
-            aligner=run.pairing.aligner,
-        ),
+        pairer=pairer,
         checkpoint=checkpoint,
         identity=_identity(run, corpus, checkpoint, fingerprint, teacher, student, shared),
         plan=ShardPlan(
@@ -118,6 +124,32 @@ def prepare_build(run: BuildRun) -> PreparedBuild:
     )
 
 
+def _rows_and_pairer(run: BuildRun, teacher: TextTokenizer, student: TextTokenizer) -> tuple[Corpus[Any], Pairer]:
+    """Open the corpus, and choose what makes samples of its rows."""
+    lengths = {
+        "teacher_max_length": run.teacher.max_length,
+        "student_max_length": run.student.max_length,
+        "student_block_size": run.student.block_size,
+    }
+    fills = run.student.fill_last_block
+    if run.corpus.format == "chat":
+        pairer = SamplePairer(teacher, student, **lengths, fill_last_block=fills, aligner=run.pairing.aligner)
+        return open_corpus(**dict(run.corpus)), pairer
+    corpus = open_prepared(
+        **dict(run.corpus), student_vocab_size=student.vocab_size, teacher_vocab_size=teacher.vocab_size
+    )
+    prepared = PreparedPairer(teacher, student, **lengths, fill_last_block=fills)
+    report = prepared.pair_many(list(corpus.rows(0, ROWS_HELD_AGAINST_TOKENIZERS))).report
+    if report.spans_dropped and not report.chunks:
+        raise CorpusError(
+            f"{run.corpus.spec}: in its first {min(len(corpus), ROWS_HELD_AGAINST_TOKENIZERS)} rows none of "
+            f"{report.spans_dropped} spans has the same bytes on both sides; expected tokens of {teacher.name} for the "
+            f"teacher and of {student.name} for the student.\nGive the tokenizers that the set was made with as "
+            "teacher.tokenizer and student.tokenizer."
+        )
+    return corpus, prepared
+
+
 def _signal_plan(run: BuildRun) -> SignalPlan:
     has_topk, has_chunks = ("topk" in run.signals.kinds, "chunks" in run.signals.kinds)
     return SignalPlan(
@@ -139,6 +171,11 @@ def _setting_faults(run: BuildRun, checkpoint: CheckpointInfo, shared: int) -> l
             f"pairing.shared_vocab_size: found {run.pairing.shared_vocab_size}, but the tokenizers differ "
             f"at id {shared}; leave it out to have it found by comparison"
         )
+    if run.corpus.format != "chat" and run.pairing.aligner != "bytes":
+        faults.append(
+            f"pairing.aligner: found {run.pairing.aligner!r}, but the spans of corpus.format = {run.corpus.format!r} "
+            "are cut by their bytes; leave it out"
+        )
     if isinstance(run.build.out, Path) and run.build.out.exists() and not run.build.out.is_dir():
         faults.append(f"build.out: {run.build.out} is a file; give an empty or new folder")
     return faults
@@ -146,7 +183,7 @@ def _setting_faults(run: BuildRun, checkpoint: CheckpointInfo, shared: int) -> l
 
 def _identity(
     run: BuildRun,
-    corpus: Corpus,
+    corpus: Corpus[Any],
     checkpoint: CheckpointInfo,
     fingerprint: dict[str, str | None],
     teacher: TextTokenizer,
@@ -167,7 +204,11 @@ def _identity(
         student_tokenizer=student.fingerprint(),
         vocab_sizes=VocabSizes(student=student.vocab_size, teacher=checkpoint.vocab_size),
         student=StudentIdentity(**run.student.model_dump(exclude={"tokenizer"})),
-        pairing=PairingIdentity(aligner=run.pairing.aligner, shared_vocab_size=shared),
+        pairing=PairingIdentity(
+            # A preprocessed set was not tokenised here, and its own spans were held against the bytes.
+            aligner=run.pairing.aligner if run.corpus.format == "chat" else run.corpus.format,
+            shared_vocab_size=shared,
+        ),
         views=ViewsIdentity(**run.views.model_dump()),
         signals=SignalsIdentity(**run.signals.model_dump() | {"chunk_k": _signal_plan(run).chunk_k}),
     )

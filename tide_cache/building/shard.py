@@ -57,9 +57,9 @@ class PairedShard:
 def pair_rows(build: PreparedBuild, shard: int) -> PairedShard:
     """Pair the rows of the corpus that a shard covers."""
     rows = build.plan.rows_of(shard)
-    chat_rows = list(build.corpus.rows(rows.start, rows.stop))
-    paired = build.pairer.pair_many(chat_rows)
-    index_of = {row.sample_id: index for index, row in zip(rows, chat_rows, strict=True)}
+    corpus_rows = list(build.corpus.rows(rows.start, rows.stop))
+    paired = build.pairer.pair_many(corpus_rows)
+    index_of = {row.sample_id: index for index, row in zip(rows, corpus_rows, strict=True)}
     return PairedShard(paired, [index_of[pair.sample_id] for pair in paired.pairs])
 
 

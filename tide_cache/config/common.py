@@ -39,6 +39,11 @@ class CorpusConfig(Frozen):
         default="error", description="A row without a usable field stops the build, or is counted and listed."
     )
     folder: Path = Field(default=Path("."), description="Where relative file names of `spec` are looked up.")
+    format: Literal["chat", "tide-cross", "tide-shared"] = Field(
+        default="chat",
+        description="Conversations, or a set that TIDE's preprocessing tokenised: with `ranges` (tide-cross), or "
+        "with `align_student` and `align_teacher` (tide-shared); for building only.",
+    )
 
 
 class TokenizerConfig(Frozen):

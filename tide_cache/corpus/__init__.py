@@ -1,4 +1,4 @@
-"""From a corpus spec to chat rows.
+"""From a corpus spec to chat rows, or to rows that somebody has tokenised already.
 
 | name ends in | holds |
 |---|---|
@@ -8,10 +8,12 @@
 | `.txt` | paragraphs separated by blank lines; each is one message of the assistant |
 
 A folder is either what `save_to_disk` of `datasets` wrote, or its files of these kinds in order of name. `owner/name`
-where no such file lies is a hub dataset. What the fields of a row may be is in `shapes`, selections in `spec`.
+where no such file lies is a hub dataset. What the fields of a row may be is in `shapes`, or for preprocessed sets in
+`prepared`, selections in `spec`.
 """
 
+from tide_cache.corpus.prepared import PreparedFormat, open_prepared
 from tide_cache.corpus.reading import open_corpus
-from tide_cache.corpus.store import Corpus
+from tide_cache.corpus.store import Corpus, Row
 
-__all__ = ["Corpus", "open_corpus"]
+__all__ = ["Corpus", "PreparedFormat", "Row", "open_corpus", "open_prepared"]

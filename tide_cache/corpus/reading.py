@@ -1,21 +1,40 @@
 """Open a corpus: parse the spec, find the sources, select and normalise their rows, store them."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal
 
 from tide_cache.corpus.languages import canonical_language, language_of
 from tide_cache.corpus.rows import RawRow, RowFault, Source
 from tide_cache.corpus.shapes import check_columns, messages_of, used_fields
 from tide_cache.corpus.sources import sources_of
 from tide_cache.corpus.spec import Part, parse_spec
-from tide_cache.corpus.store import Corpus, store_rows
-from tide_cache.errors import CorpusError, fault_list
+from tide_cache.corpus.store import CHAT_ROWS, Corpus, Row, RowKind, store_rows
+from tide_cache.errors import CorpusError, RunFileError, fault_list
 from tide_cache.records import ChatRow, SampleId
 
 _SHOWN_FAULTS = 5
+
+
+@dataclass(frozen=True)
+class RowReading(Generic[Row]):
+    """What the rows of a corpus mean.
+
+    Attributes:
+        kind: How they are stored.
+        fields: Names of all columns that are looked at.
+        row_of: Reads one decoded row, given its sample id and where it lies; raises RowFault where it cannot be used.
+        language_of: Tells its language, for the lang selection.
+        way_out: What can be done about a row that cannot be used.
+    """
+
+    kind: RowKind[Row]
+    fields: frozenset[str]
+    row_of: Callable[[SampleId, str, object], Row]
+    language_of: Callable[[object, Row], str | None]
+    way_out: str
 
 
 def open_corpus(
@@ -24,8 +43,9 @@ def open_corpus(
     folder: Path,
     columns: Mapping[str, str] = {},
     on_bad_row: Literal["error", "skip"] = "error",
-) -> Corpus:
-    """Read a mix of files, saved datasets and hub datasets into rows.
+    format: str = "chat",
+) -> Corpus[ChatRow]:
+    """Read a mix of files, saved datasets and hub datasets into conversations.
 
     Args:
         spec: Pieces joined by `+`, each with an optional selection: `a.jsonl+org/name[name:x,lang:python,train:100]`.
@@ -33,22 +53,69 @@ def open_corpus(
         columns: Mapping for unusual rows, tried before the known shapes: `{"user": ..., "assistant": ...}` with an
             optional `"system"`, or `{"messages": ...}`. Every column must occur in some row.
         on_bad_row: Whether a row that cannot be used stops the reading, or is left out and listed in `skipped`.
+        format: Only `chat` holds conversations; for the others there is `open_prepared`.
 
     Raises:
-        RunFileError: The spec or the mapping cannot be understood.
+        RunFileError: The spec or the mapping cannot be understood, or the corpus holds no conversations.
         CorpusError: A source is missing, empty or broken, a row cannot be used, or no row of a piece is left.
     """
+    if format != "chat":
+        raise RunFileError(
+            f"corpus.format: found {format!r}; expected 'chat' here: only `tide-cache build-teacher-shards` and "
+            "`tide-cache plan` read preprocessed sets. Build a cache from the set, and give the cache instead; "
+            "the objective ce needs nothing else of it."
+        )
     check_columns(columns)
-    parts = parse_spec(spec, folder)
-    selector = _Selector(columns, on_bad_row == "skip", unseen=set(columns.values()))
-    found = _all_sources(parts, folder, used_fields(columns))
+    unseen = set(columns.values())
 
-    def rows() -> Iterator[ChatRow]:
+    def row_of(sample_id: SampleId, origin: str, value: object) -> ChatRow:
+        if unseen and isinstance(value, dict):
+            unseen.difference_update(value)
+        return ChatRow(sample_id, messages_of(value, columns), origin)
+
+    corpus = read_rows(
+        spec,
+        folder,
+        on_bad_row,
+        RowReading(
+            kind=CHAT_ROWS,
+            fields=used_fields(columns),
+            row_of=row_of,
+            language_of=lambda value, row: language_of(value, row.messages),
+            way_out="Mend the row, declare its columns in corpus.columns, for example "
+            '{user = "question_text", assistant = "reply"}, or leave such rows out with --on-bad-row skip.',
+        ),
+    )
+    if unseen:
+        raise CorpusError(
+            f"corpus.columns names {', '.join(sorted(unseen))}, which no row of {spec!r} has; "
+            "expected names of columns. Correct or remove them."
+        )
+    return corpus
+
+
+def read_rows(spec: str, folder: Path, on_bad_row: str, reading: RowReading[Row]) -> Corpus[Row]:
+    """Read a mix into rows of one kind.
+
+    Args:
+        spec: As for `open_corpus`.
+        folder: As for `open_corpus`.
+        on_bad_row: As for `open_corpus`.
+        reading: What the rows mean.
+
+    Raises:
+        RunFileError: The spec cannot be understood.
+        CorpusError: As for `open_corpus`.
+    """
+    parts = parse_spec(spec, folder)
+    selector = _Selector(reading, on_bad_row == "skip")
+    found = _all_sources(parts, folder, reading.fields)
+
+    def rows() -> Iterator[Row]:
         for number, (part, sources) in enumerate(zip(parts, found, strict=True)):
             yield from selector.select(number, part, sources)
-        selector.require_columns_seen(spec)
 
-    return store_rows(rows(), selector.skipped)
+    return store_rows(rows(), selector.skipped, reading.kind)
 
 
 def _all_sources(parts: Sequence[Part], folder: Path, wanted: frozenset[str]) -> list[tuple[Source, ...]]:
@@ -65,15 +132,14 @@ def _all_sources(parts: Sequence[Part], folder: Path, wanted: frozenset[str]) ->
 
 
 @dataclass
-class _Selector:
+class _Selector(Generic[Row]):
     """Selects and normalises rows, and keeps account of what it met."""
 
-    columns: Mapping[str, str]
+    reading: RowReading[Row]
     skips: bool
-    unseen: set[str]
     skipped: list[str] = field(default_factory=list)
 
-    def select(self, number: int, part: Part, sources: Sequence[Source]) -> Iterator[ChatRow]:
+    def select(self, number: int, part: Part, sources: Sequence[Source]) -> Iterator[Row]:
         """Yield the rows of one part, of its language and up to its limit."""
         kept, skipped_before, languages = 0, len(self.skipped), Counter[str]()
         wanted = None if part.language is None else canonical_language(part.language)
@@ -83,7 +149,7 @@ class _Selector:
                 if row is None:
                     continue
                 if wanted is not None:
-                    language = language_of(raw.value, row.messages)
+                    language = self.reading.language_of(raw.value, row)
                     languages[language or "not told"] += 1
                     if language != wanted:
                         continue
@@ -94,30 +160,16 @@ class _Selector:
         if not kept:
             raise CorpusError(_nothing_left(part, languages, self.skipped[skipped_before:]))
 
-    def require_columns_seen(self, spec: str) -> None:
-        """Refuse a declared column that no row had: it is misspelt, or of another corpus."""
-        if self.unseen:
-            raise CorpusError(
-                f"corpus.columns names {', '.join(sorted(self.unseen))}, which no row of {spec!r} has; "
-                "expected names of columns. Correct or remove them."
-            )
-
-    def _row(self, number: int, source: Source, raw: RawRow) -> ChatRow | None:
-        if self.unseen and isinstance(raw.value, dict):
-            self.unseen.difference_update(raw.value)
+    def _row(self, number: int, source: Source, raw: RawRow) -> Row | None:
+        sample_id = SampleId(f"{number}/{source.name}#{raw.number}")
         try:
-            messages = messages_of(raw.value, self.columns)
+            return self.reading.row_of(sample_id, raw.place_in(source.name), raw.value)
         except RowFault as fault:
             message = f"{raw.place_in(source.label)}: {fault}"
             if not self.skips:
-                raise CorpusError(
-                    f"{message}\nMend the row, declare its columns in corpus.columns, for example "
-                    '{user = "question_text", assistant = "reply"}, or leave such rows out with --on-bad-row skip.'
-                ) from None
+                raise CorpusError(f"{message}\n{self.reading.way_out}") from None
             self.skipped.append(message)
             return None
-        sample_id = SampleId(f"{number}/{source.name}#{raw.number}")
-        return ChatRow(sample_id, messages, raw.place_in(source.name))
 
 
 def _nonempty(source: Source) -> Iterator[RawRow]:

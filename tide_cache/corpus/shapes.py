@@ -86,7 +86,8 @@ def _reader_for(
             return reader
     found = ", ".join(str(name) if name in fields else f"{name} (null)" for name in row) or "none"
     shapes = "; ".join(" + ".join(required) for required in _SHAPES)
-    raise RowFault(f"no usable field; found {found}; expected one of these: {shapes}")
+    hint = "; for a preprocessed set, say so in corpus.format" if "teacher_input_ids" in row else ""
+    raise RowFault(f"no usable field; found {found}; expected one of these: {shapes}{hint}")
 
 
 def _declared(fields: Fields, columns: Mapping[str, str]) -> list[Message]:

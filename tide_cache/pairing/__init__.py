@@ -1,8 +1,9 @@
-"""From a chat row to a sample as both tokenizers see it."""
+"""From a row of the corpus to a sample as both tokenizers see it."""
 
 from tide_cache.pairing.alignment import align_bytes
 from tide_cache.pairing.encoding import Encoded
 from tide_cache.pairing.pairer import SamplePairer, encode_student
+from tide_cache.pairing.prepared import PreparedPairer
 from tide_cache.pairing.rendering import Rendered
 from tide_cache.pairing.report import Dropped, PairedRows, PairingReport
 from tide_cache.pairing.spelling import Spelling
@@ -13,6 +14,7 @@ __all__ = [
     "Encoded",
     "PairedRows",
     "PairingReport",
+    "PreparedPairer",
     "Rendered",
     "SamplePairer",
     "Spelling",

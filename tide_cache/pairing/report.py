@@ -28,7 +28,7 @@ class PairingReport:
         chunks: Chunks, supervised or not.
         pairs_one_to_one: Chunks of one token on each side.
         spans_resynchronised: Contents whose bytes a tokenizer changed (a normaliser), aligned by characters.
-        spans_dropped: Contents that could not be aligned at all.
+        spans_dropped: Contents, or spans of a preprocessed set, that could not be aligned at all.
         chunks_rejected: Chunks dropped because the two sides do not say the same after Unicode normalisation, or
             because another aligner's chunk did not cover the same bytes on both.
     """

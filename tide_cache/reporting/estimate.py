@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from tide_cache.building.prepare import PreparedBuild
-from tide_cache.corpus import Corpus
+from tide_cache.corpus import Corpus, Row
 from tide_cache.errors import TideCacheError
 from tide_cache.locations import CachePath
-from tide_cache.records import ChatRow
 from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 
@@ -86,7 +85,7 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
     )
 
 
-def spread_rows(corpus: Corpus, count: int) -> list[ChatRow]:
+def spread_rows(corpus: Corpus[Row], count: int) -> list[Row]:
     """Take rows at even distances: the parts of a mix lie one after the other.
 
     Args:
