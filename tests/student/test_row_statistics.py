@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
+from tide_cache.student import row_statistics as module
 from tide_cache.student.row_statistics import row_statistics
 
 TEMPERATURES = (1.0, 2.0, 0.5)
@@ -33,8 +35,11 @@ def naive(hidden, head, ids, temperatures, is_kept=None):
 
 
 @pytest.mark.parametrize("slice_rows", [1, 3, 100])
-def test_values_and_gradients_equal_the_plain_head(slice_rows):
+@pytest.mark.parametrize("tile_logits", [1, 5, 1 << 20])
+def test_values_and_gradients_equal_the_plain_head(slice_rows, tile_logits, monkeypatch):
+    monkeypatch.setitem(module._TILE_LOGITS, "cpu", tile_logits)
     hidden, head, ids = inputs()
+    ids[3, 0] = ids[3, 1]  # the true token, asked for once as such and once as a kept id
     is_kept = torch.arange(ids.shape[1]) > 0
     got = row_statistics(hidden, head, ids, TEMPERATURES, is_kept.expand_as(ids), slice_rows)
     want = naive(hidden, head, ids, TEMPERATURES, is_kept.expand_as(ids))
@@ -94,3 +99,45 @@ def test_bfloat16_inputs_give_float32_statistics_close_to_float32():
     high = row_statistics(hidden.bfloat16().float(), head.bfloat16().float(), ids, (1.0,))
     assert low.log_z_NT.dtype == torch.float32
     torch.testing.assert_close(low.log_z_NT, high.log_z_NT)
+
+
+def test_the_largest_logit_may_come_first_or_last_or_be_far_from_the_rest(monkeypatch):
+    """Sums are kept relative to the largest logit so far, tile by tile."""
+    monkeypatch.setitem(module._TILE_LOGITS, "cpu", 6)
+    logits = torch.tensor([[500.0, -500, 0, 3, 1, 2], [-500, 0, 3, 1, 2, 500], [-900, -901, -902, -903, -904, -905]])
+    stats = row_statistics(logits, torch.eye(6), torch.zeros(3, 0, dtype=torch.int64), (1.0, 2.0))
+    want = torch.stack([(logits / t).logsumexp(1) for t in (1.0, 2.0)], 1)
+    torch.testing.assert_close(stats.log_z_NT, want)
+
+
+def small_student(hidden, head, ids):
+    stats = row_statistics(torch.tanh(hidden), head, ids, (1.0, 2.0), slice_rows=3)
+    return (stats.log_z_NT.sum() - stats.log_rest_NT.sum() + stats.gathered_NK.square().sum()) / 2
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # the compiler's
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_the_module_around_it_may_be_compiled(backend):
+    hidden, head, ids = inputs()
+    want = torch.autograd.grad(small_student(hidden, head, ids), (hidden, head))
+    compiled = torch.compile(small_student, backend=backend)
+    for part, other in zip(torch.autograd.grad(compiled(hidden, head, ids), (hidden, head)), want, strict=True):
+        torch.testing.assert_close(part, other)
+
+
+def test_it_may_be_recomputed_in_backward():
+    hidden, head, ids = inputs()
+    want = torch.autograd.grad(small_student(hidden, head, ids), (hidden, head))
+    loss = checkpoint(small_student, hidden, head, ids, use_reentrant=False)
+    for part, other in zip(torch.autograd.grad(loss, (hidden, head)), want, strict=True):
+        torch.testing.assert_close(part, other)
+
+
+def test_a_tied_head_gets_the_gradients_of_both_its_uses():
+    _, head, ids = inputs(vocab=7)
+    results = []
+    for statistics in (naive, lambda *x: (lambda s: (s.gathered_NK, s.log_z_NT, s.log_rest_NT))(row_statistics(*x))):
+        hidden = torch.tanh(head[ids.clamp_min(0)[:, 0] % 7])
+        (gradient,) = torch.autograd.grad(sum(part.sum() for part in statistics(hidden, head, ids, (1.0,))), head)
+        results.append(gradient)
+    torch.testing.assert_close(*results)
