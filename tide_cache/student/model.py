@@ -7,7 +7,7 @@ from torch import nn
 
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.rows import masked_hidden
-from tide_cache.records import RowStatistics, StudentBatch
+from tide_cache.records import StudentBatch
 from tide_cache.student.row_statistics import row_statistics
 
 
@@ -22,8 +22,11 @@ class Student(nn.Module):
 
     def forward(
         self, batch: StudentBatch, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, temperatures: Sequence[float]
-    ) -> RowStatistics:
-        """Give the statistics of every masked row.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give the statistics of every masked row: the three tensors of `RowStatistics`, in its order.
+
+        They are plain tensors because DeepSpeed hooks itself to what the student and its head give, and looks into
+        no dataclass. Without its hook the bfloat16 optimizer counted early micro-batches of a step several times.
 
         Args:
             batch: The micro-batch, on the student's device.
@@ -32,8 +35,10 @@ class Student(nn.Module):
             temperatures: T of the statistics.
         """
         hidden_ND = masked_hidden(self.backbone, batch, self._block_size)
-        gathered_NK, log_z_NT, log_rest_NT = self.head(hidden_ND, ids_NK, is_kept_NK, tuple(temperatures))
-        return RowStatistics(gathered_NK, log_z_NT, log_rest_NT, tuple(temperatures))
+        result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.head(
+            hidden_ND, ids_NK, is_kept_NK, tuple(temperatures)
+        )
+        return result
 
 
 class _Head(nn.Module):
@@ -51,6 +56,6 @@ class _Head(nn.Module):
     def forward(
         self, hidden_ND: torch.Tensor, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, temperatures: tuple[float, ...]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give the three tensors of `RowStatistics`; plain ones, since DeepSpeed hooks itself to tensors only."""
+        """Give the three tensors of `RowStatistics`."""
         result = row_statistics(hidden_ND, self.weight, ids_NK, temperatures, is_kept_NK, self._slice_rows)
         return result.gathered_NK, result.log_z_NT, result.log_rest_NT

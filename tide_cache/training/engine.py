@@ -10,6 +10,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.utils import clip_grad_norm_
 from torch import nn
 
 from tide_cache.config.train import OptimizerConfig, TrainConfig
@@ -81,7 +82,9 @@ def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfi
         optimizer: Section `optimizer`.
         world_size: Number of processes, already joined.
     """
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_says_something)
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, not the user's
     config = deepspeed_config(train, optimizer, world_size)
     with contextlib.redirect_stdout(sys.stderr):
@@ -94,7 +97,23 @@ def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfi
             config=config,
             dist_init_required=False,
         )
+    if isinstance(engine.optimizer, torch.optim.Optimizer):
+        engine.clip_fp32_gradients = lambda: _clip(engine)
     return engine
+
+
+def _clip(engine: Any) -> None:
+    """Clip as DeepSpeed does without ZeRO, and leave the norm where it looks for it after the step."""
+    norm = clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping())
+    engine.optimizer._global_grad_norm = norm
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Drop warnings that do not hold here.
+
+    AdamW that keeps a mean is still AdamW; and the dataclass that the student is given holds no tensor on the graph.
+    """
+    return not any(words in record.getMessage() for words in ("untested optimizer", "unknown inputs or outputs type"))
 
 
 def _adamw(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfig) -> torch.optim.AdamW:

@@ -8,10 +8,13 @@ import torch
 
 from tide_cache.loading.prefetch import with_tensors
 from tide_cache.objectives import Objective, ids_to_gather, union_of_needs
-from tide_cache.records import StudentBatch, Targets
+from tide_cache.objectives.base import student_truth
+from tide_cache.records import RowStatistics, StudentBatch, Targets
 from tide_cache.training.distributed import World, sum_over_ranks
 
 Record = TypeVar("Record", StudentBatch, Targets)
+
+T_BUCKETS = 10
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,15 @@ class WeightedObjective:
 class StepSums:
     """Sums and counts of one step over this rank's micro-batches, one entry per objective.
 
-    `totals_O` are detached, in nats, not weighted; `counts_O` are over all ranks.
+    `totals_O` are detached, in nats, not weighted; `counts_O` are over all ranks. `nll_by_t_B` are sums of
+    -log q(true) over the masked rows whose t lies in each of `T_BUCKETS` equal parts of (0, 1], `rows_by_t_B` their
+    numbers.
     """
 
     totals_O: torch.Tensor
     counts_O: torch.Tensor
+    nll_by_t_B: torch.Tensor
+    rows_by_t_B: torch.Tensor
 
 
 def train_step(
@@ -64,14 +71,21 @@ def train_step(
     ]
     temperatures = tuple(sorted(union_of_needs(e.objective.needs for e in objectives).student_temperatures))
     totals_O = torch.zeros(len(objectives), dtype=torch.float64, device=device)
+    nll_B = torch.zeros(T_BUCKETS, dtype=torch.float64, device=device)
+    rows_B = torch.zeros_like(nll_B)
     for batch, targets in micro_batches:
         here, there = on_device(batch, device), on_device(targets, device)
-        statistics = engine(here, *ids_to_gather(there), temperatures)
+        gathered_NK, log_z_NT, log_rest_NT = engine(here, *ids_to_gather(there), temperatures)
+        statistics = RowStatistics(gathered_NK, log_z_NT, log_rest_NT, temperatures)
         totals = [entry.objective.total(statistics, there, progress) for entry in objectives]
         engine.backward(sum(total * scale for total, scale in zip(totals, scale_O, strict=True)), scale_wrt_gas=False)
         engine.step()
         totals_O += torch.stack([total.detach() for total in totals])
-    return StepSums(totals_O, counts_O)
+        nll_N = -student_truth(statistics).detach().double()
+        bucket_N = (there.t_N * T_BUCKETS).long().clamp(0, T_BUCKETS - 1)
+        nll_B.index_add_(0, bucket_N, nll_N)
+        rows_B.index_add_(0, bucket_N, torch.ones_like(nll_N))
+    return StepSums(totals_O, counts_O, nll_B, rows_B)
 
 
 def on_device(record: Record, device: torch.device) -> Record:
