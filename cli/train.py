@@ -34,6 +34,14 @@ class SemanticsName(StrEnum):
     corrected = "corrected"
 
 
+class ReportTo(StrEnum):
+    """Where figures go beside metrics.jsonl."""
+
+    none = "none"
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+
+
 def train_student(
     run_file: RunFile = None,
     student: Annotated[
@@ -71,6 +79,10 @@ def train_student(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
     ] = False,
+    report_to: Annotated[
+        ReportTo | None,
+        typer.Option(help="Where figures go beside metrics.jsonl; default none.", show_default=False),
+    ] = None,
     num_gpus: Annotated[
         int | None,
         typer.Option(min=1, help="Start so many processes on this machine; on CPUs too.", show_default=False),
@@ -82,7 +94,7 @@ def train_student(
 
     Under torchrun, DeepSpeed's launcher or `srun` the process joins the others; only the first one prints.
     """
-    flags = _flags(student, cache, dataset, on_bad_row, objective, preset, semantics, out)
+    flags = _flags(student, cache, dataset, on_bad_row, objective, preset, semantics, out, report_to)
     run = load_run_file(TrainRun, run_file, {**flags, **parse_assignments(assignments or ())})
     if num_gpus is not None:
         require_no_launcher(num_gpus)
@@ -105,6 +117,7 @@ def _flags(
     preset: str | None,
     semantics: SemanticsName | None,
     out: str | None,
+    report_to: ReportTo | None,
 ) -> dict[str, Any]:
     """Collect what the options say; a source of data or weights takes the place of the run file's other one."""
     flags = {
@@ -115,6 +128,7 @@ def _flags(
         "preset": preset,
         "semantics": semantics.value if semantics is not None else None,
         "train.out": out,
+        "train.report_to": report_to.value if report_to is not None else None,
     }
     replaced = []
     if student is not None:

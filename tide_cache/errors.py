@@ -61,6 +61,12 @@ class TeacherOutputError(TideCacheError):
     exit_code = 1
 
 
+class DeviceMemoryError(TideCacheError):
+    """A run needs more memory than its device has."""
+
+    exit_code = 1
+
+
 class CheckpointError(TideCacheError):
     """A training checkpoint is missing, incomplete, or belongs to another run."""
 

@@ -14,8 +14,8 @@ from tide_cache.objectives.tidal import Tidal
 from tide_cache.records import StudentBatch
 from tide_cache.student.row_statistics import row_statistics
 from tide_cache.training.distributed import World
-from tide_cache.training.run import _Window
 from tide_cache.training.step import StepSums, WeightedObjective, train_step
+from tide_cache.training.window import Window
 
 MIDRANGE = Tidal("kl", 2.0, time_weight="midrange", axes="training_only")
 NO_IDS = torch.zeros(1, 0, dtype=torch.int64)
@@ -44,7 +44,8 @@ class TableOfLogits:
 
     def __call__(self, batch, ids_NK, is_kept_NK, temperatures):
         logits_NV = next(self._next)
-        return row_statistics(logits_NV, torch.eye(logits_NV.shape[1]), ids_NK, temperatures, is_kept_NK)
+        found = row_statistics(logits_NV, torch.eye(logits_NV.shape[1]), ids_NK, temperatures, is_kept_NK)
+        return found.gathered_NK, found.log_z_NT, found.log_rest_NT
 
     def backward(self, loss, scale_wrt_gas):
         loss.backward()
@@ -90,7 +91,11 @@ def test_a_step_without_a_row_has_a_zero_gradient_and_no_nan(example):
 
 
 def test_a_line_of_metrics_divides_alike():
-    window = _Window(2, torch.device("cpu"))
+    window = Window(2, torch.device("cpu"))
     for total in (0.05, 0.10):
-        window.add(StepSums(torch.tensor([total, 0.0]), torch.tensor([0.1, 0.0])), num_tokens=1)
-    assert window.means() == pytest.approx([0.75, 0.0])
+        no_rows_B = torch.zeros(10)
+        sums = StepSums(torch.tensor([total, 0.0]), torch.tensor([0.1, 0.0]), no_rows_B, no_rows_B)
+        window.add(sums, num_tokens=1, stall_s=0.0)
+    figures = window.close()
+    assert figures.means == pytest.approx([0.75, 0.0])
+    assert figures.nll_by_t == [None] * 10

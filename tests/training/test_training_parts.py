@@ -31,7 +31,7 @@ def test_resuming_drops_the_lines_of_steps_that_are_taken_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first = MetricsFile(path, resumed_at=0)
     for step in (1, 2, 3):
-        first.write(StepMetrics(step, 0.1, 1.0, {"ce": 1.0}, 0.1, None, 1.0, 1.0))
+        first.write(StepMetrics(step, 0.1, 1.0, {"ce": 1.0}, [None, 2.0], 0.1, None, None, 1.0, 0.0, 1, 1.0))
     with path.open("a") as stream:
         stream.write('{"step": 4, "epo')  # killed in the middle of a line
     MetricsFile(path, resumed_at=2)

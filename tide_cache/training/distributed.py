@@ -63,6 +63,13 @@ def join(world: World, device: str) -> None:
     atexit.register(dist.destroy_process_group)
 
 
+def max_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Give the largest of the ranks' values, element by element; returns a new tensor."""
+    result = value.clone()
+    dist.all_reduce(result, op=dist.ReduceOp.MAX)
+    return result
+
+
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Add a small tensor over all ranks; returns a new one."""
     total = values.clone()

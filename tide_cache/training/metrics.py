@@ -15,9 +15,14 @@ class StepMetrics:
         epoch: Passes over the samples so far.
         loss: Weighted sum of the objectives' means, as it is minimised, in nats.
         losses: Mean of each objective, not weighted, in nats.
+        nll_by_t: Mean -log q(true) of the masked tokens, in nats, by their view's t in ten buckets from 0 to 1; None
+            where no token fell. It does not depend on the objectives.
         learning_rate: Of the last step.
         gradient_norm: Before clipping, of the last step; None where DeepSpeed does not say.
+        trust: Share of the teacher in TIDAL's target at t = 0.5, in the last step; None without `tidal`.
         tokens_per_s: Student tokens (one copy, padding excluded) over all ranks per second.
+        stall_share: Share of the time in which steps waited for their data, mean over the ranks.
+        peak_memory_bytes: Highest so far, of the rank with most: allocated on the GPU, or resident on the CPU.
         elapsed_s: Since this process started training.
     """
 
@@ -25,9 +30,13 @@ class StepMetrics:
     epoch: float
     loss: float
     losses: dict[str, float]
+    nll_by_t: list[float | None]
     learning_rate: float
     gradient_norm: float | None
+    trust: float | None
     tokens_per_s: float
+    stall_share: float
+    peak_memory_bytes: int
     elapsed_s: float
 
 
@@ -47,6 +56,9 @@ class MetricsFile:
         """Append one line."""
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(asdict(metrics)) + "\n")
+
+    def close(self) -> None:
+        """Nothing is held back."""
 
 
 def objective_names(kinds: Sequence[str]) -> list[str]:

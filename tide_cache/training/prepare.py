@@ -25,6 +25,8 @@ from tide_cache.shards import SignalKind
 from tide_cache.training.caches import OpenedCache, cache_faults, open_caches, require_fitting_caches
 from tide_cache.training.checkpoints import CHECKPOINTS, Checkpoint, as_json, committed_checkpoints, find_checkpoint
 from tide_cache.training.distributed import World
+from tide_cache.training.lora import lora_faults
+from tide_cache.training.reporters import reporter_faults
 from tide_cache.training.step import WeightedObjective
 from tide_cache.views import ViewPlan
 
@@ -84,7 +86,9 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     objectives = tuple(WeightedObjective(_objective(entry), entry.weight) for entry in run.objective)
     needs = [entry.objective.needs for entry in objectives]
     caches = open_caches(run.data)
-    faults = [*_batch_faults(run, world), *_out_faults(run.train.out, resume)]
+    faults = [*_batch_faults(run, world), *_out_faults(run.train.out, resume), *reporter_faults(run.train.report_to)]
+    if run.student.lora is not None:
+        faults += lora_faults(run.student.lora, config)
     if checkpoint:
         faults += checkpoint.require_fits(tokenizer.vocab_size, _longest(run, caches), "student")
         faults += student_faults(checkpoint)

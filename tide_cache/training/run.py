@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from tide_cache.config.train import TrainRun
+from tide_cache.errors import DeviceMemoryError, fault_list
 from tide_cache.interruption import StopRequest
 from tide_cache.loading.collate import collate
 from tide_cache.loading.order import Visit, rank_turns
@@ -17,6 +19,8 @@ from tide_cache.loading.prefetch import Prefetcher, pinned
 from tide_cache.loading.source import TeacherSource
 from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_backbone, resolve_device
 from tide_cache.modeling.checkpoint import save_student
+from tide_cache.objectives import Objective
+from tide_cache.objectives.tidal import Tidal
 from tide_cache.records import StudentBatch, Targets, ViewRecord
 from tide_cache.student.model import Student
 from tide_cache.training.checkpoints import CHECKPOINTS, save_checkpoint
@@ -24,11 +28,13 @@ from tide_cache.training.distributed import World, find_world, join, sum_over_ra
 from tide_cache.training.ema import EMA
 from tide_cache.training.engine import effective_stage, make_engine, set_learning_rate
 from tide_cache.training.lora import add_adapters, merged
-from tide_cache.training.metrics import MetricsFile, OnStep, StepMetrics, objective_names
+from tide_cache.training.metrics import OnStep, StepMetrics, objective_names
 from tide_cache.training.prepare import Prepared, prepare
+from tide_cache.training.reporters import Reporter, open_reporters
 from tide_cache.training.schedule import learning_rate
 from tide_cache.training.state import SavedState, gathered_weights, save_state
 from tide_cache.training.step import StepSums, train_step
+from tide_cache.training.window import Window
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,26 @@ def train_prepared(run: TrainRun, prepared: Prepared, world: World, *, on_step: 
     if device == "cuda":
         device = f"cuda:{world.local_rank}"
     join(world, device)
-    with StopRequest() as stop:
-        loop = _Loop(run, prepared, world, device, on_step)
-        loop.run(stop)
-        return loop.finish()
+    try:
+        with StopRequest() as stop:
+            loop = _Loop(run, prepared, world, device, on_step)
+            loop.run(stop)
+            return loop.finish()
+    except torch.OutOfMemoryError as error:
+        raise no_room(run, device, error) from None
+
+
+def no_room(run: TrainRun, device: str, error: Exception) -> DeviceMemoryError:
+    """Say that a run needs more memory than its device has, and which settings lower it."""
+    train, stage = run.train, effective_stage(run.train)
+    ways = [f"train.micro_batch (found {train.micro_batch}; global_batch may stay)"] if train.micro_batch > 1 else []
+    ways += ["train.activation_checkpointing = true"] if not train.activation_checkpointing else []
+    ways += [f"train.head_rows (found {train.head_rows})"] if train.head_rows > 1 else []
+    ways += [f"train.zero_stage = 3 (found {stage}), with several processes"] if stage < 3 else []
+    ways += [f"train.offload (found {train.offload!r})"] if train.offload != "optimizer+parameters" else []
+    ways += ["[student.lora]"] if run.student.lora is None else []
+    reason = str(error).splitlines()[0]
+    return DeviceMemoryError(fault_list(f"No room on {device}: {reason} What lowers the need:", ways))
 
 
 class _Loop:
@@ -117,18 +139,24 @@ class _Loop:
             self._take_steps(stop)
 
     def _take_steps(self, stop: StopRequest) -> None:
+        reporters = open_reporters(self._run, self._steps_done) if self._world.is_first else []
+        with ExitStack() as stack:
+            for reporter in reporters:
+                stack.callback(reporter.close)
+            self._take_reported_steps(stop, reporters)
+
+    def _take_reported_steps(self, stop: StopRequest, reporters: Sequence[Reporter]) -> None:
         train = self._run.train
-        log = MetricsFile(self._out / "metrics.jsonl", self._steps_done) if self._world.is_first else None
-        window = _Window(len(self._names), self._engine.device)
+        window = Window(len(self._names), self._engine.device)
         while self._steps_done < self._prepared.steps:
             window.add(*self._step())
             is_last = self._steps_done == self._prepared.steps
             if self._steps_done % train.log_every == 0 or is_last:
                 self._last = self._metrics(window)
-                if log is not None:
-                    log.write(self._last)
-                    if self._on_step is not None:
-                        self._on_step(self._last, self._prepared.steps)
+                for reporter in reporters:
+                    reporter.write(self._last)
+                if self._world.is_first and self._on_step is not None:
+                    self._on_step(self._last, self._prepared.steps)
             if self._agree_to_stop(stop) and not is_last:
                 self._save_checkpoint()
                 stop.raise_interrupted(
@@ -156,13 +184,15 @@ class _Loop:
             tensors = weights if lora is None else merged(weights, lora)
             save_student(folder, tensors, self._backbone.config, self._prepared.tokenizer, provenance)
 
-    def _step(self) -> tuple[StepSums, int]:
+    def _step(self) -> tuple[StepSums, int, float]:
+        stalled_s = self._prefetcher.stall_s
         batches = self._prefetcher.take()
         set_learning_rate(self._engine, self._rate(self._steps_done))
         progress = self._steps_done / self._prepared.steps
         sums = train_step(self._engine, batches, self._prepared.objectives, self._world, progress)
         self._steps_done += 1
-        return sums, sum(int(batch.is_real_BL.sum()) for batch, _ in batches)
+        num_tokens = sum(int(batch.is_real_BL.sum()) for batch, _ in batches)
+        return sums, num_tokens, self._prefetcher.stall_s - stalled_s
 
     def _rate(self, step: int) -> float:
         optimizer = self._run.optimizer
@@ -186,18 +216,23 @@ class _Loop:
             return [(pinned(batch), pinned(targets)) for batch, targets in batches]
         return batches
 
-    def _metrics(self, window: "_Window") -> StepMetrics:
-        means = window.means()
+    def _metrics(self, window: Window) -> StepMetrics:
+        figures = window.close()
+        objectives = self._prepared.objectives
         norm = self._engine.get_global_grad_norm()
         done = self._steps_done
         return StepMetrics(
             step=done,
             epoch=done * self._run.train.global_batch / self._prepared.order.num_samples,
-            loss=sum(entry.weight * mean for entry, mean in zip(self._prepared.objectives, means, strict=True)),
-            losses=dict(zip(self._names, means, strict=True)),
+            loss=sum(entry.weight * mean for entry, mean in zip(objectives, figures.means, strict=True)),
+            losses=dict(zip(self._names, figures.means, strict=True)),
+            nll_by_t=figures.nll_by_t,
             learning_rate=self._rate(done - 1),
             gradient_norm=None if norm is None else float(norm),
-            tokens_per_s=window.restart(),
+            trust=_trust([entry.objective for entry in objectives], (done - 1) / self._prepared.steps),
+            tokens_per_s=figures.tokens_per_s,
+            stall_share=figures.stall_share,
+            peak_memory_bytes=figures.peak_memory_bytes,
             elapsed_s=time.monotonic() - self._started_s,
         )
 
@@ -213,43 +248,17 @@ class _Loop:
         )
 
 
-class _Window:
-    """Sums and counts of the steps since the last line of metrics."""
-
-    def __init__(self, num_objectives: int, device: torch.device):
-        self._num_objectives, self._device = num_objectives, device
-        self._clear()
-
-    def add(self, sums: StepSums, num_tokens: int) -> None:
-        """Add a step of this rank."""
-        self._totals_O += sums.totals_O
-        self._counts_O += sums.counts_O
-        self._num_tokens += num_tokens
-
-    def means(self) -> list[float]:
-        """Mean of each objective over all ranks, in nats."""
-        return (sum_over_ranks(self._totals_O) / self._counts_O.masked_fill(self._counts_O == 0, 1)).tolist()
-
-    def restart(self) -> float:
-        """Start the next window; gives the tokens per second of this one, over all ranks."""
-        num_tokens = float(sum_over_ranks(torch.tensor(self._num_tokens, device=self._device)))
-        elapsed_s = time.monotonic() - self._start_s
-        self._clear()
-        return num_tokens / max(elapsed_s, 1e-9)
-
-    def _clear(self) -> None:
-        self._totals_O = torch.zeros(self._num_objectives, dtype=torch.float64, device=self._device)
-        self._counts_O = torch.zeros_like(self._totals_O)
-        self._num_tokens = 0
-        self._start_s = time.monotonic()
-
-
 def visited_records(source: TeacherSource, visits: Sequence[Visit]) -> list[ViewRecord]:
     """Give the records of a run of visits, in order, which may cross from one epoch into the next."""
     result: list[ViewRecord] = []
     for epoch, group in groupby(visits, key=lambda visit: visit.epoch):
         result += source.records([visit.sample for visit in group], epoch)
     return result
+
+
+def _trust(objectives: Sequence[Objective], progress: float) -> float | None:
+    tidal = next((objective for objective in objectives if isinstance(objective, Tidal)), None)
+    return None if tidal is None else float(tidal.trust(torch.tensor(0.5), progress))
 
 
 def _backbone(run: TrainRun, prepared: Prepared, device: str) -> Backbone:

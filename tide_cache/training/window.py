@@ -1,0 +1,79 @@
+"""Figures of the steps since the last line of metrics, over all ranks.
+
+Shape suffixes: O objectives, B buckets of t.
+"""
+
+import resource
+import time
+from dataclasses import dataclass
+
+import torch
+
+from tide_cache.training.distributed import max_over_ranks, sum_over_ranks
+from tide_cache.training.step import T_BUCKETS, StepSums
+
+
+@dataclass(frozen=True)
+class WindowFigures:
+    """Means and rates of some steps, equal on every rank; see `StepMetrics` for units."""
+
+    means: list[float]
+    nll_by_t: list[float | None]
+    tokens_per_s: float
+    stall_share: float
+    peak_memory_bytes: int
+
+
+class Window:
+    """Sums up steps until `close`, and begins anew."""
+
+    def __init__(self, num_objectives: int, device: torch.device):
+        self._num_objectives, self._device = num_objectives, device
+        self._clear()
+
+    def add(self, sums: StepSums, num_tokens: int, stall_s: float) -> None:
+        """Add a step of this rank.
+
+        Args:
+            sums: Of the step.
+            num_tokens: Student tokens in it.
+            stall_s: Seconds that it waited for its data.
+        """
+        self._totals_O += sums.totals_O
+        self._counts_O += sums.counts_O
+        self._nll_B += sums.nll_by_t_B
+        self._rows_B += sums.rows_by_t_B
+        self._num_tokens += num_tokens
+        self._stall_s += stall_s
+
+    def close(self) -> WindowFigures:
+        """Give the figures of the steps added, and begin the next window; every rank calls this."""
+        ours = torch.tensor([self._num_tokens, self._stall_s, 1.0], dtype=torch.float64, device=self._device)
+        parts = [self._totals_O, self._nll_B, self._rows_B, ours]
+        summed = sum_over_ranks(torch.cat(parts))
+        total_O, nll_B, rows_B, (num_tokens, stall_s, num_ranks) = torch.split(summed, [len(part) for part in parts])
+        elapsed_s = max(time.monotonic() - self._start_s, 1e-9)
+        memory = max_over_ranks(torch.tensor(_peak_memory_bytes(self._device), device=self._device))
+        figures = WindowFigures(
+            means=(total_O / self._counts_O.masked_fill(self._counts_O == 0, 1)).tolist(),
+            nll_by_t=[nll / rows if rows else None for nll, rows in zip(nll_B.tolist(), rows_B.tolist(), strict=True)],
+            tokens_per_s=float(num_tokens) / elapsed_s,
+            stall_share=float(stall_s / num_ranks) / elapsed_s,
+            peak_memory_bytes=int(memory),
+        )
+        self._clear()
+        return figures
+
+    def _clear(self) -> None:
+        self._totals_O = torch.zeros(self._num_objectives, dtype=torch.float64, device=self._device)
+        self._counts_O = torch.zeros_like(self._totals_O)
+        self._nll_B = torch.zeros(T_BUCKETS, dtype=torch.float64, device=self._device)
+        self._rows_B = torch.zeros_like(self._nll_B)
+        self._num_tokens, self._stall_s = 0, 0.0
+        self._start_s = time.monotonic()
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
