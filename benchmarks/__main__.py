@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import build, codec, pairing, plan, tails
+from benchmarks import build, codec, loader, pairing, plan, tails
 from benchmarks.machine import describe_machine
 from benchmarks.options import MaterialMissing, Options
 
 BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {
     "build": build.run,
     "codec": codec.run,
+    "loader": loader.run,
     "pairing": pairing.run,
     "plan": plan.run,
     "tails": tails.run,

@@ -1,0 +1,96 @@
+"""How fast a cache becomes batches, and how long a step waits for them.
+
+Rates are per second of processor time of the one thread that loads: what else runs on the machine takes none of it.
+Memory is as in a long run: a warm-up epoch fills the row groups that are held.
+"""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter, thread_time
+
+import torch
+
+from benchmarks.material import Loading, Shape, write_cache
+from benchmarks.options import Options
+from benchmarks.students import PROXY, PROXY_VOCAB, Trainee, objectives_of, qwen3_config, shape_of
+from tide_cache.loading.cache import CacheSource
+from tide_cache.loading.collate import collate
+from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.prefetch import Prefetcher
+from tide_cache.loading.source import TeacherSource
+from tide_cache.records import StudentBatch, Targets
+from tide_cache.shards import SignalKind
+
+MOST_SAMPLES, HELD_GROUPS, MICRO_BATCH = 1024, 8, 8
+STALL_STEPS, STALL_LENGTH = 12, 128
+CASES: dict[str, tuple[str, tuple[SignalKind, ...]]] = {
+    "truth": ("cross", ("truth",)),
+    "chunks": ("cross", ("truth", "chunks")),
+    "topk": ("shared", ("truth", "topk")),
+}
+"""What is decoded, by pipeline: calm and its kin read `truth`; chunk_kl `chunks`; kl and tidal `topk`, k = 64."""
+
+
+class _Epochs:
+    """Loads a whole epoch after the other."""
+
+    def __init__(self, loading: Loading) -> None:
+        self._loading = loading
+        self.source: TeacherSource = CacheSource(
+            loading.root, loading.manifest, held_groups=HELD_GROUPS, signals=loading.signals
+        )
+        self.order = SampleOrder(self.source.group_sizes, "benchmark", seed=0, window_groups=HELD_GROUPS // 2)
+        self.plan = loading.plan()
+
+    def batch(self, number: int, size: int = MICRO_BATCH) -> tuple[StudentBatch, Targets]:
+        visits = self.order.visits(number * size, size)
+        return collate(self.source.records([visit.sample for visit in visits], visits[0].epoch), self.plan)
+
+    def run(self, epoch: int) -> tuple[int, float]:
+        """Masked positions of an epoch, and the processor time that loading them took."""
+        per_epoch = self.order.num_samples // MICRO_BATCH
+        positions, start_s = 0, thread_time()
+        for number in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+            positions += len(self.batch(number)[1].true_id_N)
+        return positions, thread_time() - start_s
+
+
+def run(options: Options) -> dict[str, float]:
+    """Load epochs of each kind in turns, then step with and without loading ahead."""
+    torch.set_num_threads(1)
+    samples = min(options.rows, MOST_SAMPLES) // MICRO_BATCH * MICRO_BATCH
+    with tempfile.TemporaryDirectory() as folder:
+        caches = {
+            pipeline: (root := Path(folder, pipeline), write_cache(root, Shape(pipeline, samples)))  # type: ignore[arg-type]
+            for pipeline in ("shared", "cross")
+        }
+        epochs = {name: _Epochs(Loading(*caches[pipeline], signals)) for name, (pipeline, signals) in CASES.items()}
+        rates: dict[str, list[float]] = {name: [] for name in CASES}
+        for one in epochs.values():
+            one.run(0)
+        for repeat in range(options.repeats):
+            for name, one in epochs.items():
+                positions, seconds = one.run(repeat + 1)
+                rates[name].append(positions / seconds)
+        figures = {f"positions_per_s_per_core_{name}": median(values) for name, values in rates.items()}
+        return figures | _stalls(Path(folder))
+
+
+def _stalls(folder: Path) -> dict[str, float]:
+    """The share of a step with the cross-entropy alone that is spent waiting for what kl would read, at k = 64."""
+    shape = shape_of("shared", STALL_STEPS * MICRO_BATCH, STALL_LENGTH, PROXY_VOCAB)
+    root = folder / "stall"
+    loading = Loading(root, write_cache(root, shape))
+    trainee = Trainee(qwen3_config(PROXY_VOCAB, **PROXY), shape.block_size, MICRO_BATCH)
+    figures = {}
+    for name, ahead in (("", 2), ("_without_prefetch", 0)):
+        load = partial(_Epochs(loading).batch, size=MICRO_BATCH)
+        with Prefetcher(load, range(STALL_STEPS), ahead) as prefetcher:
+            trainee.step(prefetcher.take(), objectives_of([{"kind": "ce"}]))
+            waited_s, start_s = prefetcher.stall_s, perf_counter()
+            for _ in range(STALL_STEPS - 1):
+                trainee.step(prefetcher.take(), objectives_of([{"kind": "ce"}]))
+            figures[f"stall_share{name}"] = (prefetcher.stall_s - waited_s) / (perf_counter() - start_s)
+    return figures

@@ -1,0 +1,140 @@
+"""What a distillation step costs beside a step with the cross-entropy alone: same student, same batches.
+
+Time: every preset takes its turn in each round, and is compared within the round. Memory: each preset steps in a
+process of its own, whose peak is read; on a GPU the allocator's peak.
+"""
+
+import multiprocessing
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.material import Loading, Shape, write_cache
+from benchmarks.options import Options
+from benchmarks.students import PROXY, PROXY_VOCAB, Trainee, objectives_of, qwen3_config, shape_of, signals_of
+from benchmarks.timing import Timings
+from tide_cache.config.presets import PRESETS
+from tide_cache.manifest import Manifest
+from tide_cache.records import StudentBatch, Targets
+
+NO_CACHE_FOR = {"shared/tide-chunk", "cross/kl"}
+"""The made-up caches hold equal tokens where tokenizers are shared, and chunks where they are not."""
+NAMES = tuple(name for name in PRESETS if name not in NO_CACHE_FOR)
+LENGTH, MICRO_BATCH, MEMORY_STEPS = 256, 4, 3
+Batch = tuple[StudentBatch, Targets]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What is stepped, and where.
+
+    Attributes:
+        model: Fields of the student's configuration.
+        vocab_size: Of the student.
+        length: Tokens of a sample.
+        micro_batch: Samples of a step.
+        precision: Of the run.
+        device: Where it runs.
+        activation_checkpointing: As in a run file.
+    """
+
+    model: dict[str, Any]
+    vocab_size: int = PROXY_VOCAB
+    length: int = LENGTH
+    micro_batch: int = MICRO_BATCH
+    precision: str = "float32"
+    device: str = "cpu"
+    activation_checkpointing: bool = False
+
+    def shape(self, pipeline: str) -> Shape:
+        """Of the cache of a pipeline: two batches."""
+        return shape_of(pipeline, 2 * self.micro_batch, self.length, self.vocab_size)
+
+    def trainee(self) -> Trainee:
+        """Build the student."""
+        config = qwen3_config(self.vocab_size, **self.model)
+        how = (self.shape("shared").block_size, self.micro_batch, self.precision, self.device)
+        return Trainee(config, *how, activation_checkpointing=self.activation_checkpointing)
+
+    def batch(self, root: Path, preset: str) -> Batch:
+        """Load a batch as a run with the preset does: only what it needs is decoded."""
+        objectives = objectives_of(PRESETS[preset].objectives)
+        return Loading(root, Manifest.load(root), signals_of(objectives)).batches(1, self.micro_batch)[0]
+
+
+def run(options: Options) -> dict[str, float]:
+    """Compare on two CPU cores, with a student whose head has the published student's share of the weights."""
+    torch.set_num_threads(1)
+    return measure(StepPlan(PROXY), options.repeats, NAMES)
+
+
+def measure(plan: StepPlan, repeats: int, names: tuple[str, ...]) -> dict[str, float]:
+    """Give ratios of time and memory to the cross-entropy alone, for each preset.
+
+    Args:
+        plan: What is stepped.
+        repeats: Timed rounds.
+        names: Presets; the pipelines' `bd3lm` is what they are compared with.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pipelines = {pipeline: Path(folder, pipeline) for pipeline in ("shared", "cross")}
+        for pipeline, root in pipelines.items():
+            write_cache(root, plan.shape(pipeline))
+        roots = {name: pipelines[name.partition("/")[0]] for name in names}
+        figures = _time_ratios(plan, repeats, roots)
+        return figures | _memory_ratios(plan, roots)
+
+
+def _time_ratios(plan: StepPlan, repeats: int, roots: dict[str, Path]) -> dict[str, float]:
+    trainee = plan.trainee()
+    work = {}
+    for name, root in roots.items():
+        batch, objectives = plan.batch(root, name), objectives_of(PRESETS[name].objectives)
+        work[name] = partial(trainee.step, batch, objectives)
+    for pipeline in ("shared", "cross"):  # once more: how far two times of the same thing are apart
+        work[f"{pipeline}/again"] = work[f"{pipeline}/bd3lm"]
+    timings = Timings(work, repeats)
+    compared = [name for name in work if not name.endswith("/bd3lm")]
+    figures = {f"{name}_time_ratio": timings.ratio(name, _baseline(name)) for name in compared}
+    return figures | {f"{name}_step_s": 1 / timings.rate(name, 1) for name in work if name.endswith("/bd3lm")}
+
+
+def _memory_ratios(plan: StepPlan, roots: dict[str, Path]) -> dict[str, float]:
+    if plan.device == "cpu":
+        start = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=start, max_tasks_per_child=1) as pool:
+            peaks = {name: pool.submit(peak_memory, plan, root, name).result() for name, root in roots.items()}
+    else:
+        peaks = {name: peak_memory(plan, root, name) for name, root in roots.items()}
+    figures = {f"{name}_peak_mib": peak / 2**20 for name, peak in peaks.items()}
+    compared = [name for name in roots if not name.endswith("/bd3lm")]
+    return figures | {f"{name}_memory_ratio": peaks[name] / peaks[_baseline(name)] for name in compared}
+
+
+def _baseline(name: str) -> str:
+    return f"{name.partition('/')[0]}/bd3lm"
+
+
+def peak_memory(plan: StepPlan, root: Path, preset: str) -> int:
+    """Bytes at the peak of some steps: of this whole process, or of its GPU."""
+    torch.set_num_threads(1)
+    batch, objectives = plan.batch(root, preset), objectives_of(PRESETS[preset].objectives)
+    trainee = plan.trainee()
+    if plan.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(MEMORY_STEPS):
+        trainee.step(batch, objectives)
+    if plan.device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    return peak_rss()
+
+
+def peak_rss() -> int:
+    """Bytes of this process at its peak; what its parent had when it was forked does not count."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
