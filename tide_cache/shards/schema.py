@@ -120,13 +120,24 @@ def _packed(group: Mapping[str, pa.DataType], codec: CodecName) -> dict[str, pa.
 
 def byte_stream_split_leaves(schema: pa.Schema) -> list[str]:
     """Parquet paths of the columns whose bytes are split before compression: all numbers, not text, bytes or flags."""
-    leaves = []
-    for field in schema:
-        is_list = pa.types.is_list(field.type)
-        element: Any = field.type.value_type if is_list else field.type
-        if pa.types.is_integer(element) or pa.types.is_floating(element):
-            leaves.append(f"{field.name}.list.element" if is_list else field.name)
-    return leaves
+    return [
+        _leaf(field)
+        for field in schema
+        if pa.types.is_integer(_element(field)) or pa.types.is_floating(_element(field))
+    ]
+
+
+def compression_levels(schema: pa.Schema) -> dict[str, int]:
+    """Zstandard level of every column, by Parquet path: 1, and 3 where it saves a tenth of the bytes."""
+    return {_leaf(field): 3 if field.name == "topk_logprobs" else 1 for field in schema}
+
+
+def _element(field: pa.Field) -> Any:
+    return field.type.value_type if pa.types.is_list(field.type) else field.type
+
+
+def _leaf(field: pa.Field) -> str:
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from tide_cache.shards.schema import (
     ShardHeader,
     TableName,
     byte_stream_split_leaves,
+    compression_levels,
     signals_schema,
 )
 
@@ -177,7 +178,7 @@ def _encode(
         sink,
         schema,
         compression="zstd",
-        compression_level=1,
+        compression_level=compression_levels(schema),
         use_dictionary=False,
         use_byte_stream_split=byte_stream_split_leaves(schema),
         write_statistics=False,
