@@ -14,6 +14,7 @@ from .build_teacher_shards import build_teacher_shards
 from .console import say
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .generate import generate
 from .inspect_cache import inspect_cache
 from .plan import plan
@@ -107,6 +108,13 @@ app.command(
 app.command("inspect", epilog=_example("tide-cache inspect cache", "tide-cache inspect cache --view 3 --tokenizer t"))(
     inspect_cache
 )
+app.command(
+    "export",
+    epilog=_example(
+        "tide-cache export cache --view 0 --out view-0.parquet",
+        "tide-cache export cache --view 3 --pass compdemo --student tokenizers/qwen --text --out view-3.jsonl.zst",
+    ),
+)(export)
 app.command("verify", epilog=_example("tide-cache verify cache --deep"))(verify_cache)
 app.command("repair", epilog=_example("tide-cache repair build.toml", "tide-cache repair cache --dry-run"))(repair)
 app.command(

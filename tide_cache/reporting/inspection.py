@@ -200,7 +200,7 @@ def describe_view(cache: CachePath, number: int, tokenizer: str | None = None) -
     """
     manifest = Manifest.load(cache)
     record = _read_view(cache, manifest, number)
-    spell = _spell_ids if tokenizer is None else _speller(tokenizer, manifest)
+    spell = _spell_ids if tokenizer is None else require_student_tokenizer(tokenizer, manifest).decode
     pair, view = record.pair, record.view
     return ViewDescription(
         sample_id=pair.sample_id,
@@ -297,7 +297,17 @@ def _spell_ids(ids: Sequence[int]) -> str:
     return " ".join(map(str, ids))
 
 
-def _speller(name: str, manifest: Manifest) -> Callable[[Sequence[int]], str]:
+def require_student_tokenizer(name: str, manifest: Manifest) -> TextTokenizer:
+    """Load the student tokenizer of a cache.
+
+    Args:
+        name: Folder or hub name.
+        manifest: Of the cache.
+
+    Raises:
+        CacheMismatchError: It is another one than the cache's.
+        PairingError: It cannot be loaded.
+    """
     tokenizer = TextTokenizer.load(name)
     found, expected = tokenizer.fingerprint()["tokenizer"], manifest.identity.student_tokenizer["tokenizer"]
     if found != expected:
@@ -305,7 +315,7 @@ def _speller(name: str, manifest: Manifest) -> Callable[[Sequence[int]], str]:
             f"{name}: found a tokenizer with hash {found}, the cache's student tokenizer has {expected}.\n"
             "Give the tokenizer that the cache was built with, or leave it out to see ids."
         )
-    return tokenizer.decode
+    return tokenizer
 
 
 def _bracketed(ids: Sequence[int], is_masked_L: Bools, spell: Callable[[Sequence[int]], str]) -> str:

@@ -1,0 +1,75 @@
+"""`tide-cache export`: one view of every sample as a plain file."""
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tide_cache.errors import RunFileError
+
+from .console import chatter_to_stderr, number, print_fields, print_json, size
+from .options import Json
+from .progress import ProgressReport
+
+
+class Format(StrEnum):
+    """Kind of file."""
+
+    parquet = "parquet"
+    jsonl_zst = "jsonl.zst"
+
+
+class Pass(StrEnum):
+    """Pass of a cache."""
+
+    plain = "plain"
+    compdemo = "compdemo"
+
+
+def export(
+    cache: Annotated[str, typer.Argument(metavar="CACHE", help="Folder or URL of a complete cache.")],
+    view: Annotated[int, typer.Option(min=0, help="Which view of each sample, from 0.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write; it must not exist.", show_default=False)],
+    signal_pass: Annotated[
+        Pass | None, typer.Option("--pass", help="Which pass; by default the first that the cache has.")
+    ] = None,
+    format: Annotated[Format | None, typer.Option(help="Kind of file; by default what its name ends in.")] = None,
+    student: Annotated[
+        str | None, typer.Option(metavar="TOKENIZER", help="Student tokenizer, for --text.", show_default=False)
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Add the student's tokens as text.")] = False,
+    json: Json = False,
+) -> None:
+    """Write one view of every sample, with all that the teacher said, to a Parquet or JSON-lines file."""
+    if text != (student is not None):
+        given, missing = ("--text", "--student") if text else ("--student", "--text")
+        raise RunFileError(f"{given}: found no {missing} beside it; expected both, for the student's text, or neither")
+    with chatter_to_stderr():
+        from tide_cache.locations import cache_path
+        from tide_cache.reporting.export import export_view
+
+        with ProgressReport("export", "samples") as report:
+            found = export_view(
+                cache_path(cache),
+                out,
+                view,
+                format=None if format is None else format.value,
+                signal_pass=None if signal_pass is None else signal_pass.value,
+                student=student,
+                on_samples=report.update,
+            )
+    if json:
+        print_json(asdict(found))
+    else:
+        print_fields(
+            f"View {found.view} of cache {found.cache_id}",
+            [
+                ("file", f"{found.file}, {size(found.num_bytes)}"),
+                ("pass", found.signal_pass),
+                ("samples", number(found.num_samples)),
+                ("temperatures", ", ".join(map(str, found.temperatures))),
+                ("columns", ", ".join(found.columns)),
+            ],
+        )

@@ -1,0 +1,325 @@
+"""One view of a cache as a plain file, for programs that know nothing of the cache's format.
+
+Numbers are those that training reads. What the cache keeps flattened is nested here: one list for each masked
+position, and for candidate chunks one list for each candidate.
+
+| column | one row is one sample, in the order of the cache |
+|---|---|
+| `sample_id`, `view`, `t` | whose view, which, and its diffusion time |
+| `student_ids`, `is_supervised`, `masked_student` | student tokens, which may be masked, positions masked here |
+| `teacher_ids`, `masked_teacher` | teacher tokens, and the positions masked here |
+| `chunks` | (teacher_start, teacher_end, student_start, student_end), half-open |
+| `truth_logprobs`, `is_top1` | for each masked teacher position: log p(true token), and whether it was the likeliest |
+| `is_shown_first` | compdemo only, for each masked teacher position |
+| `topk_positions`, `topk_ids`, `topk_logprobs` | teacher positions with kept ids, the ids, and their log-probs |
+| `topk_log_tail`, `topk_log_partition` | for each of these positions, one number for each temperature |
+| `tail_ids`, `tail_logprobs`, `tail_draws` | for each of these: ids drawn from the rest, how likely, how often |
+| `candidate_chunks`, `candidate_ids`, `candidate_logprobs` | numbers of `chunks`, and the candidates in their place |
+| `candidate_log_tail`, `candidate_log_partition` | for each of these chunks, one number for each temperature |
+| `student_text` | the student's tokens as text, where a tokenizer was given |
+
+Log-probs are in nats at T = 1. Columns of a signal that the cache does not hold are left out. Row by row, nothing
+is held but one row group of the cache, so memory does not grow with it.
+
+Shape suffixes: as in `records`.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from tide_cache.errors import RunFileError
+from tide_cache.locations import CachePath
+from tide_cache.manifest import Manifest
+from tide_cache.pairing import TextTokenizer
+from tide_cache.records import ChunkCandidates, TopK, ViewRecord
+from tide_cache.reporting.inspection import require_student_tokenizer
+from tide_cache.shards import PassName
+
+ExportFormat = Literal["parquet", "jsonl.zst"]
+OnSamples = Callable[[int, int], None]
+
+_ZSTD_LEVEL = 3
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What was written; `dataclasses.asdict` makes it ready for JSON.
+
+    Attributes:
+        file: Where.
+        format: Of the file.
+        cache_id: Of the cache, 16 hex digits.
+        signal_pass: Which of its passes.
+        view: Which view of each sample.
+        num_samples: Rows of the file.
+        num_bytes: Its size.
+        temperatures: What the innermost lists of the tail and partition columns stand for.
+        columns: Names of the columns.
+    """
+
+    file: Path
+    format: ExportFormat
+    cache_id: str
+    signal_pass: PassName
+    view: int
+    num_samples: int
+    num_bytes: int
+    temperatures: tuple[float, ...]
+    columns: tuple[str, ...]
+
+
+def export_view(
+    cache: CachePath,
+    out: Path,
+    view: int,
+    *,
+    format: ExportFormat | None = None,
+    signal_pass: PassName | None = None,
+    student: str | None = None,
+    on_samples: OnSamples | None = None,
+) -> ExportSummary:
+    """Write one view of every sample.
+
+    Args:
+        cache: Folder or URL of a complete cache.
+        out: File to write; it must not exist. It appears whole or not at all.
+        view: Which view of each sample.
+        format: Of the file; by default what its name ends in.
+        signal_pass: Which pass; by default the first that the cache has.
+        student: The student tokenizer's folder or hub name; adds `student_text`.
+        on_samples: Called with the samples written and the samples in all.
+
+    Raises:
+        RunFileError: There is no such view or pass, the format is not told, or the file exists.
+        CacheMismatchError: The tokenizer is another one than the cache's.
+        TideCacheError: The cache is not complete, or damaged.
+    """
+    chosen = format or _format_of(out)
+    if out.exists():
+        raise _exists(out)
+    manifest = Manifest.load(cache)
+    which = signal_pass or manifest.passes[0]
+    if which not in manifest.passes:
+        raise RunFileError(f"{cache}: found no pass {which!r}; expected one of {', '.join(manifest.passes)}")
+    num_views = manifest.identity.views.num_views
+    if not 0 <= view < num_views:
+        raise RunFileError(f"{cache}: found no view {view}; expected 0 to {num_views - 1}, one of those of each sample")
+    tokenizer = None if student is None else require_student_tokenizer(student, manifest)
+    schema = _schema(manifest, which, tokenizer is not None)
+    total, done = int(manifest.totals["pairs"]["samples"]), 0
+    with _new_file(out) as temporary:
+        with _WRITERS[chosen](temporary, schema) as writer:
+            for records in _groups(cache, manifest, which, view):
+                writer.write([_row(record, tokenizer) for record in records])
+                done += len(records)
+                if on_samples is not None:
+                    on_samples(done, total)
+        num_bytes = temporary.stat().st_size
+    return ExportSummary(
+        file=out,
+        format=chosen,
+        cache_id=manifest.identity.cache_id,
+        signal_pass=which,
+        view=view,
+        num_samples=done,
+        num_bytes=num_bytes,
+        temperatures=manifest.identity.signals.temperatures,
+        columns=tuple(schema.names),
+    )
+
+
+def _format_of(out: Path) -> ExportFormat:
+    for format in _WRITERS:
+        if out.name.endswith(f".{format}"):
+            return format
+    raise RunFileError(
+        f"{out}: found a name that tells no format; expected one ending in {' or '.join(f'.{f}' for f in _WRITERS)}, "
+        "or the format with --format"
+    )
+
+
+def _exists(out: Path) -> RunFileError:
+    return RunFileError(f"{out}: exists, and nothing is overwritten; give another name, or remove it first")
+
+
+def _groups(cache: CachePath, manifest: Manifest, which: PassName, view: int) -> Iterator[list[ViewRecord]]:
+    for shard in range(manifest.plan.num_shards):
+        pairs_reader, signals_reader = (manifest.reader(cache, table, shard) for table in ("pairs", which))
+        for group in range(pairs_reader.layout.num_groups):
+            yield signals_reader.read_signals(view, group, pairs_reader.read_pairs(group))
+
+
+def _schema(manifest: Manifest, which: PassName, has_text: bool) -> Any:
+    rules = manifest.identity.shard_rules
+    int32s, uint32s, floats = pa.list_(pa.int32()), pa.list_(pa.uint32()), pa.list_(pa.float32())
+    fields: dict[str, Any] = {
+        "sample_id": pa.string(),
+        "view": pa.int32(),
+        "t": pa.float64(),
+        "student_ids": int32s,
+        "is_supervised": pa.list_(pa.bool_()),
+        "masked_student": int32s,
+        "teacher_ids": int32s,
+        "masked_teacher": int32s,
+        "chunks": pa.list_(int32s),
+        "truth_logprobs": floats,
+        "is_top1": pa.list_(pa.bool_()),
+    }
+    if which == "compdemo":
+        fields["is_shown_first"] = pa.list_(pa.bool_())
+    if rules.has_topk:
+        fields |= {"topk_positions": int32s, "topk_ids": pa.list_(uint32s), "topk_logprobs": pa.list_(floats)}
+        fields |= {"topk_log_tail": pa.list_(floats), "topk_log_partition": pa.list_(floats)}
+    if rules.has_topk and rules.has_tail:
+        fields |= {"tail_ids": pa.list_(uint32s), "tail_logprobs": pa.list_(floats), "tail_draws": pa.list_(int32s)}
+    if rules.has_chunks:
+        fields |= {"candidate_chunks": int32s, "candidate_ids": pa.list_(pa.list_(uint32s))}
+        fields |= {"candidate_logprobs": pa.list_(floats), "candidate_log_tail": pa.list_(floats)}
+        fields |= {"candidate_log_partition": pa.list_(floats)}
+    if has_text:
+        fields["student_text"] = pa.string()
+    metadata = {"cache_id": manifest.identity.cache_id, "pass": which}
+    metadata["temperatures"] = json.dumps(manifest.identity.signals.temperatures)
+    return pa.schema(list(fields.items()), metadata)
+
+
+def _row(record: ViewRecord, tokenizer: TextTokenizer | None) -> dict[str, Any]:
+    pair, view, signal = record.pair, record.view, record.signal
+    assert signal is not None, "views of a cache carry signals"
+    masked_teacher_N = np.flatnonzero(view.is_teacher_masked_M)
+    row: dict[str, Any] = {
+        "sample_id": pair.sample_id,
+        "view": view.view,
+        "t": view.t,
+        "student_ids": pair.student_ids_L.tolist(),
+        "is_supervised": pair.is_supervised_L.tolist(),
+        "masked_student": np.flatnonzero(view.is_student_masked_L).tolist(),
+        "teacher_ids": pair.teacher_ids_M.tolist(),
+        "masked_teacher": masked_teacher_N.tolist(),
+        "chunks": pair.chunks_C4.tolist(),
+        "truth_logprobs": signal.truth_logprobs_N.tolist(),
+        "is_top1": signal.is_top1_N.tolist(),
+    }
+    if signal.is_shown_first_N is not None:
+        row["is_shown_first"] = signal.is_shown_first_N.tolist()
+    if signal.topk is not None:
+        row |= _topk(signal.topk, masked_teacher_N)
+    if signal.chunks is not None:
+        row |= _candidates(signal.chunks, pair.chunks_C4)
+    if tokenizer is not None:
+        row["student_text"] = tokenizer.decode(pair.student_ids_L)
+    return row
+
+
+def _topk(topk: TopK, masked_teacher_N: npt.NDArray[np.int64]) -> dict[str, Any]:
+    row = {
+        "topk_positions": masked_teacher_N[topk.rows_R].tolist(),
+        "topk_ids": _nested(topk.ids_E.tolist(), topk.counts_R.tolist()),
+        "topk_logprobs": _nested(topk.logprobs_E.tolist(), topk.counts_R.tolist()),
+        "topk_log_tail": topk.log_tail_RT.tolist(),
+        "topk_log_partition": topk.log_partition_RT.tolist(),
+    }
+    if topk.tail is not None:
+        drawn = {"ids": topk.tail.ids_S, "logprobs": topk.tail.logprobs_S, "draws": topk.tail.draws_S}
+        counts = topk.tail.counts_R.tolist()
+        row |= {f"tail_{name}": _nested(values_S.tolist(), counts) for name, values_S in drawn.items()}
+    return row
+
+
+def _candidates(chunks: ChunkCandidates, chunks_C4: npt.NDArray[np.int32]) -> dict[str, Any]:
+    counts = chunks.counts_A.tolist()
+    sizes_A = chunks_C4[chunks.chunks_A, 3] - chunks_C4[chunks.chunks_A, 2]
+    ids_by_candidate = _nested(chunks.ids_F.tolist(), np.repeat(sizes_A, counts).tolist())
+    return {
+        "candidate_chunks": chunks.chunks_A.tolist(),
+        "candidate_ids": _nested(ids_by_candidate, counts),
+        "candidate_logprobs": _nested(chunks.logprobs_J.tolist(), counts),
+        "candidate_log_tail": chunks.log_tail_AT.tolist(),
+        "candidate_log_partition": chunks.log_partition_AT.tolist(),
+    }
+
+
+def _nested(values: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+    """Cut a flat list into lists of these lengths."""
+    iterator = iter(values)
+    return [[next(iterator) for _ in range(count)] for count in counts]
+
+
+class _Writer(Protocol):
+    def write(self, rows: list[dict[str, Any]]) -> None: ...
+
+
+@contextlib.contextmanager
+def _parquet(path: Path, schema: Any) -> Iterator[_Writer]:
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        yield _ParquetRows(writer, schema)
+
+
+@dataclass(frozen=True)
+class _ParquetRows:
+    writer: Any
+    schema: Any
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        self.writer.write_batch(pa.RecordBatch.from_pylist(rows, self.schema))
+
+
+@contextlib.contextmanager
+def _json_lines(path: Path, schema: Any) -> Iterator[_Writer]:
+    with (
+        path.open("wb") as file,
+        zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).stream_writer(file) as stream,
+        io.TextIOWrapper(stream, encoding="ascii") as text,
+    ):
+        yield _JsonRows(text)
+
+
+@dataclass(frozen=True)
+class _JsonRows:
+    text: io.TextIOWrapper
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            self.text.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Write the log of nothing, which JSON has no number for, as null."""
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value] if value and isinstance(value[0], list | float) else value
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+_WRITERS: dict[ExportFormat, Callable[[Path, Any], contextlib.AbstractContextManager[_Writer]]] = {
+    "parquet": _parquet,
+    "jsonl.zst": _json_lines,
+}
+
+
+@contextlib.contextmanager
+def _new_file(out: Path) -> Iterator[Path]:
+    """Give a temporary name beside the file; at the end it gets the final one, unless that is taken by then."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.link(temporary, out)
+    except FileExistsError:
+        raise _exists(out) from None
+    finally:
+        temporary.unlink(missing_ok=True)
