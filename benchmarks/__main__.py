@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import build, codec, loader, pairing, plan, tails
+from benchmarks import build, codec, loader, online, pairing, plan, step, tails
 from benchmarks.machine import describe_machine
 from benchmarks.options import MaterialMissing, Options
 
@@ -15,8 +15,10 @@ BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {
     "build": build.run,
     "codec": codec.run,
     "loader": loader.run,
+    "online": online.run,
     "pairing": pairing.run,
     "plan": plan.run,
+    "step": step.run,
     "tails": tails.run,
 }
 
