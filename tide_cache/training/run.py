@@ -121,8 +121,7 @@ class _Loop:
         if run.student.lora is not None:
             add_adapters(self._backbone.model, run.student.lora, run.train.seed)
         if run.train.activation_checkpointing:
-            options = {"use_reentrant": False}
-            self._backbone.model.gradient_checkpointing_enable(options)  # type: ignore[operator]
+            _checkpoint_activations(self._backbone.model)
         student = Student(self._backbone, prepared.collate_plan.block_size, run.train.head_rows).train()
         saved = SavedState(prepared.resumed.path, student) if prepared.resumed is not None else None
         if saved is not None:
@@ -254,6 +253,12 @@ def visited_records(source: TeacherSource, visits: Sequence[Visit]) -> list[View
     for epoch, group in groupby(visits, key=lambda visit: visit.epoch):
         result += source.records([visit.sample for visit in group], epoch)
     return result
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Compute activations again in backward instead of keeping them."""
+    enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.23
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _trust(objectives: Sequence[Objective], progress: float) -> float | None:
