@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
+from tide_cache.config.train import TrainRun
 from tide_cache.corpus import open_corpus
 from tide_cache.demo.vocabularies import Vocabularies
 from tide_cache.errors import CacheMismatchError, CorpusError, RunFileError
@@ -17,6 +19,8 @@ from tide_cache.manifest import Manifest, verify
 from tide_cache.pairing import SamplePairer, TextTokenizer
 from tide_cache.records import SamplePair
 from tide_cache.reporting.planning import plan_build
+from tide_cache.training.run import train
+from tide_cache_cli.main import app
 
 Tree = Callable[[Path], dict[str, str]]
 LENGTH = 64
@@ -104,6 +108,43 @@ def test_it_can_be_planned(run_on: Callable[..., BuildRun], tmp_path: Path) -> N
     assert (found.num_rows, found.num_shards) == (41, 3)
     assert found.cache_bytes > 0
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_run_says_what_the_build_will_read(run_on: Callable[..., BuildRun], tmp_path: Path) -> None:
+    run = run_on(tmp_path / "cache")
+    flags = [f"teacher.{name}={value}" for name, value in (("max_length", LENGTH), ("dtype", "float32"))]
+    flags += ["corpus.format=tide-cross", f"student.max_length={LENGTH}", "student.block_size=8"]
+    result = CliRunner().invoke(
+        app,
+        [
+            *("build-teacher-shards", "--dry-run", "--teacher", run.teacher.model, "--out", str(tmp_path / "cache")),
+            *("--student", run.student.tokenizer.path, "--dataset", run.corpus.spec),
+            *(part for flag in flags for part in ("--set", flag)),
+        ],
+    )
+    assert result.exit_code == 0, result.stderr
+    assert 'format = "tide-cross"' in result.stdout
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", ["ce", "calm"])
+def test_a_student_learns_from_the_cache(built: Path, vocabularies: Vocabularies, tmp_path: Path, kind: str) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
+    student = {"shape": shape, "tokenizer": {"path": str(vocabularies.first)}, "block_size": 8}
+    settings = {
+        "out": str(tmp_path / "student"), "steps": 3, "global_batch": 8, "micro_batch": 8, "device": "cpu",
+        "precision": "float32", "checkpoint_every": 0, "log_every": 1,
+    }  # fmt: skip
+    values = {"student": student, "data": {"cache": str(built)}, "objective": [{"kind": kind}], "train": settings}
+    train(TrainRun.model_validate(values))
+    lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["losses"][kind] for line in lines]
+    assert len(losses) == 3
+    assert all(0 < loss < 20 for loss in losses)
+    corpus = {"spec": "set.jsonl", "format": "tide-cross"}
+    elsewhere = {"train": settings | {"out": str(tmp_path / "other")}, "objective": [{"kind": "ce"}]}
+    with pytest.raises(RunFileError, match=r"corpus\.format: found 'tide-cross'; expected 'chat' here: "):
+        train(TrainRun.model_validate(values | elsewhere | {"data": {"corpus": corpus}}))
 
 
 def test_another_set_is_another_cache(
