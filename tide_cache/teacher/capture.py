@@ -1,6 +1,7 @@
 """From masked views to teacher signals: pack, forward, head on masked rows, and sort the rows back to their views."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -60,6 +61,19 @@ class CapturePlan:
         return plan_batches(lengths, num_views, views_per_forward, self.copies, self.batch_tokens)
 
 
+_Batch = Sequence[tuple[SamplePair, list[MaskedView]]]
+"""Samples with the views that share a forward; equally many of each."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Answered:
+    """What one forward said: signals of all masked rows, where they are [B, n, L], and their true tokens."""
+
+    rows: RowSignals
+    is_masked_BnL: np.ndarray
+    true_N: np.ndarray
+
+
 class Teacher:
     """A denoiser that says what it thinks of masked views."""
 
@@ -97,16 +111,28 @@ class Teacher:
         batches = self._plan.batches(
             [len(pair.teacher_ids_M) for pair in pairs], [len(of_sample) for of_sample in views]
         )
-        for batch in batches:
-            chosen = [(pairs[group.sample], [views[group.sample][v] for v in group.views]) for group in batch]
-            for group, signals in zip(batch, self._batch_signals(chosen), strict=True):
+
+        def sort_back(batch: Sequence[ViewGroup], chosen: _Batch, answered: _Answered) -> None:
+            for group, signals in zip(batch, self._sorted_back(chosen, answered), strict=True):
                 for view, signal in zip(group.views, signals, strict=True):
                     result[group.sample][view] = signal
-            if on_views is not None:
-                on_views(sum(len(group.views) for group in batch))
+
+        # What a forward said is sorted back, and candidates are spelled, while the next forward runs.
+        with ThreadPoolExecutor(max_workers=1) as sorter:
+            previous: Future[None] | None = None
+            for batch in batches:
+                chosen = [(pairs[group.sample], [views[group.sample][v] for v in group.views]) for group in batch]
+                answered = self._forward(chosen)
+                if previous is not None:
+                    previous.result()
+                previous = sorter.submit(sort_back, batch, chosen, answered)
+                if on_views is not None:
+                    on_views(sum(len(group.views) for group in batch))
+            if previous is not None:
+                previous.result()
         return [[_present(signal) for signal in of_sample] for of_sample in result]
 
-    def _batch_signals(self, batch: Sequence[tuple[SamplePair, list[MaskedView]]]) -> list[list[TeacherSignal]]:
+    def _forward(self, batch: _Batch) -> _Answered:
         """Run one forward; every sample of the batch has equally many views."""
         device = self._backbone.device
         length = max(1, *(len(pair.teacher_ids_M) for pair, _ in batch))  # attention refuses length 0
@@ -136,7 +162,12 @@ class Teacher:
             torch.from_numpy(self._uniform(batch)).to(device) if self._plan.signals.tail_samples else None,
         )
         _require_finite(rows, [batch[b][1][v] for b, v in zip(sample_N.tolist(), view_N.tolist(), strict=True)])
-        return self._with_chunks(batch, self._split(rows, is_masked_BnL, batch), rows, true_N)
+        return _Answered(rows, is_masked_BnL, true_N)
+
+    def _sorted_back(self, batch: _Batch, answered: _Answered) -> list[list[TeacherSignal]]:
+        """Cut what a forward said into the signals of its views."""
+        signals = self._split(answered.rows, answered.is_masked_BnL, batch)
+        return self._with_chunks(batch, signals, answered.rows, answered.true_N)
 
     def _pack(self, x_t_BnL: torch.Tensor, x_0_BL: torch.Tensor, is_real_BL: torch.Tensor) -> PackedInput:
         if self._plan.context == "block":
@@ -164,7 +195,7 @@ class Teacher:
         positions: Int32s = pair.chunks_C4[pair.is_aligned_pair_C(self._plan.shared_vocab_size), 0]
         return positions
 
-    def _uniform(self, batch: Sequence[tuple[SamplePair, list[MaskedView]]]) -> np.ndarray:
+    def _uniform(self, batch: _Batch) -> np.ndarray:
         """Numbers that choose the ids drawn from tails, for every masked row; keyed by sample, view and position."""
         draws = self._plan.signals.tail_samples
         every = [np.zeros((0, draws), np.float32)]
@@ -175,9 +206,7 @@ class Teacher:
                 every.append(uniform_MD[view.is_teacher_masked_M])
         return np.concatenate(every)
 
-    def _split(
-        self, rows: RowSignals, is_masked_BnL: np.ndarray, batch: Sequence[tuple[SamplePair, list[MaskedView]]]
-    ) -> list[list[TeacherSignal]]:
+    def _split(self, rows: RowSignals, is_masked_BnL: np.ndarray, batch: _Batch) -> list[list[TeacherSignal]]:
         """Cut rows in (sample, view, position) order into one signal per view."""
         stop = 0
         result: list[list[TeacherSignal]] = []
@@ -212,7 +241,7 @@ class Teacher:
 
     def _with_chunks(
         self,
-        batch: Sequence[tuple[SamplePair, list[MaskedView]]],
+        batch: _Batch,
         signals: list[list[TeacherSignal]],
         rows: RowSignals,
         true_N: np.ndarray,
