@@ -241,14 +241,17 @@ class ViewRecord:
 class StudentBatch:
     """One micro-batch for the student, padded to a multiple of the block size, without the targets.
 
-    Rows are the masked supervised tokens in (sample, position) order; N may be zero.
+    Rows are the masked supervised tokens in the order of `x_t_BL`; N may be zero. With several views of each sample
+    `x_t_BL` is [B, n L]: the views of a sample lie one behind the other, on one clean copy.
 
     Attributes:
         x_0_BL: Clean tokens, int64; padding holds the pad id.
         x_t_BL: The same with masked tokens replaced by the mask id, int64.
         is_real_BL: False at padding.
-        row_sample_N: Sample of each masked row, int64.
-        row_position_N: Position of each masked row, int64.
+        row_sample_N: Where each masked row lies in the first axis of `x_t_BL`, int64.
+        row_position_N: Where in the second, int64.
+        sample_BL: Where several samples share a row: which of them each token belongs to, int64, -1 at the row's end;
+            a sample begins at a multiple of the block size. None where each has a row of its own.
     """
 
     x_0_BL: torch.Tensor
@@ -256,6 +259,7 @@ class StudentBatch:
     is_real_BL: torch.Tensor
     row_sample_N: torch.Tensor
     row_position_N: torch.Tensor
+    sample_BL: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

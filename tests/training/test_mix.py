@@ -13,6 +13,7 @@ from tide_cache.config.train import TrainRun
 from tide_cache.errors import CacheIncompleteError, CacheMismatchError, CheckpointError, RunFileError
 from tide_cache.loading.cache import CacheSource
 from tide_cache.loading.collate import collate
+from tide_cache.loading.micro_batches import visited_records
 from tide_cache.loading.order import SampleOrder
 from tide_cache.manifest import Manifest
 from tide_cache.modeling.backbone import new_backbone
@@ -20,7 +21,7 @@ from tide_cache.modeling.checkpoint import save_student
 from tide_cache.pairing import TextTokenizer
 from tide_cache.training.distributed import World
 from tide_cache.training.prepare import prepare
-from tide_cache.training.run import train, visited_records
+from tide_cache.training.run import train
 
 ALONE = World(0, 1, 0)
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
@@ -88,16 +89,20 @@ def test_a_mix_of_one_is_the_run_of_that_cache_to_the_bit(make_run, caches):
         assert torch.equal(tensor, weights(mixed)[name])
 
 
+def visited(source, visits):
+    return [record for (record,) in visited_records(source, visits)]
+
+
 def test_each_cache_gives_the_records_of_its_own_stream(make_run, caches):
     prepared = prepare(make_run(), ALONE, resume=False)
-    records = visited_records(prepared.source, prepared.order.visits(0, 200))
+    records = visited(prepared.source, prepared.order.visits(0, 200))
     shares = []
     for number, name in enumerate(("same", "other")):
         source = CacheSource(caches / name, Manifest.load(caches / name))
         order = SampleOrder(source.group_sizes, Manifest.load(caches / name).identity.cache_id, 0)
         found = [record for record in records if record.source == number]
         shares.append(len(found))
-        for one, alone in zip(found, visited_records(source, order.visits(0, len(found))), strict=True):
+        for one, alone in zip(found, visited(source, order.visits(0, len(found))), strict=True):
             assert (one.pair.sample_id, one.view.view) == (alone.pair.sample_id, alone.view.view)
             assert one.signal.truth_logprobs_N.tolist() == alone.signal.truth_logprobs_N.tolist()
     assert shares[0] > shares[1] > 20
@@ -106,7 +111,7 @@ def test_each_cache_gives_the_records_of_its_own_stream(make_run, caches):
 
 def test_counts_are_over_all_caches_and_lacking_signals_count_nothing(make_run):
     prepared = prepare(make_run(), ALONE, resume=False)
-    records = visited_records(prepared.source, prepared.order.visits(0, 24))
+    records = visited(prepared.source, prepared.order.visits(0, 24))
     by_source = [[record for record in records if record.source == number] for number in (0, 1)]
     counts = [
         [entry.objective.count(collate(part, prepared.collate_plan)[1]) for entry in prepared.objectives]

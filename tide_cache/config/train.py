@@ -130,6 +130,16 @@ class TrainConfig(Frozen):
     epochs: float | None = Field(default=None, gt=0, description="Passes over the samples, instead of steps.")
     global_batch: int = Field(default=64, ge=1, description="Samples per optimizer step, over all ranks.")
     micro_batch: int = Field(default=8, ge=1, description="Samples per forward on one rank.")
+    batching: Literal["order", "length", "packed"] = Field(
+        default="length",
+        description="Who shares a forward: samples as they come, those of like length, or several packed into one row.",
+    )
+    row_tokens: int = Field(
+        default=512, ge=1, description="With batching = packed, tokens of a row; a longer sample has one of its own."
+    )
+    views_per_step: int = Field(
+        default=1, ge=1, description="Views of a sample that are shown together in a step, on one clean copy."
+    )
     precision: Precision = Field(default="bfloat16", description="bfloat16 keeps float32 master weights.")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0,

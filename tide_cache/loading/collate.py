@@ -54,30 +54,51 @@ class _SampleTargets:
 
 
 def collate(records: Sequence[ViewRecord], plan: CollatePlan) -> tuple[StudentBatch, Targets]:
-    """Lay records out as one micro-batch.
+    """Lay records out as one micro-batch, each in a row of its own.
 
     Args:
         records: At least one; all with signals or all without.
         plan: Ids and sizes.
     """
-    longest = max(len(record.pair.student_ids_L) for record in records)
-    length = -(-longest // plan.block_size) * plan.block_size
-    x_0_BL = np.full((len(records), length), plan.pad_id, np.int64)
-    is_real_BL = np.zeros((len(records), length), bool)
-    is_masked_BL = np.zeros((len(records), length), bool)
-    for b, record in enumerate(records):
-        size = len(record.pair.student_ids_L)
-        x_0_BL[b, :size] = record.pair.student_ids_L
-        is_real_BL[b, :size] = True
-        is_masked_BL[b, :size] = record.view.is_student_masked_L
-    row_sample_N, row_position_N = np.nonzero(is_masked_BL)
+    return collate_rows([[(record,)] for record in records], plan)
+
+
+def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], plan: CollatePlan) -> tuple[StudentBatch, Targets]:
+    """Lay records out as one micro-batch whose rows may hold several samples, and several views of each.
+
+    A sample begins where a block begins.
+
+    Args:
+        rows: The samples of each row, each with its views; equally many views everywhere.
+        plan: Ids and sizes.
+    """
+    num_views = len(rows[0][0])
+    sizes = [
+        [-(-len(views[0].pair.student_ids_L) // plan.block_size) * plan.block_size for views in row] for row in rows
+    ]
+    shape = (len(rows), max(map(sum, sizes)))
+    x_0_BL = np.full(shape, plan.pad_id, np.int64)
+    is_real_BL = np.zeros(shape, bool)
+    sample_BL = np.full(shape, -1, np.int64)
+    is_masked_BnL = np.zeros((shape[0], num_views, shape[1]), bool)
+    for b, (row, of_row) in enumerate(zip(rows, sizes, strict=True)):
+        for number, (views, end) in enumerate(zip(row, np.cumsum(of_row).tolist(), strict=True)):
+            start, pair = end - of_row[number], views[0].pair
+            inside = slice(start, start + len(pair.student_ids_L))
+            x_0_BL[b, inside], is_real_BL[b, inside], sample_BL[b, start:end] = pair.student_ids_L, True, number
+            for n, record in enumerate(views):
+                is_masked_BnL[b, n, inside] = record.view.is_student_masked_L
+    row_sample_N, row_position_N = np.nonzero(is_masked_BnL.reshape(shape[0], -1))
+    x_t_BnL = np.where(is_masked_BnL, plan.mask_id, x_0_BL[:, None])
     batch = StudentBatch(
         x_0_BL=torch.from_numpy(x_0_BL),
-        x_t_BL=torch.from_numpy(np.where(is_masked_BL, plan.mask_id, x_0_BL)),
+        x_t_BL=torch.from_numpy(x_t_BnL.reshape(shape[0], -1)),
         is_real_BL=torch.from_numpy(is_real_BL),
         row_sample_N=torch.from_numpy(row_sample_N),
         row_position_N=torch.from_numpy(row_position_N),
+        sample_BL=torch.from_numpy(sample_BL) if any(len(row) > 1 for row in rows) else None,
     )
+    records = [views[n] for row in rows for n in range(num_views) for views in row]
     samples = [_sample_targets(record, plan.of(record), plan.temperatures) for record in records]
     return batch, _targets(records, samples, plan)
 

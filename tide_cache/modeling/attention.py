@@ -4,7 +4,7 @@ Shape suffixes: B samples, L tokens of one copy, Q queries, S keys; with n views
 H query heads, G key and value heads, A head dimension.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,10 @@ AttentionKind = Literal["sdpa", "flex"]
 """sdpa: one fused kernel under a dense mask. flex: FlexAttention, which skips blocks that hold no allowed pair."""
 
 
-def block_diffusion_mask(length: int, block_size: int, num_views: int = 1) -> torch.Tensor:
+@lru_cache(maxsize=8)  # batches of one length follow each other; with n views a mask takes ((n + 1) L)^2 bytes
+def block_diffusion_mask(
+    length: int, block_size: int, num_views: int = 1, device: torch.device | None = None
+) -> torch.Tensor:
     """Give the mask of the packed sequence [x_t1, ..., x_tn, x_0], True where a query may attend to a key.
 
     A masked copy sees its own current block and the clean blocks before it; the clean copy sees itself up to and
@@ -25,15 +28,16 @@ def block_diffusion_mask(length: int, block_size: int, num_views: int = 1) -> to
         length: Tokens of one copy.
         block_size: Tokens per block; the last block may be shorter.
         num_views: Number of masked copies.
+        device: Where it is made; by default the CPU.
 
     Returns:
-        Bool [(n + 1) L, (n + 1) L].
+        Bool [(n + 1) L, (n + 1) L]; the same tensor for the same arguments, not to be changed.
 
     Source: block diffusion, arXiv:2503.09573; the order [x_t, x_0] as TIDE, arXiv:2604.26951.
     """
-    position = torch.arange(length).repeat(num_views + 1)
+    position = torch.arange(length, device=device).repeat(num_views + 1)
     block = position // block_size
-    copy = torch.arange(num_views + 1).repeat_interleave(length)
+    copy = torch.arange(num_views + 1, device=device).repeat_interleave(length)
     is_clean = copy == num_views
     same_copy_QS = copy[:, None] == copy[None, :]
     same_block_QS = block[:, None] == block[None, :]
@@ -43,18 +47,26 @@ def block_diffusion_mask(length: int, block_size: int, num_views: int = 1) -> to
     return masked_query_QS | clean_query_QS
 
 
-def with_padding(is_allowed_QS: torch.Tensor, is_real_BS: torch.Tensor) -> torch.Tensor:
-    """Hide padded keys; a token always sees itself, so that no query row is empty and no backend yields NaN.
+def with_padding(
+    is_allowed_QS: torch.Tensor, is_real_BS: torch.Tensor, sample_BS: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Hide padded keys and those of other samples in the row.
+
+    A token always sees itself, so that no query row is empty and no backend yields NaN.
 
     Args:
         is_allowed_QS: Bool mask without padding, queries and keys of the same sequence.
         is_real_BS: False at padding.
+        sample_BS: Which sample of its row each token belongs to; None where each has a row of its own.
 
     Returns:
         Bool [B, 1, Q, S], as `scaled_dot_product_attention` takes it.
     """
-    itself_QS = torch.eye(is_allowed_QS.shape[-1], dtype=torch.bool, device=is_allowed_QS.device)
-    return ((is_allowed_QS & is_real_BS[:, None, :]) | itself_QS)[:, None]
+    mask_BQS = is_allowed_QS & is_real_BS[:, None, :]
+    if sample_BS is not None:
+        mask_BQS &= sample_BS[:, :, None] == sample_BS[:, None, :]
+    mask_BQS.diagonal(dim1=1, dim2=2).fill_(True)
+    return mask_BQS[:, None]
 
 
 def prepare_mask(mask_B1SS: torch.Tensor, kind: AttentionKind) -> torch.Tensor | BlockMask:

@@ -22,7 +22,13 @@ class PackedInput:
     mask_B1SS: torch.Tensor
 
 
-def pack_block(x_t_BnL: torch.Tensor, x_0_BL: torch.Tensor, is_real_BL: torch.Tensor, block_size: int) -> PackedInput:
+def pack_block(
+    x_t_BnL: torch.Tensor,
+    x_0_BL: torch.Tensor,
+    is_real_BL: torch.Tensor,
+    block_size: int,
+    sample_BL: torch.Tensor | None = None,
+) -> PackedInput:
     """Pack masked views of each sample in front of its clean copy: the `block` context.
 
     Row (view v, position l) of the output lies at index v * L + l.
@@ -32,14 +38,21 @@ def pack_block(x_t_BnL: torch.Tensor, x_0_BL: torch.Tensor, is_real_BL: torch.Te
         x_0_BL: The clean tokens.
         is_real_BL: False at padding.
         block_size: Tokens per block.
+        sample_BL: Where several samples share a row, which of them each token belongs to; each begins at a multiple of
+            the block size, has positions of its own, and sees no other.
     """
-    num_samples, num_views, length = x_t_BnL.shape
-    mask_SS = block_diffusion_mask(length, block_size, num_views).to(x_0_BL.device)
-    positions_S = torch.arange(length, device=x_0_BL.device).repeat(num_views + 1)
+    num_rows, num_views, length = x_t_BnL.shape
+    mask_SS = block_diffusion_mask(length, block_size, num_views, x_0_BL.device)
+    positions_BL = torch.arange(length, device=x_0_BL.device).expand(num_rows, -1)
+    if sample_BL is not None:
+        is_first_BL = torch.ones_like(sample_BL, dtype=torch.bool)
+        is_first_BL[:, 1:] = sample_BL[:, 1:] != sample_BL[:, :-1]
+        positions_BL = positions_BL - torch.where(is_first_BL, positions_BL, 0).cummax(dim=1).values
+        sample_BL = sample_BL.repeat(1, num_views + 1)
     return PackedInput(
-        ids_BS=torch.cat([x_t_BnL.reshape(num_samples, -1), x_0_BL], dim=1),
-        positions_BS=positions_S.expand(num_samples, -1),
-        mask_B1SS=with_padding(mask_SS, is_real_BL.repeat(1, num_views + 1)),
+        ids_BS=torch.cat([x_t_BnL.reshape(num_rows, -1), x_0_BL], dim=1),
+        positions_BS=positions_BL.repeat(1, num_views + 1),
+        mask_B1SS=with_padding(mask_SS, is_real_BL.repeat(1, num_views + 1), sample_BL),
     )
 
 

@@ -16,8 +16,11 @@ def masked_hidden(backbone: Backbone, batch: StudentBatch, block_size: int, cont
     """Give the final hidden states [N, D] of the batch's masked rows, on the model's device."""
     x_t_BL, x_0_BL, is_real_BL = (x.to(backbone.device) for x in (batch.x_t_BL, batch.x_0_BL, batch.is_real_BL))
     if context == "block":
-        packed = pack_block(x_t_BL[:, None], x_0_BL, is_real_BL, block_size)
+        x_t_BnL = x_t_BL.view(len(x_0_BL), -1, x_0_BL.shape[1])
+        sample_BL = None if batch.sample_BL is None else batch.sample_BL.to(backbone.device)
+        packed = pack_block(x_t_BnL, x_0_BL, is_real_BL, block_size, sample_BL)
     else:
+        assert batch.sample_BL is None, "samples that share a row would see each other"
         packed = pack_full(x_t_BL, is_real_BL)
     hidden_BSD: torch.Tensor = backbone(packed)
     return hidden_BSD[batch.row_sample_N.to(backbone.device), batch.row_position_N.to(backbone.device)]

@@ -86,7 +86,12 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     objectives = tuple(WeightedObjective(_objective(entry), entry.weight) for entry in run.objective)
     needs = [entry.objective.needs for entry in objectives]
     caches = open_caches(run.data)
-    faults = [*_batch_faults(run, world), *_out_faults(run.train.out, resume), *reporter_faults(run.train.report_to)]
+    faults = [
+        *_batch_faults(run, world),
+        *_views_faults(run, caches),
+        *_out_faults(run.train.out, resume),
+        *reporter_faults(run.train.report_to),
+    ]
     if run.student.lora is not None:
         faults += lora_faults(run.student.lora, config)
     if checkpoint:
@@ -147,6 +152,17 @@ def _longest(run: TrainRun, caches: Sequence[OpenedCache]) -> int:
     return max(of_caches) if of_caches else run.student.max_length or MAX_LENGTH
 
 
+def _views_faults(run: TrainRun, caches: Sequence[OpenedCache]) -> list[str]:
+    wanted = run.train.views_per_step
+    views = {cache.key: cache.entry.num_views or cache.manifest.identity.views.num_views for cache in caches}
+    return [
+        f"train.views_per_step: found {wanted}, {key} has {found} views, and a step would show one of them twice; "
+        "lower it, or build with more views"
+        for key, found in views.items()
+        if wanted > found
+    ]
+
+
 def _batch_faults(run: TrainRun, world: World) -> list[str]:
     share = run.train.micro_batch * world.size
     if run.train.global_batch % share == 0:
@@ -200,7 +216,8 @@ def _open_cache(run: TrainRun, cache: OpenedCache, tokenizer: TextTokenizer) -> 
     entry, manifest = cache.entry, cache.manifest
     needs = union_of_needs(_objective(entry).needs for entry in run.objective)
     wanted = [kind for kind in get_args(SignalKind) if kind in needs.signals]
-    source = CacheSource(entry.cache, manifest, entry.num_views, signal_pass=entry.signal_pass, signals=wanted)
+    held = 32 * run.train.views_per_step  # each view of a group is held apart
+    source = CacheSource(entry.cache, manifest, entry.num_views, held, signal_pass=entry.signal_pass, signals=wanted)
     plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, manifest.identity.student.block_size)
     order = SampleOrder(source.group_sizes, cache.cache_id, run.data.seed)
     return _OpenedData(source, plan, cache.cache_id, order, ())
@@ -218,6 +235,10 @@ def _open_mix(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextToken
     )
 
 
+_CONTINUED = ("global_batch", "views_per_step", "precision", "ema_decay", "seed")
+"""Settings of `train` that decide what the student learns from; how micro-batches are made up is not one of them."""
+
+
 def _continuity(run: TrainRun, data: _OpenedData, caches: Sequence[OpenedCache], steps: int) -> dict[str, Any]:
     student = run.student.model_dump(mode="json", exclude={"tokenizer", "block_size", "max_length"})
     values = {
@@ -232,7 +253,7 @@ def _continuity(run: TrainRun, data: _OpenedData, caches: Sequence[OpenedCache],
         "objective": [entry.model_dump(mode="json") for entry in run.objective],
         "optimizer": run.optimizer.model_dump(mode="json"),
         "train.steps": steps,
-        **{f"train.{name}": getattr(run.train, name) for name in ("global_batch", "precision", "ema_decay", "seed")},
+        **{f"train.{name}": getattr(run.train, name) for name in _CONTINUED},
     }
     if run.data.mix:
         values["data.mix"] = [cache.use() for cache in caches]

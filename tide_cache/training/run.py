@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,13 @@ import torch
 from tide_cache.config.train import TrainRun
 from tide_cache.errors import DeviceMemoryError, fault_list
 from tide_cache.interruption import StopRequest
-from tide_cache.loading.collate import collate
-from tide_cache.loading.order import Visit, rank_turns
+from tide_cache.loading.micro_batches import BatchPlan, step_micro_batches
 from tide_cache.loading.prefetch import Prefetcher, pinned
-from tide_cache.loading.source import TeacherSource
 from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_backbone, resolve_device
 from tide_cache.modeling.checkpoint import save_student
 from tide_cache.objectives import Objective
 from tide_cache.objectives.tidal import Tidal
-from tide_cache.records import StudentBatch, Targets, ViewRecord
+from tide_cache.records import StudentBatch, Targets
 from tide_cache.student.model import Student
 from tide_cache.training.checkpoints import CHECKPOINTS, save_checkpoint
 from tide_cache.training.distributed import World, find_world, join, sum_over_ranks
@@ -206,11 +203,9 @@ class _Loop:
     def _micro_batches(self, step: int) -> list[tuple[StudentBatch, Targets]]:
         """Load this rank's share of a step; called from the thread that loads ahead."""
         train, world, prepared = self._run.train, self._world, self._prepared
-        batches = []
-        for turns in rank_turns(step, train.global_batch, train.micro_batch, world.rank, world.size):
-            visits = prepared.order.visits(turns.start, len(turns))
-            records = visited_records(prepared.source, visits)
-            batches.append(collate(records, prepared.collate_plan))
+        plan = BatchPlan(train.global_batch, train.micro_batch, train.batching, train.row_tokens, train.views_per_step)
+        where = prepared.source, prepared.order, prepared.collate_plan
+        batches = list(step_micro_batches(*where, plan, step, world.rank, world.size))
         if self._engine.device.type == "cuda":
             return [(pinned(batch), pinned(targets)) for batch, targets in batches]
         return batches
@@ -245,14 +240,6 @@ class _Loop:
         save_checkpoint(
             lambda target: save_state(self._engine, target), folder, step, self._prepared.continuity, self._world
         )
-
-
-def visited_records(source: TeacherSource, visits: Sequence[Visit]) -> list[ViewRecord]:
-    """Give the records of a run of visits, in order, which may cross from one epoch into the next."""
-    result: list[ViewRecord] = []
-    for epoch, group in groupby(visits, key=lambda visit: visit.epoch):
-        result += source.records([visit.sample for visit in group], epoch)
-    return result
 
 
 def _checkpoint_activations(model: Any) -> None:

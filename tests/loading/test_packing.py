@@ -1,0 +1,161 @@
+"""Who shares a forward, and a row of it, changes neither the loss nor its gradient, nor which samples a step takes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pair_examples import one_to_one
+from transformers import Qwen3Config
+
+from tide_cache.loading.collate import CollatePlan, collate, collate_rows
+from tide_cache.loading.micro_batches import BatchPlan, plan_micro_batches, step_micro_batches, visited_records
+from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.source import LiveTeacher, PlainSource
+from tide_cache.modeling.backbone import new_backbone
+from tide_cache.objectives import OBJECTIVES, ids_to_gather
+from tide_cache.records import RowStatistics
+from tide_cache.student.model import Student
+from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.statistics import SignalPlan
+from tide_cache.views import ViewPlan
+
+PLAN = CollatePlan(mask_id=14, pad_id=15, block_size=4, shared_vocab_size=9, temperatures=(1.0, 2.0))
+VIEWS = ViewPlan(num_views=4, seed=1, time_sampling="uniform", schedule="linear", complementary=False)
+LENGTHS = (12, 7, 5, 4, 9)
+KINDS = ("ce", "kl", "reverse_kl", "calm")
+quick = settings(max_examples=60, deadline=None)
+
+
+def backbone(seed):
+    config = Qwen3Config(
+        vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    return new_backbone(config, torch.float32, "cpu", seed)
+
+
+@pytest.fixture(scope="module")
+def student():
+    return Student(backbone(seed=0), PLAN.block_size, slice_rows=8)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Each sample with its views, and what a teacher says of them."""
+    capture = CapturePlan("block", 4, 15, 9, 2, 1000, 32, SignalPlan((1.0, 2.0), 4, 0.9))
+    teacher = LiveTeacher([one_to_one(str(n), n) for n in LENGTHS], VIEWS, Teacher(backbone(seed=1), capture))
+    return list(zip(*(teacher.records(range(len(LENGTHS)), view) for view in range(4)), strict=True))
+
+
+def sums_and_gradient(student, batches):
+    """Totals and counts of each objective over some micro-batches, and the gradient of all of it."""
+    student.zero_grad()
+    objectives = [OBJECTIVES[kind]() for kind in KINDS]
+    totals, counts = torch.zeros(len(KINDS)), torch.zeros(len(KINDS))
+    for batch, targets in batches:
+        statistics = student(batch, *ids_to_gather(targets), (1.0, 2.0))
+        if not isinstance(statistics, RowStatistics):
+            statistics = RowStatistics(*statistics, (1.0, 2.0))
+        of_batch = torch.stack([objective.total(statistics, targets) for objective in objectives])
+        of_batch.sum().backward()
+        totals += of_batch.detach()
+        counts += torch.tensor([objective.count(targets) for objective in objectives])
+    return totals, counts, [parameter.grad.clone() for parameter in student.parameters()]
+
+
+def assert_same(student, one, other):
+    for part, same in zip(sums_and_gradient(student, one), sums_and_gradient(student, other), strict=True):
+        torch.testing.assert_close(part, same, rtol=1e-5, atol=1e-5)
+
+
+ROWS = [[[0, 1], [2, 3, 4]], [[3, 0], [4], [1, 2]], [[0, 1, 2, 3, 4]]]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("num_views", [1, 3])
+def test_samples_that_share_a_row_do_not_see_each_other(student, samples, rows, num_views):
+    """Also with several views of each: every view alone gives the same loss and gradient."""
+    records = [views[:num_views] for views in samples]
+    packed = collate_rows([[records[sample] for sample in row] for row in rows], PLAN)
+    assert len(packed[0].x_0_BL) == len(rows)
+    assert_same(student, [packed], [collate([record], PLAN) for views in records for record in views])
+
+
+@pytest.mark.parametrize("num_views", [2, 4])
+def test_views_on_one_clean_copy_are_views_apart(student, samples, num_views):
+    records = [views[:num_views] for views in samples]
+    together = collate_rows([[views] for views in records], PLAN)
+    assert together[0].x_t_BL.shape[1] == num_views * together[0].x_0_BL.shape[1]
+    assert together[1].num_supervised == num_views * sum(LENGTHS)
+    apart = [collate([views[n] for views in records], PLAN) for n in range(num_views)]
+    assert_same(student, [together], apart)
+
+
+def test_a_sample_begins_at_a_block(samples):
+    batch, _ = collate_rows([samples[1:4]], PLAN)
+    assert batch.sample_BL.tolist() == [[0] * 8 + [1] * 8 + [2] * 4]
+    assert batch.is_real_BL.tolist() == [[True] * 7 + [False] + [True] * 5 + [False] * 3 + [True] * 4]
+
+
+def test_a_row_of_its_own_needs_no_sample_numbers(samples):
+    assert collate([views[0] for views in samples], PLAN)[0].sample_BL is None
+
+
+lengths_of_steps = st.lists(st.integers(1, 16).map(lambda blocks: 4 * blocks), min_size=12, max_size=12)
+
+
+@quick
+@given(lengths_of_steps, st.sampled_from([1, 2, 3, 6]), st.sampled_from(["length", "packed"]))
+def test_every_sample_is_in_one_micro_batch(lengths, num_batches, batching):
+    batches = plan_micro_batches(lengths, num_batches, batching, 32)
+    assert len(batches) == num_batches
+    assert all(batch and all(batch) for batch in batches)
+    assert sorted(sample for batch in batches for row in batch for sample in row) == list(range(12))
+    if batching == "packed":
+        rows = [[lengths[sample] for sample in row] for batch in batches for row in batch]
+        assert all(sum(row) <= max(32, *lengths) for row in rows)
+    else:
+        longest = [max(lengths[row[0]] for row in batch) for batch in batches]
+        shortest = [min(lengths[row[0]] for row in batch) for batch in batches]
+        assert all(one <= other for one, other in zip(longest, shortest[1:], strict=False))
+
+
+PAIRS = [one_to_one(f"sample{size}", size) for size in (3, 30, 9, 17, 5, 22, 14, 8)]
+
+
+@pytest.mark.parametrize("batching", ["order", "length", "packed"])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_together_take_the_samples_of_the_step(batching, world):
+    source, order = PlainSource(PAIRS, VIEWS), SampleOrder((8,), "key", 0)
+    plan, layout = BatchPlan(8, 2, batching, row_tokens=32, views_per_step=2), CollatePlan(14, 15, 4)
+    shares = [list(step_micro_batches(source, order, layout, plan, 1, rank, world)) for rank in range(world)]
+    assert {len(share) for share in shares} == {4 // world}
+    found = sum(targets.num_supervised for share in shares for _, targets in share)
+    assert found == 2 * sum(len(pair.student_ids_L) for pair in PAIRS)
+    alone = list(step_micro_batches(source, order, layout, plan, 1, 0, 1))
+    for k, (batch, _) in enumerate(alone):
+        assert torch.equal(batch.x_t_BL, shares[k % world][k // world][0].x_t_BL)
+
+
+def test_epochs_go_through_the_views_n_at_a_time():
+    visits = SampleOrder((8,), "key", 0).visits(0, 24)
+    views = visited_records(PlainSource(PAIRS, VIEWS), visits, views_per_step=3)
+    for visit, of_visit in zip(visits, views, strict=True):
+        assert [record.view.view for record in of_visit] == [3 * visit.epoch + n for n in range(3)]
+        assert all(record.pair is PAIRS[visit.sample] for record in of_visit)
+
+
+def test_padding_shrinks_from_order_to_length_to_packed():
+    random = np.random.default_rng(0)
+    pairs = [one_to_one(str(k), int(size)) for k, size in enumerate(random.integers(8, 60, 64))]
+    useful = {}
+    for batching in ("order", "length", "packed"):
+        steps = step_micro_batches(
+            PlainSource(pairs, VIEWS), SampleOrder((64,), "key", 0), CollatePlan(14, 15, 1),
+            BatchPlan(64, 8, batching, row_tokens=128), 0, 0, 1,
+        )  # fmt: skip
+        useful[batching] = np.mean(np.concatenate([batch.is_real_BL.flatten() for batch, _ in steps]))
+    assert useful["order"] < useful["length"]
+    assert useful["length"] > 0.9
+    assert useful["packed"] > 0.9

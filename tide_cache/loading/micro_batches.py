@@ -1,0 +1,136 @@
+"""Which samples of an optimizer step share a forward, and which share a row of it.
+
+The samples of a step are settled by the order; how they are put together changes only what is computed for padding,
+since losses are divided by the counts of the whole step. It is a pure function of their lengths, so every rank finds
+the same plan without asking the others.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, Protocol
+
+from tide_cache.loading.collate import CollatePlan, collate_rows
+from tide_cache.loading.order import Visit, rank_turns
+from tide_cache.loading.source import TeacherSource
+from tide_cache.records import StudentBatch, Targets, ViewRecord
+
+Batching = Literal["order", "length", "packed"]
+"""order: as the samples come. length: samples of like length together. packed: several samples in one row."""
+
+Rows = list[list[int]]
+"""A micro-batch: its rows, each with the samples that share it, as places in the step."""
+
+
+class Order(Protocol):
+    """What `SampleOrder` and `MixedOrder` have in common."""
+
+    def visits(self, start: int, count: int) -> list[Visit]:
+        """Give some turns of the endless stream."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How steps are cut; the fields are those of the run file's section `train`.
+
+    Attributes:
+        global_batch: Samples per step; a multiple of `micro_batch` times the number of ranks.
+        micro_batch: Samples per forward; with `packed`, on average.
+        batching: Who shares a forward.
+        row_tokens: With `packed`, tokens of a row; a longer sample has one of its own.
+        views_per_step: Views of a sample that are shown together, on one clean copy.
+    """
+
+    global_batch: int
+    micro_batch: int
+    batching: Batching = "order"
+    row_tokens: int = 512
+    views_per_step: int = 1
+
+
+def plan_micro_batches(
+    lengths: Sequence[int], num_batches: int, batching: Literal["length", "packed"], row_tokens: int
+) -> list[Rows]:
+    """Put the samples of a step together by their lengths.
+
+    Args:
+        lengths: Tokens of each sample of the step, in its order.
+        num_batches: Micro-batches over all ranks; none is left empty.
+        batching: How.
+        row_tokens: See `BatchPlan`.
+    """
+    if batching == "packed":
+        return [_rows(batch, lengths, row_tokens) for batch in _balanced(range(len(lengths)), lengths, num_batches)]
+    samples = sorted(range(len(lengths)), key=lambda sample: lengths[sample])
+    size = len(samples) // num_batches
+    return [[[sample] for sample in samples[first : first + size]] for first in range(0, len(samples), size)]
+
+
+def _balanced(samples: Sequence[int], lengths: Sequence[int], num_parts: int) -> list[list[int]]:
+    """Deal samples out, the longest first, each to the part that has the fewest tokens; parts keep the order."""
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    tokens = [0] * num_parts
+    for sample in sorted(samples, key=lambda sample: -lengths[sample]):
+        part = min(range(num_parts), key=lambda number: (tokens[number], len(parts[number])))
+        parts[part].append(sample)
+        tokens[part] += lengths[sample]
+    return [sorted(part) for part in parts]
+
+
+def _rows(samples: Sequence[int], lengths: Sequence[int], row_tokens: int) -> Rows:
+    """Give the fewest rows of like length that hold the samples within a number of tokens."""
+    limit = max(row_tokens, *(lengths[sample] for sample in samples))
+    num_rows = -(-sum(lengths[sample] for sample in samples) // limit)
+    while True:
+        rows = _balanced(samples, lengths, num_rows)
+        if all(sum(lengths[sample] for sample in row) <= limit for row in rows):
+            return rows
+        num_rows += 1
+
+
+def step_micro_batches(
+    source: TeacherSource, order: Order, collate_plan: CollatePlan, plan: BatchPlan, step: int, rank: int, world: int
+) -> Iterator[tuple[StudentBatch, Targets]]:
+    """Load a rank's share of a step: micro-batch k goes to rank k modulo the number of ranks.
+
+    Args:
+        source: Where records come from.
+        order: Of the samples.
+        collate_plan: How records become batches.
+        plan: How steps are cut.
+        step: Number of the step, from 0.
+        rank: This process.
+        world: Number of processes.
+    """
+    n = plan.views_per_step
+    if plan.batching == "order":  # needs no lengths, so only this rank's samples are read
+        for turns in rank_turns(step, plan.global_batch, plan.micro_batch, rank, world):
+            of_sample = visited_records(source, order.visits(turns.start, len(turns)), n)
+            yield collate_rows([[views] for views in of_sample], collate_plan)
+        return
+    of_sample = visited_records(source, order.visits(step * plan.global_batch, plan.global_batch), n)
+    size = collate_plan.block_size
+    lengths = [-(-len(views[0].pair.student_ids_L) // size) * size for views in of_sample]
+    num_batches = plan.global_batch // plan.micro_batch
+    for rows in plan_micro_batches(lengths, num_batches, plan.batching, plan.row_tokens)[rank::world]:
+        yield collate_rows([[of_sample[sample] for sample in row] for row in rows], collate_plan)
+
+
+def visited_records(
+    source: TeacherSource, visits: Sequence[Visit], views_per_step: int = 1
+) -> list[tuple[ViewRecord, ...]]:
+    """Give the views of a run of visits, in order, which may cross from one epoch into the next.
+
+    Epoch e shows views e * n to e * n + n - 1 of a sample, counted modulo as many as there are.
+
+    Args:
+        source: Where records come from.
+        visits: Samples and epochs.
+        views_per_step: n.
+    """
+    result: list[tuple[ViewRecord, ...]] = []
+    for epoch, group in groupby(visits, key=lambda visit: visit.epoch):
+        samples = [visit.sample for visit in group]
+        of_views = [source.records(samples, epoch * views_per_step + view) for view in range(views_per_step)]
+        result += zip(*of_views, strict=True)
+    return result
