@@ -75,22 +75,31 @@ def run(options: Options) -> dict[str, float]:
                 positions, seconds = one.run(repeat + 1)
                 rates[name].append(positions / seconds)
         figures = {f"positions_per_s_per_core_{name}": median(values) for name, values in rates.items()}
-        return figures | _stalls(Path(folder))
+    trainee = Trainee(qwen3_config(PROXY_VOCAB, **PROXY), 32, MICRO_BATCH)
+    return figures | stalls(trainee, STALL_LENGTH, MICRO_BATCH, PROXY_VOCAB, STALL_STEPS)
 
 
-def _stalls(folder: Path) -> dict[str, float]:
-    """The share of a step with the cross-entropy alone that is spent waiting for what kl would read, at k = 64."""
-    shape = shape_of("shared", STALL_STEPS * MICRO_BATCH, STALL_LENGTH, PROXY_VOCAB)
-    root = folder / "stall"
-    loading = Loading(root, write_cache(root, shape))
-    trainee = Trainee(qwen3_config(PROXY_VOCAB, **PROXY), shape.block_size, MICRO_BATCH)
-    figures = {}
-    for name, ahead in (("", 2), ("_without_prefetch", 0)):
-        load = partial(_Epochs(loading).batch, size=MICRO_BATCH)
-        with Prefetcher(load, range(STALL_STEPS), ahead) as prefetcher:
-            trainee.step(prefetcher.take(), objectives_of([{"kind": "ce"}]))
-            waited_s, start_s = prefetcher.stall_s, perf_counter()
-            for _ in range(STALL_STEPS - 1):
-                trainee.step(prefetcher.take(), objectives_of([{"kind": "ce"}]))
-            figures[f"stall_share{name}"] = (prefetcher.stall_s - waited_s) / (perf_counter() - start_s)
+def stalls(trainee: Trainee, length: int, micro_batch: int, vocab_size: int, steps: int) -> dict[str, float]:
+    """Give the share of a step with the cross-entropy alone that is spent waiting for what kl would read, at k = 64.
+
+    Args:
+        trainee: Takes the steps.
+        length: Tokens of a sample.
+        micro_batch: Samples of a step.
+        vocab_size: Of the student.
+        steps: Measured; each of samples that were not read before.
+    """
+    objectives = objectives_of([{"kind": "ce"}])
+    with tempfile.TemporaryDirectory() as folder:
+        shape = shape_of("shared", (steps + 1) * micro_batch, length, vocab_size)
+        loading = Loading(Path(folder, "cache"), write_cache(Path(folder, "cache"), shape))
+        figures = {}
+        for name, ahead in (("", 2), ("_without_prefetch", 0)):
+            load = partial(_Epochs(loading).batch, size=micro_batch)
+            with Prefetcher(load, range(steps + 1), ahead, trainee.engine.device) as prefetcher:
+                trainee.step(prefetcher.take(), objectives)
+                waited_s, start_s = prefetcher.stall_s, perf_counter()
+                for _ in range(steps):
+                    trainee.step(prefetcher.take(), objectives)
+                figures[f"stall_share{name}"] = (prefetcher.stall_s - waited_s) / (perf_counter() - start_s)
     return figures

@@ -4,10 +4,8 @@ Both take the same samples with the same masks. Time: one step of each in every 
 own, of that process on CPUs and of the allocator on a GPU.
 """
 
-import multiprocessing
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +16,9 @@ import torch
 from benchmarks.material import Loading, Shape, write_cache
 from benchmarks.online_reference import Method, OnlineBatch, OnlinePlan, OnlineTrainer, make_batch
 from benchmarks.options import Options
+from benchmarks.processes import in_own_process, peak_rss
 from benchmarks.published_shapes import SMALL_LLADA2, SMALL_STUDENT, SMALL_WEDLM, Config, random_backbone
-from benchmarks.step import Batch, peak_rss
+from benchmarks.step import Batch
 from benchmarks.students import Trainee, objectives_of, shape_of, signals_of
 from benchmarks.timing import Timings
 from tide_cache.config.presets import PRESETS
@@ -130,12 +129,6 @@ def measure_time(setting: Setting, root: Path, repeats: int) -> dict[str, float]
     timings = Timings(work, repeats)
     figures = {f"{name}_step_s": 1 / timings.rate(name, 1) for name in work}
     return figures | {f"{row}_time_ratio": timings.ratio(f"{row}_online", f"{row}_ours") for row in setting.rows}
-
-
-def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function in a fresh process, so that nothing is left of what ran before."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def peak(setting: Setting, root: Path, row: str, side: str) -> int:

@@ -4,9 +4,7 @@ Time: every preset takes its turn in each round, and is compared within the roun
 process of its own, whose peak is read; on a GPU the allocator's peak.
 """
 
-import multiprocessing
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 
 from benchmarks.material import Loading, Shape, write_cache
 from benchmarks.options import Options
+from benchmarks.processes import in_own_process, peak_rss
 from benchmarks.students import PROXY, PROXY_VOCAB, Trainee, objectives_of, qwen3_config, shape_of, signals_of
 from benchmarks.timing import Timings
 from tide_cache.config.presets import PRESETS
@@ -96,7 +95,9 @@ def _time_ratios(plan: StepPlan, repeats: int, roots: dict[str, Path]) -> dict[s
     for name, root in roots.items():
         batch, objectives = plan.batch(root, name), objectives_of(PRESETS[name].objectives)
         work[name] = partial(trainee.step, batch, objectives)
-    for pipeline in ("shared", "cross"):  # once more: how far two times of the same thing are apart
+    for pipeline in {
+        name.partition("/")[0] for name in roots
+    }:  # once more: how far two times of the same thing are apart
         work[f"{pipeline}/again"] = work[f"{pipeline}/bd3lm"]
     timings = Timings(work, repeats)
     compared = [name for name in work if not name.endswith("/bd3lm")]
@@ -105,12 +106,7 @@ def _time_ratios(plan: StepPlan, repeats: int, roots: dict[str, Path]) -> dict[s
 
 
 def _memory_ratios(plan: StepPlan, roots: dict[str, Path]) -> dict[str, float]:
-    if plan.device == "cpu":
-        start = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=start, max_tasks_per_child=1) as pool:
-            peaks = {name: pool.submit(peak_memory, plan, root, name).result() for name, root in roots.items()}
-    else:
-        peaks = {name: peak_memory(plan, root, name) for name, root in roots.items()}
+    peaks = {name: in_own_process(peak_memory, plan, root, name) for name, root in roots.items()}
     figures = {f"{name}_peak_mib": peak / 2**20 for name, peak in peaks.items()}
     compared = [name for name in roots if not name.endswith("/bd3lm")]
     return figures | {f"{name}_memory_ratio": peaks[name] / peaks[_baseline(name)] for name in compared}
@@ -132,9 +128,3 @@ def peak_memory(plan: StepPlan, root: Path, preset: str) -> int:
     if plan.device != "cpu":
         return torch.cuda.max_memory_allocated()
     return peak_rss()
-
-
-def peak_rss() -> int:
-    """Bytes of this process at its peak; what its parent had when it was forked does not count."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
