@@ -7,7 +7,7 @@ the same plan without asking the others.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Literal, Protocol
 
 from tide_cache.loading.collate import CollatePlan, collate_rows
@@ -60,32 +60,29 @@ def plan_micro_batches(
         row_tokens: See `BatchPlan`.
     """
     if batching == "packed":
-        return [_rows(batch, lengths, row_tokens) for batch in _balanced(range(len(lengths)), lengths, num_batches)]
+        rows = _rows(lengths, row_tokens, num_batches)
+        cuts = [len(rows) * number // num_batches for number in range(num_batches + 1)]
+        return [rows[start:stop] for start, stop in pairwise(cuts)]
     samples = sorted(range(len(lengths)), key=lambda sample: lengths[sample])
     size = len(samples) // num_batches
     return [[[sample] for sample in samples[first : first + size]] for first in range(0, len(samples), size)]
 
 
-def _balanced(samples: Sequence[int], lengths: Sequence[int], num_parts: int) -> list[list[int]]:
-    """Deal samples out, the longest first, each to the part that has the fewest tokens; parts keep the order."""
-    parts: list[list[int]] = [[] for _ in range(num_parts)]
-    tokens = [0] * num_parts
-    for sample in sorted(samples, key=lambda sample: -lengths[sample]):
-        part = min(range(num_parts), key=lambda number: (tokens[number], len(parts[number])))
-        parts[part].append(sample)
-        tokens[part] += lengths[sample]
-    return [sorted(part) for part in parts]
-
-
-def _rows(samples: Sequence[int], lengths: Sequence[int], row_tokens: int) -> Rows:
-    """Give the fewest rows of like length that hold the samples within a number of tokens."""
-    limit = max(row_tokens, *(lengths[sample] for sample in samples))
-    num_rows = -(-sum(lengths[sample] for sample in samples) // limit)
-    while True:
-        rows = _balanced(samples, lengths, num_rows)
-        if all(sum(lengths[sample] for sample in row) <= limit for row in rows):
-            return rows
-        num_rows += 1
+def _rows(lengths: Sequence[int], row_tokens: int, min_rows: int) -> Rows:
+    """Fill rows, the longest sample first, each into the fullest row that has room; rows come the fullest first."""
+    rows: Rows = []
+    tokens: list[int] = []
+    for sample in sorted(range(len(lengths)), key=lambda sample: -lengths[sample]):
+        with_room = [row for row, taken in enumerate(tokens) if taken + lengths[sample] <= row_tokens]
+        row = max(with_room, key=lambda row: tokens[row], default=len(rows))
+        if row == len(rows):
+            rows.append([])
+            tokens.append(0)
+        rows[row].append(sample)
+        tokens[row] += lengths[sample]
+    while len(rows) < min_rows:  # few short samples for many forwards
+        rows.append([max(rows, key=len).pop()])
+    return sorted(rows, key=lambda row: -sum(lengths[sample] for sample in row))
 
 
 def step_micro_batches(
