@@ -7,17 +7,36 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import build, codec, loader, online, pairing, plan, step, tails
+from benchmarks import (
+    amortise,
+    build,
+    codec,
+    head,
+    loader,
+    multiview,
+    online,
+    packing,
+    pairing,
+    plan,
+    scale,
+    step,
+    tails,
+)
 from benchmarks.machine import describe_machine
 from benchmarks.options import MaterialMissing, Options
 
 BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {
+    "amortise": amortise.run,
     "build": build.run,
     "codec": codec.run,
+    "head": head.run,
     "loader": loader.run,
+    "multiview": multiview.run,
     "online": online.run,
+    "packing": packing.run,
     "pairing": pairing.run,
     "plan": plan.run,
+    "scale": scale.run,
     "step": step.run,
     "tails": tails.run,
 }

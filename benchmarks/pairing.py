@@ -42,7 +42,7 @@ class _Side:
 def run(options: Options) -> dict[str, float]:
     """Time alignment, the loops, tokenising alone and whole pairing, in turns."""
     student, teacher = _load("qwen"), _load("falcon")
-    rows = _gsm8k(options.rows)
+    rows = gsm8k(options.rows)
     pairer = SamplePairer(
         teacher,
         student,
@@ -80,7 +80,8 @@ def _load(name: str) -> TextTokenizer:
     return TextTokenizer.load(folder, mask_token="<|tide-mask|>", add_mask_token=True)
 
 
-def _gsm8k(num_rows: int) -> list[ChatRow]:
+def gsm8k(num_rows: int) -> list[ChatRow]:
+    """Read the first rows of the training set as conversations."""
     lines = shared_file("data/gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()[:num_rows]
     return [
         ChatRow(
