@@ -225,7 +225,7 @@ class TestRefusals:
             f"data.mix.1, {more}: temperatures: cache has [1.0, 2.0], objectives also need [4.0]",
             f"data.mix.0, {caches / 'same'}: signals.tail_samples: cache has 0, an objective has tail = 'sampled'",
             "  - signals: all caches together have ['truth', 'topk'], objectives also need ['chunks']; build with "
-            "--set 'signals.kinds=['truth', 'topk', 'chunks']'",
+            '--set \'signals.kinds=["truth", "topk", "chunks"]\'',
         )
         assert f"data.mix.1, {more}: signals.tail_samples" not in message
 

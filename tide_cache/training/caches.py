@@ -1,5 +1,6 @@
 """Whether the caches of a run fit it, and each other: tokenizer, sizes, passes, views, signals and temperatures."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -177,15 +178,17 @@ def _signal_faults(caches: Sequence[OpenedCache], needs: Needs) -> list[str]:
     """List signals that objectives need and no cache has, with what adds them to another build."""
     kinds = [cache.manifest.identity.signals.kinds for cache in caches]
     found = list(dict.fromkeys(kind for of_cache in kinds for kind in of_cache))
+    speaking = [cache for cache, of_cache in zip(caches, kinds, strict=True) if "topk" in of_cache] or caches
+    shares_ids = any(cache.manifest.identity.pairing.shared_vocab_size for cache in speaking)
     faults = []
-    if missing := needs.signals - {"tail"} - set(found):
+    if missing := needs.signals - {"tail"} - set(found) - (set() if shares_ids else {"topk"}):
         every = [kind for kind in ("truth", "topk", "chunks") if kind in {*found, *missing}]
         have = "cache has" if len(caches) == 1 else "all caches together have"
         faults.append(
-            f"signals: {have} {found}, objectives also need {sorted(missing)}; build with --set 'signals.kinds={every}'"
+            f"signals: {have} {found}, objectives also need {sorted(missing)}; build with "
+            f"--set 'signals.kinds={json.dumps(every)}'"
         )
-    speaking = [cache for cache, of_cache in zip(caches, kinds, strict=True) if "topk" in of_cache] or caches
-    if "topk" in needs.signals and not any(cache.manifest.identity.pairing.shared_vocab_size for cache in speaking):
+    if "topk" in needs.signals and not shares_ids:
         faults.append(
             "kl, reverse_kl and tidal over kl compare equal tokens, and the two tokenizers share none; use "
             "chunk_kl, calm or reverse_calm"
