@@ -73,7 +73,7 @@ def measure_capture(setting: Setting, root: Path, repeats: int) -> dict[str, flo
         "plain": lambda: teacher.signals(pairs, views),
         "compdemo": lambda: compdemo_signals(teacher, pairs, views, plan.seed, row.demo_ratio),
     }
-    timings = Timings(work, repeats)
+    timings = Timings(work, repeats, of_cpu=setting.device == "cpu")
     num_views = len(pairs) * NUM_VIEWS
     return {f"{setting.pipeline}_capture_{name}_s_per_view": 1 / timings.rate(name, num_views) for name in work}
 

@@ -126,7 +126,7 @@ def measure_time(setting: Setting, root: Path, repeats: int) -> dict[str, float]
     online, ours = _Online(setting, root), _Ours(setting, root)
     for row in setting.rows:
         work |= {f"{row}_online": partial(online.step, row), f"{row}_ours": partial(ours.step, row)}
-    timings = Timings(work, repeats)
+    timings = Timings(work, repeats, of_cpu=setting.device == "cpu")
     figures = {f"{name}_step_s": 1 / timings.rate(name, 1) for name in work}
     return figures | {f"{row}_time_ratio": timings.ratio(f"{row}_online", f"{row}_ours") for row in setting.rows}
 

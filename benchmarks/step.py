@@ -99,7 +99,7 @@ def _time_ratios(plan: StepPlan, repeats: int, roots: dict[str, Path]) -> dict[s
         name.partition("/")[0] for name in roots
     }:  # once more: how far two times of the same thing are apart
         work[f"{pipeline}/again"] = work[f"{pipeline}/bd3lm"]
-    timings = Timings(work, repeats)
+    timings = Timings(work, repeats, of_cpu=plan.device == "cpu")
     compared = [name for name in work if not name.endswith("/bd3lm")]
     figures = {f"{name}_time_ratio": timings.ratio(name, _baseline(name)) for name in compared}
     return figures | {f"{name}_step_s": 1 / timings.rate(name, 1) for name in work if name.endswith("/bd3lm")}
