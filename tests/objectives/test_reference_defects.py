@@ -328,7 +328,7 @@ def test_unequal_micro_batches_give_the_loss_and_gradient_of_one_batch(example, 
     )
     ours = sum(part.loss(objective).item() for part in parts) / sum(counts)
     ours_gradient = torch.cat([part.gradient(objective) for part in parts]) / sum(counts)
-    assert ours == pytest.approx(right.item(), rel=1e-5)
+    assert ours == pytest.approx(right.item(), rel=1e-5, abs=1e-6)  # a sum of differences that nearly cancel
     torch.testing.assert_close(ours_gradient, right_gradient, rtol=1e-4, atol=1e-6)
     wrong = np.mean([part.loss(objective).item() / count for part, count in zip(parts, counts, strict=True)])
     wrong_gradient = torch.cat([part.gradient(objective) / n / 2 for part, n in zip(parts, counts, strict=True)])

@@ -45,7 +45,7 @@ ARMS = (
     Arm("ce", "cross", (CE,)),
     Arm("ce + calm", "cross", (CE, {"kind": "calm"})),
     Arm("ce + reverse_calm", "cross", (CE, {"kind": "reverse_calm"})),
-    Arm("chunk_kl", "cross", ({"kind": "chunk_kl"},)),
+    Arm("ce + chunk_kl", "cross", (CE, {"kind": "chunk_kl"})),
     Arm("tide-chunk", "cross", PRESETS["cross/tide-chunk"].objectives),
 )
 """The table: the first arm of each pipeline is its baseline."""
