@@ -197,24 +197,19 @@ def best_tuples(
         Teacher ids [G, J, M], log-probs at T = 1 [G, J], falling, -inf where a chunk has fewer, and the log of the
         others' sum of p^(1/T) [G, T].
     """
-    is_kept_NK = np.arange(rows.ids_NK.shape[1]) < rows.counts_N.numpy()[:, None]
-    kept_NK = np.where(is_kept_NK, rows.logprobs_NK.numpy().astype(np.float64), -np.inf)
-    ids_NK, tail_NT, whole_NT = (
-        array.numpy().astype(dtype)
-        for array, dtype in ((rows.ids_NK, np.int64), (rows.log_tail_NT, float), (rows.log_partition_NT, float))
-    )
-    first_G = rows_GM[:, 0]
-    tuples_GJM, logprobs_GJ, rest_GT = ids_NK[first_G][:, :, None], kept_NK[first_G], tail_NT[first_G]
+    first = _lists(rows, rows_GM[:, 0])
+    tuples_GJM, logprobs_GJ, rest_GT = first.ids_GK[:, :, None], first.logprobs_GK, first.log_tail_GT
     for row_G in rows_GM.T[1:]:
-        extended_GX = (logprobs_GJ[:, :, None] + kept_NK[row_G][:, None, :]).reshape(len(row_G), -1)
-        rest_GT = np.logaddexp(rest_GT + whole_NT[row_G], _log_powers(logprobs_GJ, plan) + tail_NT[row_G])
+        last = _lists(rows, row_G)
+        extended_GX = (logprobs_GJ[:, :, None] + last.logprobs_GK[:, None, :]).reshape(len(row_G), -1)
+        rest_GT = np.logaddexp(rest_GT + last.log_partition_GT, _log_powers(logprobs_GJ, plan) + last.log_tail_GT)
         chosen_GJ = np.argsort(-extended_GX, axis=1, kind="stable")[:, : plan.chunk_k]
         rest_GT = np.logaddexp(rest_GT, _log_powers(_without(extended_GX, chosen_GJ), plan))
-        prefix_GJ, last_GJ = np.divmod(chosen_GJ, kept_NK.shape[1])
+        prefix_GJ, last_GJ = np.divmod(chosen_GJ, last.ids_GK.shape[1])
         tuples_GJM = np.concatenate(
             [
                 np.take_along_axis(tuples_GJM, prefix_GJ[:, :, None], axis=1),
-                np.take_along_axis(ids_NK[row_G], last_GJ, axis=1)[:, :, None],
+                np.take_along_axis(last.ids_GK, last_GJ, axis=1)[:, :, None],
             ],
             axis=2,
         )
@@ -225,6 +220,26 @@ def best_tuples(
         rest_GT = np.logaddexp(rest_GT, _log_powers(np.where(is_surplus_GJ, logprobs_GJ, -np.inf), plan))
         logprobs_GJ = np.where(is_surplus_GJ, -np.inf, logprobs_GJ)
     return tuples_GJM, logprobs_GJ, rest_GT
+
+
+@dataclass(frozen=True, eq=False)
+class _Lists:
+    """What some rows keep, one row of each chunk, in float64; ids that are not kept have -inf."""
+
+    ids_GK: npt.NDArray[np.int64]
+    logprobs_GK: Floats
+    log_tail_GT: Floats
+    log_partition_GT: Floats
+
+
+def _lists(rows: RowSignals, row_G: npt.NDArray[np.integer]) -> _Lists:
+    is_kept_GK = np.arange(rows.ids_NK.shape[1]) < rows.counts_N.numpy()[row_G, None]
+    return _Lists(
+        ids_GK=rows.ids_NK.numpy()[row_G].astype(np.int64),
+        logprobs_GK=np.where(is_kept_GK, rows.logprobs_NK.numpy()[row_G].astype(np.float64), -np.inf),
+        log_tail_GT=rows.log_tail_NT.numpy()[row_G].astype(np.float64),
+        log_partition_GT=rows.log_partition_NT.numpy()[row_G].astype(np.float64),
+    )
 
 
 def _without(logprobs_GX: Floats, chosen_GJ: npt.NDArray[np.int64]) -> Floats:
