@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,3 +131,23 @@ def trace(start: Callable[..., Worker], tmp_path_factory: pytest.TempPathFactory
         return re.findall(r"^\d+ +(\w+)\(", log.read_text(), re.MULTILINE)
 
     return run_traced
+
+
+@pytest.fixture(scope="session")
+def count_calls(
+    start: Callable[..., Worker],
+    trace: Callable[..., list[str]],
+    undisturbed: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Counter[str]]:
+    """`count_calls("write,fsync")`: how often an undisturbed worker makes each of these system calls."""
+
+    def count(calls: str) -> Counter[str]:
+        root = tmp_path_factory.mktemp("traced") / "cache"
+        worker = start(root, is_held=True)
+        names = trace(worker, calls)
+        assert worker.wait() == 0, worker.message()
+        assert tree(root) == undisturbed
+        return Counter(names)
+
+    return count

@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections import Counter
 
 import pytest
 from campaign import IS_FULL, broken_promises, record, tree
@@ -15,13 +14,9 @@ QUICK_TRIALS = 24
 
 
 @pytest.fixture(scope="module")
-def calls(start, trace, undisturbed, tmp_path_factory):
-    root = tmp_path_factory.mktemp("traced") / "cache"
-    worker = start(root, is_held=True)
-    names = trace(worker, CALLS)
-    assert worker.wait() == 0, worker.message()
-    assert tree(root) == undisturbed
-    return Counter(names)
+def calls(count_calls):
+    """How often a worker makes each system call."""
+    return count_calls(CALLS)
 
 
 def test_an_error_of_the_disk_is_told_and_mended_by_a_rerun(start, trace, finish, calls, tmp_path):

@@ -1,7 +1,5 @@
 """A worker that is killed at any system call on files leaves what another run completes, byte for byte."""
 
-from collections import Counter
-
 import pytest
 from campaign import IS_FULL, broken_promises, record, tree
 
@@ -14,15 +12,11 @@ QUICK_TRIALS = 25
 
 
 @pytest.fixture(scope="module")
-def calls(start, trace, undisturbed, tmp_path_factory):
+def calls(count_calls):
     """How often a worker makes each system call."""
-    root = tmp_path_factory.mktemp("traced") / "cache"
-    worker = start(root, is_held=True)
-    names = trace(worker, CALLS)
-    assert worker.wait() == 0, worker.message()
-    assert tree(root) == undisturbed
-    assert names.count("fsync") > 20
-    return Counter(names)
+    counts = count_calls(CALLS)
+    assert counts["fsync"] > 20
+    return counts
 
 
 def test_killed_at_any_system_call_a_build_resumes_byte_identical(start, trace, finish, calls, tmp_path):
