@@ -114,14 +114,18 @@ class _Attention(nn.Module):
         )
 
     def forward(
-        self, x_BSD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | BlockMask
+        self,
+        x_BSD: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | BlockMask,
+        num_views: int,
     ) -> torch.Tensor:
         heads = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         split = self.query_key_value(x_BSD).unflatten(2, (-1, self.head_dim)).split(heads, dim=2)
         query_BHSA, key_BGSA, value_BGSA = (part.transpose(1, 2) for part in split)
         query_BHSA = _rotate(self.query_layernorm(query_BHSA), *rotary)
         key_BGSA = _rotate(self.key_layernorm(key_BGSA), *rotary)
-        out_BHSA = attend(query_BHSA, key_BGSA, value_BGSA, mask)
+        out_BHSA = attend(query_BHSA, key_BGSA, value_BGSA, mask, num_views)
         result: torch.Tensor = self.dense(out_BHSA.transpose(1, 2).flatten(2))
         return result
 
@@ -215,9 +219,13 @@ class _Layer(nn.Module):
         self.mlp = _FeedForward(config, config.intermediate_size) if is_dense else _MixtureOfExperts(config)
 
     def forward(
-        self, x_BSD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | BlockMask
+        self,
+        x_BSD: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | BlockMask,
+        num_views: int,
     ) -> torch.Tensor:
-        x_BSD = x_BSD + self.attention(self.input_layernorm(x_BSD), rotary, mask)
+        x_BSD = x_BSD + self.attention(self.input_layernorm(x_BSD), rotary, mask, num_views)
         result_BSD: torch.Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
         return result_BSD
 
@@ -230,11 +238,13 @@ class _Trunk(nn.Module):
         self.layers = nn.ModuleList(_Layer(config, number) for number in range(config.num_hidden_layers))
         self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, ids_BS: torch.Tensor, positions_BS: torch.Tensor, mask: torch.Tensor | BlockMask) -> torch.Tensor:
+    def forward(
+        self, ids_BS: torch.Tensor, positions_BS: torch.Tensor, mask: torch.Tensor | BlockMask, num_views: int
+    ) -> torch.Tensor:
         x_BSD = self.word_embeddings(ids_BS)
         rotary = _rotary(positions_BS, self._config, x_BSD.dtype)
         for layer in self.layers:
-            x_BSD = layer(x_BSD, rotary, mask)
+            x_BSD = layer(x_BSD, rotary, mask, num_views)
         result_BSD: torch.Tensor = self.norm(x_BSD)
         return result_BSD
 
@@ -288,8 +298,8 @@ class LLaDA2Backbone(Backbone):
 
     def forward(self, packed: PackedInput) -> torch.Tensor:
         """Give the last hidden states [B, S, D], after the final norm."""
-        mask = prepare_mask(packed.mask_B1SS, self._attention)
-        hidden_BSD: torch.Tensor = self.model.model(packed.ids_BS, packed.positions_BS, mask)  # type: ignore[operator]
+        mask = prepare_mask(packed.mask_B1SS, self._attention, packed.num_views)
+        hidden_BSD: torch.Tensor = self.model.model(packed.ids_BS, packed.positions_BS, mask, packed.num_views)  # type: ignore[operator]
         return hidden_BSD
 
 
