@@ -141,14 +141,14 @@ def _capture(
     build: PreparedBuild, teacher: Teacher, backbone: _TimedBackbone, folder: CacheFolder, watch: Stopwatch
 ) -> None:
     """Build every shard and the manifest; the guards are what could be left out if nothing ever went wrong."""
-    row_signals = capture.row_signals
+    start_row_signals = capture.start_row_signals
 
     def counted(hidden_ND: torch.Tensor, *rest: Any) -> Any:
         backbone.num_rows.append(len(hidden_ND))
-        return row_signals(hidden_ND, *rest)
+        return start_row_signals(hidden_ND, *rest)
 
     with (
-        _patched(capture, "row_signals", counted),
+        _patched(capture, "start_row_signals", counted),
         _patched(writer, "check_pairs", watch.timed("guard", writer.check_pairs)),
         _patched(writer, "check_signals", watch.timed("guard", writer.check_signals)),
         _patched(writer, "hashlib", _TimedHashes(watch, writer.hashlib)),

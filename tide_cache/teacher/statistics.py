@@ -6,6 +6,7 @@ Shape suffixes: N masked rows, R rows of a slice that want candidates, V vocabul
 D draws from the tail.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,19 @@ def row_signals(
         slice_rows: Rows whose logits exist at a time.
         uniform_ND: Numbers in [0, 1) that choose D ids drawn from the rest of each row; none by default.
     """
+    return start_row_signals(hidden_ND, head_VD, true_ids_N, mass_N, plan, slice_rows, uniform_ND)()
+
+
+def start_row_signals(
+    hidden_ND: torch.Tensor,
+    head_VD: torch.Tensor,
+    true_ids_N: torch.Tensor,
+    mass_N: torch.Tensor,
+    plan: SignalPlan,
+    slice_rows: int,
+    uniform_ND: torch.Tensor | None = None,
+) -> Callable[[], RowSignals]:
+    """Begin what `row_signals` does; a GPU is left to its work, and calling the result waits for it."""
     if uniform_ND is None:
         uniform_ND = hidden_ND.new_zeros((len(hidden_ND), 0), dtype=torch.float32)
     slices = [
@@ -88,7 +102,17 @@ def row_signals(
         for rows in _slices(len(hidden_ND), slice_rows)
         for part in _parts(hidden_ND[rows], head_VD, true_ids_N[rows], mass_N[rows], uniform_ND[rows], plan)
     ]
-    return RowSignals(*(torch.cat(parts).cpu() for parts in zip(*slices, strict=True)))
+    # Without waiting, tensors of a GPU are copied to pinned memory, which is filled when the event has come.
+    rows = RowSignals(*(torch.cat(parts).to("cpu", non_blocking=True) for parts in zip(*slices, strict=True)))
+    if not hidden_ND.is_cuda:
+        return lambda: rows
+    arrived = torch.cuda.current_stream(hidden_ND.device).record_event()
+
+    def wait() -> RowSignals:
+        arrived.synchronize()
+        return rows
+
+    return wait
 
 
 _CACHED_LOGITS = 1 << 20
