@@ -42,6 +42,11 @@ class Backbone(nn.Module):
         """Where inputs are put and hidden states are found."""
         return self.head_VD.device
 
+    def compile_trunk(self) -> None:
+        """Have torch.compile make kernels for all but the head, for any shape, when it first runs."""
+        trunk: nn.Module = self.model.model  # type: ignore[assignment]
+        trunk.compile(dynamic=True)
+
     def forward(self, packed: PackedInput) -> torch.Tensor:
         """Give the last hidden states [B, S, D], after the final norm."""
         raise NotImplementedError
@@ -115,6 +120,7 @@ class LoadPlan:
         quantisation: Of the weights, by bitsandbytes.
         device_map: `auto` spreads the layers over all GPUs, by accelerate; then `device` has no say.
         attention: Which kernel computes it.
+        compile: Whether torch.compile makes kernels for it, when it first runs.
     """
 
     dtype: torch.dtype
@@ -123,6 +129,7 @@ class LoadPlan:
     quantisation: Quantisation = "none"
     device_map: Literal["auto"] | None = None
     attention: AttentionKind = "sdpa"
+    compile: bool = False
 
 
 class Adapter(Protocol):
