@@ -3,7 +3,7 @@
 Shape suffixes as in `tide_cache.records`; A active chunks of the batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ def shared_topk(
     if joined.signal is None or joined.signal.topk is None:
         return None
     topk, pair = joined.signal.topk, joined.pair
-    is_pair_A = pair.is_aligned_pair_C(vocab_A.max(initial=0))[active.is_active_C]
+    is_pair_A = replace(pair, chunks_C4=active.spans_A4).is_aligned_pair_C(vocab_A.max(initial=0))
     is_pair_A &= pair.student_ids_L[active.spans_A4[:, 2]] < vocab_A
     teacher_row_A = counts_before(joined.view.is_teacher_masked_M)[active.spans_A4[:, 0]]
     row_of_teacher_row = np.full(len(joined.signal.truth_logprobs_N), -1, np.int32)
