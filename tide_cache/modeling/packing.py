@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tide_cache.modeling.attention import block_diffusion_mask, with_padding
+from tide_cache.modeling.attention import BlockShape, block_diffusion_mask, with_padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,11 +15,13 @@ class PackedInput:
         ids_BS: Token ids, int64.
         positions_BS: Position ids, int64, repeated for each copy.
         mask_B1SS: True where a query may attend to a key.
+        block_shape: As `prepare_mask` takes it; None where samples share a row, which leaves out far more.
     """
 
     ids_BS: torch.Tensor
     positions_BS: torch.Tensor
     mask_B1SS: torch.Tensor
+    block_shape: BlockShape | None = None
 
 
 def pack_block(
@@ -53,6 +55,7 @@ def pack_block(
         ids_BS=torch.cat([x_t_BnL.reshape(num_rows, -1), x_0_BL], dim=1),
         positions_BS=positions_BL.repeat(1, num_views + 1),
         mask_B1SS=with_padding(mask_SS, is_real_BL.repeat(1, num_views + 1), sample_BL),
+        block_shape=(length, block_size, num_views) if sample_BL is None else None,
     )
 
 

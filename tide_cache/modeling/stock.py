@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tide_cache.errors import ModelError
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, Quantisation
-from tide_cache.modeling.attention import prepare_mask
+from tide_cache.modeling.attention import AttentionKind, prepare_mask
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.safetensors_loading import require_all_weights
 
@@ -35,11 +35,16 @@ class StockBackbone(Backbone):
         weight: torch.Tensor = self.model.get_output_embeddings().weight  # type: ignore[operator]
         return weight
 
+    def use_attention(self, kind: AttentionKind) -> None:
+        """Change the kernel; what it computes stays the same."""
+        self._attention = kind
+        self.model.set_attn_implementation("flex_attention" if kind == "flex" else "sdpa")  # type: ignore[operator]
+
     def forward(self, packed: PackedInput) -> torch.Tensor:
         """Give the last hidden states [B, S, D], after the final norm."""
         output = self.model.model(  # type: ignore[operator]
             input_ids=packed.ids_BS,
-            attention_mask=prepare_mask(packed.mask_B1SS, self._attention),
+            attention_mask=prepare_mask(packed.mask_B1SS, self._attention, packed.block_shape),
             position_ids=packed.positions_BS,
             use_cache=False,
         )
