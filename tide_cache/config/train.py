@@ -59,6 +59,10 @@ class StudentConfig(Frozen):
     max_length: int | None = Field(
         default=None, ge=1, description="Longest sequence, in tokens; by default the cache's, or 512 for a corpus."
     )
+    attention: Literal["sdpa", "flex", "auto"] = Field(
+        default="sdpa",
+        description="Kernel: sdpa; FlexAttention, which skips empty blocks, on CUDA; auto: flex where it runs.",
+    )
     lora: LoraConfig | None = Field(default=None, description="Train adapters instead of the whole model.")
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ H query heads, G key and value heads, A head dimension; n masked views, U = H n.
 """
 
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 AttentionKind = Literal["sdpa", "flex"]
 """sdpa: one fused kernel under a dense mask. flex: FlexAttention, which skips blocks that hold no allowed pair."""
+
+
+SCORES_BLOCK = 128
+"""FlexAttention computes or leaves out this many queries by as many keys at a time."""
+
+MOST_DIFFERENCE = 1e-2
+"""Relative, where both kernels may round products of float32 numbers as a GPU's tensor cores do."""
 
 
 @lru_cache(maxsize=8)  # batches of one length follow each other
@@ -69,13 +76,16 @@ def with_padding(
     return mask_BQS[:, None]
 
 
-def prepare_mask(mask_B1SS: torch.Tensor, kind: AttentionKind, num_views: int = 0) -> torch.Tensor | BlockMask:
+def prepare_mask(
+    mask_B1SS: torch.Tensor, kind: AttentionKind, num_views: int = 0, block_size: int | None = None
+) -> torch.Tensor | BlockMask:
     """Turn a mask into what a kind of attention takes, once per forward; `attend` then follows the mask.
 
     Args:
         mask_B1SS: True where a query may attend to a key; as `PackedInput` has it.
         kind: Which attention.
         num_views: As in `PackedInput`.
+        block_size: As in `PackedInput`; with it, what is left out is found once for each shape, not for each mask.
     """
     if kind == "sdpa":
         return mask_B1SS
@@ -94,7 +104,24 @@ def prepare_mask(mask_B1SS: torch.Tensor, kind: AttentionKind, num_views: int = 
 
     packed = (num_views + 1) * length if num_views else size
     rule = is_allowed_of_copies if num_views else is_allowed
-    return create_block_mask(rule, num_samples, None, packed, packed, device=str(mask_B1SS.device))
+    if block_size is None or not num_views:
+        return create_block_mask(rule, num_samples, None, packed, packed, device=str(mask_B1SS.device))
+    num_blocks, indices = _kept_blocks(length, block_size, num_views, mask_B1SS.device)
+    return BlockMask.from_kv_blocks(num_blocks, indices, mask_mod=rule, seq_lengths=(packed, packed))
+
+
+@lru_cache(maxsize=8)
+def _kept_blocks(
+    length: int, block_size: int, num_views: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give, for each block of queries, how many blocks of keys it needs, and which, those first."""
+    mask_SS = block_diffusion_mask(length, block_size, num_views, device)
+    num = -(-len(mask_SS) // SCORES_BLOCK)
+    missing = num * SCORES_BLOCK - len(mask_SS)
+    blocks = F.pad(mask_SS, (0, missing, 0, missing)).view(num, SCORES_BLOCK, num, SCORES_BLOCK)
+    is_kept = blocks.any(dim=3).any(dim=1)
+    order = is_kept.int().argsort(dim=1, descending=True, stable=True)
+    return is_kept.sum(dim=1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def attend(
@@ -176,3 +203,36 @@ def _attend_by_copy(
 def _compiled_flex() -> Any:
     """Without compilation FlexAttention holds all scores in memory."""
     return torch.compile(flex_attention)
+
+
+def flex_problem(device: torch.device) -> str | None:
+    """Say why FlexAttention cannot train on a device, after trying it on a small input; None where it can.
+
+    The kernels are compiled, forward and backward, and must agree with `scaled_dot_product_attention`: an absent
+    compiler, or one that is wrong, shows before the first step.
+
+    Args:
+        device: Of the training.
+    """
+    if device.type != "cuda":
+        return f"found the device {device.type!r}, where FlexAttention has no backward pass"
+    return try_flex(device)
+
+
+def try_flex(device: torch.device) -> str | None:
+    """Do what `flex_problem` says, on any device."""
+    generator = torch.Generator().manual_seed(0)
+    mask_B1SS = block_diffusion_mask(SCORES_BLOCK, 32, device=device)[None, None]
+    results = []
+    try:
+        for kind in get_args(AttentionKind):
+            generator.manual_seed(0)
+            inputs = [torch.randn(1, heads, len(mask_B1SS[0, 0]), 64, generator=generator) for heads in (4, 2, 2)]
+            query, key, value = (x.to(device).requires_grad_() for x in inputs)
+            out_BHSA = attend(query, key, value, prepare_mask(mask_B1SS, kind, 1, 32), num_views=1)
+            out_BHSA.square().sum().backward()  # type: ignore[no-untyped-call]
+            results.append((out_BHSA.detach(), query.grad, key.grad, value.grad))
+    except Exception as error:  # whatever a compiler on this machine may say
+        return f"it does not run here: {str(error).strip().splitlines()[0] if str(error).strip() else repr(error)}"
+    worst = max(float((one - other).norm() / one.norm()) for one, other in zip(*results, strict=True))
+    return None if worst < MOST_DIFFERENCE else f"it differs from sdpa by {worst:.2g} on a small input"

@@ -298,7 +298,7 @@ class LLaDA2Backbone(Backbone):
 
     def forward(self, packed: PackedInput) -> torch.Tensor:
         """Give the last hidden states [B, S, D], after the final norm."""
-        mask = prepare_mask(packed.mask_B1SS, self._attention, packed.num_views)
+        mask = prepare_mask(packed.mask_B1SS, self._attention, packed.num_views, packed.block_size)
         hidden_BSD: torch.Tensor = self.model.model(packed.ids_BS, packed.positions_BS, mask, packed.num_views)  # type: ignore[operator]
         return hidden_BSD
 

@@ -17,12 +17,15 @@ class PackedInput:
         mask_B1SS: True where a query may attend to a key. With views it is the mask of [x_t, x_0] for one of them, of
             size 2 L: all views of a sample have the same.
         num_views: Masked copies in front of the clean one; 0 where the mask is that of the whole sequence.
+        block_size: Tokens per block, where the mask lies within that of `block_diffusion_mask` and leaves out little
+            more; None elsewhere, as where samples share a row.
     """
 
     ids_BS: torch.Tensor
     positions_BS: torch.Tensor
     mask_B1SS: torch.Tensor
     num_views: int = 0
+    block_size: int | None = None
 
 
 def pack_block(
@@ -57,6 +60,7 @@ def pack_block(
         positions_BS=positions_BL.repeat(1, num_views + 1),
         mask_B1SS=with_padding(mask_SS, is_real_BL.repeat(1, 2), sample_BL),
         num_views=num_views,
+        block_size=block_size if sample_BL is None else None,
     )
 
 

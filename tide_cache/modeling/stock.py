@@ -55,11 +55,16 @@ class StockBackbone(Backbone):
         weight: torch.Tensor = self.model.get_output_embeddings().weight  # type: ignore[operator]
         return weight
 
+    def use_attention(self, kind: AttentionKind) -> None:
+        """Change the kernel; what it computes stays the same."""
+        self._attention = kind
+        self.model.set_attn_implementation(_KERNELS[kind])  # type: ignore[operator]
+
     def forward(self, packed: PackedInput) -> torch.Tensor:
         """Give the last hidden states [B, S, D], after the final norm."""
         output = self.model.model(  # type: ignore[operator]
             input_ids=packed.ids_BS,
-            attention_mask=prepare_mask(packed.mask_B1SS, self._attention, packed.num_views),
+            attention_mask=prepare_mask(packed.mask_B1SS, self._attention, packed.num_views, packed.block_size),
             position_ids=packed.positions_BS,
             use_cache=False,
             num_copied_views=packed.num_views,

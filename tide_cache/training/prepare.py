@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from transformers import PretrainedConfig, Qwen3Config
 
 from tide_cache import __version__
@@ -18,7 +19,8 @@ from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import PlainSource, TeacherSource
-from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, student_faults
+from tide_cache.modeling.attention import flex_problem
+from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device, student_faults
 from tide_cache.objectives import OBJECTIVES, Objective, union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.shards import SignalKind
@@ -90,6 +92,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
         *_batch_faults(run, world),
         *_views_faults(run, caches),
         *_out_faults(run.train.out, resume),
+        *_attention_faults(run),
         *reporter_faults(run.train.report_to),
     ]
     if run.student.lora is not None:
@@ -173,6 +176,13 @@ def _batch_faults(run: TrainRun, world: World) -> list[str]:
     ]
 
 
+def _attention_faults(run: TrainRun) -> list[str]:
+    device = torch.device(resolve_device(run.train.device))
+    if run.student.attention != "flex" or device.type == "cuda":
+        return []
+    return [f"student.attention = 'flex': {flex_problem(device)}; use sdpa, or auto, which takes flex where it runs"]
+
+
 def _out_faults(out: Path, resume: bool) -> list[str]:
     if out.exists() and not out.is_dir():
         return [f"train.out: {out} is a file; give a new folder"]
@@ -240,7 +250,7 @@ _CONTINUED = ("global_batch", "views_per_step", "precision", "ema_decay", "seed"
 
 
 def _continuity(run: TrainRun, data: _OpenedData, caches: Sequence[OpenedCache], steps: int) -> dict[str, Any]:
-    student = run.student.model_dump(mode="json", exclude={"tokenizer", "block_size", "max_length"})
+    student = run.student.model_dump(mode="json", exclude={"tokenizer", "block_size", "max_length", "attention"})
     values = {
         "data": data.key,
         "student.block_size": data.collate_plan.block_size,
