@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
+from transformers import Cache
 
 from tide_cache.errors import ModelError
 from tide_cache.modeling.attention import AttentionKind
@@ -42,8 +43,14 @@ class Backbone(nn.Module):
         """Where inputs are put and hidden states are found."""
         return self.head_VD.device
 
-    def forward(self, packed: PackedInput) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm."""
+    def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
+        """Give the last hidden states [B, S, D], after the final norm.
+
+        Args:
+            packed: What is shown.
+            cache: Keys and values of tokens before it; grows by those of `packed`, whose mask [B, 1, Q, S] has a key
+                for every token in the cache, in front of its own.
+        """
         raise NotImplementedError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, Cache, PretrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from tide_cache.errors import ModelError
@@ -35,13 +35,14 @@ class StockBackbone(Backbone):
         weight: torch.Tensor = self.model.get_output_embeddings().weight  # type: ignore[operator]
         return weight
 
-    def forward(self, packed: PackedInput) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm."""
+    def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
+        """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
         output = self.model.model(  # type: ignore[operator]
             input_ids=packed.ids_BS,
             attention_mask=prepare_mask(packed.mask_B1SS, self._attention),
             position_ids=packed.positions_BS,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
         hidden_BSD: torch.Tensor = output.last_hidden_state
         return hidden_BSD.to(self.device)  # spread over several GPUs, the last layer need not lie beside the head
