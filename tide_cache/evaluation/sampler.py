@@ -89,8 +89,8 @@ def generate(
     Raises:
         RunFileError: An impossible option, or a sequence above the model's limit; lists every fault.
 
-    Source: semi-autoregressive decoding with low-confidence remasking and guidance as in LLaDA, arXiv:2502.09992,
-    sections 2.4 and A.2; keys and values kept by block as in block diffusion, arXiv:2503.09573.
+    Source: semi-autoregressive decoding with low-confidence remasking as in LLaDA, arXiv:2502.09992, section 2.4, and
+    guidance as in its published sampler; keys and values kept by block as in block diffusion, arXiv:2503.09573.
     """
     _require_usable(backbone, prompts, block_size, max_new_tokens, steps_per_block, temperature, batch_size, cfg_scale)
     if generator is None:
