@@ -5,7 +5,7 @@ their turn in every round. Memory: each model in a process of its own, what it g
 made; on a GPU the allocator's peak.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -28,6 +28,11 @@ from tide_cache.modeling.backbone import DTYPES, Backbone
 
 BLOCK_SIZE = 32
 
+_TINY = {
+    "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 1024,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class InferencePlan:
@@ -44,8 +49,8 @@ class InferencePlan:
     models: dict[str, Config] = field(
         default_factory=lambda: {"student": SMALL_STUDENT, "wedlm": SMALL_WEDLM, "llada2": SMALL_LLADA2}
     )
-    prompt_length: int = 192
-    new_tokens: int = 64
+    prompt_length: int = 128
+    new_tokens: int = 32
     precision: str = "float32"
     device: str = "cpu"
 
@@ -101,6 +106,11 @@ def measure(plan: InferencePlan, repeats: int) -> dict[str, float]:
 def peak(plan: InferencePlan, name: str) -> int:
     """Bytes at the peak of sampling, weights included."""
     torch.set_num_threads(1)
+    if plan.device != "cpu":
+        plan.sample(plan.backbone(name))
+        return torch.cuda.max_memory_allocated()
+    tiny = replace(plan, models={name: plan.models[name] | _TINY}, new_tokens=1)
+    tiny.sample(tiny.backbone(name))  # libraries load parts of theirs when first used
     before = peak_rss()
     plan.sample(plan.backbone(name))
-    return peak_rss() - before if plan.device == "cpu" else torch.cuda.max_memory_allocated()
+    return peak_rss() - before
