@@ -12,6 +12,7 @@ from tide_cache.errors import Interrupted, TideCacheError
 
 from .build_teacher_shards import build_teacher_shards
 from .console import say
+from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
@@ -97,6 +98,7 @@ app.command(
         "tide-cache build-teacher-shards build.toml --shard-range auto",
     ),
 )(build_teacher_shards)
+app.command("convert", epilog=_example("tide-cache convert Qwen/Qwen3-0.6B --out students/qwen3-0.6b"))(convert)
 app.command(
     "train",
     epilog=_example(

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
+from transformers import Cache
 
 from tide_cache.errors import ModelError
 from tide_cache.modeling.attention import AttentionKind
@@ -47,8 +48,14 @@ class Backbone(nn.Module):
         trunk: nn.Module = self.model.model  # type: ignore[assignment]
         trunk.compile(dynamic=True)
 
-    def forward(self, packed: PackedInput) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm."""
+    def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
+        """Give the last hidden states [B, S, D], after the final norm.
+
+        Args:
+            packed: What is shown.
+            cache: Keys and values of tokens before it; grows by those of `packed`, whose mask [B, 1, Q, S] has a key
+                for every token in the cache, in front of its own.
+        """
         raise NotImplementedError
 
 

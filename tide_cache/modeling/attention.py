@@ -89,8 +89,8 @@ def prepare_mask(
     """
     if kind == "sdpa":
         return mask_B1SS
-    num_samples, _, size, _ = mask_B1SS.shape
-    length = size // 2
+    num_samples, _, num_queries, num_keys = mask_B1SS.shape
+    length = num_queries // 2
 
     def is_allowed(b: torch.Tensor, _: torch.Tensor, q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return mask_B1SS[b, 0, q, s]
@@ -102,12 +102,14 @@ def prepare_mask(
         there = mask_B1SS[b, 0, q % length + is_clean_q * length, s % length + is_clean_s * length]
         return there & ((of_q == of_s) | is_clean_s)
 
-    packed = (num_views + 1) * length if num_views else size
-    rule = is_allowed_of_copies if num_views else is_allowed
-    if block_size is None or not num_views:
-        return create_block_mask(rule, num_samples, None, packed, packed, device=str(mask_B1SS.device))
-    num_blocks, indices = _kept_blocks(length, block_size, num_views, mask_B1SS.device)
-    return BlockMask.from_kv_blocks(num_blocks, indices, mask_mod=rule, seq_lengths=(packed, packed))
+    rule = is_allowed
+    if num_views:
+        num_queries = num_keys = (num_views + 1) * length
+        rule = is_allowed_of_copies
+        if block_size is not None:
+            num_blocks, indices = _kept_blocks(length, block_size, num_views, mask_B1SS.device)
+            return BlockMask.from_kv_blocks(num_blocks, indices, mask_mod=rule, seq_lengths=(num_queries, num_keys))
+    return create_block_mask(rule, num_samples, None, num_queries, num_keys, device=str(mask_B1SS.device))
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    Cache,
+    PretrainedConfig,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from tide_cache.errors import ModelError
@@ -60,13 +67,14 @@ class StockBackbone(Backbone):
         self._attention = kind
         self.model.set_attn_implementation(_KERNELS[kind])  # type: ignore[operator]
 
-    def forward(self, packed: PackedInput) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm."""
+    def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
+        """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
         output = self.model.model(  # type: ignore[operator]
             input_ids=packed.ids_BS,
             attention_mask=prepare_mask(packed.mask_B1SS, self._attention, packed.num_views, packed.block_size),
             position_ids=packed.positions_BS,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
             num_copied_views=packed.num_views,
         )
         hidden_BSD: torch.Tensor = output.last_hidden_state
