@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
+from typing import get_args
 
 import numpy as np
 
@@ -62,6 +63,11 @@ class CacheSource:
         shard, group_of_shard = self._places[group]
         pairs = self._reader("pairs", shard).read_pairs(group_of_shard)
         return self._reader(self._pass, shard).read_signals(view, group_of_shard, pairs, signals=self._signals)
+
+
+def kinds_to_read(needed: Collection[str]) -> list[SignalKind]:
+    """Give those of the names that objectives need which are signals of a cache, in its order."""
+    return [kind for kind in get_args(SignalKind) if kind in needed]
 
 
 def cache_collate_plan(manifest: Manifest, mask_id: int, pad_id: int, block_size: int) -> CollatePlan:
