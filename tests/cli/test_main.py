@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tide_cache_cli.main import app
 
-COMMANDS = ["demo", "build-teacher-shards", "train", "inspect", "verify", "eval", "generate", "schema"]
+COMMANDS = ["demo", "build-teacher-shards", "train", "inspect", "verify", "eval", "generate", "doctor", "schema"]
 
 
 def call(*arguments):
