@@ -112,8 +112,8 @@ def _tokenkit() -> Finding:
 
         TokenkitAligner()
     except RunFileError as error:
-        reason, *way_out = str(error).removeprefix("pairing.aligner: ").splitlines()
-        return Finding(section, name, reason, "broken", False, " ".join(way_out))
+        reason, _, way_out = str(error).removeprefix("pairing.aligner: ").partition("\n")
+        return Finding(section, name, reason, "broken", False, way_out.replace("\n", " "))
     except ImportError as error:
         return Finding(section, name, f"cannot be tried: {error}", "note")
     return Finding(section, name, "bminixhofer/tokenkit")
