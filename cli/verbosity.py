@@ -39,6 +39,7 @@ def choose_verbosity(quiet: bool, verbose: bool) -> None:
         return
     for name in _LIBRARIES:
         os.environ.setdefault(name, "error" if said == Verbosity.quiet else "info")
+    logging.captureWarnings(True)  # they are what libraries say, too
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
     logging.basicConfig(level=logging.ERROR if said == Verbosity.quiet else logging.INFO, handlers=[handler])

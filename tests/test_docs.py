@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tide_cache
 from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
@@ -44,8 +45,11 @@ def test_the_python_api_page_runs(tiny_cache, tiny_teacher, tmp_path, monkeypatc
     (tmp_path / "checkpoint").symlink_to(tiny_teacher)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python-api.md").read_text(), re.DOTALL)
+    page = (ROOT / "docs" / "python-api.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) == 5
+    named = set(re.findall(r"`(\w+)`", page))
+    assert {n for n in tide_cache.__all__ if not n.endswith("Error")} - {"Interrupted", "__version__"} <= named
     names = {"torch": torch}
     for block in blocks:
         exec(block, names)

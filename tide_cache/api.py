@@ -15,7 +15,7 @@ from tide_cache.config.presets import find_preset
 from tide_cache.config.semantics import Semantics, resolve
 from tide_cache.config.train import MixConfig, StudentConfig
 from tide_cache.errors import RunFileError
-from tide_cache.loading.cache import CacheSource, cache_collate_plan, kinds_to_read
+from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
 from tide_cache.loading.micro_batches import Batching, BatchPlan
 from tide_cache.loading.torch_dataset import MicroBatches
 from tide_cache.locations import CachePath, cache_path
@@ -30,8 +30,6 @@ from tide_cache.training.step import WeightedObjective
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_HELD_GROUPS = 32
 
 
 def open_cache(location: str | Path, *, signal_pass: PassName | None = None) -> "Cache":
@@ -137,7 +135,7 @@ class Cache:
 
     @cached_property
     def _source(self) -> CacheSource:
-        held = max(_HELD_GROUPS, self.num_views)  # so that going through it decodes each row group once
+        held = max(HELD_GROUPS, self.num_views)  # so that going through it decodes each row group once
         return CacheSource(self.root, self.manifest, held_groups=held, signal_pass=self.signal_pass)
 
     def torch_dataset(
@@ -195,7 +193,7 @@ class Cache:
             CacheSource,
             self.root,
             self.manifest,
-            held_groups=_HELD_GROUPS * views_per_step,
+            held_groups=HELD_GROUPS * views_per_step,
             signal_pass=self.signal_pass,
             signals=kinds_to_read(union_of_needs(needs).signals),
         )

@@ -79,8 +79,6 @@ def main(arguments: list[str] | None = None) -> None:
             logging_steps=1,
             save_strategy="no",
             report_to="none",
-            remove_unused_columns=False,
-            accelerator_config={"dispatch_batches": False},
         ),
         train_dataset=dataset,
         objectives=objectives,

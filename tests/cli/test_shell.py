@@ -99,6 +99,7 @@ def test_verbose_shows_what_libraries_log_with_time_and_rank(tmp_path):
 
     def run(quiet, verbose):
         environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"}
+        environment.pop("TIDE_CACHE_LOG", None)
         text = code.format(quiet=quiet, verbose=verbose)
         return subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True).stderr
 

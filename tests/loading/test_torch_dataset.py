@@ -1,5 +1,6 @@
 """The stream of micro-batches: that of `tide-cache train`, whoever shares it."""
 
+import pickle
 from dataclasses import fields
 
 import pytest
@@ -58,6 +59,11 @@ def test_the_stream_is_that_of_training(make, of_training, batching):
     assert dataset.micro_batches_per_step == 4
     assert_same(list(dataset), of_training(batching=batching))
     assert_same(list(dataset), list(dataset))
+
+
+def test_a_worker_that_is_not_forked_gets_the_same(make, of_training):
+    """Workers that are spawned get the dataset pickled."""
+    assert_same(list(pickle.loads(pickle.dumps(make()))), of_training())
 
 
 def test_ranks_share_it_without_repeats(make, of_training):

@@ -13,6 +13,9 @@ from tide_cache.manifest import Manifest
 from tide_cache.records import ViewRecord
 from tide_cache.shards import PassName, ShardLayout, SignalKind
 
+HELD_GROUPS = 32
+"""Row groups kept decoded for each view of a step: twice the order's window."""
+
 
 class CacheSource:
     """A `TeacherSource` over a complete cache."""
@@ -22,7 +25,7 @@ class CacheSource:
         root: CachePath,
         manifest: Manifest,
         num_views: int | None = None,
-        held_groups: int = 32,
+        held_groups: int = HELD_GROUPS,
         signal_pass: PassName | None = None,
         signals: Collection[SignalKind] | None = None,
     ):

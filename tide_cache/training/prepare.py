@@ -13,7 +13,7 @@ from tide_cache.config.common import TokenizerConfig
 from tide_cache.config.train import StudentConfig, TrainRun
 from tide_cache.corpus import open_corpus
 from tide_cache.errors import PairingError, RunFileError, fault_list
-from tide_cache.loading.cache import CacheSource, cache_collate_plan, kinds_to_read
+from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
 from tide_cache.loading.order import SampleOrder
@@ -211,7 +211,7 @@ def _open_cache(run: TrainRun, cache: OpenedCache, tokenizer: TextTokenizer) -> 
     entry, manifest = cache.entry, cache.manifest
     needs = union_of_needs(WeightedObjective.of(entry).objective.needs for entry in run.objective)
     wanted = kinds_to_read(needs.signals)
-    held = 32 * run.train.views_per_step  # each view of a group is held apart
+    held = HELD_GROUPS * run.train.views_per_step  # each view of a group is held apart
     source = CacheSource(entry.cache, manifest, entry.num_views, held, signal_pass=entry.signal_pass, signals=wanted)
     plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, manifest.identity.student.block_size)
     order = SampleOrder(source.group_sizes, cache.cache_id, run.data.seed)
