@@ -1,6 +1,7 @@
 """Comfort of the shell: completion, suggestions, how much is said, and colours."""
 
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -107,20 +108,31 @@ def test_verbose_shows_what_libraries_log_with_time_and_rank(tmp_path):
     assert run(False, False) == run(True, False) == ""
 
 
-def test_colours_are_for_terminals(workshop):
-    """Forced they come without a terminal; otherwise a pipe gets none."""
+RED = f"{ESCAPE}31m"
+"""The frame of an error."""
 
-    def run(**variables):
-        environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-        done = subprocess.run(
-            [COMMAND, "verify", "nowhere", "--nope"], cwd=workshop.root, env=environment | variables,
-            capture_output=True, text=True,
-        )  # fmt: skip
-        return done.stderr
 
-    assert ESCAPE not in run()
-    assert f"{ESCAPE}31m" in run(FORCE_COLOR="1")  # the red frame of an error
-    assert f"{ESCAPE}31m" not in run(FORCE_COLOR="1", NO_COLOR="1")
+@pytest.mark.parametrize(
+    ("on_terminal", "variables", "is_red"),
+    [
+        (True, {}, True),
+        (True, {"NO_COLOR": "1"}, False),
+        (False, {}, False),
+        (False, {"FORCE_COLOR": "1"}, True),
+    ],
+)
+def test_colours_are_for_terminals(tmp_path, on_terminal, variables, is_red):
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment |= {"TERM": "xterm-256color"} | variables
+    reader, writer = pty.openpty() if on_terminal else os.pipe()
+    done = subprocess.run([COMMAND, "verify", "--nope"], cwd=tmp_path, env=environment, stderr=writer)
+    text = os.read(reader, 1 << 16).decode()
+    os.close(writer)
+    os.close(reader)
+    assert done.returncode == 2
+    assert "nope" in text
+    assert (RED in text) == is_red
+    assert (ESCAPE in text) == (is_red or on_terminal)  # NO_COLOR leaves bold and dim
 
 
 def test_help_names_the_exit_codes(call):
