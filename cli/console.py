@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,9 +25,27 @@ def messages() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def is_quiet() -> bool:
+    """Whether only results and errors are wanted; see `verbosity`."""
+    return os.environ.get("TIDE_CACHE_LOG") == "quiet"
+
+
 def say(text: str) -> None:
-    """Tell the user something that is not a result."""
+    """Tell the user something that is neither a result nor an error; nothing with `--quiet`."""
+    if not is_quiet():
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """Tell the user what went wrong, and the way out."""
     messages().print(text, markup=False, soft_wrap=True)
+
+
+def stamp() -> str:
+    """Give the beginning of a line of a log: the time and, where there are several processes, which one this is."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    return f"{now} rank {rank}/{world} " if rank is not None and world != "1" else f"{now} "
 
 
 def print_json(document: Any) -> None:

@@ -47,6 +47,20 @@ DryRun = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 
+def complete_preset(incomplete: str) -> list[str]:
+    """Give the presets that begin so, for the shell."""
+    from tide_cache.config.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
+def complete_objective(incomplete: str) -> list[str]:
+    """Give the kinds of objectives that begin so, for the shell."""
+    from tide_cache.config.objectives import OBJECTIVE_KINDS
+
+    return [kind for kind in OBJECTIVE_KINDS if kind.startswith(incomplete)]
+
+
 def given(flags: dict[str, Any]) -> dict[str, Any]:
     """Keep the options that were given, as entries of a run file: dotted keys and plain values."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in flags.items() if value is not None}

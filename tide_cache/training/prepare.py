@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, Qwen3Config
@@ -14,16 +14,15 @@ from tide_cache.config.common import TokenizerConfig
 from tide_cache.config.train import StudentConfig, TrainRun
 from tide_cache.corpus import open_corpus
 from tide_cache.errors import PairingError, RunFileError, fault_list
-from tide_cache.loading.cache import CacheSource, cache_collate_plan
+from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import PlainSource, TeacherSource
 from tide_cache.modeling.attention import flex_problem
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device, student_faults
-from tide_cache.objectives import OBJECTIVES, Objective, union_of_needs
+from tide_cache.objectives import union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
-from tide_cache.shards import SignalKind
 from tide_cache.training.caches import OpenedCache, cache_faults, open_caches, require_fitting_caches
 from tide_cache.training.checkpoints import CHECKPOINTS, Checkpoint, as_json, committed_checkpoints, find_checkpoint
 from tide_cache.training.distributed import World
@@ -85,7 +84,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     tokenizer = TextTokenizer.load(**dict(student_tokenizer_config(run.student)))
     checkpoint = read_checkpoint(run.student.model, run.student.revision) if run.student.model else None
     config = checkpoint.config if checkpoint else _new_config(run.student, tokenizer)
-    objectives = tuple(WeightedObjective(_objective(entry), entry.weight) for entry in run.objective)
+    objectives = tuple(WeightedObjective.of(entry) for entry in run.objective)
     needs = [entry.objective.needs for entry in objectives]
     caches = open_caches(run.data)
     faults = [
@@ -125,10 +124,6 @@ def student_tokenizer_config(student: StudentConfig) -> TokenizerConfig:
         return student.tokenizer
     assert student.model is not None, "the run-file model requires one of the two"
     return TokenizerConfig(path=student.model, revision=student.revision)
-
-
-def _objective(entry: Any) -> Objective:
-    return OBJECTIVES[entry.kind](**entry.model_dump(exclude={"kind", "weight"}))
 
 
 def _new_config(student: StudentConfig, tokenizer: TextTokenizer) -> PretrainedConfig:
@@ -224,9 +219,9 @@ def _open_data(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextToke
 
 def _open_cache(run: TrainRun, cache: OpenedCache, tokenizer: TextTokenizer) -> _OpenedData:
     entry, manifest = cache.entry, cache.manifest
-    needs = union_of_needs(_objective(entry).needs for entry in run.objective)
-    wanted = [kind for kind in get_args(SignalKind) if kind in needs.signals]
-    held = 32 * run.train.views_per_step  # each view of a group is held apart
+    needs = union_of_needs(WeightedObjective.of(entry).objective.needs for entry in run.objective)
+    wanted = kinds_to_read(needs.signals)
+    held = HELD_GROUPS * run.train.views_per_step  # each view of a group is held apart
     source = CacheSource(entry.cache, manifest, entry.num_views, held, signal_pass=entry.signal_pass, signals=wanted)
     plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, manifest.identity.student.block_size)
     order = SampleOrder(source.group_sizes, cache.cache_id, run.data.seed)
