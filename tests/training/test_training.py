@@ -301,9 +301,7 @@ class TestRefusals:
 def test_flex_is_refused_on_a_cpu_before_anything_is_loaded(make_run):
     run = make_run()
     run = run.model_copy(update={"student": run.student.model_copy(update={"attention": "flex"})})
-    with pytest.raises(
-        RunFileError, match=r"student.attention = 'flex': found the device .*; use sdpa, or auto"
-    ):
+    with pytest.raises(RunFileError, match=r"student.attention = 'flex': found the device .*; use sdpa, or auto"):
         prepare(run, ALONE, resume=False)
 
 
