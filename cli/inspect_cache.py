@@ -10,7 +10,8 @@ from .console import chatter_to_stderr, number, percent, print_fields, print_jso
 from .options import Json
 
 if TYPE_CHECKING:
-    from tide_cache.reporting.inspection import Inspection, ViewDescription
+    from tide_cache.reporting.inspection import Inspection
+    from tide_cache.reporting.viewing import ViewDescription
 
 
 def inspect_cache(
@@ -28,7 +29,8 @@ def inspect_cache(
     """Show what a cache holds: identity, coverage, what the teacher knew, and where the bytes go."""
     with chatter_to_stderr():
         from tide_cache.locations import cache_path
-        from tide_cache.reporting.inspection import Inspection, describe_view, inspect
+        from tide_cache.reporting.inspection import Inspection, inspect
+        from tide_cache.reporting.viewing import describe_view
 
         root = cache_path(cache)
         found = inspect(root) if view is None else describe_view(root, view, tokenizer)
