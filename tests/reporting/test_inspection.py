@@ -7,7 +7,7 @@ import pytest
 
 from tide_cache.errors import CacheIncompleteError
 from tide_cache.manifest import Manifest
-from tide_cache.reporting import inspection
+from tide_cache.reporting import sampling
 from tide_cache.reporting.inspection import inspect
 
 
@@ -39,7 +39,7 @@ def test_it_is_ready_for_json(built):
 
 
 def test_large_caches_are_read_in_part(built, monkeypatch):
-    monkeypatch.setattr(inspection, "GROUPS_READ", 3)
+    monkeypatch.setattr(sampling, "GROUPS_READ", 3)
     found = inspect(built.cache)
     assert found.sampled.num_views < found.num_views
     assert found.sampled.num_views == 8 + 8 + 4, "first, middle and last row group"
