@@ -70,7 +70,8 @@ def cache_page(report: CacheReport) -> str:
         by_time={
             name: [_time_row(entry) for entry in signals.by_time] for name, signals in cache.by_pass.items()
         }.items(),
-        chunk_charts=_chunk_charts(cache),
+        length_chart=_length_chart(cache),
+        cover_chart=_cover_chart(cache),
         chunk_rows=_chunk_rows(cache),
         pairing_rows=_pairing_rows(cache),
         byte_chart=_byte_chart(cache),
@@ -172,13 +173,20 @@ def _length_names(cache: Inspection) -> list[str]:
     return [*map(str, range(1, most)), f"{most}+"]
 
 
-def _chunk_charts(cache: Inspection) -> list[Captioned]:
+def _length_chart(cache: Inspection) -> Captioned:
     shapes = cache.chunk_shapes
     sides = {"student tokens": shapes.student_lengths, "teacher tokens": shapes.teacher_lengths}
     groups = [(name, [count / max(sum(counts), 1) for count in counts]) for name, counts in sides.items()]
-    lengths = bar_chart(
-        "chunk-lengths", "Length of chunks", _length_names(cache), groups, "tokens of a chunk", "share of chunks"
+    names = _length_names(cache)
+    chart = bar_chart("chunk-lengths", "Length of chunks", names, groups, "tokens of a chunk", "share of chunks")
+    return chart, (
+        "With one tokenizer on both sides nearly all chunks are of one token. Longer ones cost candidates: the "
+        "teacher's probability of a chunk is the product over its tokens."
     )
+
+
+def _cover_chart(cache: Inspection) -> Captioned:
+    shapes = cache.chunk_shapes
     parts = {
         "one token to one": shapes.one_to_one_tokens,
         "longer chunks": shapes.longer_tokens,
@@ -186,18 +194,8 @@ def _chunk_charts(cache: Inspection) -> list[Captioned]:
     }
     total = max(sum(parts.values()), 1)
     rows = [(name, count / total, percent(count / total)) for name, count in parts.items()]
-    covered = row_chart("chunk-cover", "Where supervised tokens are", rows, "share of supervised student tokens")
-    return [
-        (
-            lengths,
-            "With one tokenizer on both sides nearly all chunks are of one token. Longer ones cost candidates: the "
-            "teacher's probability of a chunk is the product over its tokens.",
-        ),
-        (
-            covered,
-            "Objectives over single tokens speak at the first kind alone, objectives over chunks at the second too.",
-        ),
-    ]
+    chart = row_chart("chunk-cover", "Where supervised tokens are", rows, "share of supervised student tokens")
+    return chart, "Objectives over single tokens speak at the first kind alone, those over chunks at the second too."
 
 
 def _chunk_rows(cache: Inspection) -> list[list[str]]:

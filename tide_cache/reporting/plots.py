@@ -65,7 +65,7 @@ def line_chart(
         x_label: With unit.
         y_label: With unit.
         x_range: Ends of the axis; by default what the lines need.
-        y_range: The same for y; an upper end of None is what the lines need.
+        y_range: The same for y; an upper end of None leaves room above the highest point.
     """
     figure, axes = _axes(HEIGHT_INCHES)
     for line in series:
@@ -80,10 +80,12 @@ def line_chart(
     if x_range is not None:
         axes.set_xlim(*x_range)
     if y_range is not None:
-        axes.set_ylim(*y_range)
+        highest = max((value for line in series for value in line.y if value is not None), default=1.0)
+        axes.set_ylim(y_range[0], 1.08 * highest if y_range[1] is None else y_range[1])
     axes.grid(color=FAINT, linewidth=0.7)
     legend = tuple(line for line in series if not line.is_thin)
-    return Chart(title, _svg(figure, name, title), legend if len(legend) > 1 else ())
+    is_told = len(legend) == 1 and legend[0].label == title
+    return Chart(title, _svg(figure, name, title), () if is_told else legend)
 
 
 def bar_chart(
@@ -132,6 +134,7 @@ def row_chart(name: str, title: str, rows: Sequence[tuple[str, float, str]], x_l
     for place, (_, length, text) in zip(places, rows, strict=True):
         axes.text(length + longest * 0.015, place, text, va="center", color=INK)
     axes.set_yticks(places, [label for label, _, _ in rows])
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= longest * 1.001])
     axes.set_xlim(0, longest * 1.22)
     axes.set_ylim(0.4, len(rows) + 0.6)
     axes.set_xlabel(x_label)

@@ -103,13 +103,13 @@ def _evaluation(index: int, entry: Evaluation) -> dict[str, Any]:
     nll = line_chart(
         f"eval-{index}-nll",
         "Held-out NLL",
-        [Series("NLL", x, [at.nll for at in times], 0)],
+        [Series("Held-out NLL", x, [at.nll for at in times], 0)],
         T_AXIS,
         NLL_AXIS,
         SHARE,
         (0, None),
     )
-    right = Series("accuracy", x, [at.accuracy for at in times], 2)
+    right = Series("Held-out accuracy", x, [at.accuracy for at in times], 2)
     accuracy = line_chart(f"eval-{index}-accuracy", "Held-out accuracy", [right], T_AXIS, "share", SHARE, SHARE)
     charts = [
         (

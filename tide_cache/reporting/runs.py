@@ -81,11 +81,6 @@ class RunFigures:
     evaluations: tuple[Evaluation, ...]
 
 
-def is_run(folder: Path) -> bool:
-    """Tell whether a folder has what a training run writes."""
-    return any((folder / name).is_file() for name in ("metrics.jsonl", "run.json"))
-
-
 def run_names(folders: Sequence[Path]) -> list[str]:
     """Name runs by as few last parts of their paths as tell them apart, at least two."""
     parts = [folder.resolve().parts for folder in folders]
