@@ -5,6 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
+from tide_cache.building.driver import build_cache
+from tide_cache.config.build import BuildRun
 from tide_cache.errors import CacheIncompleteError
 from tide_cache.manifest import Manifest
 from tide_cache.reporting import sampling
@@ -48,3 +50,41 @@ def test_large_caches_are_read_in_part(built, monkeypatch):
 def test_a_folder_without_a_cache_is_refused(tmp_path):
     with pytest.raises(CacheIncompleteError, match="no cache here"):
         inspect(tmp_path)
+
+
+def test_chunk_lengths_and_coverage_are_those_of_the_manifest(built):
+    """All samples are read, and with one tokenizer on both sides every chunk is of one token."""
+    found = inspect(built.cache)
+    shapes = found.chunk_shapes
+    assert shapes.num_samples == found.num_samples
+    assert shapes.one_to_one_tokens == found.pairing["covered_tokens"] == shapes.student_lengths[0]
+    assert (
+        shapes.one_to_one_tokens + shapes.longer_tokens + shapes.uncovered_tokens == found.pairing["supervised_tokens"]
+    )
+    assert shapes.longer_tokens == sum(shapes.student_lengths[1:]) == 0
+
+
+def test_both_passes_are_described_and_chunks_of_several_tokens_counted(tmp_path, build_values):
+    values = build_values(
+        tmp_path / "cache", "cross", build__passes=("plain", "compdemo"), signals__kinds=("truth", "chunks")
+    )
+    build_cache(BuildRun.model_validate(values))
+    progress = []
+    found = inspect(tmp_path / "cache", lambda done, total: progress.append((done, total)))
+    assert list(found.by_pass) == ["plain", "compdemo"]
+    assert progress == [(done, 3 * 4) for done in range(1, 13)]
+    for signals in found.by_pass.values():
+        assert sum(entry.num_positions for entry in signals.by_time) == found.masked_teacher_positions
+        assert all(entry.confidence is None and entry.kept_mass is None for entry in signals.by_time)
+        assert all(0 < entry.candidate_mass < 1 for entry in signals.by_time if entry.num_positions)
+    shapes = found.chunk_shapes
+    assert sum(shapes.student_lengths[1:]) > 0
+    assert shapes.one_to_one_tokens + shapes.longer_tokens == found.pairing["covered_tokens"]
+
+
+def test_accuracy_where_ids_are_kept_is_all_accuracy_when_all_tokens_are_shared(built):
+    for entry in inspect(built.cache).sampled.by_time:
+        assert entry.kept_accuracy == pytest.approx(entry.top1_accuracy)
+        if entry.num_positions:
+            assert 0 < entry.truth_probability < 1
+            assert 0 < entry.confidence <= entry.kept_mass

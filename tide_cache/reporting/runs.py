@@ -65,7 +65,8 @@ class RunFigures:
         train_s: Seconds of training, over all resumed parts.
         curve: Its metrics.
         nll_stages: NLL by t at the start, in the middle and at the end.
-        evaluations: Documents `eval*.json` of the folder, by name.
+        evaluations: Documents `eval*.json` of the folder that hold an NLL, by name.
+        other_evaluations: Names of those that hold something else.
     """
 
     name: str
@@ -79,6 +80,7 @@ class RunFigures:
     curve: Curve
     nll_stages: tuple[NllStage, ...]
     evaluations: tuple[Evaluation, ...]
+    other_evaluations: tuple[str, ...]
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -117,6 +119,7 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         ) from None
     model = folder / "model"
     provenance = _document(model / "tide_cache.json") if (model / "config.json").is_file() else None
+    documents = {path: _document(path) for path in sorted(folder.glob("eval*.json"))}
     return RunFigures(
         name=name or run_names([folder])[0],
         settings=_shortened(settings),
@@ -128,7 +131,8 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         train_s=sum(one.elapsed_s for one, following in _pairs(lines) if not _continues(one, following)),
         curve=_curve(lines),
         nll_stages=tuple(_stage(name, lines, start) for name, start in STAGES.items()),
-        evaluations=tuple(_evaluation(path) for path in sorted(folder.glob("eval*.json"))),
+        evaluations=tuple(_evaluation(path, found) for path, found in documents.items() if "nll" in found),
+        other_evaluations=tuple(path.name for path, found in documents.items() if "nll" not in found),
     )
 
 
@@ -191,9 +195,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return mean(known) if known else None
 
 
-def _evaluation(path: Path) -> Evaluation:
+def _evaluation(path: Path, found: dict[str, Any]) -> Evaluation:
     try:
-        return TypeAdapter(Evaluation).validate_python({**_shortened(_document(path)), "file": path.name})
+        return TypeAdapter(Evaluation).validate_python({**_shortened(found), "file": path.name})
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
