@@ -7,9 +7,9 @@ from typing import Any
 from tide_cache.locations import CachePath
 from tide_cache.reporting.inspection import Inspection, inspect
 from tide_cache.reporting.page import render
-from tide_cache.reporting.plots import Chart, Series, bar_chart, line_chart, row_chart
+from tide_cache.reporting.plots import Captioned, Series, bar_chart, line_chart, row_chart
 from tide_cache.reporting.sampling import OnGroups, SampledSignals, TeacherAtTime
-from tide_cache.reporting.viewing import ViewDescription, describe_view, example_views
+from tide_cache.reporting.viewing import ViewDescription, describe_views, example_views
 from tide_cache.reporting.wording import leaves, number, percent, size
 
 SECTIONS = {
@@ -21,8 +21,6 @@ SECTIONS = {
 }
 MOST_COLUMNS = 12
 MOST_CHUNKS = 60
-
-Captioned = tuple[Chart, str]
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,16 @@ def gather_cache(
 
     Args:
         cache: Folder of the cache.
-        tokenizer: As for `describe_view`.
-        teacher_tokenizer: As for `describe_view`.
+        tokenizer: As for `describe_views`.
+        teacher_tokenizer: As for `describe_views`.
         views: Numbers of the views to show; by default three views of one sample.
         on_groups: As for `inspect`.
 
     Raises:
         TideCacheError: The cache is not complete or damaged, a view is not there, or a tokenizer is another one.
     """
-    shown = [describe_view(cache, view, tokenizer, teacher_tokenizer) for view in views or example_views(cache)]
-    return CacheReport(inspect(cache, on_groups), tuple(shown), tokenizer is not None)
+    shown = describe_views(cache, views or example_views(cache), tokenizer, teacher_tokenizer)
+    return CacheReport(inspect(cache, on_groups), shown, tokenizer is not None)
 
 
 def cache_page(report: CacheReport) -> str:

@@ -28,7 +28,7 @@ WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.75
 
 @dataclass(frozen=True)
 class Series:
-    """A line; gaps are None. Colours and dashes are numbers, taken modulo what there is; thin lines get no legend."""
+    """A line, or bars of a legend; gaps are None. Colours and dashes may be any number; thin lines get no legend."""
 
     label: str
     x: Sequence[float]
@@ -36,6 +36,12 @@ class Series:
     colour: int
     dash: int = 0
     is_thin: bool = False
+
+    @property
+    def swatch(self) -> str:
+        """Classes of the page's style that look like the line."""
+        shape = f"dash{self.dash % NUM_DASHES}" if self.x else "bar"
+        return f"c{self.colour % NUM_COLOURS} {shape}"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,10 @@ class Chart:
     title: str
     svg: Markup
     legend: tuple[Series, ...] = ()
+
+
+Captioned = tuple[Chart, str]
+"""A chart and what to see in it."""
 
 
 def line_chart(

@@ -5,10 +5,9 @@ from statistics import mean
 from typing import Any
 
 from tide_cache.evaluation.comparison import Spread
-from tide_cache.reporting.cache_page import Captioned
 from tide_cache.reporting.comparing import Arm, ArmResult, ComparisonTable, arm_settings, shared_evaluations
 from tide_cache.reporting.page import duration, render
-from tide_cache.reporting.plots import Series, line_chart
+from tide_cache.reporting.plots import Captioned, Series, line_chart
 from tide_cache.reporting.runs import Evaluation, RunFigures
 from tide_cache.reporting.wording import leaves, number, percent, size
 

@@ -1,7 +1,7 @@
 """What takes reading views: what the teacher knew at which t, and how samples are cut into chunks.
 
-Row groups spread evenly over the cache are read one after the other; of each only sums are kept, so that memory does
-not grow with the cache.
+Row groups spread evenly over the cache are read one after the other. Of each only sums are kept, and the kept mass of
+each row for its percentile, so that memory does not grow with the cache.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -104,11 +104,22 @@ def describe_view(
     teacher_tokenizer: str | None = None,
     signal_pass: PassName | None = None,
 ) -> ViewDescription:
-    """Describe one view.
+    """Describe one view; see `describe_views`."""
+    return describe_views(cache, [number], tokenizer, teacher_tokenizer, signal_pass)[0]
+
+
+def describe_views(
+    cache: CachePath,
+    numbers: Sequence[int],
+    tokenizer: str | None = None,
+    teacher_tokenizer: str | None = None,
+    signal_pass: PassName | None = None,
+) -> tuple[ViewDescription, ...]:
+    """Describe some views.
 
     Args:
         cache: Folder of the cache.
-        number: Counts through the cache: first all views of the first sample.
+        numbers: They count through the cache: first all views of the first sample.
         tokenizer: The student tokenizer's folder or hub name, for text; without it, ids are shown.
         teacher_tokenizer: The teacher's, for kept ids that mean something else to the student; without it, they are
             shown as ids.
@@ -124,9 +135,18 @@ def describe_view(
     if which not in manifest.passes:
         raise RunFileError(f"{cache}: found no pass {which!r}; expected one of {', '.join(manifest.passes)}")
     spelling = _spelling(manifest, tokenizer, teacher_tokenizer)
-    record = _read_view(cache, manifest, which, number)
-    pair, view = record.pair, record.view
     unit_temperature = manifest.identity.signals.temperatures.index(1.0)
+    records = [_read_view(cache, manifest, which, number) for number in numbers]
+    return tuple(
+        _description(number, which, record, spelling, unit_temperature)
+        for number, record in zip(numbers, records, strict=True)
+    )
+
+
+def _description(
+    number: int, which: PassName, record: ViewRecord, spelling: _Spelling, unit_temperature: int
+) -> ViewDescription:
+    pair, view = record.pair, record.view
     return ViewDescription(
         number=number,
         sample_id=pair.sample_id,
