@@ -138,6 +138,13 @@ def test_a_run_without_evaluation_says_how_to_get_one(tmp_path):
     assert "not finished" in page
 
 
+def test_a_run_that_diverged_is_drawn_up_to_there(tmp_path):
+    lines = [metrics(1, 2.0), metrics(2, float("nan")), metrics(3, float("inf"))]
+    run = read_run(write_run(tmp_path / "run", lines=lines))
+    assert run.curve.values["loss"] == (2.0, None, None)
+    require_self_contained(run_page(run), RUN_SECTIONS, tmp_path)
+
+
 def test_a_comparison_shows_paired_differences_and_what_differs(tmp_path):
     folders = [
         write_run(tmp_path / f"{len(kinds)}-{seed}", kinds=kinds, seed=seed, nll=2.0 - 0.25 * len(kinds) + seed)

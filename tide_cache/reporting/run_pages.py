@@ -71,7 +71,7 @@ def _losses(run: RunFigures) -> list[Captioned]:
         known = [value for value in curve.values[name] if value is not None]
         line = Series(title, curve.steps, curve.values[name], colour)
         chart = line_chart(f"loss-{colour}", title, [line], STEP_AXIS, "nats")
-        charts.append((chart, f"From {number(known[0])} to {number(known[-1])}."))
+        charts.append((chart, f"From {number(known[0])} to {number(known[-1])}." if known else "Never finite."))
     return charts if len(names) > 1 else charts[:1]
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -191,7 +192,8 @@ def _stage(name: str, lines: Sequence[StepMetrics], start: float) -> NllStage:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    """Give the mean of what is known and finite: a run that diverged is drawn up to there."""
+    known = [value for value in values if value is not None and isfinite(value)]
     return mean(known) if known else None
 
 
