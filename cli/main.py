@@ -21,6 +21,7 @@ from .generate import generate
 from .inspect_cache import inspect_cache
 from .plan import plan
 from .repair import repair
+from .report import report
 from .schema import schema
 from .train import train_student
 from .verbosity import choose_verbosity
@@ -124,6 +125,14 @@ app.command(
 app.command("inspect", epilog=_example("tide-cache inspect cache", "tide-cache inspect cache --view 3 --tokenizer t"))(
     inspect_cache
 )
+app.command(
+    "report",
+    epilog=_example(
+        "tide-cache report cache --tokenizer tokenizers/qwen",
+        "tide-cache report runs/student",
+        "tide-cache report --compare runs/ce-seed-0 runs/ce-seed-1 runs/kl-seed-0 runs/kl-seed-1",
+    ),
+)(report)
 app.command(
     "export",
     epilog=_example(

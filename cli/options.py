@@ -20,6 +20,13 @@ class OnBadRow(StrEnum):
     skip = "skip"
 
 
+class Pass(StrEnum):
+    """Pass of a cache."""
+
+    plain = "plain"
+    compdemo = "compdemo"
+
+
 RunFile = Annotated[
     Path | None,
     typer.Argument(metavar="RUN.toml", help="Run file; not needed when the options say enough.", show_default=False),

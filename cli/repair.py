@@ -76,7 +76,7 @@ def _show(found: "RepairReport", dry_run: bool) -> None:
         print_fields("Healthy: nothing to mend", [("cache", str(found.cache))])
         return
     rows = ((problem.file, problem.problem) for problem in found.problems)
-    print_table(f"Damaged in {found.cache}: {number(len(found.bad_files))} files", ["file", "problem"], rows, 2)
+    print_table(f"Damaged in {found.cache}: {number(len(found.bad_files))} files", ["file", "problem"], rows, (0, 1))
     if dry_run:
         return
     print_fields(

@@ -35,7 +35,7 @@ def verify_cache(
             f"Problems in {cache}: {number(len(found.problems))}",
             ["shard", "problem"],
             ((problem.shard, problem.problem) for problem in found.problems),
-            num_text_columns=2,
+            text_columns=(0, 1),
         )
     if not found.ok:
         shards = sorted({problem.shard for problem in found.problems})

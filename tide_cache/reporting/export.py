@@ -45,7 +45,7 @@ from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import ChunkCandidates, TopK, ViewRecord
-from tide_cache.reporting.inspection import require_student_tokenizer
+from tide_cache.reporting.viewing import require_student_tokenizer
 from tide_cache.shards import PassName
 
 ExportFormat = Literal["parquet", "jsonl.zst"]
