@@ -20,7 +20,7 @@ IN_DOCS = [
 ]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_example_run_files_are_valid(path):
     load_run_file(BuildRun if "build" in tomllib.loads(path.read_text()) else TrainRun, path)
 
@@ -33,5 +33,5 @@ def test_run_files_in_the_docs_are_valid(text, tmp_path):
 
 
 def test_there_are_run_files_to_check():
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 10
     assert len(IN_DOCS) == 4
