@@ -7,6 +7,7 @@ import typer
 
 from tide_cache.config.base import parse_assignments
 from tide_cache.config.sweep import ArmConfig
+from tide_cache.errors import RunFileError
 
 from .console import chatter_to_stderr, number, percent, print_json, print_table, say
 from .options import DryRun, Json, Out, RunFile, Set, caches, given, objectives
@@ -68,6 +69,8 @@ def sweep(
 
     The first arm is the baseline. Run the same command again to go on where it stopped: finished students are kept.
     """
+    if limit is not None and held_out is None:
+        raise RunFileError(f"--limit {limit}: found no --held-out, whose samples it counts; give both")
     flags = given({"student.model": student, **caches(cache or ()), "train.out": out})
     replaced = ["student.shape"] if student is not None else []
     replaced += ["data.cache", "data.mix", "data.corpus"] if cache else []
@@ -80,6 +83,7 @@ def sweep(
 
         corpus = None if held_out is None else HeldOut(spec=held_out, folder=Path.cwd(), limit=limit)
         folder, todo = make_jobs(run_file, overrides, _arms(preset or (), objective or ()), seeds, corpus)
+        _require_no_launcher()
         devices_of(todo, jobs)
         checked = check_jobs(todo)
         if not dry_run:
@@ -97,6 +101,16 @@ def sweep(
         for line in failed:
             say(f"error: {line}")
         raise typer.Exit(FAILED)
+
+
+def _require_no_launcher() -> None:
+    from tide_cache.training.distributed import find_world
+
+    if (size := find_world().size) > 1:
+        raise RunFileError(
+            f"found {size} processes that a launcher has started: a sweep starts its own, one for each student. "
+            "Start it without a launcher, with --jobs, or train one student in several processes with `train`."
+        )
 
 
 def _arms(presets: "Sequence[str]", sets: "Sequence[str]") -> list[ArmConfig]:

@@ -1,6 +1,8 @@
 """A sweep: one student for each arm and seed, kept, resumed or refused by what lies in its folder, in one table."""
 
 import json
+import os
+import signal
 
 import pytest
 from typer.testing import CliRunner
@@ -141,6 +143,15 @@ def test_an_arm_that_fails_costs_no_other_and_finished_students_are_kept(root, c
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == written
 
 
+def test_what_a_sweep_cannot_be(call, monkeypatch):
+    refused = call("run.toml", "--objective", "ce", "--limit", 3)
+    assert refused.exit_code == 2
+    assert "--limit 3: found no --held-out" in refused.stderr
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert "found 2 processes that a launcher has started" in call("run.toml", "--objective", "ce").stderr
+
+
 def test_another_run_in_the_same_folder_is_refused(root, tmp_path):
     (job,) = jobs_of(root, [CE], **{"train.out": str(tmp_path)})[1]
     assert run_job(job) == "new"
@@ -157,9 +168,6 @@ def test_another_run_in_the_same_folder_is_refused(root, tmp_path):
 
 
 def test_an_interrupted_student_goes_on_from_its_checkpoint(root, tmp_path, monkeypatch):
-    import os
-    import signal
-
     (job,) = jobs_of(root, [CE], **{"train.out": str(tmp_path), "train.log_every": 1, "train.steps": 3})[1]
 
     def stop(_, metrics, __):

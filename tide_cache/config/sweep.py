@@ -16,7 +16,9 @@ class ArmConfig(Frozen):
     objective: tuple[dict[str, Any], ...] | None = Field(
         default=None, min_length=1, description="Objectives, as in [[objective]]."
     )
-    set: dict[str, Any] = Field(default_factory=dict, description="Any other keys: {'data.num_views' = 2}.")
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="Any other keys, {'data.num_views' = 2}; paths from the working folder."
+    )
 
     @model_validator(mode="after")
     def _one_list(self) -> Self:

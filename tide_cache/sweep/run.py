@@ -58,7 +58,7 @@ def _run_here(job: Job, on_step: OnJobStep) -> JobEnd:
     try:
         run_job(job, lambda metrics, steps: on_step(job, metrics, steps))
     except Interrupted as error:
-        stopped = Interrupted(f"{job.name}: {str(error).split(';')[0]}. {AGAIN}")
+        stopped = Interrupted(f"Stopped in {job.name}. {AGAIN}")
         stopped.exit_code = error.exit_code
         raise stopped from None
     except TideCacheError as error:

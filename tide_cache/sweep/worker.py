@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def _stop_with_the_sweep() -> None:
-    sys.stdin.read()
+    os.read(0, 1)  # not sys.stdin, whose lock this thread would hold when the interpreter ends
     os.kill(os.getpid(), signal.SIGTERM)
 
 
