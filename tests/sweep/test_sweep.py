@@ -184,7 +184,7 @@ def test_an_interrupted_student_goes_on_from_its_checkpoint(root, tmp_path, monk
 
 
 def test_side_by_side_gives_what_one_after_the_other_gives(root, call, tmp_path):
-    command = ("arms.toml", "--objective", "ce", "--held-out", "held-out.jsonl", "--json", "--set", "train.steps=1")
+    command = ("arms.toml", "--objective", "ce", "--held-out", "held-out.jsonl", "--json")
     alone = json.loads(call(*command, "--out", tmp_path / "alone").stdout)["arms"]
     result = call(*command, "--out", tmp_path / "beside", "--jobs", 2)
     assert result.exit_code == 1
