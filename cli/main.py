@@ -23,6 +23,7 @@ from .plan import plan
 from .repair import repair
 from .report import report
 from .schema import schema
+from .sweep import sweep
 from .train import train_student
 from .verbosity import choose_verbosity
 from .verify import verify_cache
@@ -122,6 +123,13 @@ app.command(
         "--set train.epochs=10",
     ),
 )(train_student)
+app.command(
+    "sweep",
+    epilog=_example(
+        "tide-cache sweep student.toml --preset shared/bd3lm --preset shared/kl --seeds 3 --held-out held-out.jsonl",
+        "tide-cache sweep student.toml --objective ce --objective ce+kl:0.5 --jobs 8 --out runs/sweep",
+    ),
+)(sweep)
 app.command("inspect", epilog=_example("tide-cache inspect cache", "tide-cache inspect cache --view 3 --tokenizer t"))(
     inspect_cache
 )

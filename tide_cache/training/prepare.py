@@ -46,6 +46,7 @@ class Prepared:
         source: Where records come from.
         order: In which order its samples are visited.
         collate_plan: How records become batches.
+        max_length: Of the longest sample it may meet, in tokens.
         remarks: What was left out of the data, and why; empty for a cache, whose build said it.
         objectives: With weights.
         steps: Optimizer steps of the whole run.
@@ -60,6 +61,7 @@ class Prepared:
     source: TeacherSource
     order: SampleOrder | MixedOrder
     collate_plan: CollatePlan
+    max_length: int
     remarks: tuple[str, ...]
     objectives: tuple[WeightedObjective, ...]
     steps: int
@@ -111,8 +113,8 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     steps = run.train.steps or max(1, math.ceil(num_turns / run.train.global_batch))
     continuity = _continuity(run, data, caches, steps)
     return Prepared(
-        tokenizer, checkpoint, config, data.source, data.order, data.collate_plan, data.remarks, objectives, steps,
-        continuity,
+        tokenizer, checkpoint, config, data.source, data.order, data.collate_plan, _longest(run, caches), data.remarks,
+        objectives, steps, continuity,
         resumed=find_checkpoint(run.train.out / CHECKPOINTS, continuity) if resume else None,
         provenance=_provenance(run, data, caches, steps),
     )  # fmt: skip
