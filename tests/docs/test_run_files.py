@@ -1,22 +1,20 @@
-"""The run files in the docs and examples are valid, and the README names no placeholder."""
+"""The run files in the docs and examples are valid."""
 
-import re
 import tomllib
-from pathlib import Path
 
 import pytest
+from pages import PAGES, ROOT, blocks_of
 
 from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 
-ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").rglob("*.toml"))
-IN_DOCS = [
-    block
-    for page in ("run-files.md", "teachers.md")
-    for block in re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
-    if "[train]" in block or "[build]" in block
+WHOLE = [
+    pytest.param(block.text, id=block.id)
+    for page in PAGES
+    for block in blocks_of(page)
+    if block.language.startswith("toml") and ("[train]" in block.text or "[build]" in block.text)
 ]
 
 
@@ -25,7 +23,7 @@ def test_example_run_files_are_valid(path):
     load_run_file(BuildRun if "build" in tomllib.loads(path.read_text()) else TrainRun, path)
 
 
-@pytest.mark.parametrize("text", IN_DOCS)
+@pytest.mark.parametrize("text", WHOLE)
 def test_run_files_in_the_docs_are_valid(text, tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(text)
@@ -34,4 +32,4 @@ def test_run_files_in_the_docs_are_valid(text, tmp_path):
 
 def test_there_are_run_files_to_check():
     assert len(EXAMPLES) == 5
-    assert len(IN_DOCS) == 4
+    assert len(WHOLE) == 8

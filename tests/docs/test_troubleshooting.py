@@ -39,7 +39,9 @@ def _code():
                 texts.add(text)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS and node.args:
                 message = _text(node.args[0])
-                if message is not None and re.search(r"[a-z]{3}", message):  # else made elsewhere, or nothing but values
+                if message is not None and re.search(
+                    r"[a-z]{3}", message
+                ):  # else made elsewhere, or nothing but values
                     messages[node.func.id].append((f"{path.relative_to(ROOT)}:{node.lineno}", message))
     return texts, messages
 
@@ -69,7 +71,9 @@ def test_a_quoted_message_is_the_codes(quote):
 @pytest.mark.parametrize("kind", sorted(MESSAGES))
 def test_every_error_is_on_the_page(kind):
     quotes = [quote for section in SECTIONS if f"`{kind}`" in section.split("\n")[0] for quote in _quotes(section)]
-    missing = [f"{where}: {text}" for where, text in MESSAGES[kind] if not any(_is_quoted_from(q, text) for q in quotes)]
+    missing = [
+        f"{where}: {text}" for where, text in MESSAGES[kind] if not any(_is_quoted_from(q, text) for q in quotes)
+    ]
     assert not missing, f"add to the section of {kind} in docs/troubleshooting.md:\n" + "\n".join(missing)
 
 
