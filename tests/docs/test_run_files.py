@@ -1,5 +1,7 @@
 """The run files in the docs and examples are valid."""
 
+import json
+import re
 import tomllib
 
 import pytest
@@ -32,4 +34,41 @@ def test_run_files_in_the_docs_are_valid(text, tmp_path):
 
 def test_there_are_run_files_to_check():
     assert len(EXAMPLES) == 5
-    assert len(WHOLE) == 8
+    assert len(WHOLE) >= 8
+
+
+def _keys(kind):
+    """Give every `section.key` of a run file, by its schema."""
+    schema = json.loads((ROOT / "schemas" / f"{kind}-run.json").read_text())
+
+    def fields(node):
+        for option in [node, *node.get("anyOf", []), *node.get("allOf", [])]:
+            while "$ref" in option:
+                option = schema["$defs"][option["$ref"].rpartition("/")[2]]
+            yield from option.get("properties", {}).items()
+
+    def walk(node, name):
+        for key, child in fields(node):
+            yield (whole := f"{name}.{key}" if name else key)
+            if whole.count(".") < 2:
+                yield from walk(child, whole)
+
+    return set(walk(schema, ""))
+
+
+KEYS = _keys("build") | _keys("train")
+SECTIONS = {key for key in KEYS if "." not in key} - {"preset", "semantics"}
+NAMED = sorted(
+    {
+        (page.relative_to(ROOT), name)
+        for page in PAGES
+        for name in re.findall(r"`(?:--set )?([a-z_]+\.[a-z_.]+?)(?: ?= ?[^`]*)?`", page.read_text())
+        if name.split(".")[0] in SECTIONS and not name.endswith(("toml", "json", "jsonl", "md"))
+    }
+)
+
+
+def test_every_key_that_the_docs_name_is_one():
+    unknown = [f"{page}: {name}" for page, name in NAMED if name not in KEYS]
+    assert not unknown
+    assert len(NAMED) > 60
