@@ -4,8 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export DS_BUILD_OPS := 0
 export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test faults check format schemas clean
+.PHONY: demo test faults check format schemas docs pictures clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,6 +29,8 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/tide-cache schema --check schemas
+	$(BIN)/python -m benchmarks.pages
+	$(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -36,5 +39,11 @@ format: $(STAMP)
 schemas: $(STAMP)
 	$(BIN)/tide-cache schema --out schemas
 
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
+
+pictures: $(STAMP)
+	$(BIN)/python docs/pictures/draw.py
+
 clean:
-	rm -rf .venv build dist *.egg-info demo-output
+	rm -rf .venv build dist *.egg-info demo-output site

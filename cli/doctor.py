@@ -28,7 +28,7 @@ def doctor(json: Json = False) -> None:
                 for finding in members
             ]
             first = "extra" if section == "extra" else "state"
-            print_table(section.capitalize(), [first, "name", "found", "way out"], rows, num_text_columns=4)
+            print_table(section.capitalize(), [first, "name", "found", "way out"], rows, text_columns=range(4))
     if faults:
         for fault in faults:
             complain(f"error: {fault.name}: {fault.found} ({fault.state}); {fault.way_out}")

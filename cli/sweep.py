@@ -155,7 +155,7 @@ def _print_plan(todo: "list[Job]", checked: "list[CheckedJob]", json: bool) -> N
          number(row["steps"]))
         for row in rows
     ]  # fmt: skip
-    print_table("Students", ("arm", "seed", "objectives", "state", "samples", "steps"), lines, num_text_columns=4)
+    print_table("Students", ("arm", "seed", "objectives", "state", "samples", "steps"), lines, text_columns=range(4))
     say("Checked; no model was loaded and nothing was written.")
 
 

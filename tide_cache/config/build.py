@@ -63,7 +63,7 @@ class BuildStudentConfig(Frozen):
 
 
 class PairingConfig(Frozen):
-    """How student and teacher tokens are tied together: DESIGN 4.1."""
+    """How student and teacher tokens are tied together."""
 
     aligner: Literal["bytes", "tokenkit"] = Field(
         default="bytes",
@@ -84,7 +84,7 @@ class BuildViewsConfig(ViewsConfig):
 
 
 class SignalsConfig(Frozen):
-    """What is stored of the teacher's distribution: DESIGN 4.4."""
+    """What is stored of the teacher's distribution."""
 
     kinds: tuple[Literal["truth", "topk", "chunks"], ...] = Field(
         default=("truth", "topk"), min_length=1,

@@ -62,7 +62,7 @@ class TokenizerConfig(Frozen):
 
 
 class ViewsConfig(Frozen):
-    """How samples are masked: DESIGN 4.2."""
+    """How samples are masked."""
 
     num_views: int = Field(default=8, ge=1, description="Masked views per sample.")
     seed: int = Field(default=0, ge=0, description="Mask seed; with sample id and view it determines every mask.")
