@@ -61,6 +61,15 @@ def test_an_answer_ends_before_the_first_stop_string(make_lm):
     assert len(cut_at(whole, stops)) <= 3
 
 
+def test_a_task_that_draws_gets_other_answers_to_a_repeated_question_and_the_same_ones_again(make_lm):
+    how = {"max_gen_toks": 12, "until": [], "do_sample": True, "temperature": 1.0}
+    requests = [ask("one two", how)] * 4
+    answers = make_lm().generate_until(requests)
+    assert len(set(answers)) == 4
+    assert make_lm().generate_until(requests) == answers
+    assert make_lm(seed=1).generate_until(requests) != answers
+
+
 @pytest.mark.parametrize(
     ("stops", "expected"),
     [([], "a b c"), (["c", "b"], "a "), ("b", "a "), (["", "x"], "a b c"), (["a"], "")],

@@ -108,21 +108,23 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         answers = [""] * len(requests)
         order = sorted(range(len(requests)), key=lambda k: (str(requests[k].args[1]), len(prompts[k])))
+        generator = torch.Generator(self.backbone.device).manual_seed(self._options.seed * 1009 + self._rank)
         num_done = 0
         for batch in _alike(order, [str(request.args[1]) for request in requests], self._plan.batch_size):
             how = requests[batch[0]].args[1]
             new_tokens = int(how["max_gen_toks"])
-            texts = self._generate([prompts[k] for k in batch], new_tokens, _temperature(how))
+            texts = self._generate([prompts[k] for k in batch], new_tokens, _temperature(how), generator)
             for k, ids in zip(batch, texts, strict=True):
                 answers[k] = cut_at(self.tokenizer.decode(ids), how.get("until") or [])
             num_done += len(batch)
             self._progress(num_done, len(requests))
         return answers
 
-    def _generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float) -> list[list[int]]:
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float, generator: torch.Generator
+    ) -> list[list[int]]:
         size = self._options.block_size
         room = self._limit // size * size - new_tokens
-        generator = torch.Generator(self.backbone.device).manual_seed(self._options.seed * 1009 + self._rank)
         return generate(
             self.backbone,
             [self._fitting(prompt, room) for prompt in prompts],
