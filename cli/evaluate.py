@@ -159,8 +159,7 @@ def _measure_on_text(
         from tide_cache.corpus import open_corpus
 
         model = open_model(checkpoint, block_size)
-        if faults := model.info.require_fits(model.tokenizer.vocab_size, max_length, "eval"):
-            raise RunFileError(fault_list("The evaluation cannot start:", faults, "Nothing was loaded."))
+        model.require_fits(max_length)
         root = cache_path(cache) if cache is not None else None
         manifest = _fitting_manifest(root, model) if root is not None else None
         corpus = open_corpus(dataset, folder=Path.cwd(), on_bad_row=on_bad_row.value if on_bad_row else "error")

@@ -172,6 +172,8 @@ def _score(flags: HarnessFlags, world: "World") -> dict[str, Any]:
     models = {"student": open_model(flags.checkpoint, flags.block_size)}
     if not flags.no_baseline:
         models["baseline"] = open_model(flags.baseline or start_checkpoint(flags.checkpoint), flags.block_size)
+    for model in models.values():
+        model.require_fits(model.block_size)
     sandbox = _sandbox(flags)
 
     from tide_cache.evaluation.harness.scoring import ScoringOptions, score_all

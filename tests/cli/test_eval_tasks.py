@@ -198,6 +198,16 @@ def test_a_checkpoint_without_mask_token(call_anywhere, models, tmp_path):
     assert "the tokenizer has no mask token" in message
 
 
+def test_a_tokenizer_larger_than_the_model(call_anywhere, models, tmp_path):
+    folder = shutil.copytree(models / "start", tmp_path / "small")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    options = ("--suite", "tide", "--tasks", "gsm8k_cot", "--baseline", folder)
+    code, message = refused(call_anywhere, models / "student", *options)
+    assert code == 2
+    assert f"the checkpoint {folder} has 100 embeddings" in message
+
+
 @pytest.mark.parametrize(
     ("provenance", "reason"),
     [
