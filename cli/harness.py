@@ -268,7 +268,7 @@ def _print(document: dict[str, Any]) -> None:
         "Scores, in per cent, with standard errors",
         ["task", "figure", "questions", "baseline", "student", "difference"],
         [_row(name, entry, baseline.get(name)) for name, entry in student.items()],
-        num_text_columns=2,
+        text_columns=range(2),
     )
 
 
