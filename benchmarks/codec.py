@@ -1,7 +1,8 @@
 """What a position of a top-k row costs on disk and in time, what rounding loses, and what `top_p` saves.
 
 The synthetic set is fixed: 1,000 views of 512 positions, 64 ids a position, a vocabulary of 151,936. Beside it, the
-rows of a small cache. Speed is per core, so by seconds of computing: one thread, whatever else the machine does.
+rows of a small cache; and, of a teacher that is named, what `top_p` saves on its own rows of held-out text. Speed is
+per core, so by seconds of computing: one thread, whatever else the machine does.
 
 Shape suffixes: P positions, K ids of each, most likely first.
 """
@@ -19,6 +20,8 @@ import numpy.typing as npt
 
 from benchmarks.options import ROOT, Options, shared_file
 from benchmarks.timing import Timings
+from tide_cache.building.driver import build_cache
+from tide_cache.config.build import BuildRun
 from tide_cache.manifest import Manifest
 from tide_cache.records import MaskedView, SampleId, SamplePair, TeacherSignal, TopK, ViewRecord
 from tide_cache.shards import CodecName, EncodedShard, ShardHeader, ShardReader, ShardRules, encode_signals
@@ -26,7 +29,7 @@ from tide_cache.shards import CodecName, EncodedShard, ShardHeader, ShardReader,
 Floats = npt.NDArray[np.float64]
 
 VOCAB_SIZE, LENGTH, TOP_K, MOST_VIEWS = 151_936, 512, 64, 1000
-CURVE_VIEWS, CURVE_K = 64, 256
+CURVE_VIEWS, CURVE_K, REAL_SAMPLES = 64, 256, 60
 FIXED_KS = (8, 16, 32, 64, 128, 192, 256)
 TOP_PS = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 CODECS: tuple[CodecName, ...] = ("plain", "compact")
@@ -43,12 +46,14 @@ class Rows:
         ids_PK: Token ids, most likely first.
         logprobs_PK: Their log-probs, float32.
         log_tail_P: What is left of the mass.
+        vocab_size: Ids are below it.
     """
 
     num_positions: list[int]
     ids_PK: npt.NDArray[np.uint32]
     logprobs_PK: npt.NDArray[np.float32]
     log_tail_P: Floats
+    vocab_size: int = VOCAB_SIZE
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ def run(options: Options) -> dict[str, float]:
     kl_P = _codec_kl(rows)
     figures |= {"codec_kl_mean": float(kl_P.mean()), "codec_kl_max": float(kl_P.max())}
     figures |= _curves(Rows(*_cast(generate(min(options.rows, CURVE_VIEWS), CURVE_K))))
+    if options.teacher is not None:
+        figures |= {f"real_{name}": value for name, value in _curves(_rows_of(options.teacher)).items()}
     cache = options.cache or ROOT / "runs" / "gsm8k-cpu" / "cache-shared"
     if not (cache / "manifest.json").exists():
         print(f"benchmarks codec: no real rows, {cache} is no complete cache; --cache names another", file=sys.stderr)
@@ -101,6 +108,29 @@ def _generator() -> Any:
     spec.loader.exec_module(module)
     assert module.V == VOCAB_SIZE
     return module.gen
+
+
+def _rows_of(teacher: Path) -> Rows:
+    """Capture what a teacher says of some held-out text, with as many ids as the curve itemises."""
+    tokenizer = {"path": str(teacher)}
+    lengths = {"max_length": 128, "block_size": 16}
+    with TemporaryDirectory() as folder:
+        values = {
+            "corpus": {"spec": f"{shared_file('data/gsm8k_test.jsonl')}[train:{REAL_SAMPLES}]"},
+            "teacher": {"model": str(teacher), "dtype": "float32", "device": "cpu", **lengths},
+            "student": {"tokenizer": tokenizer, **lengths},
+            "views": {"num_views": 4},
+            "signals": {"top_k": CURVE_K, "top_p": 1.0, "temperatures": [1.0], "logprob_dtype": "float32"},
+            "build": {"out": f"{folder}/cache"},
+        }
+        build_cache(BuildRun.model_validate(values))
+        vocab_size = Manifest.load(Path(folder, "cache")).identity.vocab_sizes.teacher
+        views = [r.signal.topk for s in _shards(Path(folder, "cache")) for of in s.records for r in _with_topk(of)]
+    ids_PK, logprobs_PK = (
+        np.concatenate([getattr(topk, name) for topk in views]).reshape(-1, CURVE_K) for name in ("ids_E", "logprobs_E")
+    )
+    log_tail_P = np.concatenate([topk.log_tail_RT[:, 0] for topk in views]).astype(np.float64)
+    return Rows([len(topk.rows_R) for topk in views], ids_PK, logprobs_PK, log_tail_P, vocab_size)
 
 
 def _cast(generated: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -122,7 +152,7 @@ def _stored(rows: Rows, counts_P: npt.NDArray[np.integer[Any]]) -> Stored:
         own = slice(start, start := start + count)
         is_masked_L = np.zeros(LENGTH, np.bool_)
         is_masked_L[rng.permutation(LENGTH)[:count]] = True
-        ids_L = rng.integers(0, VOCAB_SIZE, LENGTH).astype(np.int32)
+        ids_L = rng.integers(0, rows.vocab_size, LENGTH).astype(np.int32)
         ids_L[is_masked_L] = rows.ids_PK[own][np.arange(count), true_P[own]]
         pair = SamplePair(SampleId(f"synthetic:{number}"), ids_L, np.ones(LENGTH, np.bool_), ids_L, chunks_C4)
         topk = TopK(
@@ -197,12 +227,12 @@ def _kl(rows: Rows, counts_P: npt.NDArray[np.integer[Any]]) -> Floats:
     truth_PK, truth_tail_P = np.exp(logprobs_PK), np.exp(rows.log_tail_P)
     is_kept_PK = np.arange(num_kept_K) < counts_P[:, None]
     rest_P = (truth_PK * ~is_kept_PK).sum(axis=1) + truth_tail_P
-    spread_P = np.log(rest_P) - np.log(VOCAB_SIZE - counts_P)
+    spread_P = np.log(rest_P) - np.log(rows.vocab_size - counts_P)
     rounded_PK = rows.logprobs_PK.astype(np.float16).astype(np.float64)
     total_P = (np.exp(rounded_PK) * is_kept_PK).sum(axis=1) + rest_P
     decoded_PK = np.where(is_kept_PK, rounded_PK, spread_P[:, None])
     itemised_P = (truth_PK * (logprobs_PK - decoded_PK)).sum(axis=1)
-    tail_P = truth_tail_P * (rows.log_tail_P - np.log(VOCAB_SIZE - num_kept_K) - spread_P)
+    tail_P = truth_tail_P * (rows.log_tail_P - np.log(rows.vocab_size - num_kept_K) - spread_P)
     mass_P = truth_PK.sum(axis=1) + truth_tail_P
     result: Floats = (itemised_P + tail_P) / mass_P + np.log(total_P) - np.log(mass_P)
     return result

@@ -60,3 +60,16 @@ def test_all_figures_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert figures["curve_k8_kl"] > figures["curve_k64_kl"] > figures["curve_k256_kl"]
     assert f"no real rows, {tmp_path} is no complete cache; --cache names another" in capsys.readouterr().err
     assert not any(name.startswith("real_") for name in figures)
+
+
+@pytest.mark.usefixtures("shared")
+def test_the_rows_of_a_teacher_get_a_curve_of_their_own(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, smaller in {"CURVE_K": 32, "FIXED_KS": (4, 8, 16), "REAL_SAMPLES": 4}.items():
+        monkeypatch.setattr(codec, name, smaller)
+    rows = codec._rows_of(tiny_teacher)
+    assert rows.ids_PK.shape == rows.logprobs_PK.shape == (sum(rows.num_positions), 32)
+    assert rows.ids_PK.max() < rows.vocab_size < codec.VOCAB_SIZE
+    mass_P = np.exp(rows.logprobs_PK.astype(np.float64)).sum(axis=1) + np.exp(rows.log_tail_P)
+    assert np.allclose(mass_P, 1, atol=1e-3)
+    figures = codec._curves(rows)
+    assert figures["curve_k4_kl"] > figures["curve_k16_kl"] > 0
