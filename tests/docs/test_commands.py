@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from deepspeed.launcher.runner import parse_args as parse_deepspeed
 from pages import PAGES, QUICK_START, ROOT, blocks_of, run_in
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from benchmarks.__main__ import _parser as benchmarks_parser
 from tide_cache_cli.main import app
@@ -96,6 +98,10 @@ def ours(words):
 def check(words):
     """Refuse a command that would be refused for how it is written."""
     program, *rest = words
+    if program == "torchrun":
+        torchrun_parser().parse_args(rest)
+    elif program == "deepspeed":
+        assert parse_deepspeed(rest).no_local_rank, "it would add an option that the command line does not know"
     if (arguments := ours(words)) is not None:
         parse_tide_cache(arguments)
     elif program == "make":
@@ -106,7 +112,8 @@ def check(words):
     elif Path(program).name == "python" and rest[0] == "-m":
         assert (ROOT / (rest[1].replace(".", "/") + ".py")).is_file(), rest
     elif Path(program).name == "python":
-        assert (ROOT / rest[0]).is_file(), rest
+        text = (ROOT / rest[0]).read_text()
+        assert all(f'"{word}"' in text for word in rest[1:] if word.startswith("--")), rest
     elif program == "pytest":
         assert all((ROOT / word).exists() for word in rest if not word.startswith("-") and word != "no:xdist"), rest
     elif program == "pip":
@@ -140,6 +147,9 @@ def test_a_command_in_the_text_can_be_run(words):
         "make nothing",
         "python -m benchmarks nothing",
         "rm x",
+        "torchrun --nonsense 2 -m tide_cache_cli.main train run.toml",
+        "deepspeed --module tide_cache_cli.main train run.toml",
+        "python examples/gsm8k-cpu/run.py --nonsense 1",
     ],
 )
 def test_a_wrong_command_is_seen(command):
