@@ -1,6 +1,8 @@
 """What stage 1 costs beyond the teacher: GSM8K under a Qwen3 of random weights, with the real vocabulary.
 
-Random weights spread their mass, so every row keeps `top_k` ids, the most that a row can write.
+Random weights spread their mass, so every row keeps `top_k` ids, the most that a row can write. The teacher is as wide
+as the published student and has fewer layers; a real one is wider and deeper, so it takes more time of the same work
+around it. Whether memory grows with the corpus is asked of a smaller one, with shards of the same size.
 """
 
 import json
@@ -16,7 +18,9 @@ import torch
 from transformers import Qwen3Config
 
 from benchmarks.options import Options, shared_file
+from benchmarks.processes import in_own_process, peak_rss
 from tide_cache.building import prepare as preparing
+from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import PreparedBuild
 from tide_cache.building.shard import build_shard
 from tide_cache.building.worker import load_teacher
@@ -31,6 +35,10 @@ from tide_cache.shards import LocalFiles, writer
 from tide_cache.teacher import capture
 from tide_cache.teacher.capture import Teacher
 
+TEACHER = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16}
+SMALL_TEACHER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+FEW_ROWS, MANY_ROWS = 20, 200
+"""For the question whether memory grows: ten shards instead of one."""
 MASK = {"mask_token": "<|tide-mask|>", "add_mask_token": True}
 NUM_VIEWS = 4
 SHARDS = 4
@@ -97,11 +105,28 @@ def run(options: Options) -> dict[str, float]:
     """Capture a corpus, and let the teacher alone see the same batches, in turns."""
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        values = run_values(Path(folder), options.rows)
+        values = run_values(Path(folder), options.rows, TEACHER)
         for number in range(options.repeats):
             values["build"]["out"] = str(Path(folder) / f"cache-{number}")
             rounds.append(_round(BuildRun.model_validate(values)))
-    return {name: median(one[name] for one in rounds) for name in rounds[0]}
+    return {name: median(one[name] for one in rounds) for name in rounds[0]} | _growth()
+
+
+def _growth() -> dict[str, float]:
+    """Give the peak of whole builds of few and of ten times as many rows, each in a process of its own."""
+    peaks = []
+    for num_rows in (FEW_ROWS, MANY_ROWS):
+        with tempfile.TemporaryDirectory() as folder:
+            values = run_values(Path(folder), num_rows, SMALL_TEACHER)
+            values["views"] = {"num_views": 1}
+            values["build"] |= {"out": str(Path(folder) / "cache"), "samples_per_shard": FEW_ROWS}
+            peaks.append(in_own_process(_peak_of_build, values) / 2**20)
+    return {"small_rss_mib": peaks[0], "small_rss_mib_10x": peaks[1], "rss_ratio_10x": peaks[1] / peaks[0]}
+
+
+def _peak_of_build(values: dict[str, Any]) -> int:
+    build_cache(BuildRun.model_validate(values))
+    return peak_rss()
 
 
 def _round(run: BuildRun) -> dict[str, float]:
@@ -141,14 +166,14 @@ def _capture(
     build: PreparedBuild, teacher: Teacher, backbone: _TimedBackbone, folder: CacheFolder, watch: Stopwatch
 ) -> None:
     """Build every shard and the manifest; the guards are what could be left out if nothing ever went wrong."""
-    row_signals = capture.row_signals
+    start_row_signals = capture.start_row_signals
 
     def counted(hidden_ND: torch.Tensor, *rest: Any) -> Any:
         backbone.num_rows.append(len(hidden_ND))
-        return row_signals(hidden_ND, *rest)
+        return start_row_signals(hidden_ND, *rest)
 
     with (
-        _patched(capture, "row_signals", counted),
+        _patched(capture, "start_row_signals", counted),
         _patched(writer, "check_pairs", watch.timed("guard", writer.check_pairs)),
         _patched(writer, "check_signals", watch.timed("guard", writer.check_signals)),
         _patched(writer, "hashlib", _TimedHashes(watch, writer.hashlib)),
@@ -186,15 +211,14 @@ class _patched:
         setattr(self._module, self._name, self._before)
 
 
-def run_values(folder: Path, num_rows: int) -> dict[str, Any]:
+def run_values(folder: Path, num_rows: int, shape: dict[str, int]) -> dict[str, Any]:
     """Write corpus and teacher into a folder, and give the run file of a build without `build.out`."""
     lines = shared_file("data/gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()[:num_rows]
     (folder / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, map(json.loads, lines))) + "\n", encoding="utf-8")
     path = str(shared_file("tokenizers/qwen"))
     tokenizer = TextTokenizer.load(path, **MASK)
     config = Qwen3Config(
-        vocab_size=tokenizer.vocab_size, hidden_size=256, intermediate_size=768, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True,
+        vocab_size=tokenizer.vocab_size, **shape, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,
     )  # fmt: skip
     teacher = new_backbone(config, torch.float32, "cpu", seed=0)

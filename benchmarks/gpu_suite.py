@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import amortise, loader, online, step
+from benchmarks import amortise, inference, loader, online, step
 from benchmarks.machine import describe_machine
 from benchmarks.online import Setting
 from benchmarks.published_shapes import LLADA2_MINI, STUDENT, WEDLM_8B
@@ -80,12 +80,17 @@ def _loader(scale: Scale) -> Figures:
     return loader.stalls(plan.trainee(), plan.length, plan.micro_batch, plan.vocab_size, 4 if scale.is_tiny else 24)
 
 
+def _inference(scale: Scale) -> Figures:
+    return inference.measure(inference.InferencePlan() if scale.is_tiny else inference.PUBLISHED, scale.repeats)
+
+
 PIECES: dict[str, Callable[[Scale], Figures]] = {
     "step_shared": lambda scale: _step("shared", scale),
     "step_cross": lambda scale: _step("cross", scale),
     "loader": _loader,
     "online_shared": lambda scale: _online("shared", scale),
     "online_cross": lambda scale: _online("cross", scale),
+    "inference": _inference,
     "amortise_shared": lambda scale: _amortise("shared", scale),
     "amortise_cross": lambda scale: _amortise("cross", scale),
 }

@@ -1,7 +1,8 @@
 """How fast a cache becomes batches, and how long a step waits for them.
 
 Rates are per second of processor time of the one thread that loads: what else runs on the machine takes none of it.
-Memory is as in a long run: a warm-up epoch fills the row groups that are held.
+Memory is as in a long run: a warm-up epoch fills the row groups that are held. Beside `topk` stands what pyarrow alone
+takes to decode the same columns: no loader over this format and library is faster.
 """
 
 import tempfile
@@ -10,6 +11,9 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter, thread_time
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from benchmarks.material import Loading, Shape, write_cache
@@ -22,6 +26,7 @@ from tide_cache.loading.prefetch import Prefetcher
 from tide_cache.loading.source import TeacherSource
 from tide_cache.records import StudentBatch, Targets
 from tide_cache.shards import SignalKind
+from tide_cache.shards.schema import SignalParts, signals_schema
 
 MOST_SAMPLES, HELD_GROUPS, MICRO_BATCH = 1024, 8, 8
 STALL_STEPS, STALL_LENGTH = 12, 128
@@ -57,6 +62,19 @@ class _Epochs:
         return positions, thread_time() - start_s
 
 
+def decode_alone(root: Path) -> tuple[int, float]:
+    """Positions of a cache with `topk`, and the processor time in which pyarrow alone decodes what is loaded of it."""
+    names = signals_schema(SignalParts(topk=True)).names
+    positions, seconds = 0, 0.0
+    for path in sorted((root / "signals" / "plain").glob("*.parquet")):
+        data, start_s = path.read_bytes(), thread_time()
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        tables = [file.read_row_group(group, names, use_threads=False) for group in range(file.num_row_groups)]
+        seconds += thread_time() - start_s
+        positions += sum(pc.sum(pc.list_value_length(one["truth_logprobs"])).as_py() for one in tables)
+    return positions, seconds
+
+
 def run(options: Options) -> dict[str, float]:
     """Load epochs of each kind in turns, then step with and without loading ahead."""
     torch.set_num_threads(1)
@@ -70,11 +88,17 @@ def run(options: Options) -> dict[str, float]:
         rates: dict[str, list[float]] = {name: [] for name in CASES}
         for one in epochs.values():
             one.run(0)
+        alone, of_loading = [], []
         for repeat in range(options.repeats):
             for name, one in epochs.items():
                 positions, seconds = one.run(repeat + 1)
                 rates[name].append(positions / seconds)
+            positions, seconds = decode_alone(caches["shared"][0])
+            alone.append(positions / seconds)
+            of_loading.append(rates["topk"][-1] / alone[-1])
         figures = {f"positions_per_s_per_core_{name}": median(values) for name, values in rates.items()}
+        figures["positions_per_s_per_core_topk_pyarrow_alone"] = median(alone)
+        figures["topk_rate_by_pyarrow_alone"] = median(of_loading)
     trainee = Trainee(qwen3_config(PROXY_VOCAB, **PROXY), 32, MICRO_BATCH)
     return figures | stalls(trainee, STALL_LENGTH, MICRO_BATCH, PROXY_VOCAB, STALL_STEPS)
 

@@ -15,11 +15,13 @@ SAMPLE_ROWS = 16
 BATCH_TOKENS = 2048
 """Small forwards, so that a corpus of minutes has many of them."""
 
+TEACHER = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
+
 
 def run(options: Options) -> dict[str, float]:
     """Plan and build, in turns; a ratio of 1 is a true prediction."""
     with tempfile.TemporaryDirectory() as folder:
-        values = run_values(Path(folder), options.rows)
+        values = run_values(Path(folder), options.rows, TEACHER)
         values["build"]["batch_tokens"] = BATCH_TOKENS
         rounds = []
         for number in range(options.repeats):

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["benchmarks.step", "benchmarks.online"]
+PRELOADED = ["benchmarks.step", "benchmarks.online", "benchmarks.scale"]
 """Imported once, by the server that the processes are forked from."""
 
 

@@ -4,14 +4,35 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from tide_cache.reporting.wording import BARS, PLAIN_BARS, number, percent, size
+
+__all__ = [
+    "chatter_to_stderr",
+    "messages",
+    "number",
+    "percent",
+    "print_fields",
+    "print_json",
+    "print_table",
+    "print_text",
+    "results",
+    "say",
+    "size",
+    "spark_bars",
+]
+
 PIPE_WIDTH = 160
 """Columns of a table that is not on a terminal; rich would fold it at 80."""
+
+PLAIN_SIGNS = str.maketrans({"⟦": "[[", "⟧": "]]", "␣": "_", "↵": "\\n"})
+"""What stands for our own signs where the terminal's encoding lacks them."""
 
 
 def results() -> Console:
@@ -24,19 +45,38 @@ def messages() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def is_quiet() -> bool:
+    """Whether only results and errors are wanted; see `verbosity`."""
+    return os.environ.get("TIDE_CACHE_LOG") == "quiet"
+
+
 def say(text: str) -> None:
-    """Tell the user something that is not a result."""
+    """Tell the user something that is neither a result nor an error; nothing with `--quiet`."""
+    if not is_quiet():
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """Tell the user what went wrong, and the way out."""
     messages().print(text, markup=False, soft_wrap=True)
+
+
+def stamp() -> str:
+    """Give the beginning of a line of a log: the time and, where there are several processes, which one this is."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    return f"{now} rank {rank}/{world} " if rank is not None and world != "1" else f"{now} "
 
 
 def print_json(document: Any) -> None:
     """Print the one JSON document of a command."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
+    text = json.dumps(document, indent=2, ensure_ascii=False, default=str)
+    print(text if _writable(text) == text else json.dumps(document, indent=2, default=str), flush=True)
 
 
 def print_text(text: str) -> None:
     """Print a result as it stands."""
-    results().print(text, markup=False, soft_wrap=True)
+    results().print(_writable(text), markup=False, soft_wrap=True)
 
 
 def print_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
@@ -49,18 +89,20 @@ def print_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
     _print_titled(title, table)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], num_text_columns: int = 1) -> None:
-    """Print a table; the first columns hold text, the others numbers.
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)
+) -> None:
+    """Print a table of text and numbers.
 
     Args:
         title: Above the table.
         columns: Headings.
         rows: As text.
-        num_text_columns: How many of the columns are aligned to the left.
+        text_columns: Which of the columns are text, aligned to the left; the others are numbers.
     """
     table = Table()
     for index, name in enumerate(columns):
-        is_text = index < num_text_columns
+        is_text = index in text_columns
         table.add_column(name, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis")
     for row in rows:
         table.add_row(*map(_literal, row))
@@ -81,34 +123,29 @@ def chatter_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Write a number, or a dash for none."""
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """Write a share."""
-    return "-" if value is None else f"{value:.1%}"
-
-
-def size(num_bytes: float) -> str:
-    """Write a number of bytes in the largest unit that keeps it at 1 or more."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
-
-
 def _print_titled(title: str, table: Table) -> None:
     """Print a title above a table; rich's own titles are folded at the table's width."""
     console = results()
-    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(_writable(title), style="bold", markup=False, soft_wrap=True)
     console.print(table)
+
+
+def spark_bars() -> str:
+    """Give the bars of sparklines that stdout's encoding has."""
+    return BARS if _writable(BARS) == BARS else PLAIN_BARS
+
+
+def _writable(text: str) -> str:
+    """Replace what stdout's encoding lacks: corpora hold any text, and a narrow terminal must not end a command."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        plain = text.translate(PLAIN_SIGNS)
+        return plain.encode(encoding, errors="backslashreplace").decode(encoding)
+    return text
 
 
 def _literal(text: str) -> str:
     """Keep rich from reading square brackets as style."""
-    return text.replace("[", "\\[")
+    return _writable(text).replace("[", "\\[")

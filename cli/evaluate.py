@@ -113,6 +113,7 @@ def _held_out_nll(
     backbone: "Backbone", model: OpenModel, pairs: "list[SamplePair]", seed: int, context: Context
 ) -> "NllReport":
     from tide_cache.evaluation import held_out_nll
+    from tide_cache.evaluation.held_out import text_bytes
 
     with ProgressReport("held-out NLL", "views") as report:
         return held_out_nll(
@@ -123,19 +124,9 @@ def _held_out_nll(
             block_size=model.block_size,
             seed=seed,
             context=context.value,
-            num_bytes=_text_bytes(model, pairs),
+            num_bytes=text_bytes(model.tokenizer, pairs),
             progress=report.update,
         )
-
-
-def _text_bytes(model: OpenModel, pairs: "list[SamplePair]") -> int | None:
-    """Count the bytes that supervised tokens spell, special tokens apart; None when they spell nothing."""
-    tokenizer = model.tokenizer
-    num_bytes = 0
-    for pair in pairs:
-        ids_N = pair.student_ids_L[pair.is_supervised_L]
-        num_bytes += len(tokenizer.token_bytes.join(ids_N[~tokenizer.is_special_V[ids_N]].tolist()))
-    return num_bytes or None
 
 
 def _fitting_manifest(cache: CachePath, model: OpenModel) -> "Manifest":

@@ -10,7 +10,7 @@ import typer
 from tide_cache.errors import RunFileError
 
 from .console import chatter_to_stderr, number, print_fields, print_json, size
-from .options import Json
+from .options import Json, Pass
 from .progress import ProgressReport
 
 
@@ -19,13 +19,6 @@ class Format(StrEnum):
 
     parquet = "parquet"
     jsonl_zst = "jsonl.zst"
-
-
-class Pass(StrEnum):
-    """Pass of a cache."""
-
-    plain = "plain"
-    compdemo = "compdemo"
 
 
 def export(

@@ -1,73 +1,217 @@
-"""`tide-cache generate`: answers from a trained model, block by block."""
+"""`tide-cache generate`: answers from a trained model, block by block, to prompts or in a conversation."""
 
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tide_cache.errors import RunFileError, fault_list
+
 from .checkpoints import BlockSize, Checkpoint, OpenModel, open_model
-from .console import chatter_to_stderr, print_json, print_text
+from .console import chatter_to_stderr, print_json, print_text, say
 from .options import Json
 from .progress import ProgressReport
 
 if TYPE_CHECKING:
+    from tide_cache.evaluation import OnBlock, OnText, SamplerOptions
     from tide_cache.modeling.backbone import Backbone
+    from tide_cache.records import Message
+
+
+class Remasking(StrEnum):
+    """Which predictions of a step are kept."""
+
+    low_confidence = "low_confidence"
+    random = "random"
 
 
 def generate(
     checkpoint: Checkpoint,
-    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="What the user says. Repeatable.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="What the user says. Repeatable.", show_default=False)
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="A conversation: each line of stdin is what the user says next.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System message before the first turn.", show_default=False)
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
     steps_per_block: Annotated[
         int | None,
         typer.Option(min=1, help="Forwards per block; by default one for each of its tokens.", show_default=False),
     ] = None,
+    remasking: Annotated[
+        Remasking, typer.Option(help="Which predictions a step keeps: the likeliest ones, or any.")
+    ] = Remasking.low_confidence,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws at a temperature above 0.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of random draws.")] = 0,
+    cfg_scale: Annotated[
+        float, typer.Option(min=0.0, help="Classifier-free guidance towards the prompt; 0 for none.")
+    ] = 0.0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="An answer ends before this text. Repeatable.", show_default=False),
+    ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Print an answer block by block; by default on a terminal, for one prompt or a conversation.",
+            show_default=False,
+        ),
+    ] = None,
+    use_cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Keep keys and values of finished blocks, or compute them anew.")
+    ] = True,
     block_size: BlockSize = None,
     json: Json = False,
 ) -> None:
-    """Answer prompts with the block diffusion sampler."""
+    """Answer prompts, or hold a conversation, with the block diffusion sampler."""
+    prompts, stops = prompt or [], stop or []
+    _require_sense(prompts, chat, stream, json, stops)
     with chatter_to_stderr():
+        from tide_cache.records import Message
+
         model = open_model(checkpoint, block_size)
-        backbone = model.load()
-        answers = _answers(backbone, model, prompt, max_new_tokens, steps_per_block, temperature, seed)
+        options: SamplerOptions = {
+            "block_size": model.block_size,
+            "max_new_tokens": max_new_tokens,
+            "steps_per_block": steps_per_block or model.block_size,
+            "remasking": remasking.value,
+            "temperature": temperature,
+            "cfg_scale": cfg_scale,
+            "use_cache": use_cache,
+        }
+        _require_steps(options)
+        speaker = _Speaker(model.load(), model, options, stops, seed)
+    is_streamed = stream if stream is not None else sys.stdout.isatty() and (chat or len(prompts) == 1) and not json
+    first = [Message("system", system)] if system is not None else []
+    if chat:
+        _converse(speaker, first, is_streamed)
+        return
+    conversations = [[*first, Message("user", text)] for text in prompts]
+    if is_streamed:
+        speaker.stream(conversations[0])
+        return
+    answers = speaker.answer(conversations)
     if json:
-        entries = [{"prompt": text, "answer": answer} for text, answer in zip(prompt, answers, strict=True)]
+        entries = [{"prompt": text, "answer": answer} for text, answer in zip(prompts, answers, strict=True)]
         print_json({"checkpoint": checkpoint, "answers": entries})
         return
-    for text, answer in zip(prompt, answers, strict=True):
-        print_text(f"> {text}\n{answer}\n" if len(prompt) > 1 else answer)
+    for text, answer in zip(prompts, answers, strict=True):
+        print_text(f"> {text}\n{answer}\n" if len(prompts) > 1 else answer)
 
 
-def _answers(
-    backbone: "Backbone",
-    model: OpenModel,
-    prompts: list[str],
-    max_new_tokens: int,
-    steps_per_block: int | None,
-    temperature: float,
-    seed: int,
-) -> list[str]:
-    import torch
+def _require_sense(prompts: list[str], chat: bool, stream: bool | None, json: bool, stops: list[str]) -> None:
+    """Refuse options that contradict each other, all at once, before anything is loaded."""
+    faults = []
+    if chat and prompts:
+        faults.append("--chat reads what the user says from stdin; leave --prompt out, or --chat")
+    if not chat and not prompts:
+        faults.append("found no prompt; give --prompt TEXT, or --chat for a conversation")
+    if json and chat:
+        faults.append("--json is one document, --chat a conversation as it goes; leave one out")
+    if json and stream:
+        faults.append("--json is printed at the end, --stream as blocks finish; leave one out")
+    if stream and len(prompts) > 1:
+        faults.append(f"--stream: found {len(prompts)} prompts, which are sampled together; give one, or --no-stream")
+    if "" in stops:
+        faults.append("--stop: found an empty text; expected at least one character")
+    if faults:
+        raise RunFileError(fault_list("nothing can be generated:", faults, "Nothing was loaded."))
 
-    from tide_cache.evaluation import generate_text
-    from tide_cache.records import Message
 
-    num_tokens = [0] * len(prompts)
-    with ProgressReport("generate", "tokens at most") as report:
+def _require_steps(options: "SamplerOptions") -> None:
+    """Refuse more steps than a block has tokens: the block size may come from the checkpoint."""
+    steps, block_size = options["steps_per_block"], options["block_size"]
+    if steps > block_size:
+        raise RunFileError(
+            f"--steps-per-block {steps}: a block has {block_size} tokens, and a step fills at least one; expected 1 to "
+            f"{block_size}. Nothing was loaded."
+        )
 
-        def on_block(index: int, tokens: list[int]) -> None:
-            num_tokens[index] = len(tokens)
-            report.update(sum(num_tokens), max_new_tokens * len(prompts))
+
+@dataclass
+class _Speaker:
+    """A loaded model that answers; draws of all its answers come from one seed."""
+
+    backbone: "Backbone"
+    model: OpenModel
+    options: "SamplerOptions"
+    stops: list[str]
+    seed: int
+    _printed: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self.options["generator"] = torch.Generator(self.backbone.device).manual_seed(self.seed)
+
+    def answer(self, conversations: "list[list[Message]]") -> list[str]:
+        """Answer with a progress report."""
+        num_tokens = [0] * len(conversations)
+        with ProgressReport("generate", "tokens at most") as report:
+
+            def on_block(index: int, tokens: list[int]) -> None:
+                num_tokens[index] = len(tokens)
+                report.update(sum(num_tokens), self.options["max_new_tokens"] * len(conversations))
+
+            return self._generate(conversations, on_block=on_block)
+
+    def stream(self, conversation: "list[Message]") -> str:
+        """Print an answer block by block."""
+        self._printed = ""
+        (answer,) = self._generate([conversation], on_text=lambda _, text: self._print(text))
+        self._print(answer)
+        print(flush=True)
+        return answer
+
+    def _print(self, text: str) -> None:
+        print(text[len(self._printed) :], end="", flush=True)
+        self._printed = text
+
+    def _generate(
+        self,
+        conversations: "list[list[Message]]",
+        on_block: "OnBlock | None" = None,
+        on_text: "OnText | None" = None,
+    ) -> list[str]:
+        from tide_cache.evaluation import generate_text
 
         return generate_text(
-            backbone,
-            model.tokenizer,
-            [[Message("user", text)] for text in prompts],
-            on_block=on_block,
-            block_size=model.block_size,
-            max_new_tokens=max_new_tokens,
-            steps_per_block=steps_per_block or model.block_size,
-            temperature=temperature,
-            generator=torch.Generator(backbone.device).manual_seed(seed),
-        )
+            self.backbone, self.model.tokenizer, conversations, on_block=on_block, on_text=on_text,
+            stop_strings=self.stops, **self.options,
+        )  # fmt: skip
+
+
+def _converse(speaker: _Speaker, messages: "list[Message]", is_streamed: bool) -> None:
+    """Answer line after line of stdin; every answer sees all turns before it."""
+    from tide_cache.records import Message
+
+    for text in _lines():
+        messages.append(Message("user", text))
+        if is_streamed:
+            answer = speaker.stream(messages)
+        else:
+            (answer,) = speaker.answer([messages])
+            print_text(answer)
+        messages.append(Message("assistant", answer))
+
+
+def _lines() -> Iterator[str]:
+    """Give the lines of stdin that say something; on a terminal, ask for each."""
+    if not sys.stdin.isatty():
+        yield from (text for line in sys.stdin if (text := line.strip()))
+        return
+    say("Each line is a turn; Ctrl-D ends the conversation.")
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            return
+        if text:
+            yield text

@@ -1,16 +1,33 @@
 """`tide-cache inspect`: what a cache holds, or one of its views as text."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from math import exp
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, print_text, size
-from .options import Json
+from tide_cache.errors import RunFileError
+from tide_cache.reporting.wording import leaves, sparkline, visible
+
+from .console import (
+    chatter_to_stderr,
+    number,
+    percent,
+    print_fields,
+    print_json,
+    print_table,
+    print_text,
+    size,
+    spark_bars,
+)
+from .options import Json, Pass
+from .progress import ProgressReport
 
 if TYPE_CHECKING:
-    from tide_cache.reporting.inspection import Inspection, ViewDescription
+    from tide_cache.reporting.inspection import Inspection
+    from tide_cache.reporting.sampling import SampledSignals
+    from tide_cache.reporting.viewing import MaskedChunk, ViewDescription
 
 
 def inspect_cache(
@@ -23,15 +40,33 @@ def inspect_cache(
         str | None,
         typer.Option(help="Student tokenizer that turns the ids of --view into text.", show_default=False),
     ] = None,
+    teacher_tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Teacher tokenizer, for kept ids that the student does not share.", show_default=False),
+    ] = None,
+    signal_pass: Annotated[
+        Pass | None, typer.Option("--pass", help="Which pass of --view; by default the first that the cache has.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what a cache holds: identity, coverage, what the teacher knew, and where the bytes go."""
+    of_views = {"--tokenizer": tokenizer, "--teacher-tokenizer": teacher_tokenizer, "--pass": signal_pass}
+    if view is None and (given := [name for name, value in of_views.items() if value is not None]):
+        raise RunFileError(f"{', '.join(given)}: found no --view beside it; add --view N, or leave it out")
     with chatter_to_stderr():
         from tide_cache.locations import cache_path
-        from tide_cache.reporting.inspection import Inspection, describe_view, inspect
+        from tide_cache.reporting.inspection import Inspection, inspect
+        from tide_cache.reporting.viewing import describe_view
 
         root = cache_path(cache)
-        found = inspect(root) if view is None else describe_view(root, view, tokenizer)
+        found: Inspection | ViewDescription
+        if view is None:
+            with ProgressReport("inspect", "row groups") as report:
+                found = inspect(root, report.update)
+        else:
+            found = describe_view(
+                root, view, tokenizer, teacher_tokenizer, None if signal_pass is None else signal_pass.value
+            )
     if json:
         print_json(asdict(found))
     elif isinstance(found, Inspection):
@@ -41,27 +76,13 @@ def inspect_cache(
 
 
 def _print_inspection(found: "Inspection") -> None:
-    print_fields(f"Cache {found.cache_id}", [("folder", str(found.cache)), *_leaves(found.identity)])
-    print_fields("Plan", _leaves(found.plan))
+    print_fields(f"Cache {found.cache_id}", [("folder", str(found.cache)), *leaves(found.identity)])
+    print_fields("Plan", leaves(found.plan))
     print_fields("Samples", _sample_fields(found))
-    print_fields("Teacher", _teacher_fields(found))
-    read = f"from {number(found.sampled.num_views)} of {number(found.num_views)} views"
-    print_table(
-        f"Teacher by diffusion time, {read}",
-        ["t", "views", "masked positions", "top-1 accuracy", "-log p(true)", "kept ids per row", "kept mass"],
-        (
-            (
-                f"{entry.t_from:.1f}-{entry.t_to:.1f}",
-                number(entry.num_views),
-                number(entry.num_positions),
-                percent(entry.top1_accuracy),
-                number(entry.mean_nll),
-                number(entry.kept_ids, 1),
-                number(entry.kept_mass, 4),
-            )
-            for entry in found.sampled.by_time
-        ),
-    )
+    print_fields(f"Teacher, pass {found.first_pass}", _teacher_fields(found))
+    for name, signals in found.by_pass.items():
+        _print_by_time(name, signals, found.num_views)
+    _print_chunk_lengths(found)
     total = sum(sum(columns.values()) for columns in found.column_bytes.values())
     print_table(
         f"Bytes by column: {size(found.cache_bytes)} in all, "
@@ -72,7 +93,69 @@ def _print_inspection(found: "Inspection") -> None:
             for table, columns in found.column_bytes.items()
             for name, count in columns.items()
         ),
-        num_text_columns=2,
+        text_columns=(0, 1),
+    )
+
+
+def _print_by_time(name: str, signals: "SampledSignals", num_views: int) -> None:
+    by_time = signals.by_time
+    read = f"{name}, from {number(signals.num_views)} of {number(num_views)} views"
+    figures = {
+        "top-1 accuracy": [entry.top1_accuracy for entry in by_time],
+        "p(true token)": [entry.truth_probability for entry in by_time],
+        "confidence": [entry.confidence for entry in by_time],
+        "kept mass": [entry.kept_mass for entry in by_time],
+        "candidate mass": [entry.candidate_mass for entry in by_time],
+    }
+    print_table(
+        f"Over diffusion time t, {read}; a bar is a tenth of t, its height a share of 0 to 1",
+        ["figure", "t: 0 to 1", "lowest t", "highest t"],
+        (_spark_row(figure, values) for figure, values in figures.items() if any(v is not None for v in values)),
+        text_columns=(0, 1),
+    )
+    print_table(
+        f"Teacher by diffusion time, {read}",
+        [
+            *("t", "views", "positions", "top-1", "-log p(true)", "p(true)", "confidence", "kept ids", "kept mass"),
+            "candidate mass",
+        ],
+        (
+            (
+                f"{entry.t_from:.1f}-{entry.t_to:.1f}",
+                number(entry.num_views),
+                number(entry.num_positions),
+                percent(entry.top1_accuracy),
+                number(entry.mean_nll),
+                number(entry.truth_probability),
+                number(entry.confidence),
+                number(entry.kept_ids, 1),
+                number(entry.kept_mass, 4),
+                number(entry.candidate_mass, 4),
+            )
+            for entry in by_time
+        ),
+    )
+
+
+def _spark_row(name: str, values: Sequence[float | None]) -> tuple[str, ...]:
+    known = [value for value in values if value is not None]
+    return name, sparkline(values, 0, 1, spark_bars()), percent(known[0]), percent(known[-1])
+
+
+def _print_chunk_lengths(found: "Inspection") -> None:
+    shapes = found.chunk_shapes
+    sides = {"student": shapes.student_lengths, "teacher": shapes.teacher_lengths}
+    if not any(shapes.student_lengths):
+        return
+    names = [str(length) for length in range(1, len(shapes.student_lengths))]
+    print_table(
+        f"Tokens of a chunk, from {number(shapes.num_samples)} of {number(found.num_samples)} samples",
+        ["side", "1 to more", *names, f"{len(shapes.student_lengths)}+"],
+        (
+            (side, sparkline(lengths, 0, max(lengths), spark_bars()), *map(number, lengths))
+            for side, lengths in sides.items()
+        ),
+        text_columns=(0, 1),
     )
 
 
@@ -103,9 +186,12 @@ def _teacher_fields(found: "Inspection") -> list[tuple[str, str]]:
 
 
 def _print_view(view: "ViewDescription") -> None:
+    from tide_cache.reporting.viewing import worth_showing
+
     print_fields(
-        f"View {view.view} of sample {view.sample_id}",
+        f"View {view.view} of sample {view.sample_id} (--view {view.number})",
         [
+            ("pass", view.signal_pass),
             ("t", f"{view.t:.4f}"),
             ("student tokens", f"{view.num_tokens}, {view.num_supervised} supervised, {view.num_masked} masked"),
             ("teacher tokens", f"{view.num_teacher_tokens}, {view.num_teacher_masked} masked"),
@@ -113,26 +199,24 @@ def _print_view(view: "ViewDescription") -> None:
     )
     print_text(view.text + "\n")
     print_table(
-        "Masked chunks",
-        ["student tokens", "positions", "teacher log p", "top-1", "kept ids"],
+        "Masked chunks, and what the teacher would write there",
+        ["true text", "tokens", "p(true)", "top-1", "kept ids", "kept mass", "most likely, by the teacher"],
         (
             (
-                chunk.text,
-                f"{chunk.student_start}-{chunk.student_end - 1}",
-                number(chunk.teacher_logprob),
+                visible(chunk.text),
+                _span(chunk),
+                f"{exp(chunk.teacher_logprob):.3f}",
                 "yes" if chunk.is_top1 else "no",
                 number(chunk.kept_ids),
+                number(chunk.candidate_mass),
+                "  ".join(f"{visible(c.text)} {exp(c.logprob):.2f}" for c in worth_showing(chunk.candidates)) or "-",
             )
             for chunk in view.chunks
         ),
+        text_columns=(0, 6),
     )
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Give nested values under dotted names; hashes are shortened."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            text = str(value)
-            yield f"{prefix}{name}", text[:16] if len(text) == 64 else text
+def _span(chunk: "MaskedChunk") -> str:
+    last = chunk.student_end - 1
+    return str(last) if last == chunk.student_start else f"{chunk.student_start}-{last}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from tide_cache.config.train import TrainRun
 from tide_cache.errors import RunFileError
 
-from .console import say
+from .console import complain
 from .run_toml import run_toml
 
 SHUTDOWN_TIMEOUT_S = 600
@@ -84,6 +84,6 @@ def launch(run: TrainRun, num_processes: int, flags: list[str]) -> int:
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.exitcode < 0:
-                say(f"error: process {rank} was killed by signal {-failure.exitcode}; the others were stopped")
+                complain(f"error: process {rank} was killed by signal {-failure.exitcode}; the others were stopped")
             return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     return 0

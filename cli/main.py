@@ -11,20 +11,32 @@ from tide_cache import __version__
 from tide_cache.errors import Interrupted, TideCacheError
 
 from .build_teacher_shards import build_teacher_shards
-from .console import say
+from .console import complain
+from .convert import convert
 from .demo import demo
+from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .inspect_cache import inspect_cache
 from .plan import plan
 from .repair import repair
+from .report import report
 from .schema import schema
+from .sweep import sweep
 from .train import train_student
+from .verbosity import choose_verbosity
 from .verify import verify_cache
 
 FAILED = 1
 INTERRUPTED = 130
+EXIT_CODES = "\n\n".join(
+    [
+        "Exit codes: 0 done; 1 the run failed; 2 the invocation or run file is wrong; 3 the data was refused; "
+        "130, 143 stopped.",
+        "`TIDE_CACHE_LOG=quiet|normal|verbose` stands for the options, `NO_COLOR=1` and `FORCE_COLOR=1` for colours.",
+    ]
+)
 
 
 class _Commands(TyperGroup):
@@ -35,19 +47,21 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Interrupted as error:
-            say(str(error))
+            complain(str(error))
             raise typer.Exit(error.exit_code) from None
         except TideCacheError as error:
-            say(f"error: {error}")
+            complain(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
         except OSError as error:
             if error.filename is None or error.errno == errno.EPIPE:
                 raise
-            say(f"error: {error.filename}: {error.strerror}; check that the path can be written and has free space")
+            complain(
+                f"error: {error.filename}: {error.strerror}; check that the path can be written and has free space"
+            )
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             if os.environ.get("RANK", "0") == "0":
-                say("Interrupted before there was anything to keep; run the same command again.")
+                complain("Interrupted before there was anything to keep; run the same command again.")
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -55,9 +69,9 @@ app = typer.Typer(
     name="tide-cache",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    epilog=EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -73,8 +87,11 @@ def main(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries log.")] = False,
 ) -> None:
     """Offline distillation for diffusion language models: run each teacher once, train many students from it."""
+    choose_verbosity(quiet, verbose)
 
 
 def _example(*lines: str) -> str:
@@ -97,6 +114,7 @@ app.command(
         "tide-cache build-teacher-shards build.toml --shard-range auto",
     ),
 )(build_teacher_shards)
+app.command("convert", epilog=_example("tide-cache convert Qwen/Qwen3-0.6B --out students/qwen3-0.6b"))(convert)
 app.command(
     "train",
     epilog=_example(
@@ -105,9 +123,24 @@ app.command(
         "--set train.epochs=10",
     ),
 )(train_student)
+app.command(
+    "sweep",
+    epilog=_example(
+        "tide-cache sweep student.toml --preset shared/bd3lm --preset shared/kl --seeds 3 --held-out held-out.jsonl",
+        "tide-cache sweep student.toml --objective ce --objective ce+kl:0.5 --jobs 8 --out runs/sweep",
+    ),
+)(sweep)
 app.command("inspect", epilog=_example("tide-cache inspect cache", "tide-cache inspect cache --view 3 --tokenizer t"))(
     inspect_cache
 )
+app.command(
+    "report",
+    epilog=_example(
+        "tide-cache report cache --tokenizer tokenizers/qwen",
+        "tide-cache report runs/student",
+        "tide-cache report --compare runs/ce-seed-0 runs/ce-seed-1 runs/kl-seed-0 runs/kl-seed-1",
+    ),
+)(report)
 app.command(
     "export",
     epilog=_example(
@@ -123,6 +156,7 @@ app.command(
 app.command("generate", epilog=_example('tide-cache generate runs/student/model --prompt "reverse: one two three"'))(
     generate
 )
+app.command("doctor", epilog=_example("tide-cache doctor", "tide-cache doctor --json"))(doctor)
 app.command("schema", epilog=_example("tide-cache schema --check schemas"))(schema)
 
 

@@ -20,6 +20,13 @@ class OnBadRow(StrEnum):
     skip = "skip"
 
 
+class Pass(StrEnum):
+    """Pass of a cache."""
+
+    plain = "plain"
+    compdemo = "compdemo"
+
+
 RunFile = Annotated[
     Path | None,
     typer.Argument(metavar="RUN.toml", help="Run file; not needed when the options say enough.", show_default=False),
@@ -45,6 +52,20 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything without loading a model, print the resolved run file, stop.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """Give the presets that begin so, for the shell."""
+    from tide_cache.config.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
+def complete_objective(incomplete: str) -> list[str]:
+    """Give the kinds of objectives that begin so, for the shell."""
+    from tide_cache.config.objectives import OBJECTIVE_KINDS
+
+    return [kind for kind in OBJECTIVE_KINDS if kind.startswith(incomplete)]
 
 
 def given(flags: dict[str, Any]) -> dict[str, Any]:

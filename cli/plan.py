@@ -83,7 +83,7 @@ def _print_plan(found: "CachePlan") -> None:
         for table, columns in found.bytes_by_column.items()
         for name, count in columns.items()
     ]
-    print_table("Bytes by column", ("table", "column", "size", "share"), rows, num_text_columns=2)
+    print_table("Bytes by column", ("table", "column", "size", "share"), rows, text_columns=(0, 1))
 
 
 def _hours(hours: float) -> str:

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, a plain line every few seconds elsewhere; always on stderr."""
+"""How far a long command is: a bar on a terminal, a line with the time every few seconds elsewhere; on stderr."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Column
 from rich.text import Text
 
-from .console import messages, say, size
+from .console import is_quiet, messages, say, size, stamp
 
 SECONDS_BETWEEN_LINES = 5.0
 BAR_WIDTH = 12
@@ -49,7 +49,7 @@ class ProgressReport:
         self._line = ""
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not is_quiet():
             columns = [TextColumn("{task.description}"), BarColumn(BAR_WIDTH), _Text(), _TimeLeft()]
             self._bar = Progress(*columns, console=messages(), redirect_stdout=False)
             self._task = self._bar.add_task(self._title, total=None, text="")
@@ -62,7 +62,7 @@ class ProgressReport:
         if self._bar is not None:
             self._bar.stop()
         elif self._line:
-            say(self._line)
+            say(stamp() + self._line)
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Show that `done` of `total` are done.
@@ -85,7 +85,7 @@ class ProgressReport:
         parts += [f"{_clock((total - done) / rate)} left"] if rate and done < total else []
         self._line = f"{self._title}: {', '.join(parts)}"
         if now_s >= self._next_line_s:
-            say(self._line)
+            say(stamp() + self._line)
             self._line = ""
             self._next_line_s = now_s + SECONDS_BETWEEN_LINES
 

@@ -8,7 +8,7 @@ import typer
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
 
-from .console import chatter_to_stderr, number, print_fields, print_json, print_table, say
+from .console import chatter_to_stderr, complain, number, print_fields, print_json, print_table, say
 from .options import Json, Out, Set, given
 from .progress import ProgressReport
 
@@ -53,9 +53,9 @@ def repair(
     else:
         _show(found, dry_run)
     if not found.is_mended:
-        say(f"error: {cache} is damaged: {', '.join(found.bad_files)}")
+        complain(f"error: {cache} is damaged: {', '.join(found.bad_files)}")
         if dry_run:
-            say("Run the same command without --dry-run, with the run file in place of the folder, to mend it.")
+            complain("Run the same command without --dry-run, with the run file in place of the folder, to mend it.")
         raise typer.Exit(REFUSED)
 
 
@@ -76,7 +76,7 @@ def _show(found: "RepairReport", dry_run: bool) -> None:
         print_fields("Healthy: nothing to mend", [("cache", str(found.cache))])
         return
     rows = ((problem.file, problem.problem) for problem in found.problems)
-    print_table(f"Damaged in {found.cache}: {number(len(found.bad_files))} files", ["file", "problem"], rows, 2)
+    print_table(f"Damaged in {found.cache}: {number(len(found.bad_files))} files", ["file", "problem"], rows, (0, 1))
     if dry_run:
         return
     print_fields(

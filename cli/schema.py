@@ -7,7 +7,7 @@ import typer
 
 from tide_cache.errors import RunFileError
 
-from .console import chatter_to_stderr, print_text, say
+from .console import chatter_to_stderr, complain, print_text
 
 DRIFTED = 1
 
@@ -31,7 +31,7 @@ def schema(
     if drifted:
         for fault in drifted:
             print_text(fault)
-        say(
+        complain(
             f"error: {check}: {len(drifted)} files are not what this release writes; run `make schemas` and commit them"
         )
         raise typer.Exit(DRIFTED)

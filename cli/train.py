@@ -12,9 +12,24 @@ from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.train import TrainRun
 from tide_cache.errors import Interrupted, TideCacheError
 
-from .console import chatter_to_stderr, number, print_fields, print_json, print_text, say
+from .console import chatter_to_stderr, complain, number, print_fields, print_json, print_text, say
 from .launch import launch, require_gpus, require_no_launcher
-from .options import BadRow, Dataset, DryRun, Json, OnBadRow, Out, RunFile, Set, caches, corpus_flags, given, objectives
+from .options import (
+    BadRow,
+    Dataset,
+    DryRun,
+    Json,
+    OnBadRow,
+    Out,
+    RunFile,
+    Set,
+    caches,
+    complete_objective,
+    complete_preset,
+    corpus_flags,
+    given,
+    objectives,
+)
 from .progress import ProgressReport
 from .run_toml import run_toml
 
@@ -62,12 +77,19 @@ def train_student(
     on_bad_row: BadRow = None,
     objective: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND[:WEIGHT]", help="Replaces the run file's objectives. Repeatable: ce, kl:0.5."),
+        typer.Option(
+            metavar="KIND[:WEIGHT]",
+            help="Replaces the run file's objectives. Repeatable: ce, kl:0.5.",
+            autocompletion=complete_objective,
+        ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            metavar="PIPELINE/ROW", help="A row of the paper's table, e.g. cross/tide-cross.", show_default=False
+            metavar="PIPELINE/ROW",
+            help="A row of the paper's table, e.g. cross/tide-cross.",
+            show_default=False,
+            autocompletion=complete_preset,
         ),
     ] = None,
     semantics: Annotated[
@@ -190,7 +212,7 @@ def _leave(world: "World", error: TideCacheError) -> NoReturn:
     """End a process that is not the first; what the first one says too is not said twice."""
     if not isinstance(error, Interrupted):
         time.sleep(FIRST_SPEAKS_S)
-        say(f"error in process {world.rank} of {world.size}: {error}")
+        complain(f"error in process {world.rank} of {world.size}: {error}")
     raise typer.Exit(error.exit_code)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .console import chatter_to_stderr, number, print_fields, print_json, print_table, say, size
+from .console import chatter_to_stderr, complain, number, print_fields, print_json, print_table, size
 from .options import Json
 from .progress import ProgressReport
 
@@ -35,10 +35,10 @@ def verify_cache(
             f"Problems in {cache}: {number(len(found.problems))}",
             ["shard", "problem"],
             ((problem.shard, problem.problem) for problem in found.problems),
-            num_text_columns=2,
+            text_columns=(0, 1),
         )
     if not found.ok:
         shards = sorted({problem.shard for problem in found.problems})
-        say(f"error: {cache} is damaged: {', '.join(shards)}")
-        say(WAY_OUT)
+        complain(f"error: {cache} is damaged: {', '.join(shards)}")
+        complain(WAY_OUT)
         raise typer.Exit(REFUSED)

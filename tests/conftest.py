@@ -10,6 +10,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from transformers import Qwen3Config
 
+from tide_cache.building.driver import build_cache
+from tide_cache.config.build import BuildRun
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import Vocabularies, train_vocabularies
 from tide_cache.modeling.backbone import new_backbone
@@ -82,3 +84,11 @@ def build_values(corpus_file: Path, tiny_teacher: Path, vocabularies: Vocabulari
         return values
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory, build_values: Callable[..., dict[str, Any]]) -> Path:
+    """A cache for students with the tokenizer of `tiny_teacher`, which can be one too; tests only read it."""
+    out = tmp_path_factory.mktemp("tiny") / "cache"
+    build_cache(BuildRun.model_validate(build_values(out, signals__temperatures=(1.0, 2.0))))
+    return out

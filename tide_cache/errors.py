@@ -73,6 +73,12 @@ class CheckpointError(TideCacheError):
     exit_code = 3
 
 
+class RunFolderError(TideCacheError):
+    """A folder holds no training run, or a file of it cannot be read."""
+
+    exit_code = 3
+
+
 class Interrupted(TideCacheError):
     """The user or the scheduler stopped the run; what was done is kept and can be resumed."""
 

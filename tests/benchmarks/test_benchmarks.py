@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import build
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.python_loop import bare_loop, reference_loop
 from benchmarks.timing import Timings
@@ -90,7 +91,9 @@ def test_the_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]):
     assert f"one of: {', '.join(BENCHMARKS)}" in printed
 
 
-def test_build_times_the_parts_of_one_capture(shared: Path, tmp_path: Path):
+def test_build_times_the_parts_of_one_capture(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, smaller in {"TEACHER": build.SMALL_TEACHER, "FEW_ROWS": 1, "MANY_ROWS": 4}.items():
+        monkeypatch.setattr(build, name, smaller)
     file = tmp_path / "build.json"
     assert main(["build", "--rows", "2", "--repeats", "1", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())["figures"]
@@ -98,3 +101,4 @@ def test_build_times_the_parts_of_one_capture(shared: Path, tmp_path: Path):
     assert figures["teacher_s"] + figures["write_s"] - figures["guard_s"] < figures["capture_s"]
     assert figures["guard_share"] == pytest.approx(figures["guard_s"] / figures["capture_s"])
     assert figures["overhead_ratio"] == pytest.approx(figures["capture_s"] / figures["forward_only_s"])
+    assert figures["rss_ratio_10x"] == pytest.approx(figures["small_rss_mib_10x"] / figures["small_rss_mib"])

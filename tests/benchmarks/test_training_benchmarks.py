@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import amortise, gpu_suite
+from benchmarks import amortise, gpu_suite, loader, online, scale, step
 from benchmarks.material import Loading, Shape, write_cache
 from benchmarks.online import ROWS, SMALL
 from benchmarks.published_shapes import LLADA2_MINI, SMALL_LLADA2, SMALL_WEDLM, STUDENT, WEDLM_8B, random_backbone
 from benchmarks.scale import difference
 from benchmarks.step import StepPlan, measure
 from benchmarks.students import PROXY
+from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.manifest.verify import verify
 from tide_cache.modeling.backbone import ADAPTERS
 from tide_cache.modeling.packing import pack_full
@@ -110,3 +111,35 @@ class TestGpuSuite:
         assert record["command"] == "python -m benchmarks.gpu_suite --piece loader --tiny"
         assert all(value >= 0 for value in record["figures"].values())
         assert record["machine"]["cores"] >= 1
+
+    @pytest.mark.parametrize("name", ["step_cross", "online_shared", "amortise_cross"])
+    def test_every_kind_of_piece_runs_to_its_end(self, tmp_path, monkeypatch, name):
+        """With one distilled run of each pipeline instead of all."""
+        monkeypatch.setattr(step, "NAMES", ("cross/bd3lm", "cross/calm"))
+        monkeypatch.setattr(online, "ROWS", {row: ROWS[row] for row in ("cross/calm", "shared/kl")})
+        monkeypatch.setattr(amortise, "NUM_VIEWS", 1)
+        gpu_suite.write_piece(name, tmp_path, is_tiny=True)
+        figures = json.loads((tmp_path / f"{name}.json").read_text())["figures"]
+        assert any(figure.startswith(name.partition("_")[2]) for figure in figures)
+        assert all(value > 0 for value in figures.values())
+
+
+def test_every_rank_count_masks_the_same_tokens_and_another_order_is_noticed(monkeypatch):
+    assert scale.is_order_identical()
+    monkeypatch.setattr(scale, "step_micro_batches", lambda *args: list(step_micro_batches(*args))[:1])
+    assert not scale.is_order_identical()
+
+
+def test_memory_of_loading_is_measured_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "RSS_SAMPLES", 64)
+    figures = scale.memory_figures(tmp_path)
+    assert figures["rss_ratio_10x"] == pytest.approx(figures["rss_mib_10x"] / figures["rss_mib_1x"])
+    assert figures["rss_mib_1x"] > 50
+
+
+def test_pyarrow_alone_decodes_every_position(tmp_path):
+    manifest = write_cache(tmp_path / "cache", Shape("shared", 6, student_length=64, prompt_length=10, top_k=8))
+    ((_, targets),) = Loading(tmp_path / "cache", manifest).batches(1, 6)
+    positions, seconds = loader.decode_alone(tmp_path / "cache")
+    assert positions == len(targets.true_id_N)
+    assert seconds > 0

@@ -142,7 +142,8 @@ def test_a_shard_that_another_run_committed_meanwhile_is_not_built_again(run_in,
     run = run_in(undisturbed)
     worker = ShardWorker(run, prepare_build(run), "cpu")
     monkeypatch.setattr("tide_cache.building.worker.load_teacher", lambda *_: pytest.fail("nothing is missing"))
-    assert worker.build(1, lambda _: None) == BuiltShard(1, 0, 0)
+    assert worker.build(1, lambda _: None).result() == BuiltShard(1, 0, 0)
+    worker.close()
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path, run_in):

@@ -74,12 +74,13 @@ class Workshop:
         return self.root / "teacher" / "model"
 
 
-def run_command(*arguments, cwd, **environment):
-    """Run the installed command to its end."""
+def run_command(*arguments, cwd, stdin=None, **environment):
+    """Run the installed command to its end, with a text on stdin or none."""
     return subprocess.run(
         [COMMAND, *map(str, arguments)],
         cwd=cwd,
         env={**ENVIRONMENT, **environment},
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

@@ -213,3 +213,35 @@ def test_another_process_than_the_first_waits_and_says_who_it_is(call, monkeypat
     assert result.exit_code == 2
     assert waited_s == [5.0]
     assert result.stderr.startswith("error in process 1 of 2: The run cannot start:")
+
+
+STUDENT = ("train", "train.toml", "--cache", "cache", "--out", "x", "--set", "student.tokenizer.path=vocab/first")
+
+
+def test_offload_without_the_stage_that_it_needs_is_refused(call):
+    result = call(*STUDENT, "--set", "train.offload=optimizer+parameters", "--set", "train.zero_stage=2")
+    assert result.exit_code == 2
+    assert "offload = 'optimizer+parameters' needs zero_stage >= 3, found 2" in result.stderr
+    assert "raise zero_stage, or lower offload" in result.stderr
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(call):
+    result = call(
+        *STUDENT, "--num-gpus", "3", "--dry-run", "--set", "train.global_batch=8", "--set", "train.micro_batch=4"
+    )
+    assert result.exit_code == 2
+    assert "found 8, expected a multiple of micro_batch x processes = 4 x 3 = 12" in result.stderr
+
+
+def test_training_on_a_gpu_that_is_not_there_is_refused(workshop, call):
+    result = call(*STUDENT, "--set", "train.device=cuda")
+    assert result.exit_code == 3
+    assert "device 'cuda': found no CUDA devices; use another, 'cpu' or 'auto'" in result.stderr
+    assert not (workshop.root / "x").exists()
+
+
+def test_flex_attention_without_a_gpu_is_refused(call):
+    result = call(*STUDENT, "--set", "student.attention=flex", "--set", "train.device=cpu")
+    assert result.exit_code == 2
+    assert "student.attention = 'flex': found the device 'cpu'" in result.stderr
+    assert "use sdpa, or auto" in result.stderr

@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from tide_cache_cli.main import app
 
-COMMANDS = ["demo", "build-teacher-shards", "train", "inspect", "verify", "eval", "generate", "schema"]
+COMMANDS = [
+    "demo", "build-teacher-shards", "convert", "train", "inspect", "verify", "eval", "generate", "doctor", "schema",
+]  # fmt: skip
 
 
 def call(*arguments):

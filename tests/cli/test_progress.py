@@ -17,13 +17,19 @@ def clock(monkeypatch):
     return Clock
 
 
+def unstamped(text):
+    """Give the lines without the time with which each must begin."""
+    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} "
+    assert all(re.match(stamp, line) for line in text.splitlines())
+    return [re.sub(stamp, "", line) for line in text.splitlines()]
+
+
 def test_lines_come_every_few_seconds_and_the_last_one_always(clock, capsys):
     with ProgressReport("build", "views") as report:
         for done in range(0, 101):
             report.update(done, 100, f"{done} B written")
             clock.now_s += 0.125
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
+    assert unstamped(capsys.readouterr().err) == [
         "build: 0 of 100 views, 0 B written",
         "build: 40 of 100 views, 8/s, 40 B written, 0:00:08 left",
         "build: 80 of 100 views, 8/s, 80 B written, 0:00:02 left",
@@ -36,7 +42,7 @@ def test_bytes_are_shown_as_sizes(clock, capsys):
         report.update(0, 3_000_000)
         clock.now_s += 2
         report.update(3_000_000, 3_000_000)
-    assert capsys.readouterr().err.splitlines() == [
+    assert unstamped(capsys.readouterr().err) == [
         "verify: 0 B of 3.0 MB",
         "verify: 3.0 MB of 3.0 MB, 1.5 MB/s",
     ]
@@ -61,3 +67,11 @@ def test_a_narrow_terminal_still_shows_the_time_left(monkeypatch, capsys):
     assert " 9,000 of 25,600 views" in line
     assert line.endswith("… -:--:-- left")
     assert len(line) <= 60
+
+
+def test_a_process_of_several_says_which_it_is(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with ProgressReport("train", "steps") as report:
+        report.update(1, 2)
+    assert unstamped(capsys.readouterr().err) == ["rank 3/8 train: 1 of 2 steps"]

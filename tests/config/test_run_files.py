@@ -85,7 +85,7 @@ def test_an_unknown_key_without_a_likeness_lists_what_is_known(write):
 
 def test_a_refused_entry_of_a_list_is_told_once(write):
     message = refuse(write(GOOD.replace('kind = "ce"', 'kind = "cee"').replace('kind = "kl"', 'kind = "ce"')))
-    assert "objective.0: Input tag 'cee' found" in message
+    assert "objective.0: found kind 'cee'; did you mean 'ce'?" in message
     assert "at least 1 item" not in message
     assert "objective: Tuple should have at least 1 item" in refuse(
         write("objective = []" + GOOD.split("[[objective]]")[0])

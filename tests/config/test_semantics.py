@@ -71,4 +71,4 @@ def test_a_resolved_run_read_again_is_the_same_run(semantics):
 def test_faults():
     with pytest.raises(RunFileError, match="semantics: found 'papr'; Input should be 'paper' or 'corrected'") as caught:
         load_run_file(TrainRun, None, VALUES | {"semantics": "papr", "objective": [{"kind": "cee"}]})
-    assert "objective.0: Input tag 'cee' found" in str(caught.value), "all faults at once"
+    assert "objective.0: found kind 'cee'; did you mean 'ce'?" in str(caught.value), "all faults at once"

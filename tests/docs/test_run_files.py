@@ -9,6 +9,7 @@ from pages import PAGES, ROOT, blocks_of
 
 from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
+from tide_cache.config.sweep import SweepRun
 from tide_cache.config.train import TrainRun
 
 EXAMPLES = sorted((ROOT / "examples").rglob("*.toml"))
@@ -33,7 +34,7 @@ def test_run_files_in_the_docs_are_valid(text, tmp_path):
 
 
 def test_there_are_run_files_to_check():
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 10
     assert len(WHOLE) >= 8
 
 
@@ -72,3 +73,10 @@ def test_every_key_that_the_docs_name_is_one():
     unknown = [f"{page}: {name}" for page, name in NAMED if name not in KEYS]
     assert not unknown
     assert len(NAMED) > 60
+
+
+def test_the_arms_of_the_pipelines_page_are_arms_of_a_sweep(tmp_path):
+    (block,) = (b for b in blocks_of(ROOT / "docs" / "pipelines.md") if b.language == "toml")
+    run = (ROOT / "examples/pipeline-a/student.toml").read_text() + block.text
+    (tmp_path / "sweep.toml").write_text(run)
+    assert [arm.name for arm in load_run_file(SweepRun, tmp_path / "sweep.toml").sweep.arm] == ["four views", "soft"]

@@ -9,7 +9,7 @@ from tide_cache.modeling.backbone import new_backbone
 VOCAB, LIMIT = 40, 48
 
 
-def tiny_backbone(seed=0, vocab=VOCAB):
+def tiny_backbone(seed=0, vocab=VOCAB, limit=LIMIT):
     config = Qwen3Config(
         vocab_size=vocab,
         hidden_size=16,
@@ -18,7 +18,7 @@ def tiny_backbone(seed=0, vocab=VOCAB):
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
-        max_position_embeddings=LIMIT,
+        max_position_embeddings=limit,
         initializer_range=0.5,
         tie_word_embeddings=False,
     )

@@ -8,15 +8,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tide_cache.demo.vocabularies import train_vocabularies
 from tide_cache.errors import RunFileError
-from tide_cache.evaluation import generate, generate_text
-from tide_cache.evaluation.sampler import masked_row_logits
+from tide_cache.evaluation import generate
+from tide_cache.evaluation.block_context import BlockContext
 from tide_cache.modeling.attention import block_diffusion_mask
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.modeling.packing import PackedInput, pack_block
-from tide_cache.pairing import TextTokenizer
-from tide_cache.records import Message
 
 MASK, PAD, BLOCK = 39, 38, 4
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [], [5, 3, 5, 8], [9, 7], [9, 3, 2, 3, 8, 4, 6, 2, 6]]
@@ -24,8 +21,15 @@ OPTIONS = {"mask_id": MASK, "pad_id": PAD, "stop_ids": (), "block_size": BLOCK, 
 FIXTURE_IS_CONSTANT = [HealthCheck.function_scoped_fixture]
 
 
-def plain_loop(backbone, prompt, steps_per_block, max_new_tokens=10):
+def plain_loop(backbone, prompt, steps_per_block, max_new_tokens=10, cfg_scale=0.0):
     """One sequence, full logits of the whole sequence, the block-causal mask as the clean half of the golden one."""
+
+    def logits_of(tokens):
+        with torch.no_grad():
+            positions = torch.arange(length)[None]
+            hidden = backbone(PackedInput(torch.tensor([tokens]), positions, is_allowed[None, None]))[0]
+        return hidden @ backbone.head_VD.T
+
     ids = list(prompt)
     while len(ids) < len(prompt) + max_new_tokens:
         start = len(ids) // BLOCK * BLOCK
@@ -36,10 +40,11 @@ def plain_loop(backbone, prompt, steps_per_block, max_new_tokens=10):
             open_places = [place for place, token in enumerate(ids) if token is None]
             if not open_places:
                 break
-            tokens = torch.tensor([[MASK if token is None else token for token in ids]])
-            with torch.no_grad():
-                hidden = backbone(PackedInput(tokens, torch.arange(length)[None], is_allowed[None, None]))[0]
-            logits = hidden @ backbone.head_VD.T
+            tokens = [MASK if token is None else token for token in ids]
+            logits = logits_of(tokens)
+            if cfg_scale:
+                without = logits_of([MASK] * len(prompt) + tokens[len(prompt) :])
+                logits = without + (1 + cfg_scale) * (logits - without)
             logits[:, [MASK, PAD]] = -math.inf
             best = {place: logits[place].softmax(0).max(0) for place in open_places}
             surest = sorted(open_places, key=lambda place: -best[place].values.item())
@@ -48,11 +53,23 @@ def plain_loop(backbone, prompt, steps_per_block, max_new_tokens=10):
     return ids[len(prompt) :][:max_new_tokens]
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("steps_per_block", [1, 3, BLOCK])
-def test_it_equals_the_plain_loop(backbone, steps_per_block):
-    got = generate(backbone, PROMPTS, steps_per_block=steps_per_block, **OPTIONS)
+def test_it_equals_the_plain_loop(backbone, steps_per_block, use_cache):
+    got = generate(backbone, PROMPTS, steps_per_block=steps_per_block, use_cache=use_cache, **OPTIONS)
     assert got == [plain_loop(backbone, prompt, steps_per_block) for prompt in PROMPTS]
     assert len({tuple(tokens) for tokens in got}) == len(PROMPTS), "the outputs should depend on the prompts"
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("cfg_scale", [0.5, 3.0])
+def test_guidance_equals_the_plain_loop(backbone, cfg_scale, use_cache):
+    options = OPTIONS | {"steps_per_block": 2}
+    got = generate(backbone, PROMPTS, cfg_scale=cfg_scale, use_cache=use_cache, **options)
+    assert got == [plain_loop(backbone, prompt, 2, cfg_scale=cfg_scale) for prompt in PROMPTS]
+    unguided = generate(backbone, PROMPTS, **options)
+    assert got != unguided
+    assert got[PROMPTS.index([])] == unguided[PROMPTS.index([])], "without a prompt there is nothing to guide to"
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
@@ -72,8 +89,19 @@ def test_every_block_takes_its_steps(backbone, steps_per_block):
     calls = []
     backbone.register_forward_hook(lambda *_: calls.append(1))
     generate(backbone, [[], [1, 2, 3, 4]], steps_per_block=steps_per_block, **OPTIONS | {"max_new_tokens": 8})
-    num_blocks = 3  # at 0 for the first, at 4 for both, at 8 for the second
-    assert len(calls) == num_blocks * steps_per_block
+    assert len(calls) == 2 * steps_per_block  # aligned at their ends, both take their first block together
+
+
+def test_with_the_cache_a_finished_block_is_computed_once(backbone):
+    shown = []
+    backbone.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].ids_BS.shape[1]))
+    options = OPTIONS | {"max_new_tokens": 12, "steps_per_block": 3}
+    generate(backbone, [[1] * 8], **options)
+    first, later = 8 + BLOCK, 2 * BLOCK  # the prompt's two blocks; then the block before, with the first step
+    assert shown == [first, BLOCK, BLOCK, later, BLOCK, BLOCK, later, BLOCK, BLOCK]
+    shown.clear()
+    generate(backbone, [[1] * 8], use_cache=False, **options)
+    assert shown == [12] * 3 + [16] * 3 + [20] * 3
 
 
 def test_one_model_serves_training_and_sampling(shared):
@@ -87,13 +115,15 @@ def test_one_model_serves_training_and_sampling(shared):
     with torch.no_grad():
         packed = pack_block(x_t_BL[:, None], x_0_BL, torch.ones_like(x_0_BL, dtype=torch.bool), block_size)
         trained_BLV = backbone(packed)[:, :length] @ backbone.head_VD.T
+        context = BlockContext(backbone, [[]] * len(x_0_BL), block_size)
         for start in range(0, length, block_size):
-            end = min(start + block_size, length)
-            ids_BS = torch.cat([x_0_BL[:, :start], x_t_BL[:, start:end]], dim=1)
-            is_row_BS = (torch.arange(end) >= start).expand(len(ids_BS), -1)
-            sampled = masked_row_logits(backbone, ids_BS, is_row_BS, block_size).view(len(ids_BS), end - start, -1)
-            torch.testing.assert_close(sampled, trained_BLV[:, start:end], atol=1e-5, rtol=0)
-            np.testing.assert_allclose(sampled, io["logits_block"][:, start:end], atol=1e-5)
+            x_t_BK = x_t_BL[:, start : start + block_size]
+            sampled = context.masked_row_logits(x_t_BK, torch.ones_like(x_t_BK, dtype=torch.bool))
+            sampled = sampled.view(*x_t_BK.shape, -1)
+            place = slice(start, start + x_t_BK.shape[1])
+            torch.testing.assert_close(sampled, trained_BLV[:, place], atol=1e-5, rtol=0)
+            np.testing.assert_allclose(sampled, io["logits_block"][:, place], atol=1e-5)
+            context.extend(x_0_BL[:, place])
 
 
 def cut(tokens, stop):
@@ -151,8 +181,8 @@ def test_temperature_draws_from_the_tempered_distribution(backbone):
         backbone, [[5, 6]] * num_draws, steps_per_block=1, temperature=temperature, batch_size=1000, **options
     )
     with torch.no_grad():
-        ids = torch.tensor([[5, 6, MASK]])
-        logits = masked_row_logits(backbone, ids, ids == MASK, 1)[0]
+        block = torch.tensor([[MASK]])
+        logits = BlockContext(backbone, [[5, 6]], 1).masked_row_logits(block, block == MASK)[0]
     logits[[MASK, PAD]] = -math.inf
     probs = (logits / temperature).softmax(0).numpy()
     counts = np.bincount([tokens[0] for tokens in drawn], minlength=len(probs))
@@ -214,6 +244,7 @@ def test_impossible_options_are_refused_together(backbone):
             steps_per_block=5,
             temperature=-0.5,
             batch_size=0,
+            cfg_scale=-1.0,
             **OPTIONS | {"max_new_tokens": 0},
         )
     message = str(caught.value)
@@ -221,7 +252,11 @@ def test_impossible_options_are_refused_together(backbone):
     assert "steps_per_block is 5; expected 1 to block_size, which is 4" in message
     assert "temperature is -0.5; expected 0 (most likely token) or more" in message
     assert "batch_size is 0" in message
-    for options in ({"block_size": 0}, {"steps_per_block": 0}, {"temperature": math.nan}):
+    assert "cfg_scale is -1.0; expected 0 (no guidance) or more" in message
+    for options in (
+        *({"block_size": 0}, {"steps_per_block": 0}, {"temperature": math.nan}, {"temperature": math.inf}),
+        *({"cfg_scale": math.nan}, {"cfg_scale": math.inf}),
+    ):
         with pytest.raises(RunFileError, match=rf"{next(iter(options))} is"):
             generate(backbone, [[1]], **{"steps_per_block": 1, **OPTIONS, **options})
 
@@ -239,23 +274,58 @@ def test_a_context_above_the_models_limit_is_refused_before_any_forward(backbone
     assert len(generate(backbone, [[1] * 38], steps_per_block=1, **OPTIONS)[0]) == 10
 
 
-def test_conversations_are_answered_in_text(tmp_path, make_backbone):
-    tokenizer = TextTokenizer.load(str(train_vocabularies(tmp_path, seed=0).first))
-    backbone = make_backbone(vocab=tokenizer.vocab_size)
-    conversations = [[Message("user", "copy: abc")], [Message("user", "add: 2 and 3")]]
-    options = {"block_size": BLOCK, "max_new_tokens": 8, "steps_per_block": 2}
-    specials = set(tokenizer.is_special_V.nonzero()[0].tolist())
-    want = [
-        generate(
-            backbone,
-            [tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True).text).ids_L.tolist()],
-            mask_id=tokenizer.mask_id,
-            pad_id=tokenizer.pad_id,
-            stop_ids=specials,
-            **options,
-        )[0]
-        for messages in conversations
-    ]
-    answers = generate_text(backbone, tokenizer, conversations, **options)
-    assert answers == [tokenizer.decode(ids) for ids in want]
-    assert any(answers)
+@settings(max_examples=15, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@given(word=st.lists(st.integers(0, 37), min_size=1, max_size=2))
+def test_a_sequence_ends_after_the_block_in_which_it_is_complete(backbone, word):
+    def is_complete(tokens):
+        return any(tokens[i : i + len(word)] == word for i in range(len(tokens)))
+
+    free = generate(backbone, PROMPTS, steps_per_block=2, **OPTIONS)
+    got = generate(backbone, PROMPTS, steps_per_block=2, is_complete=is_complete, **OPTIONS)
+    for prompt, whole, tokens in zip(PROMPTS, free, got, strict=True):
+        ends = [*range(BLOCK - len(prompt) % BLOCK, 10, BLOCK), 10]
+        assert tokens == whole[: next((end for end in ends if is_complete(whole[:end])), 10)]
+
+
+@pytest.fixture(params=["a2d_qwen3_tiny", "llada2_tiny"])
+def golden_backbone(request, shared):
+    return load_backbone(read_checkpoint(str(shared / "golden/models" / request.param)), torch.float32, "cpu")
+
+
+def test_published_layouts_say_the_same_with_and_without_the_cache(golden_backbone):
+    """The published student's layout and the teacher's: logits to 1e-5, for prefixes of unlike lengths."""
+    vocab_size = golden_backbone.config.vocab_size
+    random = torch.Generator().manual_seed(1)
+    prefixes = [torch.randint(vocab_size, (n,), generator=random).tolist() for n in (8, 0, 4, 12)]
+    cached, uncached = (BlockContext(golden_backbone, prefixes, BLOCK, use_cache) for use_cache in (True, False))
+    alone = [BlockContext(golden_backbone, [prefix], BLOCK, use_cache=False) for prefix in prefixes]
+    rows = [0, 1, 2, 3]
+    for kept in ([0, 1, 2, 3], [1, 2], [0, 1], [1]):
+        for _ in range(2):
+            block = torch.randint(vocab_size, (len(rows), BLOCK), generator=random)
+            is_masked = torch.rand(block.shape, generator=random) < 0.6
+            with torch.no_grad():
+                got, want = (context.masked_row_logits(block, is_masked) for context in (cached, uncached))
+                one_by_one = torch.cat([alone[b].masked_row_logits(block[i : i + 1], is_masked[i : i + 1])
+                                        for i, b in enumerate(rows)])  # fmt: skip
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+            torch.testing.assert_close(got, one_by_one, atol=1e-5, rtol=0)
+        for context in (cached, uncached):
+            context.extend(block)
+            context.keep(kept)
+        for i, b in enumerate(rows):
+            alone[b].extend(block[i : i + 1])
+        rows = [rows[i] for i in kept]
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_published_layouts_are_sampled_alike_with_and_without_the_cache(golden_backbone, cfg_scale):
+    last = golden_backbone.config.vocab_size - 1
+    options = OPTIONS | {"mask_id": last, "pad_id": last - 1, "max_new_tokens": 13}
+    cached, uncached = (
+        generate(golden_backbone, PROMPTS, steps_per_block=3, cfg_scale=cfg_scale, use_cache=use_cache, **options)
+        for use_cache in (True, False)
+    )
+    assert cached == uncached
+    assert all(len(tokens) == 13 and last not in tokens for tokens in cached)
+    assert len({tuple(tokens) for tokens in cached}) > 1

@@ -9,7 +9,13 @@ from pair_examples import one_to_one
 from transformers import Qwen3Config
 
 from tide_cache.loading.collate import CollatePlan, collate, collate_rows
-from tide_cache.loading.micro_batches import BatchPlan, plan_micro_batches, step_micro_batches, visited_records
+from tide_cache.loading.micro_batches import (
+    BatchPlan,
+    plan_micro_batches,
+    share_of_rank,
+    step_micro_batches,
+    visited_records,
+)
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import LiveTeacher, PlainSource
 from tide_cache.modeling.backbone import new_backbone
@@ -134,8 +140,21 @@ def test_ranks_together_take_the_samples_of_the_step(batching, world):
     found = sum(targets.num_supervised for share in shares for _, targets in share)
     assert found == 2 * sum(len(pair.student_ids_L) for pair in PAIRS)
     alone = list(step_micro_batches(source, order, layout, plan, 1, 0, 1))
-    for k, (batch, _) in enumerate(alone):
-        assert torch.equal(batch.x_t_BL, shares[k % world][k // world][0].x_t_BL)
+    for rank, share in enumerate(shares):
+        of_rank = range(rank, 4, world) if batching == "order" else share_of_rank(4, rank, world)
+        for number, (batch, _) in zip(of_rank, share, strict=True):
+            assert torch.equal(batch.x_t_BL, alone[number][0].x_t_BL)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_get_about_the_same_tokens_of_batches_in_order_of_length(world):
+    """Else the rank with the longest of every round would keep all others waiting."""
+    tokens = range(100, 124)
+    shares = [share_of_rank(24, rank, world) for rank in range(world)]
+    assert sorted(number for share in shares for number in share) == list(range(24))
+    assert {len(share) for share in shares} == {24 // world}
+    sums = [sum(tokens[number] for number in share) for share in shares]
+    assert max(sums) - min(sums) <= world
 
 
 def test_epochs_go_through_the_views_n_at_a_time():

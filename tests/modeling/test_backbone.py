@@ -1,6 +1,8 @@
 """The stock backbone must reproduce the published student, in both contexts, and refuse what it would get wrong."""
 
 import json
+import os
+import shutil
 from importlib.util import find_spec
 
 import numpy as np
@@ -261,3 +263,23 @@ def test_what_transformers_cannot_load_as_asked_is_told(golden):
         ModelError, match=r"transformers cannot load it with quantisation = '4bit', device_map = None: "
     ):
         ADAPTERS[info.model_type].load(info, plan)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_says_the_same_for_every_shape(shared, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    info = read_checkpoint(str(shared / "golden/models/a2d_qwen3_tiny"))
+    plain, compiled = (load_backbone(info, torch.float32, "cpu", compile=compile).eval() for compile in (False, True))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for num_samples, length in ((2, 24), (3, 40), (4, 16)):
+            ids_BL = torch.randint(50, (num_samples, length), generator=generator)
+            packed = pack_block(ids_BL[:, None].repeat(1, 2, 1), ids_BL, torch.ones_like(ids_BL, dtype=torch.bool), 8)
+            torch.testing.assert_close(compiled(packed), plain(packed), atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_compiler_compilation_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ModelError, match=r"teacher.compile: found no C\+\+ compiler \(no-such-compiler\); install one"):
+        require_means("cpu", compile=True)

@@ -1,15 +1,16 @@
-"""Figures of a cache agree with each other, and a view can be read back from its description."""
+"""Figures of a cache agree with each other."""
 
 import json
 from dataclasses import asdict
 
 import pytest
 
-from tide_cache.errors import CacheIncompleteError, CacheMismatchError, RunFileError
+from tide_cache.building.driver import build_cache
+from tide_cache.config.build import BuildRun
+from tide_cache.errors import CacheIncompleteError
 from tide_cache.manifest import Manifest
-from tide_cache.pairing import TextTokenizer
-from tide_cache.reporting import inspection
-from tide_cache.reporting.inspection import describe_view, inspect
+from tide_cache.reporting import sampling
+from tide_cache.reporting.inspection import inspect
 
 
 def test_figures_by_time_add_up_to_the_manifests_totals(built):
@@ -40,42 +41,50 @@ def test_it_is_ready_for_json(built):
 
 
 def test_large_caches_are_read_in_part(built, monkeypatch):
-    monkeypatch.setattr(inspection, "GROUPS_READ", 3)
+    monkeypatch.setattr(sampling, "GROUPS_READ", 3)
     found = inspect(built.cache)
     assert found.sampled.num_views < found.num_views
     assert found.sampled.num_views == 8 + 8 + 4, "first, middle and last row group"
 
 
-def test_a_view_as_text_is_the_clean_text_with_brackets(built):
-    tokenizer = TextTokenizer.load(str(built.tokenizer))
-    manifest = Manifest.load(built.cache)
-    pairs = manifest.reader(built.cache, "pairs", 1).read_pairs(0)
-    shown = describe_view(built.cache, 9 * 3 + 2, str(built.tokenizer))
-    assert (shown.sample_id, shown.view) == (pairs[1].sample_id, 2)
-    assert shown.text.replace("⟦", "").replace("⟧", "") == tokenizer.decode(pairs[1].student_ids_L)
-    in_brackets = "".join(part.split("⟧")[0] for part in shown.text.split("⟦")[1:])
-    assert in_brackets == "".join(chunk.text for chunk in shown.chunks), "here every masked token is a chunk"
-    assert shown.num_masked == sum(chunk.student_end - chunk.student_start for chunk in shown.chunks)
-    assert all(chunk.teacher_logprob < 0 for chunk in shown.chunks)
-
-
-def test_a_view_without_a_tokenizer_shows_ids(built):
-    manifest = Manifest.load(built.cache)
-    pair = manifest.reader(built.cache, "pairs", 0).read_pairs(0)[0]
-    shown = describe_view(built.cache, 0)
-    assert shown.text.replace("⟦", "").replace("⟧", "").split() == [str(i) for i in pair.student_ids_L]
-
-
-def test_a_view_that_is_not_there_is_refused(built):
-    with pytest.raises(RunFileError, match="found no view 60; expected 0 to 59"):
-        describe_view(built.cache, 60)
-
-
-def test_another_tokenizer_is_refused(built):
-    with pytest.raises(CacheMismatchError, match="found a tokenizer with hash"):
-        describe_view(built.cache, 0, str(built.other_tokenizer))
-
-
 def test_a_folder_without_a_cache_is_refused(tmp_path):
     with pytest.raises(CacheIncompleteError, match="no cache here"):
         inspect(tmp_path)
+
+
+def test_chunk_lengths_and_coverage_are_those_of_the_manifest(built):
+    """All samples are read, and with one tokenizer on both sides every chunk is of one token."""
+    found = inspect(built.cache)
+    shapes = found.chunk_shapes
+    assert shapes.num_samples == found.num_samples
+    assert shapes.one_to_one_tokens == found.pairing["covered_tokens"] == shapes.student_lengths[0]
+    assert (
+        shapes.one_to_one_tokens + shapes.longer_tokens + shapes.uncovered_tokens == found.pairing["supervised_tokens"]
+    )
+    assert shapes.longer_tokens == sum(shapes.student_lengths[1:]) == 0
+
+
+def test_both_passes_are_described_and_chunks_of_several_tokens_counted(tmp_path, build_values):
+    values = build_values(
+        tmp_path / "cache", "cross", build__passes=("plain", "compdemo"), signals__kinds=("truth", "chunks")
+    )
+    build_cache(BuildRun.model_validate(values))
+    progress = []
+    found = inspect(tmp_path / "cache", lambda done, total: progress.append((done, total)))
+    assert list(found.by_pass) == ["plain", "compdemo"]
+    assert progress == [(done, 3 * 4) for done in range(1, 13)]
+    for signals in found.by_pass.values():
+        assert sum(entry.num_positions for entry in signals.by_time) == found.masked_teacher_positions
+        assert all(entry.confidence is None and entry.kept_mass is None for entry in signals.by_time)
+        assert all(0 < entry.candidate_mass < 1 for entry in signals.by_time if entry.num_positions)
+    shapes = found.chunk_shapes
+    assert sum(shapes.student_lengths[1:]) > 0
+    assert shapes.one_to_one_tokens + shapes.longer_tokens == found.pairing["covered_tokens"]
+
+
+def test_accuracy_where_ids_are_kept_is_all_accuracy_when_all_tokens_are_shared(built):
+    for entry in inspect(built.cache).sampled.by_time:
+        assert entry.kept_accuracy == pytest.approx(entry.top1_accuracy)
+        if entry.num_positions:
+            assert 0 < entry.truth_probability < 1
+            assert 0 < entry.confidence <= entry.kept_mass

@@ -5,13 +5,23 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from tide_cache import __version__
 from tide_cache.reporting.schemas import COLUMNS, drifted_schemas, schema_texts, write_schemas
+from tide_cache.shards.schema import FORMAT_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_committed_schemas_are_current():
     assert drifted_schemas(ROOT / "schemas") == []
+
+
+def test_every_schema_says_its_version():
+    """A reader that keeps a copy can tell an old one."""
+    ids = {name: json.loads(text)["$id"] for name, text in schema_texts().items()}
+    assert ids["train-run.json"] == f"urn:tide-cache:{__version__}:train-run"
+    assert ids["manifest.json"] == f"urn:tide-cache:format-{FORMAT_VERSION}:manifest"
+    assert len(set(ids.values())) == len(ids)
 
 
 def test_drift_is_named_file_by_file(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tide_cache.teacher.statistics import SignalPlan, row_signals
+from tide_cache.teacher.statistics import SignalPlan, largest, row_signals
 
 TEMPERATURES = (1.0, 2.0, 0.5)
 quick = settings(max_examples=40, deadline=None)
@@ -144,3 +144,39 @@ def test_bfloat16_states_give_float32_statistics():
     assert low.truth_logprobs_N.dtype == low.log_tail_NT.dtype == torch.float32
     torch.testing.assert_close(low.truth_logprobs_N, same.truth_logprobs_N)
     torch.testing.assert_close(low.log_tail_NT, same.log_tail_NT)
+
+
+@pytest.mark.parametrize("scale", [0.5, 4.0])
+def test_a_vocabulary_of_many_segments_gives_the_full_distribution(scale):
+    """The largest ids are looked for in a few segments of the vocabulary; its last, shorter one takes part."""
+    hidden_ND, head_VD, true_ids_N, _ = inputs(num_rows=20, vocab=3_001, scale=scale)
+    plan = SignalPlan((1.0, 2.0, 3.0), top_k=8, top_p=0.9)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, torch.full((20,), 0.9), plan, slice_rows=7)
+    full_NV = full_logprobs(hidden_ND, head_VD)
+    best_NK, best_ids_NK = full_NV.topk(8, dim=1)
+    assert torch.equal(got.ids_NK, best_ids_NK)
+    torch.testing.assert_close(got.logprobs_NK.double(), best_NK, atol=1e-4, rtol=1e-5)
+    rest_NV = full_NV.clone()
+    for n, count in enumerate(got.counts_N.tolist()):
+        rest_NV[n, best_ids_NK[n, :count]] = -torch.inf
+    for index, temperature in enumerate(plan.temperatures):
+        tail_N = (rest_NV / temperature).logsumexp(dim=1)
+        whole_N = (full_NV / temperature).logsumexp(dim=1)
+        torch.testing.assert_close(got.log_tail_NT[:, index].double(), tail_N, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(got.log_partition_NT[:, index].double(), whole_N, atol=1e-4, rtol=1e-4)
+
+
+@quick
+@given(seed=st.integers(0, 999), count=st.integers(1, 6), vocab=st.sampled_from([100, 1_664, 2_000, 2_047]))
+def test_the_largest_are_those_of_a_full_sort(seed, count, vocab):
+    """With many equal values, and some that are -inf, NaN or infinite."""
+    random = torch.Generator().manual_seed(seed)
+    values_NV = torch.randint(-40, 40, (5, vocab), generator=random).float()
+    values_NV[1, :] = -torch.inf
+    values_NV[2, 7] = torch.inf
+    values_NV[3, vocab - 1] = torch.nan
+    values_NV[4, :] = torch.where(torch.rand(vocab, generator=random) < 0.99, -torch.inf, values_NV[4])
+    top_NK, ids_NK = largest(values_NV, count)
+    torch.testing.assert_close(top_NK, values_NV.topk(count, dim=1).values, equal_nan=True)
+    torch.testing.assert_close(values_NV.gather(1, ids_NK), top_NK, equal_nan=True)
+    assert all(len(set(ids)) == count for ids in ids_NK.tolist())

@@ -25,10 +25,21 @@ class BuiltShard:
     num_samples: int
 
 
+Encode = Callable[[], tuple[EncodedShard, Statistics]]
+"""Makes a table's file of what was captured; the teacher has no part in it any more."""
+
+
 def build_shard(
     build: PreparedBuild, teacher: Teacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
 ) -> BuiltShard:
-    """Compute and commit what is missing of a shard.
+    """Compute and commit what is missing of a shard; as `capture_shard`."""
+    return capture_shard(build, teacher, folder, shard, on_views)()
+
+
+def capture_shard(
+    build: PreparedBuild, teacher: Teacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
+) -> Callable[[], BuiltShard]:
+    """Have the teacher say what is missing of a shard; calling the result encodes and commits it.
 
     Args:
         build: The checked build.
@@ -39,11 +50,13 @@ def build_shard(
     """
     missing = [table for table in tables_of(build.passes) if not folder.is_committed(table, shard)]
     paired = pair_rows(build, shard)
-    num_bytes = 0
-    for table in missing:
-        encoded, statistics = encode_table(build, teacher, paired, folder.header(table, shard), on_views)
-        num_bytes += folder.commit(encoded, statistics).size
-    return BuiltShard(shard, num_bytes, len(paired.rows.pairs))
+    tables = [capture_table(build, teacher, paired, folder.header(table, shard), on_views) for table in missing]
+
+    def write() -> BuiltShard:
+        num_bytes = sum(folder.commit(*encode()).size for encode in tables)
+        return BuiltShard(shard, num_bytes, len(paired.rows.pairs))
+
+    return write
 
 
 @dataclass(frozen=True)
@@ -70,22 +83,38 @@ def encode_table(
     header: ShardHeader,
     on_views: Callable[[int], None],
 ) -> tuple[EncodedShard, Statistics]:
-    """Compute one table of a shard; nothing is written.
+    """Compute one table of a shard; nothing is written. Arguments as for `capture_table`."""
+    return capture_table(build, teacher, paired, header, on_views)()
+
+
+def capture_table(
+    build: PreparedBuild,
+    teacher: Teacher | None,
+    paired: PairedShard,
+    header: ShardHeader,
+    on_views: Callable[[int], None],
+) -> Encode:
+    """Have the teacher say what one table of a shard holds; calling the result encodes it.
 
     Args:
         build: The checked build.
         teacher: With its weights loaded; the pairs need none.
         paired: The shard's samples.
         header: Which shard it is.
-        on_views: As for `build_shard`.
+        on_views: As for `capture_shard`.
     """
     rules, name = build.identity.shard_rules, header.table
     if name == "pairs":
-        return encode_pairs(header, paired.indexes, paired.rows.pairs, rules), _pairing_statistics(paired.rows.report)
+        statistics = _pairing_statistics(paired.rows.report)
+        return lambda: (encode_pairs(header, paired.indexes, paired.rows.pairs, rules), statistics)
     assert teacher is not None, "signals without a teacher"
     records_by_view = capture_records(build, teacher, paired.rows, name, on_views)
-    encoded = encode_signals(header, paired.indexes, records_by_view, rules, build.identity.signals.logprob_dtype)
-    return encoded, _signal_statistics(records_by_view)
+
+    def encode() -> tuple[EncodedShard, Statistics]:
+        encoded = encode_signals(header, paired.indexes, records_by_view, rules, build.identity.signals.logprob_dtype)
+        return encoded, _signal_statistics(records_by_view)
+
+    return encode
 
 
 def capture_records(
@@ -98,7 +127,7 @@ def capture_records(
         teacher: With its weights loaded.
         paired: The samples.
         name: The pass.
-        on_views: As for `build_shard`.
+        on_views: As for `capture_shard`.
     """
     numbers = range(build.views.num_views)
     views = [[draw_view(pair, number, build.views) for number in numbers] for pair in paired.pairs]

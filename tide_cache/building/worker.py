@@ -1,10 +1,14 @@
-"""One worker of a build: given shard numbers, it builds them with a teacher that it loads once."""
+"""One worker of a build: given shard numbers, it builds them with a teacher that it loads once.
+
+A thread encodes and commits a shard while the teacher is at the next one, so the teacher never waits for a disk.
+"""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from tide_cache.building.prepare import PreparedBuild, prepare_build
-from tide_cache.building.shard import BuiltShard, build_shard
+from tide_cache.building.shard import BuiltShard, capture_shard
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import CacheIncompleteError
 from tide_cache.manifest import CacheFolder, tables_of
@@ -25,6 +29,8 @@ class ShardWorker:
         self._run, self._build, self._device = run, build, device
         self._folder = CacheFolder(run.build.out)
         self._teacher: Teacher | None = None
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._written: Future[BuiltShard] | None = None
 
     @classmethod
     def elsewhere(cls, run: BuildRun, device: str) -> Self:
@@ -50,15 +56,26 @@ class ShardWorker:
         folder.require_fits(build.identity, build.plan)
         return cls(run, build, device)
 
-    def build(self, shard: int, on_views: Callable[[int], None]) -> BuiltShard:
-        """Build what is missing of a shard; the teacher is loaded when the first one needs it.
+    def build(self, shard: int, on_views: Callable[[int], None]) -> "Future[BuiltShard]":
+        """Capture what is missing of a shard, and leave the rest to the writer; two shards are in memory at most.
 
         Args:
             shard: Number of the shard; it may have been committed by others meanwhile.
-            on_views: As for `build_shard`.
+            on_views: As for `capture_shard`.
+
+        Returns:
+            What is built, once it is committed.
         """
         if all(self._folder.is_committed(table, shard) for table in tables_of(self._build.passes)):
-            return BuiltShard(shard, 0, 0)
-        if self._teacher is None:
+            return self._writer.submit(BuiltShard, shard, 0, 0)
+        if self._teacher is None:  # the first shard that needs it
             self._teacher = load_teacher(self._run, self._build, self._device)
-        return build_shard(self._build, self._teacher, self._folder, shard, on_views)
+        write = capture_shard(self._build, self._teacher, self._folder, shard, on_views)
+        if self._written is not None:
+            self._written.result()
+        self._written = self._writer.submit(write)
+        return self._written
+
+    def close(self) -> None:
+        """Wait for what is being written; nothing is given to this worker afterwards."""
+        self._writer.shutdown()

@@ -1,6 +1,7 @@
 """How a run file becomes frozen models: TOML in, `--set` on top, every fault reported at once."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -172,17 +173,23 @@ def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str
         key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
         if fault["type"] == "extra_forbidden":
             known = _known_keys(model, fault["loc"][:-1])
-            close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
-            faults.append(f"{key}: unknown key; {hint}")
+            faults.append(f"{key}: unknown key; {_hint(str(fault['loc'][-1]), known)}")
         elif fault["type"] == "missing":
             faults.append(f"{key}: missing; it has no default")
+        elif fault["type"] == "union_tag_invalid":
+            tag, known = fault["ctx"]["tag"], re.findall(r"'([^']+)'", fault["ctx"]["expected_tags"])
+            faults.append(f"{key}: found kind {tag!r}; {_hint(tag, known)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             value = fault.get("input")
             shown = "" if isinstance(value, (dict, list)) else f"found {value!r}; "
             faults.append(f"{key}: {shown}{message}")
     return fault_list(f"{where} cannot be used:", faults, "Mend these and run it again; --dry-run only checks.")
+
+
+def _hint(found: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(found, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -1,6 +1,6 @@
 """The `[[objective]]` entries of a training run file."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -130,3 +130,7 @@ ObjectiveConfig = Annotated[
     | TidalConfig,
     Field(discriminator="kind"),
 ]
+
+OBJECTIVE_KINDS: tuple[str, ...] = tuple(
+    get_args(member.model_fields["kind"].annotation)[0] for member in get_args(get_args(ObjectiveConfig)[0])
+)

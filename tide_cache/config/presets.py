@@ -4,6 +4,7 @@ Temperatures and weights are the paper's (Table 5: T = 2 in the shared pipeline,
 weight) and, where it is silent, those of its scripts (T = 5 over chunks), arXiv:2604.26951.
 """
 
+import difflib
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -43,3 +44,16 @@ PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
     }
 )
 """`shared`: teacher and student have one tokenizer; `cross`: two. `cross/kl` uses the few pairs of equal tokens."""
+
+
+def find_preset(name: str) -> Preset:
+    """Give a row of the table.
+
+    Raises:
+        ValueError: There is none of that name; says which there are.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    close = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"preset: found {name!r}; {hint}known: {', '.join(PRESETS)}")

@@ -1,6 +1,5 @@
 """The run file of `tide-cache train`."""
 
-import difflib
 from pathlib import Path
 from typing import Literal, Self
 
@@ -17,7 +16,7 @@ from tide_cache.config.common import (
     ViewsConfig,
 )
 from tide_cache.config.objectives import CrossEntropyConfig, ObjectiveConfig
-from tide_cache.config.presets import PRESETS
+from tide_cache.config.presets import find_preset
 from tide_cache.config.semantics import Semantics, resolve
 
 
@@ -58,6 +57,10 @@ class StudentConfig(Frozen):
     )
     max_length: int | None = Field(
         default=None, ge=1, description="Longest sequence, in tokens; by default the cache's, or 512 for a corpus."
+    )
+    attention: Literal["sdpa", "flex", "auto"] = Field(
+        default="sdpa",
+        description="Kernel: sdpa; FlexAttention, which skips empty blocks, on CUDA; auto: flex where it runs.",
     )
     lora: LoraConfig | None = Field(default=None, description="Train adapters instead of the whole model.")
 
@@ -206,11 +209,7 @@ class TrainRun(Frozen):
         if not isinstance(raw, dict) or raw.get("preset") is None:
             return raw
         rest = {key: value for key, value in raw.items() if key != "preset"}
-        preset = PRESETS.get(str(raw["preset"]))
-        if preset is None:
-            close = difflib.get_close_matches(str(raw["preset"]), PRESETS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"preset: found {raw['preset']!r}; {hint}known: {', '.join(PRESETS)}")
+        preset = find_preset(str(raw["preset"]))
         if rest.get("objective") is not None:
             raise ValueError("preset and objective: give one of them; a preset is a list of objectives")
         data, passes = rest.get("data"), {"signal_pass": preset.signal_pass}

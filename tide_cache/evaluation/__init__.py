@@ -1,8 +1,9 @@
 """How good a student is: held-out NLL, agreement with the teacher, block sampling."""
 
 from tide_cache.evaluation.agreement import Agreement, AgreementReport, teacher_agreement
+from tide_cache.evaluation.answers import OnText, generate_text
 from tide_cache.evaluation.nll import TIMES, NllAtTime, NllReport, held_out_nll
-from tide_cache.evaluation.sampler import SamplerOptions, generate, generate_text
+from tide_cache.evaluation.sampler import OnBlock, SamplerOptions, generate
 
 __all__ = [
     "TIMES",
@@ -10,6 +11,8 @@ __all__ = [
     "AgreementReport",
     "NllAtTime",
     "NllReport",
+    "OnBlock",
+    "OnText",
     "SamplerOptions",
     "generate",
     "generate_text",

@@ -4,27 +4,24 @@ A block under sampling sees itself and the clean blocks before it, which is what
 [x_t, x_0]: one model serves both. Blocks are counted from position 0 of the sequence, so the first generated tokens
 share the prompt's last, incomplete block. Blocks are always sampled whole, as the model was trained, and cut after.
 
-Shape suffixes: B sequences, S positions up to the end of the current block, K positions of the block, N masked rows,
-V vocabulary.
+Shape suffixes: B sequences, K positions of the block, N masked rows, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NotRequired, Required, TypedDict, Unpack
+from typing import Literal, NotRequired, Required, TypedDict
 
 import torch
 
 from tide_cache.errors import RunFileError, fault_list
+from tide_cache.evaluation.block_context import BlockContext
 from tide_cache.evaluation.forward import evaluating
-from tide_cache.modeling.attention import block_diffusion_mask
 from tide_cache.modeling.backbone import Backbone
-from tide_cache.modeling.head import apply_head
-from tide_cache.modeling.packing import PackedInput
-from tide_cache.pairing import TextTokenizer
-from tide_cache.records import Message
 
 Remasking = Literal["low_confidence", "random"]
 OnBlock = Callable[[int, list[int]], None]
+IsComplete = Callable[[list[int]], bool]
 
 
 class SamplerOptions(TypedDict):
@@ -37,6 +34,8 @@ class SamplerOptions(TypedDict):
     remasking: NotRequired[Remasking]
     batch_size: NotRequired[int]
     generator: NotRequired[torch.Generator | None]
+    cfg_scale: NotRequired[float]
+    use_cache: NotRequired[bool]
 
 
 def generate(
@@ -54,6 +53,9 @@ def generate(
     batch_size: int = 32,
     generator: torch.Generator | None = None,
     on_block: OnBlock | None = None,
+    cfg_scale: float = 0.0,
+    use_cache: bool = True,
+    is_complete: IsComplete | None = None,
 ) -> list[list[int]]:
     """Continue each prompt until a stop id or `max_new_tokens`, block by block.
 
@@ -71,10 +73,15 @@ def generate(
         steps_per_block: Forwards per block; equal to `block_size` commits one token at a time.
         temperature: 0 takes the most likely token; above, tokens are drawn from softmax(logits / temperature).
         remasking: Which predictions are committed first: the likeliest ones (by probability at temperature 1), or any.
-        batch_size: Sequences per forward; those at the same block run together.
+        batch_size: Sequences per forward; prompts of about the same length run together.
         generator: Source of randomness, on the model's device; by default one with seed 0. Unused at temperature 0
             with `low_confidence`.
         on_block: Called after each block of each sequence with the prompt's index and all its tokens so far.
+        cfg_scale: Classifier-free guidance: logits become un + (1 + cfg_scale) (cond - un), where un is what the model
+            says when the prompt's tokens are masked. 0 samples without it; above, each step takes two forwards.
+        use_cache: Keep keys and values of finished blocks. Without, every step computes them anew: the same tokens,
+            slower, for a check or where memory is short.
+        is_complete: Called after each block with a sequence's tokens so far; where true, the sequence ends there.
 
     Returns:
         New tokens of each prompt, without the stop id.
@@ -82,78 +89,29 @@ def generate(
     Raises:
         RunFileError: An impossible option, or a sequence above the model's limit; lists every fault.
 
-    Source: semi-autoregressive decoding with low-confidence remasking as in LLaDA, arXiv:2502.09992, section 2.4.
+    Source: semi-autoregressive decoding with low-confidence remasking as in LLaDA, arXiv:2502.09992, section 2.4, and
+    guidance as in its published sampler; keys and values kept by block as in block diffusion, arXiv:2503.09573.
     """
-    _require_usable(backbone, prompts, block_size, max_new_tokens, steps_per_block, temperature, batch_size)
+    _require_usable(backbone, prompts, block_size, max_new_tokens, steps_per_block, temperature, batch_size, cfg_scale)
     if generator is None:
         generator = torch.Generator(backbone.device).manual_seed(0)
     banned = {mask_id} | ({pad_id} - set(stop_ids))
     draw = _Draw(temperature, remasking, torch.tensor(sorted(banned), device=backbone.device), generator)
+    rules = _Rules(mask_id, block_size, steps_per_block, cfg_scale, use_cache)
     sequences = [_Sequence(index, list(prompt), len(prompt)) for index, prompt in enumerate(prompts)]
-    waiting = list(sequences)
+    by_length = sorted(sequences, key=lambda sequence: sequence.block_start(block_size))
     with evaluating(backbone):
-        while waiting:
-            start = min(sequence.block_start(block_size) for sequence in waiting)
-            chosen = [s for s in waiting if s.block_start(block_size) == start][:batch_size]
-            sampled_BK = _sample_block(backbone, chosen, start, block_size, steps_per_block, mask_id, draw)
-            for sequence, block in zip(chosen, sampled_BK.tolist(), strict=True):
-                sequence.extend(block, start, stop_ids, max_new_tokens)
-                if on_block is not None:
-                    on_block(sequence.index, sequence.new_tokens)
-            waiting = [sequence for sequence in waiting if not sequence.is_done]
+        for first in range(0, len(sequences), batch_size):
+            batch = _Batch(backbone, by_length[first : first + batch_size], rules)
+            while batch.sequences:
+                for sequence, block in zip(batch.sequences, batch.sample_block(draw), strict=True):
+                    sequence.extend(block, block_size, stop_ids, max_new_tokens)
+                    if on_block is not None:
+                        on_block(sequence.index, sequence.new_tokens)
+                    if is_complete is not None and is_complete(sequence.new_tokens):
+                        sequence.is_done = True
+                batch.drop_finished()
     return [sequence.new_tokens for sequence in sequences]
-
-
-def generate_text(
-    backbone: Backbone,
-    tokenizer: TextTokenizer,
-    conversations: Sequence[Sequence[Message]],
-    *,
-    on_block: OnBlock | None = None,
-    **options: Unpack[SamplerOptions],
-) -> list[str]:
-    """Answer each conversation with the assistant's next turn.
-
-    Args:
-        backbone: The model.
-        tokenizer: The model's own, with chat template and mask token.
-        conversations: Messages, the last of which is answered.
-        on_block: As in `generate`.
-        options: As in `generate`.
-
-    Returns:
-        Texts; each ends before the first special token, since those are what a template writes, never an answer.
-    """
-    texts = [tokenizer.render(messages, add_generation_prompt=True).text for messages in conversations]
-    prompts: list[list[int]] = [encoded.ids_L.tolist() for encoded in tokenizer.encode_many(texts)]
-    answers = generate(
-        backbone,
-        prompts,
-        mask_id=tokenizer.mask_id,
-        pad_id=tokenizer.pad_id,
-        stop_ids=set(tokenizer.is_special_V.nonzero()[0].tolist()),
-        on_block=on_block,
-        **options,
-    )
-    return [tokenizer.decode(ids) for ids in answers]
-
-
-def masked_row_logits(
-    backbone: Backbone, ids_BS: torch.Tensor, is_masked_BS: torch.Tensor, block_size: int
-) -> torch.Tensor:
-    """Give float32 logits [N, V] at the masked positions of sequences that end with their current block.
-
-    A token sees its own and earlier blocks: the clean copy's rule of the block-diffusion mask. The prefix is
-    computed anew in each call.
-    """
-    num_sequences, length = ids_BS.shape
-    mask_SS = block_diffusion_mask(length, block_size, num_views=0).to(ids_BS.device)
-    packed = PackedInput(
-        ids_BS=ids_BS,
-        positions_BS=torch.arange(length, device=ids_BS.device).expand(num_sequences, -1),
-        mask_B1SS=mask_SS.expand(num_sequences, 1, -1, -1),
-    )
-    return apply_head(backbone(packed)[is_masked_BS], backbone.head_VD)
 
 
 @dataclass
@@ -169,8 +127,8 @@ class _Sequence:
     def block_start(self, block_size: int) -> int:
         return len(self.ids) // block_size * block_size
 
-    def extend(self, block: list[int], start: int, stop_ids: Collection[int], max_new_tokens: int) -> None:
-        self.ids[start:] = block
+    def extend(self, block: list[int], block_size: int, stop_ids: Collection[int], max_new_tokens: int) -> None:
+        self.ids[self.block_start(block_size) :] = block
         new_tokens = self.ids[self.prompt_length :][:max_new_tokens]
         stops = [place for place, token in enumerate(new_tokens) if token in stop_ids]
         self.new_tokens = new_tokens[: stops[0]] if stops else new_tokens
@@ -199,39 +157,83 @@ class _Draw:
         return token_N, logits_NV.log_softmax(dim=1).gather(1, token_N[:, None]).squeeze(1)
 
 
-def _sample_block(
-    backbone: Backbone,
-    sequences: Sequence[_Sequence],
-    start: int,
-    block_size: int,
-    num_steps: int,
-    mask_id: int,
-    draw: _Draw,
-) -> torch.Tensor:
-    """Fill the block at `start` of every sequence; gives its tokens [B, K], the prompt's own included."""
-    ids_BS = torch.full((len(sequences), start + block_size), mask_id, device=backbone.device)
-    is_masked_BS = torch.ones_like(ids_BS, dtype=torch.bool)
-    for b, sequence in enumerate(sequences):
-        ids_BS[b, : len(sequence.ids)] = torch.tensor(sequence.ids, dtype=torch.int64)
-        is_masked_BS[b, : len(sequence.ids)] = False
-    for steps_left in range(num_steps, 0, -1):
-        token_N, confidence_N = draw(masked_row_logits(backbone, ids_BS, is_masked_BS, block_size))
-        token_BS = ids_BS.masked_scatter(is_masked_BS, token_N)
-        confidence_BS = torch.full(ids_BS.shape, -torch.inf, device=ids_BS.device)
-        confidence_BS = confidence_BS.masked_scatter(is_masked_BS, confidence_N)
-        is_committed_BS = is_masked_BS & _is_among_the_surest(confidence_BS, is_masked_BS.sum(dim=1), steps_left)
-        ids_BS = torch.where(is_committed_BS, token_BS, ids_BS)
-        is_masked_BS = is_masked_BS & ~is_committed_BS
-        if not is_masked_BS.any():
-            break
-    return ids_BS[:, start:]
+@dataclass(frozen=True)
+class _Rules:
+    """What is the same for every block; fields as the arguments of `generate`."""
+
+    mask_id: int
+    block_size: int
+    steps_per_block: int
+    cfg_scale: float
+    use_cache: bool
 
 
-def _is_among_the_surest(confidence_BS: torch.Tensor, remaining_B: torch.Tensor, steps_left: int) -> torch.Tensor:
+class _Batch:
+    """Sequences that run together, each at its own current block, from their prompts until all are done."""
+
+    def __init__(self, backbone: Backbone, sequences: Sequence[_Sequence], rules: _Rules) -> None:
+        self.sequences = list(sequences)
+        self._rules = rules
+        self._device = backbone.device
+        prefixes = [sequence.ids[: sequence.block_start(rules.block_size)] for sequence in sequences]
+        self._context = BlockContext(backbone, prefixes, rules.block_size, rules.use_cache)
+        self._unconditional: BlockContext | None = None
+        if rules.cfg_scale > 0:
+            masked = [[rules.mask_id] * len(prefix) for prefix in prefixes]
+            self._unconditional = BlockContext(backbone, masked, rules.block_size, rules.use_cache)
+
+    def sample_block(self, draw: _Draw) -> list[list[int]]:
+        """Fill the current block of every sequence; gives its tokens, the prompt's own included."""
+        shape = len(self.sequences), self._rules.block_size
+        ids_BK = torch.full(shape, self._rules.mask_id, device=self._device)
+        is_masked_BK = torch.ones(shape, dtype=torch.bool, device=self._device)
+        is_prompt_BK = torch.zeros_like(is_masked_BK)
+        for b, sequence in enumerate(self.sequences):
+            start = sequence.block_start(self._rules.block_size)
+            known = sequence.ids[start:]
+            ids_BK[b, : len(known)] = torch.tensor(known, dtype=torch.int64)
+            is_masked_BK[b, : len(known)] = False
+            is_prompt_BK[b, : max(0, sequence.prompt_length - start)] = True
+        for steps_left in range(self._rules.steps_per_block, 0, -1):
+            token_N, confidence_N = draw(self._logits(ids_BK, is_masked_BK, is_prompt_BK))
+            token_BK = ids_BK.masked_scatter(is_masked_BK, token_N)
+            confidence_BK = torch.full(shape, -torch.inf, device=self._device)
+            confidence_BK = confidence_BK.masked_scatter(is_masked_BK, confidence_N)
+            is_committed_BK = is_masked_BK & _is_among_the_surest(confidence_BK, is_masked_BK.sum(dim=1), steps_left)
+            ids_BK = torch.where(is_committed_BK, token_BK, ids_BK)
+            is_masked_BK = is_masked_BK & ~is_committed_BK
+            if not is_masked_BK.any():
+                break
+        self._context.extend(ids_BK)
+        if self._unconditional is not None:
+            self._unconditional.extend(ids_BK.where(~is_prompt_BK, self._rules.mask_id))
+        blocks: list[list[int]] = ids_BK.tolist()
+        return blocks
+
+    def drop_finished(self) -> None:
+        """Leave out the sequences that are done."""
+        running = [b for b, sequence in enumerate(self.sequences) if not sequence.is_done]
+        if len(running) < len(self.sequences):
+            self.sequences = [self.sequences[b] for b in running]
+            self._context.keep(running)
+            if self._unconditional is not None:
+                self._unconditional.keep(running)
+
+    def _logits(self, ids_BK: torch.Tensor, is_masked_BK: torch.Tensor, is_prompt_BK: torch.Tensor) -> torch.Tensor:
+        """Give guided logits [N, V] at the masked positions."""
+        logits_NV = self._context.masked_row_logits(ids_BK, is_masked_BK)
+        if self._unconditional is None:
+            return logits_NV
+        without_prompt_BK = ids_BK.where(~is_prompt_BK, self._rules.mask_id)
+        free_NV = self._unconditional.masked_row_logits(without_prompt_BK, is_masked_BK)
+        return free_NV + (1 + self._rules.cfg_scale) * (logits_NV - free_NV)
+
+
+def _is_among_the_surest(confidence_BK: torch.Tensor, remaining_B: torch.Tensor, steps_left: int) -> torch.Tensor:
     """Mark the ceil(remaining / steps left) most confident positions of each sequence; ties go to the first."""
     num_committed_B = (remaining_B + steps_left - 1) // steps_left
-    rank_BS = confidence_BS.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return rank_BS < num_committed_B[:, None]
+    rank_BK = confidence_BK.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return rank_BK < num_committed_B[:, None]
 
 
 def _require_usable(
@@ -242,13 +244,16 @@ def _require_usable(
     steps_per_block: int,
     temperature: float,
     batch_size: int,
+    cfg_scale: float,
 ) -> None:
     numbers = {"block_size": block_size, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     faults = [f"{name} is {number}; expected at least 1" for name, number in numbers.items() if number < 1]
     if not 1 <= steps_per_block <= block_size:
         faults.append(f"steps_per_block is {steps_per_block}; expected 1 to block_size, which is {block_size}")
-    if not temperature >= 0:
+    if not 0 <= temperature < math.inf:
         faults.append(f"temperature is {temperature}; expected 0 (most likely token) or more")
+    if not 0 <= cfg_scale < math.inf:
+        faults.append(f"cfg_scale is {cfg_scale}; expected 0 (no guidance) or more")
     limit = int(backbone.config.max_position_embeddings)
     longest = max((len(prompt) for prompt in prompts), default=0)
     if block_size >= 1 and (needed := -(-(longest + max_new_tokens) // block_size) * block_size) > limit:

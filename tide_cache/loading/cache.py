@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
+from typing import get_args
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from tide_cache.manifest import Manifest
 from tide_cache.records import ViewRecord
 from tide_cache.shards import PassName, ShardLayout, SignalKind
 
+HELD_GROUPS = 32
+"""Row groups kept decoded for each view of a step: twice the order's window."""
+
 
 class CacheSource:
     """A `TeacherSource` over a complete cache."""
@@ -21,7 +25,7 @@ class CacheSource:
         root: CachePath,
         manifest: Manifest,
         num_views: int | None = None,
-        held_groups: int = 32,
+        held_groups: int = HELD_GROUPS,
         signal_pass: PassName | None = None,
         signals: Collection[SignalKind] | None = None,
     ):
@@ -62,6 +66,11 @@ class CacheSource:
         shard, group_of_shard = self._places[group]
         pairs = self._reader("pairs", shard).read_pairs(group_of_shard)
         return self._reader(self._pass, shard).read_signals(view, group_of_shard, pairs, signals=self._signals)
+
+
+def kinds_to_read(needed: Collection[str]) -> list[SignalKind]:
+    """Give those of the names that objectives need which are signals of a cache, in its order."""
+    return [kind for kind in get_args(SignalKind) if kind in needed]
 
 
 def cache_collate_plan(manifest: Manifest, mask_id: int, pad_id: int, block_size: int) -> CollatePlan:

@@ -7,60 +7,40 @@ the mass outside any subset of them is a sum of what is gathered and of the rest
 Shape suffixes as in `tide_cache.records`; W wanted (row, id) entries.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tide_cache.records import ChunkCandidates, TopK
+from tide_cache.loading.joining import ActiveChunks, counts_before
+from tide_cache.loading.sharing import SharedTopK
+from tide_cache.records import ChunkCandidates, TeacherSignal, TopK
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class SampleSignals:
-    """A sample's signals in the numbering of its masked rows and active chunks.
-
-    Attributes:
-        num_rows: Masked rows.
-        num_chunks: Active chunks.
-        topk: With `rows_R` turned into rows of this sample; foreign ids gone.
-        num_draws_R: Draws from each row's tail, foreign ids included.
-        chunks: One entry for each active chunk.
-        first_row_A: First row of each active chunk.
-        size_A: Student tokens of each active chunk.
-    """
-
-    num_rows: int
-    num_chunks: int
-    topk: TopK | None
-    num_draws_R: Ints
-    chunks: ChunkCandidates | None
-    first_row_A: Ints
-    size_A: Ints
-
-
-def candidate_targets(samples: Sequence[SampleSignals], num_temperatures: int) -> dict[str, torch.Tensor]:
+def candidate_targets(
+    num_rows: int, shared: SharedTopK | None, signal: TeacherSignal | None, active: ActiveChunks, num_temperatures: int
+) -> dict[str, torch.Tensor]:
     """Give the fields of `Targets` that speak of candidates: kept ids, draws and chunks.
 
     Args:
-        samples: Of the batch, in order.
+        num_rows: Masked rows of the batch.
+        shared: Candidates at them, where there are any.
+        signal: All of the batch; its `chunks` belong to active chunks.
+        active: The active chunks.
         num_temperatures: T of tails and partitions.
     """
-    rows_B = np.array([sample.num_rows for sample in samples])
-    first_row_B = np.cumsum(rows_B) - rows_B
-    kept = _kept(samples, first_row_B, num_temperatures)
-    drawn_row_D, drawn_id_D, drawn = _drawn(samples, first_row_B)
-    token_row_F, token_id_F, chunks = _chunks(samples, first_row_B, num_temperatures)
+    kept = _kept(num_rows, None if shared is None else shared.topk, num_temperatures)
+    drawn_row_D, drawn_id_D, drawn = _drawn(shared)
+    token_row_F, token_id_F, chunks = _chunks(None if signal is None else signal.chunks, active, num_temperatures)
     wanted_row_W, wanted_id_W = np.concatenate([drawn_row_D, token_row_F]), np.concatenate([drawn_id_D, token_id_F])
     extra_ids_NX, column_W = gather_columns(kept["kept_ids_NK"], wanted_row_W, wanted_id_W)
     arrays = {
         **kept,
-        **_padded_draws(int(rows_B.sum()), drawn_row_D, column_W[: len(drawn_row_D)], drawn),
+        **_padded_draws(num_rows, drawn_row_D, column_W[: len(drawn_row_D)], drawn),
         **chunks,
         "extra_ids_NX": extra_ids_NX,
         "token_column_F": column_W[len(drawn_row_D) :],
@@ -112,29 +92,29 @@ def _key(row: Ints, token_id: Ints) -> Ints:
     return row * _IDS + token_id
 
 
-def _kept(samples: Sequence[SampleSignals], first_row_B: Ints, num_temperatures: int) -> dict[str, Array]:
-    """Lay the ragged candidates of all samples out as padded rows."""
-    num_rows = sum(sample.num_rows for sample in samples)
-    present = [
-        (sample.topk, first) for sample, first in zip(samples, first_row_B, strict=True) if sample.topk is not None
-    ]
-    counts_R = np.concatenate([np.zeros(0, np.int32), *(topk.counts_R for topk, _ in present)])
-    width = int(counts_R.max(initial=0))
-    ids_NK = np.full((num_rows, width), -1, np.int64)
-    logprobs_NK = np.full((num_rows, width), -np.inf, np.float32)
+def _kept(num_rows: int, topk: TopK | None, num_temperatures: int) -> dict[str, Array]:
+    """Lay the ragged candidates out as padded rows."""
+    width = 0 if topk is None else int(topk.counts_R.max(initial=0))
     log_tail_NT = np.zeros((num_rows, num_temperatures), np.float32)
     log_partition_NT = np.zeros((num_rows, num_temperatures), np.float32)
     has_topk_N = np.zeros(num_rows, bool)
-    if present:
-        rows_R = np.concatenate([topk.rows_R + first for topk, first in present])
+    if topk is None:
+        ids_NK, logprobs_NK = np.zeros((num_rows, 0), np.int64), np.zeros((num_rows, 0), np.float32)
+    elif len(topk.rows_R) == num_rows and (topk.counts_R == width).all():  # as ever at a fixed k with one tokenizer
+        ids_NK = topk.ids_E.reshape(num_rows, width).astype(np.int64)
+        logprobs_NK = topk.logprobs_E.reshape(num_rows, width)
+    else:
         counts_N = np.zeros(num_rows, np.int32)
-        counts_N[rows_R] = counts_R
+        counts_N[topk.rows_R] = topk.counts_R
         is_kept_NK = np.arange(width) < counts_N[:, None]
-        ids_NK[is_kept_NK] = np.concatenate([topk.ids_E for topk, _ in present])  # rows increase, so in this order
-        logprobs_NK[is_kept_NK] = np.concatenate([topk.logprobs_E for topk, _ in present])
-        log_tail_NT[rows_R] = np.concatenate([topk.log_tail_RT for topk, _ in present])
-        log_partition_NT[rows_R] = np.concatenate([topk.log_partition_RT for topk, _ in present])
-        has_topk_N[rows_R] = True
+        ids_NK = np.full((num_rows, width), -1, np.int64)
+        ids_NK[is_kept_NK] = topk.ids_E  # rows increase, so in this order
+        logprobs_NK = np.full((num_rows, width), -np.inf, np.float32)
+        logprobs_NK[is_kept_NK] = topk.logprobs_E
+    if topk is not None:
+        log_tail_NT[topk.rows_R] = topk.log_tail_RT
+        log_partition_NT[topk.rows_R] = topk.log_partition_RT
+        has_topk_N[topk.rows_R] = True
     return {
         "has_topk_N": has_topk_N,
         "kept_ids_NK": ids_NK,
@@ -144,16 +124,13 @@ def _kept(samples: Sequence[SampleSignals], first_row_B: Ints, num_temperatures:
     }
 
 
-def _drawn(samples: Sequence[SampleSignals], first_row_B: Ints) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
+def _drawn(shared: SharedTopK | None) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
     """Row and id of each id drawn from a tail, with its log-prob and its share of the row's draws, [2, D]."""
-    rows, ids, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros((2, 0), np.float32)]
-    for sample, first in zip(samples, first_row_B, strict=True):
-        if sample.topk is not None and (tail := sample.topk.tail) is not None:
-            rows.append(np.repeat(sample.topk.rows_R.astype(np.int64) + first, tail.counts_R))
-            ids.append(tail.ids_S.astype(np.int64))
-            share_S = tail.draws_S / np.repeat(np.maximum(sample.num_draws_R, 1), tail.counts_R)
-            values.append(np.stack([tail.logprobs_S, share_S.astype(np.float32)]))
-    return np.concatenate(rows), np.concatenate(ids), np.concatenate(values, axis=1)
+    if shared is None or (tail := shared.topk.tail) is None:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((2, 0), np.float32)
+    row_D = np.repeat(shared.topk.rows_R.astype(np.int64), tail.counts_R)
+    share_D = tail.draws_S / np.repeat(np.maximum(shared.num_draws_R, 1), tail.counts_R)
+    return row_D, tail.ids_S.astype(np.int64), np.stack([tail.logprobs_S, share_D.astype(np.float32)])
 
 
 def _padded_draws(num_rows: int, row_D: Ints, column_D: Ints, drawn: npt.NDArray[np.float32]) -> dict[str, Array]:
@@ -169,36 +146,26 @@ def _padded_draws(num_rows: int, row_D: Ints, column_D: Ints, drawn: npt.NDArray
 
 
 def _chunks(
-    samples: Sequence[SampleSignals], first_row_B: Ints, num_temperatures: int
+    chunks: ChunkCandidates | None, active: ActiveChunks, num_temperatures: int
 ) -> tuple[Ints, Ints, dict[str, Array]]:
     """Row and id of each candidate token, and what the teacher says of candidates and chunks."""
-    chunks_B = np.array([sample.num_chunks for sample in samples])
-    first_chunk_B = np.cumsum(chunks_B) - chunks_B
-    log_tail_CT = np.zeros((int(chunks_B.sum()), num_temperatures), np.float32)
+    log_tail_CT = np.zeros((len(active.spans_A4), num_temperatures), np.float32)
     log_partition_CT = np.zeros_like(log_tail_CT)
-    nothing = np.zeros(0, np.int64)
-    chunk_J, logprob_J, candidate_F, row_F, id_F = [nothing], [np.zeros(0, np.float32)], [nothing], [nothing], [nothing]
-    num_candidates = 0
-    for sample, first_row, first_chunk in zip(samples, first_row_B, first_chunk_B, strict=True):
-        if (chunks := sample.chunks) is None:
-            continue
-        log_tail_CT[first_chunk : first_chunk + sample.num_chunks] = chunks.log_tail_AT
-        log_partition_CT[first_chunk : first_chunk + sample.num_chunks] = chunks.log_partition_AT
-        owner_J = np.repeat(np.arange(sample.num_chunks), chunks.counts_A)
-        size_J = sample.size_A[owner_J]
-        chunk_J.append(owner_J + first_chunk)
-        logprob_J.append(chunks.logprobs_J)
-        candidate_F.append(np.repeat(np.arange(len(owner_J)), size_J) + num_candidates)
-        within_F = np.arange(size_J.sum()) - np.repeat(np.cumsum(size_J) - size_J, size_J)
-        row_F.append(np.repeat(sample.first_row_A[owner_J] + first_row, size_J) + within_F)
-        id_F.append(chunks.ids_F.astype(np.int64))
-        num_candidates += len(owner_J)
-    rows_F = np.concatenate(row_F)
-    return rows_F, np.concatenate(id_F), {
-        "candidate_chunk_J": np.concatenate(chunk_J),
-        "candidate_logprob_J": np.concatenate(logprob_J),
-        "token_candidate_F": np.concatenate(candidate_F),
-        "token_row_F": rows_F,
+    row_F, id_F, chunk_J, candidate_F, logprob_J = *(np.zeros(0, np.int64),) * 4, np.zeros(0, np.float32)
+    if chunks is not None:
+        chunk_A = counts_before(active.is_active_C)[chunks.chunks_A]
+        log_tail_CT[chunk_A], log_partition_CT[chunk_A] = chunks.log_tail_AT, chunks.log_partition_AT
+        chunk_J, logprob_J = np.repeat(chunk_A, chunks.counts_A), chunks.logprobs_J
+        size_J = active.size_A[chunk_J]
+        candidate_F = np.repeat(np.arange(len(chunk_J)), size_J)
+        within_F = np.arange(len(candidate_F)) - np.repeat(np.cumsum(size_J) - size_J, size_J)
+        row_F = np.repeat(active.first_row_A[chunk_J], size_J) + within_F
+        id_F = chunks.ids_F.astype(np.int64)
+    return row_F, id_F, {
+        "candidate_chunk_J": chunk_J,
+        "candidate_logprob_J": logprob_J,
+        "token_candidate_F": candidate_F,
+        "token_row_F": row_F,
         "chunk_log_tail_CT": log_tail_CT,
         "chunk_log_partition_CT": log_partition_CT,
     }  # fmt: skip

@@ -88,7 +88,7 @@ def _rows(lengths: Sequence[int], row_tokens: int, min_rows: int) -> Rows:
 def step_micro_batches(
     source: TeacherSource, order: Order, collate_plan: CollatePlan, plan: BatchPlan, step: int, rank: int, world: int
 ) -> Iterator[tuple[StudentBatch, Targets]]:
-    """Load a rank's share of a step: micro-batch k goes to rank k modulo the number of ranks.
+    """Load a rank's share of a step, equally many micro-batches for each rank.
 
     Args:
         source: Where records come from.
@@ -109,8 +109,25 @@ def step_micro_batches(
     size = collate_plan.block_size
     lengths = [-(-len(views[0].pair.student_ids_L) // size) * size for views in of_sample]
     num_batches = plan.global_batch // plan.micro_batch
-    for rows in plan_micro_batches(lengths, num_batches, plan.batching, plan.row_tokens)[rank::world]:
+    planned = plan_micro_batches(lengths, num_batches, plan.batching, plan.row_tokens)
+    for number in share_of_rank(num_batches, rank, world):
+        rows = planned[number]
         yield collate_rows([[of_sample[sample] for sample in row] for row in rows], collate_plan)
+
+
+def share_of_rank(num_batches: int, rank: int, world: int) -> list[int]:
+    """Give the micro-batches of a rank, dealt there and back again: 0, 1, 1, 0, 0, 1 to two ranks.
+
+    They are planned in order of length, so that dealt one way the last rank would get the longest of every round, and
+    all others would wait for it.
+
+    Args:
+        num_batches: Of the step; a multiple of `world`.
+        rank: This process.
+        world: Number of processes.
+    """
+    rounds = range(num_batches // world)
+    return [turn * world + (rank if turn % 2 == 0 else world - 1 - rank) for turn in rounds]
 
 
 def visited_records(

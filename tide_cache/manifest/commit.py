@@ -1,11 +1,12 @@
 """The small document beside a shard that says: this shard is whole, and these are its bytes."""
 
-from typing import Annotated, Self
+import hashlib
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tide_cache.config.base import Frozen
-from tide_cache.shards import FORMAT_VERSION, EncodedShard, ShardHeader, TableName
+from tide_cache.shards import FORMAT_VERSION, EncodedShard, ShardHeader, TableName, canonical_json
 
 MAX_RECORD_BYTES = 1 << 20
 
@@ -22,7 +23,9 @@ Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
 class CommitRecord(Frozen):
     """One committed shard; also its entry in the manifest.
 
-    `statistics` are free counts for reports, such as masked positions or bytes of a column; nothing depends on them.
+    `statistics` are free counts for reports, such as masked positions or bytes of a column. Nothing else would notice
+    a bit that flips in them, so the record holds a `checksum` of itself: the first 16 hex digits of the SHA-256 of all
+    other fields as canonical JSON. The first caches were written without it, and are read so.
     """
 
     format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
@@ -37,12 +40,24 @@ class CommitRecord(Frozen):
     num_rows: Count
     row_groups: tuple[Annotated[int, Field(ge=1, le=MOST_COUNT)], ...]
     statistics: dict[str, Statistic]
+    checksum: ShortHash | None = None
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
         if sum(self.row_groups) != self.num_rows:
             raise ValueError(f"row groups of {sum(self.row_groups)} rows in all, num_rows {self.num_rows}")
         return self
+
+    @model_validator(mode="after")
+    def _is_unchanged(self) -> Self:
+        if self.checksum is not None and self.checksum != (found := self._checksum()):
+            raise ValueError(f"its fields have the checksum {found}, it says {self.checksum}: something in it changed")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_checksum(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        return {name: value for name, value in content.items() if name != "checksum" or value is not None}
 
     @classmethod
     def of(cls, encoded: EncodedShard, statistics: Statistics) -> Self:
@@ -59,7 +74,15 @@ class CommitRecord(Frozen):
             num_rows=sum(encoded.row_groups),
             row_groups=encoded.row_groups,
             statistics=statistics,
-        )
+        ).sealed()
+
+    def sealed(self) -> Self:
+        """Give the same record with the checksum that belongs to it."""
+        return self.model_copy(update={"checksum": self._checksum()})
+
+    def _checksum(self) -> str:
+        content = self.model_dump(mode="json", exclude={"checksum"})
+        return hashlib.sha256(canonical_json(content)).hexdigest()[:16]
 
     @property
     def header(self) -> ShardHeader:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field
 
 from tide_cache.config.base import Frozen
-from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ShardCorruptError
+from tide_cache.errors import CacheIncompleteError, CacheMismatchError, RunFileError, ShardCorruptError
 from tide_cache.locations import CachePath, RemotePath
 from tide_cache.manifest.commit import CommitRecord, Statistics
 from tide_cache.manifest.documents import read_document
@@ -165,6 +165,20 @@ class Manifest(Frozen):
     def passes(self) -> tuple[PassName, ...]:
         """The passes that the cache holds; there is at least one, and `plain` comes first."""
         return tuple(name for name in PASSES if name in self.shards)
+
+    def require_pass(self, root: CachePath, wanted: PassName | None) -> PassName:
+        """Give the pass to read: the wanted one, or the first.
+
+        Args:
+            root: Folder of the cache, for the message.
+            wanted: Its name, or None.
+
+        Raises:
+            RunFileError: The cache has no such pass.
+        """
+        if wanted is not None and wanted not in self.passes:
+            raise RunFileError(f"{root}: found no pass {wanted!r}; expected one of {', '.join(self.passes)}")
+        return wanted or self.passes[0]
 
     @property
     def tables(self) -> tuple[TableName, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
+from transformers import Cache
 
 from tide_cache.errors import ModelError
 from tide_cache.modeling.attention import AttentionKind
@@ -42,8 +43,19 @@ class Backbone(nn.Module):
         """Where inputs are put and hidden states are found."""
         return self.head_VD.device
 
-    def forward(self, packed: PackedInput) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm."""
+    def compile_trunk(self) -> None:
+        """Have torch.compile make kernels for all but the head, for any shape, when it first runs."""
+        trunk: nn.Module = self.model.model  # type: ignore[assignment]
+        trunk.compile(dynamic=True)
+
+    def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
+        """Give the last hidden states [B, S, D], after the final norm.
+
+        Args:
+            packed: What is shown.
+            cache: Keys and values of tokens before it; grows by those of `packed`, whose mask [B, 1, Q, S] has a key
+                for every token in the cache, in front of its own.
+        """
         raise NotImplementedError
 
 
@@ -115,6 +127,7 @@ class LoadPlan:
         quantisation: Of the weights, by bitsandbytes.
         device_map: `auto` spreads the layers over all GPUs, by accelerate; then `device` has no say.
         attention: Which kernel computes it.
+        compile: Whether torch.compile makes kernels for it, when it first runs.
     """
 
     dtype: torch.dtype
@@ -123,6 +136,7 @@ class LoadPlan:
     quantisation: Quantisation = "none"
     device_map: Literal["auto"] | None = None
     attention: AttentionKind = "sdpa"
+    compile: bool = False
 
 
 class Adapter(Protocol):

@@ -1,11 +1,11 @@
 """Who may attend to whom: the masks of the two contexts, for one or several masked views on one clean copy.
 
 Shape suffixes: B samples, L tokens of one copy, Q queries, S keys; with n views the packed length is (n + 1) L.
-H query heads, G key and value heads, A head dimension.
+H query heads, G key and value heads, A head dimension; n masked views, U = H n.
 """
 
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,14 @@ AttentionKind = Literal["sdpa", "flex"]
 """sdpa: one fused kernel under a dense mask. flex: FlexAttention, which skips blocks that hold no allowed pair."""
 
 
-@lru_cache(maxsize=8)  # batches of one length follow each other; with n views a mask takes ((n + 1) L)^2 bytes
+SCORES_BLOCK = 128
+"""FlexAttention computes or leaves out this many queries by as many keys at a time."""
+
+MOST_DIFFERENCE = 1e-2
+"""Relative, where both kernels may round products of float32 numbers as a GPU's tensor cores do."""
+
+
+@lru_cache(maxsize=8)  # batches of one length follow each other
 def block_diffusion_mask(
     length: int, block_size: int, num_views: int = 1, device: torch.device | None = None
 ) -> torch.Tensor:
@@ -69,25 +76,63 @@ def with_padding(
     return mask_BQS[:, None]
 
 
-def prepare_mask(mask_B1SS: torch.Tensor, kind: AttentionKind) -> torch.Tensor | BlockMask:
+def prepare_mask(
+    mask_B1SS: torch.Tensor, kind: AttentionKind, num_views: int = 0, block_size: int | None = None
+) -> torch.Tensor | BlockMask:
     """Turn a mask into what a kind of attention takes, once per forward; `attend` then follows the mask.
 
     Args:
-        mask_B1SS: True where a query may attend to a key.
+        mask_B1SS: True where a query may attend to a key; as `PackedInput` has it.
         kind: Which attention.
+        num_views: As in `PackedInput`.
+        block_size: As in `PackedInput`; with it, what is left out is found once for each shape, not for each mask.
     """
     if kind == "sdpa":
         return mask_B1SS
     num_samples, _, num_queries, num_keys = mask_B1SS.shape
+    length = num_queries // 2
 
     def is_allowed(b: torch.Tensor, _: torch.Tensor, q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return mask_B1SS[b, 0, q, s]
 
-    return create_block_mask(is_allowed, num_samples, None, num_queries, num_keys, device=str(mask_B1SS.device))
+    def is_allowed_of_copies(b: torch.Tensor, _: torch.Tensor, q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """Look copies up as if there were one view: no view is ever allowed another."""
+        of_q, of_s = q // length, s // length
+        is_clean_q, is_clean_s = of_q == num_views, of_s == num_views
+        there = mask_B1SS[b, 0, q % length + is_clean_q * length, s % length + is_clean_s * length]
+        return there & ((of_q == of_s) | is_clean_s)
+
+    rule = is_allowed
+    if num_views:
+        num_queries = num_keys = (num_views + 1) * length
+        rule = is_allowed_of_copies
+        if block_size is not None:
+            num_blocks, indices = _kept_blocks(length, block_size, num_views, mask_B1SS.device)
+            return BlockMask.from_kv_blocks(num_blocks, indices, mask_mod=rule, seq_lengths=(num_queries, num_keys))
+    return create_block_mask(rule, num_samples, None, num_queries, num_keys, device=str(mask_B1SS.device))
+
+
+@lru_cache(maxsize=8)
+def _kept_blocks(
+    length: int, block_size: int, num_views: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give, for each block of queries, how many blocks of keys it needs, and which, those first."""
+    mask_SS = block_diffusion_mask(length, block_size, num_views, device)
+    num = -(-len(mask_SS) // SCORES_BLOCK)
+    missing = num * SCORES_BLOCK - len(mask_SS)
+    blocks = F.pad(mask_SS, (0, missing, 0, missing)).view(num, SCORES_BLOCK, num, SCORES_BLOCK)
+    is_kept = blocks.any(dim=3).any(dim=1)
+    order = is_kept.int().argsort(dim=1, descending=True, stable=True)
+    return is_kept.sum(dim=1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def attend(
-    query_BHSA: torch.Tensor, key_BGSA: torch.Tensor, value_BGSA: torch.Tensor, mask: torch.Tensor | BlockMask
+    query_BHSA: torch.Tensor,
+    key_BGSA: torch.Tensor,
+    value_BGSA: torch.Tensor,
+    mask: torch.Tensor | BlockMask,
+    num_views: int = 0,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
     """Attend with grouped heads, scaled by 1 / sqrt(A).
 
@@ -96,6 +141,8 @@ def attend(
         key_BGSA: Each serves H / G query heads in turn.
         value_BGSA: As the keys.
         mask: From `prepare_mask`.
+        num_views: As in `PackedInput`.
+        dropout: Share of the attention weights that is dropped; 0 in all that is not training.
 
     Returns:
         [B, H, S, A].
@@ -107,10 +154,87 @@ def attend(
     per_head = query_BHSA.shape[1] // key_BGSA.shape[1]
     # With a mask, no fused kernel takes grouped heads: repeating them keeps the scores out of memory.
     key_BHSA, value_BHSA = (x.repeat_interleave(per_head, dim=1) for x in (key_BGSA, value_BGSA))
-    return F.scaled_dot_product_attention(query_BHSA, key_BHSA, value_BHSA, attn_mask=mask)
+    if num_views:
+        return _attend_by_copy(query_BHSA, key_BHSA, value_BHSA, mask, num_views, dropout)
+    return F.scaled_dot_product_attention(query_BHSA, key_BHSA, value_BHSA, attn_mask=mask, dropout_p=dropout)
+
+
+def _attend_by_copy(
+    query_BHSA: torch.Tensor,
+    key_BHSA: torch.Tensor,
+    value_BHSA: torch.Tensor,
+    mask_B1SS: torch.Tensor,
+    num_views: int,
+    dropout: float,
+) -> torch.Tensor:
+    """Attend on [x_t1, ..., x_tn, x_0] without the pairs that no mask of views allows.
+
+    A view sees itself and the clean copy, the clean copy sees itself: (2n + 1) L^2 pairs are computed instead of the
+    (n + 1)^2 L^2 of a dense mask. Views lie beside the heads, so that one mask of [L, 2 L] serves them all.
+    """
+    samples, heads, _, dimension = query_BHSA.shape
+    length = mask_B1SS.shape[-1] // 2
+    of_views = num_views * length
+
+    def cut(x_BHSA: torch.Tensor) -> torch.Tensor:
+        return x_BHSA[:, :, :of_views].reshape(samples, heads, num_views, length, dimension)
+
+    def beside_clean(x_BHSA: torch.Tensor) -> torch.Tensor:
+        views_BHnLA = cut(x_BHSA)
+        clean_BHnLA = x_BHSA[:, :, None, of_views:].expand_as(views_BHnLA)
+        return torch.cat([views_BHnLA, clean_BHnLA], dim=3).flatten(1, 2)
+
+    out_BULA = F.scaled_dot_product_attention(
+        cut(query_BHSA).flatten(1, 2),
+        beside_clean(key_BHSA),
+        beside_clean(value_BHSA),
+        attn_mask=mask_B1SS[:, :, :length],
+        dropout_p=dropout,
+    )
+    clean_BHLA = F.scaled_dot_product_attention(
+        query_BHSA[:, :, of_views:],
+        key_BHSA[:, :, of_views:],
+        value_BHSA[:, :, of_views:],
+        attn_mask=mask_B1SS[:, :, length:, length:],
+        dropout_p=dropout,
+    )
+    return torch.cat([out_BULA.reshape(samples, heads, of_views, dimension), clean_BHLA], dim=2)
 
 
 @cache
 def _compiled_flex() -> Any:
     """Without compilation FlexAttention holds all scores in memory."""
     return torch.compile(flex_attention)
+
+
+def flex_problem(device: torch.device) -> str | None:
+    """Say why FlexAttention cannot train on a device, after trying it on a small input; None where it can.
+
+    The kernels are compiled, forward and backward, and must agree with `scaled_dot_product_attention`: an absent
+    compiler, or one that is wrong, shows before the first step.
+
+    Args:
+        device: Of the training.
+    """
+    if device.type != "cuda":
+        return f"found the device {device.type!r}, where FlexAttention has no backward pass"
+    return try_flex(device)
+
+
+def try_flex(device: torch.device) -> str | None:
+    """Do what `flex_problem` says, on any device."""
+    generator = torch.Generator().manual_seed(0)
+    mask_B1SS = block_diffusion_mask(SCORES_BLOCK, 32, device=device)[None, None]
+    results = []
+    try:
+        for kind in get_args(AttentionKind):
+            generator.manual_seed(0)
+            inputs = [torch.randn(1, heads, len(mask_B1SS[0, 0]), 64, generator=generator) for heads in (4, 2, 2)]
+            query, key, value = (x.to(device).requires_grad_() for x in inputs)
+            out_BHSA = attend(query, key, value, prepare_mask(mask_B1SS, kind, 1, 32), num_views=1)
+            out_BHSA.square().sum().backward()  # type: ignore[no-untyped-call]
+            results.append((out_BHSA.detach(), query.grad, key.grad, value.grad))
+    except Exception as error:  # whatever a compiler on this machine may say
+        return f"it does not run here: {str(error).strip().splitlines()[0] if str(error).strip() else repr(error)}"
+    worst = max(float((one - other).norm() / one.norm()) for one, other in zip(*results, strict=True))
+    return None if worst < MOST_DIFFERENCE else f"it differs from sdpa by {worst:.2g} on a small input"

@@ -4,6 +4,8 @@ Remote code is never run. A new family of checkpoints is one small file with an 
 """
 
 import json
+import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +110,7 @@ def load_backbone(
     quantisation: Quantisation = "none",
     device_map: Literal["auto"] | None = None,
     attention: AttentionKind = "sdpa",
+    compile: bool = False,
 ) -> Backbone:
     """Load a checkpoint's weights from safetensors.
 
@@ -119,6 +122,7 @@ def load_backbone(
         quantisation: See `LoadPlan`.
         device_map: See `LoadPlan`.
         attention: See `LoadPlan`.
+        compile: See `LoadPlan`.
 
     Raises:
         ModelError: This machine or the checkpoint does not have what was asked for, or weights are missing, left
@@ -126,12 +130,15 @@ def load_backbone(
     """
     if faults := unsupported_loading(info, quantisation, device_map):
         raise ModelError(fault_list(f"{info.location} cannot be loaded so:", faults, "Nothing was loaded."))
-    require_means(device, quantisation, device_map, attention)
-    plan = LoadPlan(dtype, device, revision, quantisation, device_map, attention)
+    require_means(device, quantisation, device_map, attention, compile)
+    plan = LoadPlan(dtype, device, revision, quantisation, device_map, attention, compile)
     try:
-        return ADAPTERS[info.model_type].load(info, plan)
+        backbone = ADAPTERS[info.model_type].load(info, plan)
     except torch.OutOfMemoryError as error:
         raise no_room(info, plan, error) from None
+    if compile:
+        backbone.compile_trunk()
+    return backbone
 
 
 def unsupported_loading(info: CheckpointInfo, quantisation: Quantisation, device_map: str | None) -> list[str]:
@@ -164,7 +171,11 @@ def student_faults(info: CheckpointInfo) -> list[str]:
 
 
 def require_means(
-    device: str, quantisation: Quantisation = "none", device_map: str | None = None, attention: AttentionKind = "sdpa"
+    device: str,
+    quantisation: Quantisation = "none",
+    device_map: str | None = None,
+    attention: AttentionKind = "sdpa",
+    compile: bool = False,
 ) -> None:
     """Refuse what this machine cannot do, before anything is loaded or written.
 
@@ -173,6 +184,7 @@ def require_means(
         quantisation: See `LoadPlan`.
         device_map: See `LoadPlan`.
         attention: See `LoadPlan`.
+        compile: See `LoadPlan`.
 
     Raises:
         ModelError: There is no CUDA for it, or a package is not installed; lists everything.
@@ -190,6 +202,11 @@ def require_means(
             faults.append(f"{setting}: found the device {device!r}, expected CUDA; leave it out, or use a GPU")
         if absent := [package for package in packages if find_spec(package) is None]:
             faults.append(f"{setting}: not installed: {', '.join(absent)}; pip install 'tide-cache[quantised]'")
+    compiler = os.environ.get("CXX", "g++")
+    if compile and not device.startswith("cuda") and shutil.which(compiler) is None:
+        faults.append(
+            f"teacher.compile: found no C++ compiler ({compiler}); install one, name it in CXX, or leave it out"
+        )
     if faults:
         raise ModelError(fault_list("This machine cannot run the teacher so:", faults, "Nothing was loaded."))
 

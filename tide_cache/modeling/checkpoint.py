@@ -51,17 +51,20 @@ def save_student(
 
 
 def published_config(config: PretrainedConfig) -> dict[str, Any]:
-    """Give config.json's content, with `rope_theta` at the top level too.
+    """Give config.json's content, with `rope_theta` and `rope_scaling` at the top level too.
 
-    transformers 5 writes only `rope_parameters`; a 4.57 reader would then fall back to theta = 10,000 in silence.
+    transformers 5 writes only `rope_parameters`; a 4.57 reader would then fall back to theta = 10,000 in silence, and
+    to no scaling.
     The mask token is left to the tokenizer saved beside it: the model may have been trained with another than the
     checkpoint it started from.
     """
     content = {name: value for name, value in config.to_dict().items() if name != "mask_token_id"}
     content["model_type"], architecture = PUBLISHED_TYPE[config.model_type]
     content["architectures"] = [architecture]
-    content["rope_theta"] = config.rope_parameters["rope_theta"]
-    content.setdefault("rope_scaling", None)
+    rope = config.rope_parameters
+    content["rope_theta"] = rope["rope_theta"]
+    is_scaled = rope.get("rope_type", "default") != "default"
+    content["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"} if is_scaled else None
     return content
 
 

@@ -63,11 +63,17 @@ def uses_grouped_gemm(x_ND: torch.Tensor, down_EDI: torch.Tensor) -> bool:
         x_ND: Tokens.
         down_EDI: Each expert's down weight.
     """
-    if _GEMM is None or not x_ND.is_cuda or x_ND.dtype != torch.bfloat16:
+    if x_ND.dtype != torch.bfloat16 or not has_grouped_gemm(x_ND.device):
         return False
-    major, _ = torch.cuda.get_device_capability(x_ND.device)
-    has_kernel = major >= 8 if _PUBLIC_GEMM is not None else major == 9  # before it was public, for Hopper alone
-    return has_kernel and all(size % _ALIGNED == 0 for size in down_EDI.shape[1:])
+    return all(size % _ALIGNED == 0 for size in down_EDI.shape[1:])
+
+
+def has_grouped_gemm(device: torch.device) -> bool:
+    """Say whether this torch has the kernel, for bfloat16 on this device."""
+    if _GEMM is None or device.type != "cuda":
+        return False
+    major, _ = torch.cuda.get_device_capability(device)
+    return major >= 8 if _PUBLIC_GEMM is not None else major == 9  # before it was public, for Hopper alone
 
 
 def grouped_experts(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
+from transformers import Cache
 
 from tide_cache.errors import ModelError, fault_list
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, no_room
@@ -102,8 +103,9 @@ class LLaDA2Config(BaseModel):
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: LLaDA2Config):
+    def __init__(self, config: LLaDA2Config, number: int):
         super().__init__()
+        self._number = number
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
@@ -114,14 +116,21 @@ class _Attention(nn.Module):
         )
 
     def forward(
-        self, x_BSD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | BlockMask
+        self,
+        x_BSD: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | BlockMask,
+        num_views: int,
+        cache: Cache | None,
     ) -> torch.Tensor:
         heads = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         split = self.query_key_value(x_BSD).unflatten(2, (-1, self.head_dim)).split(heads, dim=2)
         query_BHSA, key_BGSA, value_BGSA = (part.transpose(1, 2) for part in split)
         query_BHSA = _rotate(self.query_layernorm(query_BHSA), *rotary)
         key_BGSA = _rotate(self.key_layernorm(key_BGSA), *rotary)
-        out_BHSA = attend(query_BHSA, key_BGSA, value_BGSA, mask)
+        if cache is not None:
+            key_BGSA, value_BGSA = cache.update(key_BGSA, value_BGSA, self._number)
+        out_BHSA = attend(query_BHSA, key_BGSA, value_BGSA, mask, num_views)
         result: torch.Tensor = self.dense(out_BHSA.transpose(1, 2).flatten(2))
         return result
 
@@ -210,14 +219,19 @@ class _Layer(nn.Module):
         super().__init__()
         is_dense = number < config.first_k_dense_replace
         self.input_layernorm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = _Attention(config)
+        self.attention = _Attention(config, number)
         self.post_attention_layernorm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = _FeedForward(config, config.intermediate_size) if is_dense else _MixtureOfExperts(config)
 
     def forward(
-        self, x_BSD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | BlockMask
+        self,
+        x_BSD: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | BlockMask,
+        num_views: int,
+        cache: Cache | None,
     ) -> torch.Tensor:
-        x_BSD = x_BSD + self.attention(self.input_layernorm(x_BSD), rotary, mask)
+        x_BSD = x_BSD + self.attention(self.input_layernorm(x_BSD), rotary, mask, num_views, cache)
         result_BSD: torch.Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
         return result_BSD
 
@@ -230,11 +244,18 @@ class _Trunk(nn.Module):
         self.layers = nn.ModuleList(_Layer(config, number) for number in range(config.num_hidden_layers))
         self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, ids_BS: torch.Tensor, positions_BS: torch.Tensor, mask: torch.Tensor | BlockMask) -> torch.Tensor:
+    def forward(
+        self,
+        ids_BS: torch.Tensor,
+        positions_BS: torch.Tensor,
+        mask: torch.Tensor | BlockMask,
+        num_views: int = 0,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
         x_BSD = self.word_embeddings(ids_BS)
         rotary = _rotary(positions_BS, self._config, x_BSD.dtype)
         for layer in self.layers:
-            x_BSD = layer(x_BSD, rotary, mask)
+            x_BSD = layer(x_BSD, rotary, mask, num_views, cache)
         result_BSD: torch.Tensor = self.norm(x_BSD)
         return result_BSD
 
@@ -286,10 +307,12 @@ class LLaDA2Backbone(Backbone):
         ).weight
         return weight
 
-    def forward(self, packed: PackedInput) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm."""
-        mask = prepare_mask(packed.mask_B1SS, self._attention)
-        hidden_BSD: torch.Tensor = self.model.model(packed.ids_BS, packed.positions_BS, mask)  # type: ignore[operator]
+    def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
+        """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
+        mask = prepare_mask(packed.mask_B1SS, self._attention, packed.num_views, packed.block_size)
+        hidden_BSD: torch.Tensor = self.model.model(  # type: ignore[operator]
+            packed.ids_BS, packed.positions_BS, mask, packed.num_views, cache
+        )
         return hidden_BSD
 
 

@@ -14,12 +14,18 @@ class PackedInput:
     Attributes:
         ids_BS: Token ids, int64.
         positions_BS: Position ids, int64, repeated for each copy.
-        mask_B1SS: True where a query may attend to a key.
+        mask_B1SS: True where a query may attend to a key. With views it is the mask of [x_t, x_0] for one of them, of
+            size 2 L: all views of a sample have the same.
+        num_views: Masked copies in front of the clean one; 0 where the mask is that of the whole sequence.
+        block_size: Tokens per block, where the mask lies within that of `block_diffusion_mask` and leaves out little
+            more; None elsewhere, as where samples share a row.
     """
 
     ids_BS: torch.Tensor
     positions_BS: torch.Tensor
     mask_B1SS: torch.Tensor
+    num_views: int = 0
+    block_size: int | None = None
 
 
 def pack_block(
@@ -42,17 +48,19 @@ def pack_block(
             the block size, has positions of its own, and sees no other.
     """
     num_rows, num_views, length = x_t_BnL.shape
-    mask_SS = block_diffusion_mask(length, block_size, num_views, x_0_BL.device)
+    mask_SS = block_diffusion_mask(length, block_size, device=x_0_BL.device)
     positions_BL = torch.arange(length, device=x_0_BL.device).expand(num_rows, -1)
     if sample_BL is not None:
         is_first_BL = torch.ones_like(sample_BL, dtype=torch.bool)
         is_first_BL[:, 1:] = sample_BL[:, 1:] != sample_BL[:, :-1]
         positions_BL = positions_BL - torch.where(is_first_BL, positions_BL, 0).cummax(dim=1).values
-        sample_BL = sample_BL.repeat(1, num_views + 1)
+        sample_BL = sample_BL.repeat(1, 2)
     return PackedInput(
         ids_BS=torch.cat([x_t_BnL.reshape(num_rows, -1), x_0_BL], dim=1),
         positions_BS=positions_BL.repeat(1, num_views + 1),
-        mask_B1SS=with_padding(mask_SS, is_real_BL.repeat(1, num_views + 1), sample_BL),
+        mask_B1SS=with_padding(mask_SS, is_real_BL.repeat(1, 2), sample_BL),
+        num_views=num_views,
+        block_size=block_size if sample_BL is None else None,
     )
 
 

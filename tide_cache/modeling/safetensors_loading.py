@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from tide_cache.errors import ModelError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _SHOWN = 8
 
@@ -42,6 +43,30 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
             f"{folder}: the weights cannot be read: {error}; expected whole .safetensors files. Copy or download "
             "them again."
         ) from None
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Give the dtype in which a checkpoint's weights lose nothing: their own, where all have the same.
+
+    Args:
+        folder: Of the checkpoint.
+
+    Raises:
+        ModelError: A file is missing or damaged, or holds no floating point numbers.
+    """
+    found: set[str] = set()
+    for path in _files_of(folder):
+        try:
+            with safe_open(path, framework="pt") as opened:
+                found |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{path}: the weights cannot be read: {error}; expected whole .safetensors files. Copy or download "
+                "them again."
+            ) from None
+    if not found or not found <= FLOATS.keys():
+        raise ModelError(f"{folder}: found weights of {sorted(found)}, expected floating point: {', '.join(FLOATS)}")
+    return reduce(torch.promote_types, (FLOATS[name] for name in found))
 
 
 def require_all_weights(

@@ -10,12 +10,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    Cache,
+    PretrainedConfig,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from tide_cache.errors import ModelError
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, Quantisation
-from tide_cache.modeling.attention import prepare_mask
+from tide_cache.modeling.attention import AttentionKind, attend, prepare_mask
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.safetensors_loading import require_all_weights
 
@@ -24,6 +31,26 @@ disable_progress_bar()  # a bar of its own for every load would cut through ours
 WEDLM_MASK_ID = 151665
 """`<tool_response>` of the Qwen3 vocabulary. Published configurations leave mask_token_id null; the authors' code has
 this number (Tencent/WeDLM@0216110, wedlm/engine/model_runner.py:129 and finetune/src/trainer.py:25)."""
+
+
+def _attention_of_copies(
+    module: torch.nn.Module,
+    query_BHSA: torch.Tensor,
+    key_BGSA: torch.Tensor,
+    value_BGSA: torch.Tensor,
+    attention_mask: torch.Tensor,
+    dropout: float = 0.0,
+    num_copied_views: int = 0,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """`attend`, as transformers calls an attention: gives [B, S, H, A], and no weights."""
+    out_BHSA = attend(query_BHSA, key_BGSA, value_BGSA, attention_mask, num_copied_views, dropout)
+    return out_BHSA.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("tide_cache", _attention_of_copies)
+
+_KERNELS: dict[AttentionKind, str] = {"sdpa": "tide_cache", "flex": "flex_attention"}
 
 
 class StockBackbone(Backbone):
@@ -35,13 +62,20 @@ class StockBackbone(Backbone):
         weight: torch.Tensor = self.model.get_output_embeddings().weight  # type: ignore[operator]
         return weight
 
-    def forward(self, packed: PackedInput) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm."""
+    def use_attention(self, kind: AttentionKind) -> None:
+        """Change the kernel; what it computes stays the same."""
+        self._attention = kind
+        self.model.set_attn_implementation(_KERNELS[kind])  # type: ignore[operator]
+
+    def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
+        """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
         output = self.model.model(  # type: ignore[operator]
             input_ids=packed.ids_BS,
-            attention_mask=prepare_mask(packed.mask_B1SS, self._attention),
+            attention_mask=prepare_mask(packed.mask_B1SS, self._attention, packed.num_views, packed.block_size),
             position_ids=packed.positions_BS,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            num_copied_views=packed.num_views,
         )
         hidden_BSD: torch.Tensor = output.last_hidden_state
         return hidden_BSD.to(self.device)  # spread over several GPUs, the last layer need not lie beside the head
@@ -98,7 +132,7 @@ class StockAdapter:
                 config=info.config,
                 revision=plan.revision,
                 dtype=plan.dtype,
-                attn_implementation="flex_attention" if plan.attention == "flex" else "sdpa",
+                attn_implementation=_KERNELS[plan.attention],
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -172,5 +206,5 @@ def new_backbone(config: PretrainedConfig, dtype: torch.dtype, device: str, seed
     """Make a backbone with random weights; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=_KERNELS["sdpa"], dtype=dtype)
     return StockBackbone(model.to(device))

@@ -34,9 +34,19 @@ class TextTokenizer:
         eos_id: The end-of-text token, which fills the last block.
         pad_id: The padding token; the end-of-text token where the tokenizer has none.
         vocab_size: One past the largest id, mask included.
+        is_mask_added: The mask token is not in the original files.
+        own_mask_token: The one that the original files name, whatever this one is.
     """
 
-    def __init__(self, tokenizer: Any, name: str, revision: str | None, template: str, is_mask_added: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        revision: str | None,
+        template: str,
+        is_mask_added: bool,
+        own_mask_token: str | None = None,
+    ) -> None:
         """Wrap a tokenizer whose tokens and template are known to be there; use `load`.
 
         Args:
@@ -45,6 +55,7 @@ class TextTokenizer:
             revision: Commit of a hub tokenizer.
             template: Its chat template.
             is_mask_added: The mask token is not in the original files.
+            own_mask_token: The one that the original files name.
         """
         self._tokenizer = tokenizer
         self._backend: Tokenizer = tokenizer.backend_tokenizer
@@ -52,9 +63,10 @@ class TextTokenizer:
         self._backend.no_padding()
         self._revision = revision
         self._template = template
-        self._is_mask_added = is_mask_added
         self._chat = ChatTemplate(self._render_texts, template, name)
         self.name = name
+        self.is_mask_added = is_mask_added
+        self.own_mask_token = own_mask_token
         self.mask_token: str = tokenizer.mask_token
         self.mask_id: int = tokenizer.mask_token_id
         self.eos_id: int = tokenizer.eos_token_id
@@ -89,16 +101,17 @@ class TextTokenizer:
         tokenizer = _load(path, revision)
         if mask_token is None and mask_id is not None and not add_mask_token:
             mask_token = _token_of(tokenizer, path, mask_id)
+        own: str | None = tokenizer.mask_token
         text = _mask_token_of(tokenizer, path, mask_token, add_mask_token)
         is_mask_added = text not in tokenizer.get_vocab()
-        if tokenizer.mask_token != text:
+        if own != text:
             tokenizer = _load(path, revision, mask_token=text)
         if tokenizer.eos_token_id is None:
             raise PairingError(
                 f"{path}: the tokenizer has no end-of-text token (eos_token), which fills the last block of a sample. "
                 'Name one in its tokenizer_config.json: "eos_token": "<|endoftext|>".'
             )
-        return cls(tokenizer, path, revision, _template_of(tokenizer, path, chat_template), is_mask_added)
+        return cls(tokenizer, path, revision, _template_of(tokenizer, path, chat_template), is_mask_added, own)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
         """Render a conversation by the chat template and say where each content is.
@@ -194,7 +207,7 @@ class TextTokenizer:
             if (source := _file_of(self.name, name, self._revision)) is not None:
                 shutil.copyfile(source, folder / name)
         original = _file_of(self.name, "tokenizer.json", self._revision)
-        if self._is_mask_added:
+        if self.is_mask_added:
             backend = Tokenizer.from_file(str(original))
             backend.add_special_tokens([AddedToken(self.mask_token, special=True, normalized=False)])
             backend.save(str(folder / "tokenizer.json"))
@@ -284,7 +297,8 @@ def _mask_token_of(tokenizer: Any, path: str, mask_token: str | None, add_mask_t
     known = vocabulary.get(DEFAULT_MASK_TOKEN)
     hint = f"It does hold {DEFAULT_MASK_TOKEN!r}, id {known}. " if known is not None else ""
     raise PairingError(
-        f"{path}: the tokenizer has no mask token; looked for {looked_for}. {hint}Name a token of its vocabulary: "
+        f"{path}: the tokenizer has no mask token; looked for {looked_for}. {hint}A causal checkpoint becomes a "
+        f"student with one: tide-cache convert {path} --out FOLDER. In a run file, name a token of the vocabulary: "
         f"mask_token = '...' (the published Qwen3 diffusion student has {DEFAULT_MASK_TOKEN!r} = 151669); or, to "
         "train from scratch, append one: add_mask_token = true."
     )

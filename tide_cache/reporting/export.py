@@ -32,7 +32,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,7 @@ from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import ChunkCandidates, TopK, ViewRecord
-from tide_cache.reporting.inspection import require_student_tokenizer
+from tide_cache.reporting.viewing import require_student_tokenizer
 from tide_cache.shards import PassName
 
 ExportFormat = Literal["parquet", "jsonl.zst"]
@@ -81,6 +81,50 @@ class ExportSummary:
     columns: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class ExportedView:
+    """One view of every sample as a table; no shard is read before its rows are asked for.
+
+    Attributes:
+        cache: Folder or URL.
+        manifest: Of the cache.
+        signal_pass: Which of its passes.
+        view: Which view of each sample.
+        tokenizer: The student's, where `student_text` is wanted.
+        schema: Names and types of the columns.
+    """
+
+    cache: CachePath
+    manifest: Manifest
+    signal_pass: PassName
+    view: int
+    tokenizer: TextTokenizer | None
+    schema: Any
+
+    @classmethod
+    def open(
+        cls, cache: CachePath, view: int, *, signal_pass: PassName | None = None, student: str | None = None
+    ) -> Self:
+        """Open a view; arguments and errors are those of `export_view`."""
+        manifest = Manifest.load(cache)
+        which = manifest.require_pass(cache, signal_pass)
+        num_views = manifest.identity.views.num_views
+        if not 0 <= view < num_views:
+            raise RunFileError(
+                f"{cache}: found no view {view}; expected 0 to {num_views - 1}, one of those of each sample"
+            )
+        tokenizer = None if student is None else require_student_tokenizer(student, manifest)
+        return cls(cache, manifest, which, view, tokenizer, _schema(manifest, which, tokenizer is not None))
+
+    def groups(self) -> Iterator[list[dict[str, Any]]]:
+        """Give the rows, those of one row group of the cache at a time."""
+        for shard in range(self.manifest.plan.num_shards):
+            pairs, signals = (self.manifest.reader(self.cache, t, shard) for t in ("pairs", self.signal_pass))
+            for group in range(pairs.layout.num_groups):
+                records = signals.read_signals(self.view, group, pairs.read_pairs(group))
+                yield [_row(record, self.tokenizer) for record in records]
+
+
 def export_view(
     cache: CachePath,
     out: Path,
@@ -110,21 +154,14 @@ def export_view(
     chosen = format or _format_of(out)
     if out.exists():
         raise _exists(out)
-    manifest = Manifest.load(cache)
-    which = signal_pass or manifest.passes[0]
-    if which not in manifest.passes:
-        raise RunFileError(f"{cache}: found no pass {which!r}; expected one of {', '.join(manifest.passes)}")
-    num_views = manifest.identity.views.num_views
-    if not 0 <= view < num_views:
-        raise RunFileError(f"{cache}: found no view {view}; expected 0 to {num_views - 1}, one of those of each sample")
-    tokenizer = None if student is None else require_student_tokenizer(student, manifest)
-    schema = _schema(manifest, which, tokenizer is not None)
+    exported = ExportedView.open(cache, view, signal_pass=signal_pass, student=student)
+    manifest, schema = exported.manifest, exported.schema
     total, done = int(manifest.totals["pairs"]["samples"]), 0
     with _new_file(out) as temporary:
         with _WRITERS[chosen](temporary, schema) as writer:
-            for records in _groups(cache, manifest, which, view):
-                writer.write([_row(record, tokenizer) for record in records])
-                done += len(records)
+            for rows in exported.groups():
+                writer.write(rows)
+                done += len(rows)
                 if on_samples is not None:
                     on_samples(done, total)
         num_bytes = temporary.stat().st_size
@@ -132,7 +169,7 @@ def export_view(
         file=out,
         format=chosen,
         cache_id=manifest.identity.cache_id,
-        signal_pass=which,
+        signal_pass=exported.signal_pass,
         view=view,
         num_samples=done,
         num_bytes=num_bytes,
@@ -153,13 +190,6 @@ def _format_of(out: Path) -> ExportFormat:
 
 def _exists(out: Path) -> RunFileError:
     return RunFileError(f"{out}: exists, and nothing is overwritten; give another name, or remove it first")
-
-
-def _groups(cache: CachePath, manifest: Manifest, which: PassName, view: int) -> Iterator[list[ViewRecord]]:
-    for shard in range(manifest.plan.num_shards):
-        pairs_reader, signals_reader = (manifest.reader(cache, table, shard) for table in ("pairs", which))
-        for group in range(pairs_reader.layout.num_groups):
-            yield signals_reader.read_signals(view, group, pairs_reader.read_pairs(group))
 
 
 def _schema(manifest: Manifest, which: PassName, has_text: bool) -> Any:

@@ -1,61 +1,12 @@
 """What a cache holds, as numbers: from its manifest alone where that suffices, else from some of its views."""
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from tide_cache.errors import CacheMismatchError, RunFileError
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
-from tide_cache.pairing import TextTokenizer
-from tide_cache.records import Bools, TopK, ViewRecord
-from tide_cache.shards import ShardLayout
-from tide_cache.views.masking import active_chunks
-
-NUM_BUCKETS = 10
-GROUPS_READ = 64
-"""Row groups that are read; each holds one view of up to 64 samples."""
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class TeacherAtTime:
-    """What the teacher knew on views with `t_from` <= t < `t_to`; 1 belongs to the last bucket.
-
-    Attributes:
-        t_from: Lower end.
-        t_to: Upper end.
-        num_views: Views read.
-        num_positions: Their masked teacher positions.
-        top1_accuracy: Share of positions whose true token is the most likely one; None without positions.
-        mean_nll: Mean of -log p(true token), in nats; None without positions.
-        kept_ids: Mean number of kept ids per row; None without rows.
-        kept_mass: Mean probability of the kept ids at T = 1; None without rows.
-    """
-
-    t_from: float
-    t_to: float
-    num_views: int
-    num_positions: int
-    top1_accuracy: float | None
-    mean_nll: float | None
-    kept_ids: float | None
-    kept_mass: float | None
-
-
-@dataclass(frozen=True)
-class SampledSignals:
-    """Figures from views spread evenly over the cache."""
-
-    num_views: int
-    kept_mass: float | None
-    kept_mass_p5: float | None
-    by_time: tuple[TeacherAtTime, ...]
+from tide_cache.reporting.sampling import ChunkShapes, OnGroups, SampledSignals, sample_cache
+from tide_cache.shards import PassName
 
 
 @dataclass(frozen=True)
@@ -66,6 +17,7 @@ class Inspection:
         cache: Its folder.
         cache_id: Its identity in 16 hex digits.
         tide_cache_version: The release that finished it.
+        first_pass: The pass that figures are of where they are of one.
         identity: What determines its numbers.
         plan: How it is cut.
         num_rows: Rows of the corpus.
@@ -82,12 +34,15 @@ class Inspection:
         cache_bytes: Of all shards.
         column_bytes: By table and column.
         bytes_per_position: `cache_bytes` over `masked_student_positions`.
-        sampled: What takes reading views.
+        sampled: What takes reading views, of the first pass.
+        other_passes: The same of the passes beside it.
+        chunk_shapes: How the samples read are cut into chunks.
     """
 
     cache: CachePath
     cache_id: str
     tide_cache_version: str
+    first_pass: PassName
     identity: dict[str, Any]
     plan: dict[str, Any]
     num_rows: int
@@ -105,50 +60,21 @@ class Inspection:
     column_bytes: dict[str, dict[str, int]]
     bytes_per_position: float
     sampled: SampledSignals
+    other_passes: dict[PassName, SampledSignals]
+    chunk_shapes: ChunkShapes
+
+    @property
+    def by_pass(self) -> dict[PassName, SampledSignals]:
+        """What takes reading views, of every pass."""
+        return {self.first_pass: self.sampled, **self.other_passes}
 
 
-@dataclass(frozen=True)
-class MaskedChunk:
-    """A masked chunk of a view, and what the teacher said of it.
-
-    Attributes:
-        student_start: First student token.
-        student_end: One past the last.
-        text: The student tokens, as text or as ids.
-        teacher_logprob: Log-prob of the true teacher tokens, summed, in nats.
-        is_top1: Whether each of them was the most likely one.
-        kept_ids: Ids kept at its position; None for a chunk without candidates.
-    """
-
-    student_start: int
-    student_end: int
-    text: str
-    teacher_logprob: float
-    is_top1: bool
-    kept_ids: int | None
-
-
-@dataclass(frozen=True)
-class ViewDescription:
-    """One view, readable: `text` has every run of masked student tokens in brackets ⟦ ⟧."""
-
-    sample_id: str
-    view: int
-    t: float
-    num_tokens: int
-    num_supervised: int
-    num_masked: int
-    num_teacher_tokens: int
-    num_teacher_masked: int
-    text: str
-    chunks: tuple[MaskedChunk, ...]
-
-
-def inspect(cache: CachePath) -> Inspection:
-    """Describe a complete cache; reads its manifest and at most 64 row groups.
+def inspect(cache: CachePath, on_groups: OnGroups | None = None) -> Inspection:
+    """Describe a complete cache; reads its manifest and at most 64 row groups of each pass.
 
     Args:
         cache: Folder of the cache.
+        on_groups: Called with the row groups read and those to read.
 
     Raises:
         TideCacheError: It is not complete, or damaged.
@@ -158,10 +84,12 @@ def inspect(cache: CachePath) -> Inspection:
     records = [record for table in manifest.shards.values() for record in table]
     masked, teacher_masked = int(signals["masked_student_positions"]), int(signals["masked_teacher_positions"])
     cache_bytes = sum(record.size for record in records)
+    sample = sample_cache(cache, manifest, on_groups)
     return Inspection(
         cache=cache,
         cache_id=manifest.identity.cache_id,
         tide_cache_version=manifest.tide_cache_version,
+        first_pass=manifest.passes[0],
         identity=manifest.identity.model_dump(mode="json"),
         plan=manifest.plan.model_dump(mode="json") | {"num_shards": manifest.plan.num_shards},
         num_rows=manifest.identity.num_rows,
@@ -181,166 +109,11 @@ def inspect(cache: CachePath) -> Inspection:
             for table, totals in manifest.totals.items()
         },
         bytes_per_position=cache_bytes / max(masked, 1),
-        sampled=_sampled(list(_spread_views(cache, manifest)), manifest.identity.signals.temperatures.index(1.0)),
-    )
-
-
-def describe_view(cache: CachePath, number: int, tokenizer: str | None = None) -> ViewDescription:
-    """Describe one view.
-
-    Args:
-        cache: Folder of the cache.
-        number: Counts through the cache: first all views of the first sample.
-        tokenizer: The student tokenizer's folder or hub name, for text; without it, ids are shown.
-
-    Raises:
-        RunFileError: There is no such view.
-        CacheMismatchError: The tokenizer is another one than the cache's.
-        TideCacheError: The cache is not complete, or damaged.
-    """
-    manifest = Manifest.load(cache)
-    record = _read_view(cache, manifest, number)
-    spell = _spell_ids if tokenizer is None else require_student_tokenizer(tokenizer, manifest).decode
-    pair, view = record.pair, record.view
-    return ViewDescription(
-        sample_id=pair.sample_id,
-        view=view.view,
-        t=view.t,
-        num_tokens=len(pair.student_ids_L),
-        num_supervised=int(pair.is_supervised_L.sum()),
-        num_masked=int(view.is_student_masked_L.sum()),
-        num_teacher_tokens=len(pair.teacher_ids_M),
-        num_teacher_masked=int(view.is_teacher_masked_M.sum()),
-        text=_bracketed(pair.student_ids_L.tolist(), view.is_student_masked_L, spell),
-        chunks=tuple(_masked_chunks(record, spell)),
+        sampled=sample.signals[manifest.passes[0]],
+        other_passes={name: sample.signals[name] for name in manifest.passes[1:]},
+        chunk_shapes=sample.chunks,
     )
 
 
 def _under(prefix: str, statistics: dict[str, int | float]) -> dict[str, int | float]:
     return {name.removeprefix(prefix): value for name, value in statistics.items() if name.startswith(prefix)}
-
-
-def _spread_views(cache: CachePath, manifest: Manifest) -> Iterator[ViewRecord]:
-    """Read views of row groups spread evenly over shards, groups and views."""
-    num_views = manifest.identity.views.num_views
-    layouts = [ShardLayout(record.num_samples, num_views) for record in manifest.shards["pairs"]]
-    places = [(s, g, v) for s, layout in enumerate(layouts) for g in range(layout.num_groups) for v in range(num_views)]
-    chosen = np.unique(np.linspace(0, len(places) - 1, min(len(places), GROUPS_READ)).round().astype(int))
-    for shard, group, view in (places[index] for index in chosen):
-        pairs = manifest.reader(cache, "pairs", shard).read_pairs(group)
-        yield from manifest.reader(cache, manifest.passes[0], shard).read_signals(view, group, pairs)
-
-
-def _sampled(records: Sequence[ViewRecord], unit_temperature: int) -> SampledSignals:
-    t_S = np.array([record.view.t for record in records])
-    bucket_S = np.minimum((t_S * NUM_BUCKETS).astype(int), NUM_BUCKETS - 1)
-    signals = [record.signal for record in records if record.signal is not None]
-    topks = [signal.topk for signal in signals]
-    edges = pairwise(index / NUM_BUCKETS for index in range(NUM_BUCKETS + 1))
-    by_time = []
-    for bucket, (t_from, t_to) in enumerate(edges):
-        chosen = np.flatnonzero(bucket_S == bucket)
-        logprobs_N = _joined([signals[i].truth_logprobs_N for i in chosen])
-        kept_ids_R, mass_R = _kept([topks[i] for i in chosen], unit_temperature)
-        by_time.append(
-            TeacherAtTime(
-                t_from=t_from,
-                t_to=t_to,
-                num_views=len(chosen),
-                num_positions=len(logprobs_N),
-                top1_accuracy=_mean(_joined([signals[i].is_top1_N for i in chosen])),
-                mean_nll=_mean(-logprobs_N),
-                kept_ids=_mean(kept_ids_R),
-                kept_mass=_mean(mass_R),
-            )
-        )
-    _, mass_R = _kept(topks, unit_temperature)
-    return SampledSignals(
-        num_views=len(records),
-        kept_mass=_mean(mass_R),
-        kept_mass_p5=float(np.percentile(mass_R, 5)) if len(mass_R) else None,
-        by_time=tuple(by_time),
-    )
-
-
-def _kept(topks: Sequence[TopK | None], unit_temperature: int) -> tuple[Floats, Floats]:
-    """Give for each row the number of kept ids and their mass at T = 1."""
-    present = [topk for topk in topks if topk is not None]
-    tail_R = _joined([topk.log_tail_RT[:, unit_temperature] for topk in present])
-    return _joined([topk.counts_R for topk in present]), 1 - np.exp(tail_R)
-
-
-def _joined(arrays: Sequence[npt.NDArray[Any]]) -> Floats:
-    return np.concatenate([np.zeros(0), *arrays]).astype(np.float64)
-
-
-def _mean(values: Floats) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-def _read_view(cache: CachePath, manifest: Manifest, number: int) -> ViewRecord:
-    num_views = manifest.identity.views.num_views
-    sample, view = divmod(number, num_views)
-    for shard, record in enumerate(manifest.shards["pairs"]):
-        if sample < record.num_samples:
-            layout = ShardLayout(record.num_samples, 1)
-            group = next(g for g in range(layout.num_groups) if sample in layout.samples_of(g))
-            pairs = manifest.reader(cache, "pairs", shard).read_pairs(group)
-            records = manifest.reader(cache, manifest.passes[0], shard).read_signals(view, group, pairs)
-            return records[sample - layout.samples_of(group).start]
-        sample -= record.num_samples
-    last = int(manifest.totals["pairs"]["samples"]) * num_views - 1
-    raise RunFileError(f"{cache}: found no view {number}; expected 0 to {last}")
-
-
-def _spell_ids(ids: Sequence[int]) -> str:
-    return " ".join(map(str, ids))
-
-
-def require_student_tokenizer(name: str, manifest: Manifest) -> TextTokenizer:
-    """Load the student tokenizer of a cache.
-
-    Args:
-        name: Folder or hub name.
-        manifest: Of the cache.
-
-    Raises:
-        CacheMismatchError: It is another one than the cache's.
-        PairingError: It cannot be loaded.
-    """
-    tokenizer = TextTokenizer.load(name)
-    found, expected = tokenizer.fingerprint()["tokenizer"], manifest.identity.student_tokenizer["tokenizer"]
-    if found != expected:
-        raise CacheMismatchError(
-            f"{name}: found a tokenizer with hash {found}, the cache's student tokenizer has {expected}.\n"
-            "Give the tokenizer that the cache was built with, or leave it out to see ids."
-        )
-    return tokenizer
-
-
-def _bracketed(ids: Sequence[int], is_masked_L: Bools, spell: Callable[[Sequence[int]], str]) -> str:
-    edges = [0, *(np.flatnonzero(np.diff(is_masked_L)) + 1).tolist(), len(ids)]
-    runs = [(spell(ids[start:end]), bool(is_masked_L[start])) for start, end in pairwise(edges) if end > start]
-    gap = " " if spell is _spell_ids else ""
-    return gap.join(f"⟦{text}⟧" if is_masked else text for text, is_masked in runs)
-
-
-def _masked_chunks(record: ViewRecord, spell: Callable[[Sequence[int]], str]) -> Iterator[MaskedChunk]:
-    pair, view, signal = record.pair, record.view, record.signal
-    assert signal is not None, "views of a cache carry signals"
-    row_of_teacher_token = np.cumsum(view.is_teacher_masked_M) - 1
-    counts = (
-        {}
-        if signal.topk is None
-        else dict(zip(signal.topk.rows_R.tolist(), signal.topk.counts_R.tolist(), strict=True))
-    )
-    for teacher_start, teacher_end, start, end in pair.chunks_C4[active_chunks(pair, view)].tolist():
-        rows = slice(row_of_teacher_token[teacher_start], row_of_teacher_token[teacher_end - 1] + 1)
-        yield MaskedChunk(
-            student_start=start,
-            student_end=end,
-            text=spell(pair.student_ids_L[start:end].tolist()),
-            teacher_logprob=float(signal.truth_logprobs_N[rows].sum()),
-            is_top1=bool(signal.is_top1_N[rows].all()),
-            kept_ids=counts.get(int(rows.start)),
-        )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tide_cache import __version__
 from tide_cache.config.base import Frozen
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
@@ -22,16 +23,25 @@ MODELS: dict[str, type[Frozen]] = {
     "plan.json": PlanDocument,
     "commit-record.json": CommitRecord,
 }
+RUN_FILES = ("build-run.json", "train-run.json")
 COLUMNS = "parquet-columns.json"
+
+
+def schema_id(name: str) -> str:
+    """Give the name and version of a schema: a run file's is the release, that of a cache's document its format."""
+    version = __version__ if name in RUN_FILES else f"format-{FORMAT_VERSION}"
+    return f"urn:tide-cache:{version}:{name.removesuffix('.json')}"
 
 
 def schema_texts() -> dict[str, str]:
     """Give the content of every schema file, by name."""
     documents: dict[str, Any] = {
-        name: {"$schema": DIALECT, **model.model_json_schema()} for name, model in MODELS.items()
+        name: {"$schema": DIALECT, "$id": schema_id(name), **model.model_json_schema()}
+        for name, model in MODELS.items()
     }
     always = _columns(signals_schema(SignalParts()))
     documents[COLUMNS] = {
+        "$id": schema_id(COLUMNS),
         "format_version": FORMAT_VERSION,
         "pairs": _columns(PAIRS_SCHEMA),
         "signals": always,

@@ -127,11 +127,12 @@ def _check_masks(columns: SignalColumns, pairs: Sequence[SamplePair]) -> None:
     _check_positions("teacher_masked", columns.teacher_masked, teacher_lengths, "the teacher's tokens")
     student = masks_of(columns.student_masked, student_lengths.tolist())
     teacher = masks_of(columns.teacher_masked, teacher_lengths.tolist())
-    is_supervised = np.concatenate([pair.is_supervised_L for pair in pairs])
-    require("student_masked", ~student.values | is_supervised, student.row_of_value, "an unsupervised token is masked")
+    is_unsupervised = Ragged(student.offsets, ~np.concatenate([pair.is_supervised_L for pair in pairs]))
+    is_supervised_N = ~is_unsupervised.values[student.values]
+    require("student_masked", is_supervised_N, columns.student_masked.row_of_value, "an unsupervised token is masked")
     chunks_C4 = np.concatenate([pair.chunks_C4 for pair in pairs])
     row_C = np.repeat(np.arange(len(pairs)), [len(pair.chunks_C4) for pair in pairs])
-    is_distillable_C = np.concatenate([pair.is_distillable_C for pair in pairs])
+    is_distillable_C = _masked_tokens(is_unsupervised, row_C, chunks_C4[:, 2:]) == 0
     teacher_C = _masked_tokens(teacher, row_C, chunks_C4[:, :2])
     student_C = _masked_tokens(student, row_C, chunks_C4[:, 2:])
     is_shown_C = (teacher_C == 0) & (student_C == 0)
@@ -194,7 +195,7 @@ def _check_mass(
     tail_R = log_tail.values.reshape(-1, len(rules.temperatures))[:, rules.temperatures.index(1.0)]
     probs_E = np.exp(logprobs.values)
     if counts_R.max(initial=0) <= CLEAR_LISTS:  # nearly always enough, and several times faster
-        rough_R = _sums(probs_E, counts_R, np.float32) + np.exp(tail_R)
+        rough_R = _rough_sums(probs_E, counts_R) + np.exp(tail_R)
         if (np.abs(rough_R - 1) <= MASS_TOLERANCE / 2).all():
             return
     mass_R = _sums(probs_E, counts_R) + np.exp(tail_R)
@@ -212,6 +213,15 @@ def _sums(values_E: npt.NDArray[np.float32], counts_R: Ints, dtype: npt.DTypeLik
         # An empty list would get the first value of the next one.
         sums_R[counts_R > 0] = np.add.reduceat(values_E, starts_R[counts_R > 0], dtype=dtype)
     return sums_R
+
+
+def _rough_sums(values_E: npt.NDArray[np.float32], counts_R: Ints) -> npt.NDArray[Any]:
+    """Sum each list in single precision; lists of one length, as at a fixed k, by one matrix product."""
+    size = int(counts_R.max(initial=0))
+    if size and (counts_R == size).all():
+        result: npt.NDArray[Any] = values_E.reshape(-1, size) @ np.ones(size, np.float32)
+        return result
+    return _sums(values_E, counts_R, np.float32)
 
 
 def _check_tail(tail: TailColumns, topk: TopKColumns, rules: ShardRules) -> None:
@@ -308,7 +318,8 @@ def _check_indexes(index_S: Ints) -> None:
 
 def _check_ids(name: str, ids: Ragged, vocab_size: int) -> None:
     values = ids.values
-    if len(values) and not (values.min() >= 0 and values.max() < vocab_size):
+    can_be_negative = not np.issubdtype(values.dtype, np.unsignedinteger)
+    if len(values) and (values.max() >= vocab_size or (can_be_negative and values.min() < 0)):
         is_inside = (values >= 0) & (values < vocab_size)
         require(name, is_inside, ids.row_of_value, f"an id is outside the vocabulary of {vocab_size}")
 

@@ -15,7 +15,7 @@ from tide_cache.modeling.packing import PackedInput, pack_block, pack_full
 from tide_cache.records import Int32s, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
 from tide_cache.teacher.batches import ViewGroup, plan_batches
 from tide_cache.teacher.chunks import ActiveChunks, Speller, chunk_candidates, take_chunks
-from tide_cache.teacher.statistics import RowSignals, SignalPlan, row_signals
+from tide_cache.teacher.statistics import RowSignals, SignalPlan, start_row_signals
 from tide_cache.views.random import KeyedRandom
 
 
@@ -67,9 +67,9 @@ _Batch = Sequence[tuple[SamplePair, list[MaskedView]]]
 
 @dataclass(frozen=True, eq=False)
 class _Answered:
-    """What one forward said: signals of all masked rows, where they are [B, n, L], and their true tokens."""
+    """What one forward says: signals of all masked rows once they arrive, where they are [B, n, L], and true tokens."""
 
-    rows: RowSignals
+    arriving_rows: Callable[[], RowSignals]
     is_masked_BnL: np.ndarray
     true_N: np.ndarray
 
@@ -134,7 +134,6 @@ class Teacher:
 
     def _forward(self, batch: _Batch) -> _Answered:
         """Run one forward; every sample of the batch has equally many views."""
-        device = self._backbone.device
         length = max(1, *(len(pair.teacher_ids_M) for pair, _ in batch))  # attention refuses length 0
         num_views = len(batch[0][1])
         x_0_BL = np.zeros((len(batch), length), np.int64)
@@ -146,28 +145,33 @@ class Teacher:
             for n, view in enumerate(views):
                 is_masked_BnL[b, n, : len(pair.teacher_ids_M)] = view.is_teacher_masked_M
         x_t_BnL = np.where(is_masked_BnL, self._plan.mask_id, x_0_BL[:, None])
-        packed = self._pack(*(torch.from_numpy(array).to(device) for array in (x_t_BnL, x_0_BL, is_real_BL)))
+        packed = self._pack(*(self._moved(array) for array in (x_t_BnL, x_0_BL, is_real_BL)))
         hidden_BSD = self._backbone(packed)[:, : num_views * length]
         sample_N, view_N, position_N = np.nonzero(is_masked_BnL)
-        rows_N = torch.from_numpy(view_N * length + position_N).to(device)
         true_N = x_0_BL[sample_N, position_N]
         mass_N = self._wanted_mass([pair for pair, _ in batch], length)[sample_N, position_N]
-        rows = row_signals(
-            hidden_BSD[torch.from_numpy(sample_N).to(device), rows_N],
+        arriving_rows = start_row_signals(
+            hidden_BSD[self._moved(sample_N), self._moved(view_N * length + position_N)],
             self._backbone.head_VD,
-            torch.from_numpy(true_N).to(device),
-            torch.from_numpy(mass_N).to(device),
+            self._moved(true_N),
+            self._moved(mass_N),
             self._plan.signals,
             self._plan.head_rows,
-            torch.from_numpy(self._uniform(batch)).to(device) if self._plan.signals.tail_samples else None,
+            self._moved(self._uniform(batch)) if self._plan.signals.tail_samples else None,
         )
-        _require_finite(rows, [batch[b][1][v] for b, v in zip(sample_N.tolist(), view_N.tolist(), strict=True)])
-        return _Answered(rows, is_masked_BnL, true_N)
+        return _Answered(arriving_rows, is_masked_BnL, true_N)
+
+    def _moved(self, array: np.ndarray) -> torch.Tensor:
+        """Put an array where the model is; a GPU fetches it while it computes."""
+        tensor, device = torch.from_numpy(array), self._backbone.device
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
     def _sorted_back(self, batch: _Batch, answered: _Answered) -> list[list[TeacherSignal]]:
         """Cut what a forward said into the signals of its views."""
-        signals = self._split(answered.rows, answered.is_masked_BnL, batch)
-        return self._with_chunks(batch, signals, answered.rows, answered.true_N)
+        rows = answered.arriving_rows()
+        _require_finite(rows, batch, answered.is_masked_BnL)
+        signals = self._split(rows, answered.is_masked_BnL, batch)
+        return self._with_chunks(batch, signals, rows, answered.true_N)
 
     def _pack(self, x_t_BnL: torch.Tensor, x_0_BL: torch.Tensor, is_real_BL: torch.Tensor) -> PackedInput:
         if self._plan.context == "block":
@@ -302,10 +306,11 @@ def _tail_samples(ids_RD: torch.Tensor, logprobs_RD: torch.Tensor) -> TailSample
     )
 
 
-def _require_finite(rows: RowSignals, views: Sequence[MaskedView]) -> None:
+def _require_finite(rows: RowSignals, batch: _Batch, is_masked_BnL: np.ndarray) -> None:
     is_finite_N = rows.truth_logprobs_N.isfinite() & ~rows.log_partition_NT.isnan().any(dim=1)
     if not is_finite_N.all():
-        bad = views[int((~is_finite_N).nonzero()[0])]
+        sample, view, _ = np.argwhere(is_masked_BnL)[int((~is_finite_N).nonzero()[0])]
+        bad = batch[sample][1][view]
         raise TeacherOutputError(
             f"the teacher's output is not finite for sample {bad.sample_id!r}, view {bad.view}; nothing of this shard "
             "was published. Check the checkpoint, or use dtype = 'float32'"

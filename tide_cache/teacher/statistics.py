@@ -6,6 +6,7 @@ Shape suffixes: N masked rows, R rows of a slice that want candidates, V vocabul
 D draws from the tail.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,51 +82,159 @@ def row_signals(
         slice_rows: Rows whose logits exist at a time.
         uniform_ND: Numbers in [0, 1) that choose D ids drawn from the rest of each row; none by default.
     """
+    return start_row_signals(hidden_ND, head_VD, true_ids_N, mass_N, plan, slice_rows, uniform_ND)()
+
+
+def start_row_signals(
+    hidden_ND: torch.Tensor,
+    head_VD: torch.Tensor,
+    true_ids_N: torch.Tensor,
+    mass_N: torch.Tensor,
+    plan: SignalPlan,
+    slice_rows: int,
+    uniform_ND: torch.Tensor | None = None,
+) -> Callable[[], RowSignals]:
+    """Begin what `row_signals` does; a GPU is left to its work, and calling the result waits for it."""
     if uniform_ND is None:
         uniform_ND = hidden_ND.new_zeros((len(hidden_ND), 0), dtype=torch.float32)
     slices = [
-        _slice_signals(hidden_ND[rows], head_VD, true_ids_N[rows], mass_N[rows], uniform_ND[rows], plan)
-        for rows in (slice(start, start + slice_rows) for start in range(0, max(len(hidden_ND), 1), slice_rows))
+        part
+        for rows in _slices(len(hidden_ND), slice_rows)
+        for part in _parts(hidden_ND[rows], head_VD, true_ids_N[rows], mass_N[rows], uniform_ND[rows], plan)
     ]
-    return RowSignals(*(torch.cat(parts).cpu() for parts in zip(*slices, strict=True)))
+    # Without waiting, tensors of a GPU are copied to pinned memory, which is filled when the event has come.
+    rows = RowSignals(*(torch.cat(parts).to("cpu", non_blocking=True) for parts in zip(*slices, strict=True)))
+    if not hidden_ND.is_cuda:
+        return lambda: rows
+    arrived = torch.cuda.current_stream(hidden_ND.device).record_event()
+
+    def wait() -> RowSignals:
+        arrived.synchronize()
+        return rows
+
+    return wait
 
 
-def _slice_signals(
+_CACHED_LOGITS = 1 << 20
+"""Logits that are worked on at a time on a CPU: 4 MiB, which stay near its cores from one step to the next."""
+
+
+def _slices(num_rows: int, size: int) -> list[slice]:
+    """Cut rows; no rows are one empty slice."""
+    return [slice(start, start + size) for start in range(0, max(num_rows, 1), size)]
+
+
+def _parts(
     hidden_ND: torch.Tensor,
     head_VD: torch.Tensor,
     true_ids_N: torch.Tensor,
     mass_N: torch.Tensor,
     uniform_ND: torch.Tensor,
     plan: SignalPlan,
-) -> tuple[torch.Tensor, ...]:
+) -> list[tuple[torch.Tensor, ...]]:
+    """Apply the head to a slice of rows, and keep what is wanted: on a GPU of all at once, on a CPU of a few."""
     logits_NV = apply_head(hidden_ND, head_VD)
-    num_rows, vocab = logits_NV.shape
+    size = len(logits_NV) if logits_NV.is_cuda else _CACHED_LOGITS // logits_NV.shape[1]
+    return [
+        _statistics(logits_NV[rows], true_ids_N[rows], mass_N[rows], uniform_ND[rows], plan)
+        for rows in _slices(len(logits_NV), max(size, 1))
+    ]
+
+
+def _statistics(
+    logits_NV: torch.Tensor, true_ids_N: torch.Tensor, mass_N: torch.Tensor, uniform_ND: torch.Tensor, plan: SignalPlan
+) -> tuple[torch.Tensor, ...]:
+    """Keep what the plan says of each row.
+
+    The vocabulary is passed once for the largest logits and once for each T over all others. Everything else, which
+    ids are kept and what that leaves, follows from these few numbers.
+    """
+    top_k = min(plan.top_k, logits_NV.shape[1])
     true_logit_N = logits_NV.gather(1, true_ids_N[:, None]).squeeze(1)
-    top_k = min(plan.top_k, vocab)
-    # One id more than can be kept: the largest of the rest, from which the rest is added up.
-    top_NK, ids_NK = logits_NV.topk(min(top_k + 1, vocab), dim=1)
+    # One id more than can be kept: the largest of the others, from which these are added up.
+    top_NK, ids_NK = largest(logits_NV, min(top_k + 1, logits_NV.shape[1]))
     is_top1_N = true_logit_N >= top_NK[:, 0]
-    scratch_NV = torch.empty_like(logits_NV)
-    log_z_N = _log_sum(logits_NV, top_NK[:, 0], 1.0, scratch_NV)
+    log_others_NT = _log_others(logits_NV, top_NK, ids_NK[:, :top_k], (1.0, *plan.temperatures))
+    top_NK, ids_NK = top_NK[:, :top_k], ids_NK[:, :top_k]
+    log_z_N = torch.cat([top_NK, log_others_NT[:, :1]], dim=1).logsumexp(dim=1)
     truth_N = true_logit_N - log_z_N
-    logprobs_NK = top_NK[:, :top_k] - log_z_N[:, None]
+    logprobs_NK = top_NK - log_z_N[:, None]
     counts_N = _counts(logprobs_NK, mass_N)
-    is_kept_NK = _hide(logits_NV, ids_NK[:, :top_k], counts_N)
-    tails, wholes = [], []
-    if top_k:
-        largest_left_N = torch.cat([top_NK, top_NK.new_full((num_rows, 1), -torch.inf)], 1).gather(1, counts_N[:, None])
-        for temperature in plan.temperatures:
-            log_tail_N = _log_sum(logits_NV, largest_left_N[:, 0], temperature, scratch_NV)
-            kept_NK = (top_NK[:, :top_k] / temperature).masked_fill(~is_kept_NK, -torch.inf)
-            log_whole_N = torch.logaddexp(log_tail_N, kept_NK.logsumexp(dim=1))
-            tails.append(log_tail_N - log_z_N / temperature)
-            wholes.append(log_whole_N - log_z_N / temperature if temperature != 1 else torch.zeros_like(log_z_N))
-    nothing_NT = logits_NV.new_zeros((num_rows, len(plan.temperatures)))
+    is_kept_NK = torch.arange(top_k, device=counts_N.device) < counts_N[:, None]
+    log_tail_NT, log_partition_NT = (logits_NV.new_zeros((len(logits_NV), len(plan.temperatures))) for _ in range(2))
+    for index, temperature in enumerate(plan.temperatures if top_k else ()):
+        scaled_NK, others_N1 = top_NK / temperature, log_others_NT[:, index + 1 : index + 2]
+        left_NK = torch.cat([scaled_NK.masked_fill(is_kept_NK, -torch.inf), others_N1], dim=1)
+        log_tail_NT[:, index] = left_NK.logsumexp(dim=1) - log_z_N / temperature
+        if temperature != 1:
+            whole_N = torch.cat([scaled_NK, others_N1], dim=1).logsumexp(dim=1)
+            log_partition_NT[:, index] = whole_N - log_z_N / temperature
     is_wanted_N1 = counts_N[:, None] > 0
-    log_tail_NT = torch.where(is_wanted_N1, torch.stack(tails, dim=1), 0) if tails else nothing_NT
-    log_partition_NT = torch.where(is_wanted_N1, torch.stack(wholes, dim=1), 0) if wholes else nothing_NT
-    drawn = _draw(logits_NV, counts_N > 0, log_z_N, uniform_ND)
-    return truth_N, is_top1_N, counts_N, ids_NK[:, :top_k], logprobs_NK, log_tail_NT, log_partition_NT, *drawn
+    of_rest_NT = (torch.where(is_wanted_N1, x_NT, 0) for x_NT in (log_tail_NT, log_partition_NT))
+    drawn = _draw(logits_NV, ids_NK, is_kept_NK, log_z_N, uniform_ND)
+    return truth_N, is_top1_N, counts_N, ids_NK, logprobs_NK, *of_rest_NT, *drawn
+
+
+def largest(values_NV: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the `count` largest values of each row, largest first, and where they are; of equal ones any.
+
+    They lie in the `count` segments with the largest maxima: a value outside these is below as many others. Sorting
+    among these alone is several times faster for a vocabulary than among all.
+
+    Args:
+        values_NV: Any floats; NaN counts as the largest.
+        count: At most V.
+    """
+    num_rows, vocab = values_NV.shape
+    whole = vocab // _SEGMENT * _SEGMENT
+    if whole // _SEGMENT <= 2 * count:
+        return values_NV.topk(count, dim=1)
+    segments_NGS = values_NV[:, :whole].view(num_rows, -1, _SEGMENT)
+    best_NG = segments_NGS.amax(dim=2).topk(count, dim=1).indices
+    near_NS = segments_NGS.gather(1, best_NG[:, :, None].expand(-1, -1, _SEGMENT)).flatten(1)
+    top_NK, at_NK = torch.cat([near_NS, values_NV[:, whole:]], dim=1).topk(count, dim=1)
+    in_segment_NK = at_NK.clamp_max(near_NS.shape[1] - 1)
+    id_NK = best_NG.gather(1, in_segment_NK // _SEGMENT) * _SEGMENT + in_segment_NK % _SEGMENT
+    return top_NK, torch.where(at_NK < near_NS.shape[1], id_NK, at_NK - near_NS.shape[1] + whole)
+
+
+_SEGMENT = 128
+"""Of 32 to 512, the size at which the maxima and the sorting among the best segments take the least time together."""
+
+
+def _log_others(
+    logits_NV: torch.Tensor, top_NK: torch.Tensor, hidden_ids_NK: torch.Tensor, temperatures: tuple[float, ...]
+) -> torch.Tensor:
+    """Give log sum exp(logits / T) over all ids but the hidden ones, [N, T]; -inf where there are no others.
+
+    Args:
+        logits_NV: Left as they are.
+        top_NK: The largest logits; the first behind those of the hidden ids is the largest of the others.
+        hidden_ids_NK: Ids that are left out.
+        temperatures: The first is 1.
+    """
+    num_hidden = hidden_ids_NK.shape[1]
+    if num_hidden == top_NK.shape[1]:
+        return logits_NV.new_full((len(logits_NV), len(temperatures)), -torch.inf)
+    largest_N1 = top_NK[:, num_hidden : num_hidden + 1]
+    shift_N1 = torch.where(largest_N1 > -torch.inf, largest_N1, 0)
+
+    scratch_NV = torch.empty_like(logits_NV)  # one for all: fresh memory costs as much as what is computed in it
+
+    def powers(temperature: float) -> torch.Tensor:
+        """Give exp(logit / T) of the others, the largest one 1; hidden ones overflow before they are taken away."""
+        torch.sub(logits_NV, shift_N1, out=scratch_NV)
+        if temperature != 1:
+            scratch_NV.div_(temperature)
+        return scratch_NV.exp_().scatter_(1, hidden_ids_NK, 0)
+
+    sums = {1.0: powers(1.0).sum(dim=1)}
+    if 2.0 in temperatures:  # what underflows at T = 1 is below e^-43 here
+        sums[2.0] = scratch_NV.sqrt_().sum(dim=1)
+    for temperature in set(temperatures) - {1.0, 2.0}:
+        sums[temperature] = powers(temperature).sum(dim=1)
+    shifts_NT = torch.cat([shift_N1 / temperature for temperature in temperatures], dim=1)
+    return torch.stack([sums[temperature] for temperature in temperatures], dim=1).log() + shifts_NT
 
 
 def _counts(logprobs_NK: torch.Tensor, mass_N: torch.Tensor) -> torch.Tensor:
@@ -135,42 +244,26 @@ def _counts(logprobs_NK: torch.Tensor, mass_N: torch.Tensor) -> torch.Tensor:
     return torch.where(mass_N > 0, counts_N, 0)
 
 
-def _hide(logits_NV: torch.Tensor, ids_NK: torch.Tensor, counts_N: torch.Tensor) -> torch.Tensor:
-    """Set the logits of the first `counts_N` ids of each row to -inf, in place; gives which they are [N, K]."""
-    is_kept_NK = torch.arange(ids_NK.shape[1], device=counts_N.device) < counts_N[:, None]
-    row, column = is_kept_NK.nonzero(as_tuple=True)
-    logits_NV[row, ids_NK[row, column]] = -torch.inf
-    return is_kept_NK
-
-
-def _log_sum(
-    logits_NV: torch.Tensor, largest_N: torch.Tensor, temperature: float, scratch_NV: torch.Tensor
-) -> torch.Tensor:
-    """Give log sum exp(logits / T) of each row, whose largest logit is known; -inf where all are.
-
-    A reduction that allocates nothing: for a vocabulary of 150,000 most of the time would go into fresh memory.
-    """
-    shift_N = torch.where(largest_N > -torch.inf, largest_N, 0)
-    torch.sub(logits_NV, shift_N[:, None], out=scratch_NV)
-    if temperature != 1:
-        scratch_NV.div_(temperature)
-    return scratch_NV.exp_().sum(dim=1).log() + shift_N / temperature
-
-
 def _draw(
-    logits_NV: torch.Tensor, has_rows_N: torch.Tensor, log_z_N: torch.Tensor, uniform_ND: torch.Tensor
+    logits_NV: torch.Tensor,
+    ids_NK: torch.Tensor,
+    is_kept_NK: torch.Tensor,
+    log_z_N: torch.Tensor,
+    uniform_ND: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw ids from what is not hidden of some rows, with replacement, in proportion to p."""
+    """Draw ids from what is not kept of the rows that keep something, with replacement, in proportion to p."""
     ids_ND = torch.full(uniform_ND.shape, -1, dtype=torch.int64, device=logits_NV.device)
     logprobs_ND = logits_NV.new_zeros(uniform_ND.shape)
     if not uniform_ND.shape[1]:
         return ids_ND, logprobs_ND
-    every_row = has_rows_N.nonzero().squeeze(1)
+    every_row = is_kept_NK.any(dim=1).nonzero().squeeze(1)
     for start in range(0, len(every_row), _DRAW_ROWS):
         rows = every_row[start : start + _DRAW_ROWS]
         logprobs_RV = logits_NV[rows] - log_z_N[rows, None]
         # float64: a float32 running sum over a vocabulary would lose the small ones that the tail consists of.
-        reached_RV = logprobs_RV.double().exp().cumsum(dim=1)
+        mass_RV = logprobs_RV.double().exp()
+        kept_RK = mass_RV.gather(1, ids_NK[rows]).masked_fill(is_kept_NK[rows], 0)
+        reached_RV = mass_RV.scatter_(1, ids_NK[rows], kept_RK).cumsum(dim=1)
         total_R1 = reached_RV[:, -1:]
         drawn_RD = torch.searchsorted(reached_RV, uniform_ND[rows].double() * total_R1, right=True)
         drawn_RD = drawn_RD.clamp_max(logits_NV.shape[1] - 1)

@@ -83,7 +83,8 @@ def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfi
         world_size: Number of processes, already joined.
     """
     logger = logging.getLogger("DeepSpeed")
-    logger.setLevel(logging.WARNING)
+    if not logging.root.isEnabledFor(logging.INFO):  # asked for by nobody
+        logger.setLevel(logging.WARNING)
     logger.addFilter(_says_something)
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, not the user's
     config = deepspeed_config(train, optimizer, world_size)

@@ -5,6 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from tide_cache.errors import RunFolderError
+
 
 @dataclass(frozen=True)
 class StepMetrics:
@@ -40,6 +44,8 @@ class StepMetrics:
     elapsed_s: float
 
 
+_METRICS = TypeAdapter(StepMetrics)
+
 OnStep = Callable[[StepMetrics, int], None]
 """Called with the figures and the number of steps of the whole run."""
 
@@ -59,6 +65,29 @@ class MetricsFile:
 
     def close(self) -> None:
         """Nothing is held back."""
+
+
+def read_metrics(path: Path) -> list[StepMetrics]:
+    """Read the lines of a metrics.jsonl, in their order; one that was cut off in writing is left out.
+
+    Args:
+        path: The file; figures that this release does not know are not looked at.
+
+    Raises:
+        RunFolderError: A line is something else.
+    """
+    found = []
+    for place, line in enumerate(_lines(path), 1):
+        try:
+            found.append(_METRICS.validate_json(line))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"])) or "the line"
+            raise RunFolderError(
+                f"{path}:{place}: {where}: {fault['msg']}; expected a line that `tide-cache train` wrote.\n"
+                "Remove the line, or give another run."
+            ) from None
+    return found
 
 
 def objective_names(kinds: Sequence[str]) -> list[str]:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+import torch
 from transformers import PretrainedConfig, Qwen3Config
 
 from tide_cache import __version__
@@ -13,15 +14,15 @@ from tide_cache.config.common import TokenizerConfig
 from tide_cache.config.train import StudentConfig, TrainRun
 from tide_cache.corpus import open_corpus
 from tide_cache.errors import PairingError, RunFileError, fault_list
-from tide_cache.loading.cache import CacheSource, cache_collate_plan
+from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import PlainSource, TeacherSource
-from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, student_faults
-from tide_cache.objectives import OBJECTIVES, Objective, union_of_needs
+from tide_cache.modeling.attention import flex_problem
+from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device, student_faults
+from tide_cache.objectives import union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
-from tide_cache.shards import SignalKind
 from tide_cache.training.caches import OpenedCache, cache_faults, open_caches, require_fitting_caches
 from tide_cache.training.checkpoints import CHECKPOINTS, Checkpoint, as_json, committed_checkpoints, find_checkpoint
 from tide_cache.training.distributed import World
@@ -45,6 +46,7 @@ class Prepared:
         source: Where records come from.
         order: In which order its samples are visited.
         collate_plan: How records become batches.
+        max_length: Of the longest sample it may meet, in tokens.
         remarks: What was left out of the data, and why; empty for a cache, whose build said it.
         objectives: With weights.
         steps: Optimizer steps of the whole run.
@@ -59,6 +61,7 @@ class Prepared:
     source: TeacherSource
     order: SampleOrder | MixedOrder
     collate_plan: CollatePlan
+    max_length: int
     remarks: tuple[str, ...]
     objectives: tuple[WeightedObjective, ...]
     steps: int
@@ -83,13 +86,14 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     tokenizer = TextTokenizer.load(**dict(student_tokenizer_config(run.student)))
     checkpoint = read_checkpoint(run.student.model, run.student.revision) if run.student.model else None
     config = checkpoint.config if checkpoint else _new_config(run.student, tokenizer)
-    objectives = tuple(WeightedObjective(_objective(entry), entry.weight) for entry in run.objective)
+    objectives = tuple(WeightedObjective.of(entry) for entry in run.objective)
     needs = [entry.objective.needs for entry in objectives]
     caches = open_caches(run.data)
     faults = [
         *_batch_faults(run, world),
         *_views_faults(run, caches),
         *_out_faults(run.train.out, resume),
+        *_attention_faults(run),
         *reporter_faults(run.train.report_to),
     ]
     if run.student.lora is not None:
@@ -109,8 +113,8 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     steps = run.train.steps or max(1, math.ceil(num_turns / run.train.global_batch))
     continuity = _continuity(run, data, caches, steps)
     return Prepared(
-        tokenizer, checkpoint, config, data.source, data.order, data.collate_plan, data.remarks, objectives, steps,
-        continuity,
+        tokenizer, checkpoint, config, data.source, data.order, data.collate_plan, _longest(run, caches), data.remarks,
+        objectives, steps, continuity,
         resumed=find_checkpoint(run.train.out / CHECKPOINTS, continuity) if resume else None,
         provenance=_provenance(run, data, caches, steps),
     )  # fmt: skip
@@ -122,10 +126,6 @@ def student_tokenizer_config(student: StudentConfig) -> TokenizerConfig:
         return student.tokenizer
     assert student.model is not None, "the run-file model requires one of the two"
     return TokenizerConfig(path=student.model, revision=student.revision)
-
-
-def _objective(entry: Any) -> Objective:
-    return OBJECTIVES[entry.kind](**entry.model_dump(exclude={"kind", "weight"}))
 
 
 def _new_config(student: StudentConfig, tokenizer: TextTokenizer) -> PretrainedConfig:
@@ -173,6 +173,15 @@ def _batch_faults(run: TrainRun, world: World) -> list[str]:
     ]
 
 
+def _attention_faults(run: TrainRun) -> list[str]:
+    if run.student.attention != "flex":
+        return []
+    device = torch.device(resolve_device(run.train.device))
+    if device.type == "cuda":  # tried on the device itself, when the model is there
+        return []
+    return [f"student.attention = 'flex': {flex_problem(device)}; use sdpa, or auto, which takes flex where it runs"]
+
+
 def _out_faults(out: Path, resume: bool) -> list[str]:
     if out.exists() and not out.is_dir():
         return [f"train.out: {out} is a file; give a new folder"]
@@ -214,9 +223,9 @@ def _open_data(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextToke
 
 def _open_cache(run: TrainRun, cache: OpenedCache, tokenizer: TextTokenizer) -> _OpenedData:
     entry, manifest = cache.entry, cache.manifest
-    needs = union_of_needs(_objective(entry).needs for entry in run.objective)
-    wanted = [kind for kind in get_args(SignalKind) if kind in needs.signals]
-    held = 32 * run.train.views_per_step  # each view of a group is held apart
+    needs = union_of_needs(WeightedObjective.of(entry).objective.needs for entry in run.objective)
+    wanted = kinds_to_read(needs.signals)
+    held = HELD_GROUPS * run.train.views_per_step  # each view of a group is held apart
     source = CacheSource(entry.cache, manifest, entry.num_views, held, signal_pass=entry.signal_pass, signals=wanted)
     plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, manifest.identity.student.block_size)
     order = SampleOrder(source.group_sizes, cache.cache_id, run.data.seed)
@@ -240,7 +249,7 @@ _CONTINUED = ("global_batch", "views_per_step", "precision", "ema_decay", "seed"
 
 
 def _continuity(run: TrainRun, data: _OpenedData, caches: Sequence[OpenedCache], steps: int) -> dict[str, Any]:
-    student = run.student.model_dump(mode="json", exclude={"tokenizer", "block_size", "max_length"})
+    student = run.student.model_dump(mode="json", exclude={"tokenizer", "block_size", "max_length", "attention"})
     values = {
         "data": data.key,
         "student.block_size": data.collate_plan.block_size,

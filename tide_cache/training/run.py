@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from tide_cache.config.train import TrainRun
-from tide_cache.errors import DeviceMemoryError, fault_list
+from tide_cache.errors import DeviceMemoryError, ModelError, fault_list
 from tide_cache.interruption import StopRequest
 from tide_cache.loading.micro_batches import BatchPlan, step_micro_batches
 from tide_cache.loading.prefetch import Prefetcher, pinned
+from tide_cache.modeling.attention import flex_problem
 from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_backbone, resolve_device
 from tide_cache.modeling.checkpoint import save_student
+from tide_cache.modeling.stock import StockBackbone
 from tide_cache.objectives import Objective
 from tide_cache.objectives.tidal import Tidal
 from tide_cache.records import StudentBatch, Targets
@@ -103,6 +105,7 @@ class _Loop:
     def __init__(self, run: TrainRun, prepared: Prepared, world: World, device: str, on_step: OnStep | None):
         self._run, self._prepared, self._world, self._on_step = run, prepared, world, on_step
         self._backbone = _backbone(run, prepared, "cpu" if effective_stage(run.train) == 3 else device)
+        self._remarks = (*prepared.remarks, *_choose_attention(run.student.attention, self._backbone, device))
         self._engine = self._make_engine()
         self._names = objective_names([entry.kind for entry in run.objective])
         self._out = run.train.out
@@ -168,9 +171,7 @@ class _Loop:
         self._save_model(model)
         if self._run.train.ema_decay:
             self._save_model(self._out / "model-ema", EMA)
-        return TrainSummary(
-            model, self._out / "metrics.jsonl", self._prepared.steps, self._last, self._prepared.remarks
-        )
+        return TrainSummary(model, self._out / "metrics.jsonl", self._prepared.steps, self._last, self._remarks)
 
     def _save_model(self, folder: Path, kind: str | None = None) -> None:
         weights = gathered_weights(self._engine, self._backbone.model, kind)
@@ -246,6 +247,19 @@ def _checkpoint_activations(model: Any) -> None:
     """Compute activations again in backward instead of keeping them."""
     enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.23
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def _choose_attention(wanted: str, backbone: Backbone, device: str) -> list[str]:
+    """Set the student's kernel; give a remark where it is not the one that was hoped for."""
+    if wanted == "sdpa":
+        return []
+    if problem := flex_problem(torch.device(device)):
+        if wanted == "flex":
+            raise ModelError(f"student.attention = 'flex': {problem}; use sdpa")
+        return [f"student.attention = 'auto': sdpa is used, not flex: {problem}"]
+    assert isinstance(backbone, StockBackbone), "only stock architectures are trained"
+    backbone.use_attention("flex")
+    return []
 
 
 def _trust(objectives: Sequence[Objective], progress: float) -> float | None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
+from tide_cache.config.objectives import ObjectiveConfig
 from tide_cache.loading.prefetch import with_tensors
-from tide_cache.objectives import Objective, ids_to_gather, union_of_needs
+from tide_cache.objectives import OBJECTIVES, Objective, ids_to_gather, union_of_needs
 from tide_cache.objectives.base import student_truth
 from tide_cache.records import RowStatistics, StudentBatch, Targets
 from tide_cache.training.distributed import World, sum_over_ranks
@@ -23,6 +24,11 @@ class WeightedObjective:
 
     objective: Objective
     weight: float
+
+    @classmethod
+    def of(cls, entry: ObjectiveConfig) -> Self:
+        """Make what an entry of a run file describes; `semantics` has filled in what it left open."""
+        return cls(OBJECTIVES[entry.kind](**entry.model_dump(exclude={"kind", "weight"})), entry.weight)
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,7 +106,10 @@ def test_hostile_plans_and_records_are_refused(cache, name):
 
 
 def with_identity(cache, *changes):
-    """A forged manifest whose cache id, plan hash and entries all agree with a changed identity."""
+    """A forged manifest whose cache id, plan hash and entries all agree with a changed identity.
+
+    Its entries have no checksum, as the first caches had none: a forger can leave it out, or compute it.
+    """
     document = json.loads(cache.content["manifest.json"])
     for path, value in changes:
         here = document
@@ -117,7 +120,7 @@ def with_identity(cache, *changes):
     cache_id = manifest.identity.cache_id
     for table in document["shards"].values():
         for entry in table:
-            entry |= {"cache_id": cache_id, "plan_hash": manifest.plan.plan_hash(cache_id)}
+            entry |= {"cache_id": cache_id, "plan_hash": manifest.plan.plan_hash(cache_id), "checksum": None}
     return cache.changed(**{"manifest.json": json.dumps(document).encode()})
 
 

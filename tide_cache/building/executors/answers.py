@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from tide_cache import errors
@@ -24,6 +25,20 @@ def answer_of(build: Callable[[], BuiltShard]) -> Answer:
     except Exception:
         return {"fault": traceback.format_exc()}
     return {"shard": built.shard, "num_bytes": built.num_bytes, "num_samples": built.num_samples}
+
+
+def attempted(build: "Callable[[], Future[BuiltShard]]") -> "Future[BuiltShard]":
+    """Begin to build a shard; what is raised at once is in the result too.
+
+    Args:
+        build: Begins it.
+    """
+    try:
+        return build()
+    except Exception as error:
+        failed: Future[BuiltShard] = Future()
+        failed.set_exception(error)
+        return failed
 
 
 def built_of(answer: Answer) -> BuiltShard:

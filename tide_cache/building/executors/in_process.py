@@ -1,6 +1,8 @@
 """Shards one after the other, in this process."""
 
+from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 
 from tide_cache.building.executors.base import BuildLog
 from tide_cache.building.prepare import PreparedBuild
@@ -18,6 +20,9 @@ class InProcess:
 
     def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
         """Build shards; see `Executor`."""
-        worker = ShardWorker(run, prepared, resolve_device(run.teacher.device))
-        for shard in shards:
-            log.on_shard(worker.build(shard, log.on_views))
+        with closing(ShardWorker(run, prepared, resolve_device(run.teacher.device))) as worker:
+            writing = deque([worker.build(shards[0], log.on_views)])
+            for shard in shards[1:]:
+                writing.append(worker.build(shard, log.on_views))
+                log.on_shard(writing.popleft().result())
+            log.on_shard(writing.popleft().result())

@@ -48,7 +48,7 @@ class LocalProcesses:
         def start(device: str) -> None:
             process = _Process(run, device, len(devices))
             selector.register(process.answers, selectors.EVENT_READ, process)
-            process.give(queue.take())
+            process.give(queue)
 
         try:
             for device in devices:
@@ -61,9 +61,10 @@ class LocalProcesses:
                     if process.has_ended:
                         selector.unregister(process.answers)
                         how = process.bury()
-                        if process.shard is not None:
-                            log.on_views(-process.num_views)
-                            queue.put_back(process.shard, how)
+                        if process.in_hand:
+                            log.on_views(-sum(process.in_hand.values()))
+                            for shard in reversed(process.in_hand):
+                                queue.put_back(shard, how)
                             start(process.device)
                 log.on_views(0)
         finally:
@@ -77,16 +78,15 @@ class _Process:
     Attributes:
         device: Where its teacher is.
         answers: File descriptor.
-        shard: What it builds; None once there is nothing left for it.
-        num_views: Views of that shard that it has captured.
+        in_hand: Shards that it builds, the oldest first, and how many of their views it has captured.
         has_ended: Whether it will say no more.
     """
 
     def __init__(self, run: BuildRun, device: str, num_workers: int) -> None:
         self.device = device
-        self.shard: int | None = None
-        self.num_views = 0
+        self.in_hand: dict[int, int] = {}
         self.has_ended = False
+        self._num_workers = num_workers
         self._rest = b""
         threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
         # A session of its own: Ctrl-C reaches the parent alone, which stops its workers.
@@ -103,13 +103,13 @@ class _Process:
         self.answers = self.popen.stdout.fileno()
         self._send({"run": run.model_dump(mode="json"), "device": device})
 
-    def give(self, shard: int | None) -> None:
-        """Hand over the next shard, or send the worker home."""
-        self.shard, self.num_views = shard, 0
-        if shard is None:
-            self._close_orders()
-        else:
+    def give(self, queue: ShardQueue) -> None:
+        """Hand over what it lacks, or send the worker home."""
+        while len(self.in_hand) < queue.share(self._num_workers) and (shard := queue.take()) is not None:
+            self.in_hand[shard] = 0
             self._send(shard)
+        if not self.in_hand:
+            self._close_orders()
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield what the worker has said since."""
@@ -139,11 +139,12 @@ class _Process:
 
 def _hear(process: _Process, answer: dict[str, Any], queue: ShardQueue, log: BuildLog) -> None:
     if "views" in answer:
-        process.num_views += answer["views"]
+        process.in_hand[answer["shard"]] += answer["views"]
         log.on_views(answer["views"])
     else:
         built = built_of(answer)
-        process.give(queue.take())
+        del process.in_hand[built.shard]
+        process.give(queue)
         log.on_shard(built)
 
 

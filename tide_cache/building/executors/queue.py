@@ -24,6 +24,14 @@ class ShardQueue:
         """Give the next shard number; None when there is none now."""
         return self._shards.popleft() if self._shards else None
 
+    def share(self, num_workers: int) -> int:
+        """Give how many shards a worker may have in hand: one to write and one to capture, but not of the last ones.
+
+        Args:
+            num_workers: How many share what is left.
+        """
+        return 2 if len(self) > num_workers else 1
+
     def put_back(self, shard: int | None, how: str) -> None:
         """Take back what a dead worker had in hand.
 

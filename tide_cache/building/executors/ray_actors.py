@@ -7,9 +7,11 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from threading import Lock
 from typing import Any
 
-from tide_cache.building.executors.answers import Answer, answer_of, built_of
+from tide_cache.building.executors.answers import Answer, answer_of, attempted, built_of
 from tide_cache.building.executors.base import TICK_S, BuildLog
 from tide_cache.building.executors.queue import ShardQueue
 from tide_cache.building.prepare import PreparedBuild
@@ -73,42 +75,50 @@ class ShardActor:
     def __init__(self, run: dict[str, Any]) -> None:
         self._run = BuildRun.model_validate(run)
         self._worker: ShardWorker | None = None
-        self._num_views = 0
+        self._teacher_is_free = Lock()
+        self._num_views: dict[int, int] = {}
 
     def build(self, shard: int) -> Answer:
-        """Build a shard.
+        """Build a shard; a second one may be captured while this one is written.
 
         Args:
             shard: Its number.
         """
-        self._num_views = 0
+        self._num_views[shard] = 0
 
         def on_views(count: int) -> None:
-            self._num_views += count
+            self._num_views[shard] += count
 
-        def build() -> BuiltShard:
+        def build() -> "Future[BuiltShard]":
             if self._worker is None:
                 self._worker = ShardWorker.elsewhere(self._run, resolve_device(self._run.teacher.device))
             return self._worker.build(shard, on_views)
 
-        return {**answer_of(build), "num_views": self._num_views}
+        with self._teacher_is_free:
+            future = attempted(build)
+        return {**answer_of(future.result), "num_views": self._num_views.pop(shard)}
 
-    def num_views(self) -> int:
-        """Tell how many views of the shard at hand are captured."""
-        return self._num_views
+    def num_views(self) -> dict[int, int]:
+        """Tell how many views of each shard at hand are captured."""
+        return dict(self._num_views)
 
 
 class _Hand:
-    """What the driver knows of one actor."""
+    """What the driver knows of one actor.
+
+    Attributes:
+        actor: The actor.
+        work: Answers waited for, and the shard of each; the first one, of no shard, says that the actor is placed.
+        num_views: Of each of its shards, the views that it has captured.
+        question: How far it is, asked and not yet answered.
+    """
 
     def __init__(self, actor: Any, ready: Any) -> None:
         self.actor = actor
-        self.shard: int | None = None
-        self.work = ready
-        """The answer waited for: the first one says that the actor is placed."""
-        self.is_placed = False
+        self.work: dict[Any, int | None] = {ready: None}
+        self.num_views: dict[int, int] = {}
         self.question: Any = None
-        self.num_views = 0
+        self.is_placed = False
 
 
 class _Crew:
@@ -130,7 +140,7 @@ class _Crew:
         device = "cuda" if has_gpus else "cpu"
         here = run.model_copy(update={"teacher": run.teacher.model_copy(update={"device": device})})
         self._document = here.model_dump(mode="json")
-        self._options = {**needs, "max_concurrency": 2, "scheduling_strategy": "SPREAD"}
+        self._options = {**needs, "max_concurrency": 3, "scheduling_strategy": "SPREAD"}  # two shards and a question
 
     @property
     def is_at_work(self) -> bool:
@@ -144,13 +154,17 @@ class _Crew:
 
     def step(self) -> None:
         """Wait a little for answers, and hand out shards to those that are free."""
-        by_answer = {hand.work: hand for hand in self._hands if hand.work is not None}
+        by_answer = {answer: hand for hand in self._hands for answer in hand.work}
         done, _ = self._ray.wait(list(by_answer), timeout=TICK_S) if by_answer else ((), ())
         for answer in done:
-            self._hear(by_answer[answer], answer)
+            if answer in by_answer[answer].work:  # its actor may have been found dead by another answer
+                self._hear(by_answer[answer], answer)
         for hand in self._hands:
-            if hand.is_placed and hand.shard is None and (shard := self._queue.take()) is not None:
-                hand.shard, hand.num_views, hand.work = shard, 0, hand.actor.build.remote(shard)
+            while hand.is_placed and len(hand.work) < self._queue.share(len(self._hands)):
+                if (shard := self._queue.take()) is None:
+                    break
+                hand.num_views[shard] = 0
+                hand.work[hand.actor.build.remote(shard)] = shard
         self._ask()
         self._require_cluster()
         self._log.on_views(0)
@@ -161,21 +175,24 @@ class _Crew:
         except self._ray.exceptions.RayError as error:
             self._mourn(hand, error)
             return
-        hand.work = None
-        if not hand.is_placed:
+        shard = hand.work.pop(answer)
+        if shard is None:
             hand.is_placed = True
             return
-        self._count(hand, value["num_views"])
+        self._count(hand, shard, value["num_views"])
         built = built_of(value)
-        hand.shard, self._left = None, self._left - 1
+        del hand.num_views[shard]
+        self._left -= 1
         self._log.on_shard(built)
 
     def _mourn(self, hand: _Hand, error: Exception) -> None:
-        """Put back the shard of a dead actor, and ask for another one."""
+        """Put back the shards of a dead actor, and ask for another one."""
         self._hands.remove(hand)
         self._ray.kill(hand.actor)  # one that was only out of reach must not go on
-        self._log.on_views(-hand.num_views)
-        self._queue.put_back(hand.shard, f"as Ray says: {' '.join(str(error).split())}")
+        self._log.on_views(-sum(hand.num_views.values()))
+        for shard in reversed(hand.work.values()):
+            self._queue.put_back(shard, f"as Ray says: {' '.join(str(error).split())}")
+        hand.work.clear()
         self.add_actor()
 
     def _ask(self) -> None:
@@ -190,15 +207,15 @@ class _Crew:
                 if not answered:
                     continue
                 try:
-                    count = self._ray.get(hand.question)
+                    counts = self._ray.get(hand.question)
                 except self._ray.exceptions.RayError:
                     continue  # it is dead; the answer it owes says so
-                if hand.shard is not None:
-                    self._count(hand, max(count, hand.num_views))
-            hand.question = hand.actor.num_views.remote() if hand.shard is not None else None
+                for shard in counts.keys() & hand.num_views.keys():
+                    self._count(hand, shard, max(counts[shard], hand.num_views[shard]))
+            hand.question = hand.actor.num_views.remote() if hand.num_views else None
 
-    def _count(self, hand: _Hand, num_views: int) -> None:
-        grown, hand.num_views = num_views - hand.num_views, num_views
+    def _count(self, hand: _Hand, shard: int, num_views: int) -> None:
+        grown, hand.num_views[shard] = num_views - hand.num_views[shard], num_views
         self._log.on_views(grown)
 
     def _require_cluster(self) -> None:

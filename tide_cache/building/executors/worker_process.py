@@ -8,10 +8,11 @@ import json
 import os
 import sys
 import threading
+from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
-from tide_cache.building.executors.answers import answer_of
+from tide_cache.building.executors.answers import answer_of, attempted
 from tide_cache.building.shard import BuiltShard
 from tide_cache.building.worker import ShardWorker
 from tide_cache.config.build import BuildRun
@@ -25,19 +26,22 @@ def serve() -> None:
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     worker: ShardWorker | None = None
+    one_at_a_time = threading.Lock()
 
     def tell(document: dict[str, Any]) -> None:
-        os.write(answers, json.dumps(document).encode() + b"\n")
+        with one_at_a_time:  # the writer's thread answers for what it has committed
+            os.write(answers, json.dumps(document).encode() + b"\n")
 
-    def build() -> BuiltShard:
+    def build() -> "Future[BuiltShard]":
         nonlocal worker
         if worker is None:
             worker = ShardWorker.elsewhere(BuildRun.model_validate(task["run"]), task["device"])
-        return worker.build(shard, lambda count: tell({"views": count}))
+        return worker.build(shard, lambda count: tell({"views": count, "shard": shard}))
 
     while True:
         shard = int(lines.get())
-        tell(answer_of(build))
+        future = attempted(build)
+        future.add_done_callback(lambda done: tell(answer_of(done.result)))
 
 
 def _read(lines: "SimpleQueue[str]") -> None:

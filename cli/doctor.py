@@ -1,0 +1,35 @@
+"""`tide-cache doctor`: what is installed, what the machine can do, and what is missing."""
+
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+import typer
+
+from .console import chatter_to_stderr, complain, print_json, print_table
+from .options import Json
+
+BROKEN = 1
+
+
+def doctor(json: Json = False) -> None:
+    """Show versions, devices, optional extras, and what is missing with the line that installs it; exit 1 if needed."""
+    with chatter_to_stderr():
+        from tide_cache.reporting.doctor import examine
+
+        findings = examine(Path.cwd())
+    faults = [finding for finding in findings if finding.is_fault]
+    if json:
+        print_json({"ok": not faults, "findings": [asdict(finding) for finding in findings]})
+    else:
+        for section, members in groupby(findings, key=lambda finding: finding.section.partition(":")[0]):
+            rows = [
+                (finding.section.partition(": ")[2] or finding.state, finding.name, finding.found, finding.way_out)
+                for finding in members
+            ]
+            first = "extra" if section == "extra" else "state"
+            print_table(section.capitalize(), [first, "name", "found", "way out"], rows, text_columns=range(4))
+    if faults:
+        for fault in faults:
+            complain(f"error: {fault.name}: {fault.found} ({fault.state}); {fault.way_out}")
+        raise typer.Exit(BROKEN)

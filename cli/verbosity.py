@@ -1,0 +1,52 @@
+"""How much is said: `--quiet`, `--verbose`, or `TIDE_CACHE_LOG`, which processes that are started inherit."""
+
+import logging
+import os
+import sys
+from enum import StrEnum
+
+from tide_cache.errors import RunFileError
+
+from .console import stamp
+
+VARIABLE = "TIDE_CACHE_LOG"
+
+_LIBRARIES = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY")
+"""Variables that two libraries with loggers of their own read when they are imported."""
+
+
+class Verbosity(StrEnum):
+    """quiet: results and errors. normal: progress and hints too. verbose: what libraries log as well."""
+
+    quiet = "quiet"
+    normal = "normal"
+    verbose = "verbose"
+
+
+def choose_verbosity(quiet: bool, verbose: bool) -> None:
+    """Settle how much this process and those that it starts say; options win over the variable.
+
+    Raises:
+        RunFileError: Both options are given, or the variable says something else.
+    """
+    if quiet and verbose:
+        raise RunFileError("found --quiet and --verbose; expected one of them")
+    said = "quiet" if quiet else "verbose" if verbose else os.environ.get(VARIABLE) or "normal"
+    if said not in list(Verbosity):
+        raise RunFileError(f"{VARIABLE}: found {said!r}; expected one of {', '.join(Verbosity)}")
+    os.environ[VARIABLE] = said
+    if said == Verbosity.normal:
+        return
+    for name in _LIBRARIES:
+        os.environ.setdefault(name, "error" if said == Verbosity.quiet else "info")
+    logging.captureWarnings(True)  # they are what libraries say, too
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    logging.basicConfig(level=logging.ERROR if said == Verbosity.quiet else logging.INFO, handlers=[handler])
+
+
+class _Line(logging.Formatter):
+    """A library's message on a line like ours, with its level and the name of its logger."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{stamp()}{record.levelname.lower()}: {record.name}: {super().format(record)}"

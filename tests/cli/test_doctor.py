@@ -1,0 +1,22 @@
+"""`tide-cache doctor`: its exit code says whether the core works."""
+
+import json
+
+from tide_cache.reporting import doctor
+
+
+def test_a_working_machine_exits_0(call):
+    result = call("doctor")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert "pip install 'tide-cache[" in result.stdout
+
+
+def test_a_missing_package_exits_1_and_is_named(call, monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["no-such-package-xyz>=1.2"])
+    result = call("doctor", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["ok"] is False
+    assert result.stderr == (
+        "error: no-such-package-xyz: not installed (missing); pip install 'no-such-package-xyz>=1.2'\n"
+    )

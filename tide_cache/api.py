@@ -1,0 +1,278 @@
+"""A cache from Python: its records, PyTorch micro-batches, a `datasets.Dataset`, and its files for other programs.
+
+All of it goes through the readers that training uses, with their checks: what is damaged or does not fit is refused.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from tide_cache.config.objectives import ObjectiveConfig
+from tide_cache.config.presets import find_preset
+from tide_cache.config.semantics import Semantics, resolve
+from tide_cache.config.train import MixConfig, StudentConfig
+from tide_cache.errors import RunFileError
+from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
+from tide_cache.loading.micro_batches import Batching, BatchPlan
+from tide_cache.loading.torch_dataset import MicroBatches
+from tide_cache.locations import CachePath, cache_path
+from tide_cache.manifest import CacheIdentity, Manifest, Statistics, shard_path
+from tide_cache.objectives import Objective, union_of_needs
+from tide_cache.pairing import TextTokenizer
+from tide_cache.records import ViewRecord
+from tide_cache.reporting.export import ExportedView
+from tide_cache.shards import PassName, TableName
+from tide_cache.training.caches import OpenedCache, require_fitting_caches
+from tide_cache.training.step import WeightedObjective
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def open_cache(location: str | Path, *, signal_pass: PassName | None = None) -> "Cache":
+    """Open a complete cache; its manifest is read and checked, its shards when their records are asked for.
+
+    Args:
+        location: Folder, or URL of an object store.
+        signal_pass: Which of its passes the teacher speaks from; by default its first.
+
+    Raises:
+        CacheIncompleteError: The build has not finished, or there is no cache.
+        CacheMismatchError: It was written in a newer format.
+        ShardCorruptError: Its manifest is damaged.
+        RunFileError: It has no such pass.
+    """
+    root = cache_path(str(location))
+    manifest = Manifest.load(root)
+    return Cache(root, manifest, manifest.require_pass(root, signal_pass))
+
+
+class Cache:
+    """A complete cache: view records by number, first all views of the first sample.
+
+    It can be pickled, and reads anew in the process that it comes to.
+
+    Attributes:
+        root: Folder or URL.
+        manifest: What it is made of.
+        signal_pass: The pass that the teacher speaks from.
+    """
+
+    def __init__(self, root: CachePath, manifest: Manifest, signal_pass: PassName):
+        self.root, self.manifest, self.signal_pass = root, manifest, signal_pass
+
+    def __repr__(self) -> str:
+        return f"<Cache {self.cache_id} at {self.root}: {self.num_samples} samples x {self.num_views} views>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_source"}
+
+    @property
+    def identity(self) -> CacheIdentity:
+        """Everything that determines its numbers."""
+        return self.manifest.identity
+
+    @property
+    def cache_id(self) -> str:
+        """Its identity in 16 hex digits."""
+        return self.identity.cache_id
+
+    @property
+    def statistics(self) -> dict[TableName, Statistics]:
+        """Counts of each table, summed over its shards, as `tide-cache inspect` shows them."""
+        return self.manifest.totals
+
+    @property
+    def num_samples(self) -> int:
+        """Samples; each has all views."""
+        return int(self.statistics["pairs"]["samples"])
+
+    @property
+    def num_views(self) -> int:
+        """Views of each sample."""
+        return self.identity.views.num_views
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per diffusion block that the student is trained with."""
+        return self.identity.student.block_size
+
+    def __len__(self) -> int:
+        """Number of views of all samples."""
+        return self.num_samples * self.num_views
+
+    def __iter__(self) -> Iterator[ViewRecord]:
+        """Give every view, first all of the first sample."""
+        return (self.view(sample, view) for sample in range(self.num_samples) for view in range(self.num_views))
+
+    def __getitem__(self, number: int) -> ViewRecord:
+        """Give one view; it is view `number % num_views` of sample `number // num_views`."""
+        counted = number + len(self) if number < 0 else number
+        if not 0 <= counted < len(self):
+            raise IndexError(f"{self.root}: found no view {number}; expected {-len(self)} to {len(self) - 1}")
+        return self.view(*divmod(counted, self.num_views))
+
+    def view(self, sample: int, view: int) -> ViewRecord:
+        """Give one view of a sample; its row group is decoded and kept for a while.
+
+        Args:
+            sample: Number of the sample, in storage order.
+            view: Number of the view.
+
+        Raises:
+            IndexError: There is no such sample or view.
+            ShardCorruptError: The shard is damaged.
+        """
+        if not (0 <= sample < self.num_samples and 0 <= view < self.num_views):
+            raise IndexError(
+                f"{self.root}: found no view {view} of sample {sample}; expected views 0 to {self.num_views - 1} of "
+                f"samples 0 to {self.num_samples - 1}"
+            )
+        return self._source.records([sample], view)[0]
+
+    @cached_property
+    def _source(self) -> CacheSource:
+        held = max(HELD_GROUPS, self.num_views)  # so that going through it decodes each row group once
+        return CacheSource(self.root, self.manifest, held_groups=held, signal_pass=self.signal_pass)
+
+    def torch_dataset(
+        self,
+        student: str | Path,
+        objectives: Sequence[Objective],
+        *,
+        steps: int,
+        global_batch: int,
+        micro_batch: int,
+        first_step: int = 0,
+        batching: Batching = "order",
+        row_tokens: int = BatchPlan.row_tokens,
+        views_per_step: int = BatchPlan.views_per_step,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> MicroBatches:
+        """Give micro-batches (StudentBatch, Targets) of some steps, as `tide-cache train` would take them.
+
+        Step e of an epoch shows the samples in the project's global order, view `epoch mod num_views` of each. Epochs
+        follow each other without a gap: `steps = epochs * cache.num_samples // global_batch`.
+
+        Args:
+            student: The student's checkpoint or tokenizer, a folder or hub name; it must be the cache's tokenizer.
+            objectives: What will be computed: only their signals are read, and a cache without them is refused.
+            steps: How many optimizer steps.
+            global_batch: Samples per step over all ranks.
+            micro_batch: Samples per forward.
+            first_step: Number of the first step, to go on with a run.
+            batching: Who shares a forward; see `Batching`.
+            row_tokens: With `packed`, tokens of a row.
+            views_per_step: Views of a sample that are shown together.
+            seed: Of the order.
+            rank: This process.
+            world: Number of processes.
+
+        Raises:
+            CacheMismatchError: The cache is not for this tokenizer, or lacks a signal or temperature.
+            RunFileError: The batches cannot be cut so.
+        """
+        if min(micro_batch, global_batch, world) < 1 or global_batch % (micro_batch * world):
+            raise RunFileError(
+                f"global_batch: found {global_batch}, expected a multiple of micro_batch x world = "
+                f"{micro_batch} x {world}"
+            )
+        if not 0 <= rank < world:
+            raise RunFileError(f"rank: found {rank}, expected 0 to {world - 1}, below world")
+        if not 1 <= views_per_step <= self.num_views:
+            raise RunFileError(f"views_per_step: found {views_per_step}, expected 1 to {self.num_views} views")
+        tokenizer = TextTokenizer.load(str(student))
+        needs = [objective.needs for objective in objectives]
+        self._require_fits(tokenizer, needs)
+        open_source = partial(
+            CacheSource,
+            self.root,
+            self.manifest,
+            held_groups=HELD_GROUPS * views_per_step,
+            signal_pass=self.signal_pass,
+            signals=kinds_to_read(union_of_needs(needs).signals),
+        )
+        return MicroBatches(
+            open_source,
+            self.cache_id,
+            seed,
+            cache_collate_plan(self.manifest, tokenizer.mask_id, tokenizer.pad_id, self.block_size),
+            BatchPlan(global_batch, micro_batch, batching, row_tokens, views_per_step),
+            range(first_step, first_step + steps),
+            rank,
+            world,
+        )
+
+    def _require_fits(self, tokenizer: TextTokenizer, needs: Sequence[Any]) -> None:
+        opened = OpenedCache(MixConfig(cache=self.root, signal_pass=self.signal_pass), self.manifest, "cache", "")
+        require_fitting_caches([opened], StudentConfig(model=tokenizer.name), tokenizer, needs)
+
+    def to_datasets(self, view: int, *, student: str | None = None) -> "Dataset":
+        """Give one view of every sample as a `datasets.Dataset`; columns as in `tide-cache export`.
+
+        `datasets` keeps it as an Arrow file in its cache folder and maps that into memory; asked for again, the file
+        is used again.
+
+        Args:
+            view: Which view of each sample.
+            student: The student tokenizer's folder or hub name; adds `student_text`.
+
+        Raises:
+            RunFileError: There is no such view.
+            CacheMismatchError: The tokenizer is another one than the cache's.
+        """
+        from datasets import Dataset, Features
+
+        exported = ExportedView.open(self.root, view, signal_pass=self.signal_pass, student=student)
+        values = {"location": str(self.root), "signal_pass": self.signal_pass, "view": view, "student": student}
+        return Dataset.from_generator(
+            _exported_rows,
+            features=Features.from_arrow_schema(exported.schema),
+            gen_kwargs=values | {"cache_id": self.cache_id},  # part of the name under which datasets keeps the file
+        )
+
+    def paths(self, table: TableName) -> list[str]:
+        """Give a table's Parquet files in order, for DuckDB, Polars and the like; docs/format.md says what they hold.
+
+        Args:
+            table: `pairs`, or a pass.
+
+        Raises:
+            RunFileError: The cache has no such table.
+        """
+        if table not in self.manifest.tables:
+            raise RunFileError(
+                f"{self.root}: found no table {table!r}; expected one of {', '.join(self.manifest.tables)}"
+            )
+        return [str(shard_path(self.root, table, shard)) for shard in range(self.manifest.plan.num_shards)]
+
+
+def _exported_rows(
+    location: str, signal_pass: PassName, view: int, student: str | None, cache_id: str
+) -> Iterator[dict[str, Any]]:
+    exported = ExportedView.open(cache_path(location), view, signal_pass=signal_pass, student=student)
+    for rows in exported.groups():
+        yield from rows
+
+
+def preset_objectives(name: str, semantics: Semantics = "corrected") -> tuple[WeightedObjective, ...]:
+    """Give the objectives of a row of the paper's table; `PRESETS[name].signal_pass` is the pass they learn from.
+
+    Args:
+        name: For example `cross/tide-cross`.
+        semantics: Weights and divisors as published, or corrected.
+
+    Raises:
+        RunFileError: There is no such row.
+    """
+    try:
+        preset = find_preset(name)
+    except ValueError as error:
+        raise RunFileError(str(error)) from None
+    reader: TypeAdapter[ObjectiveConfig] = TypeAdapter(ObjectiveConfig)
+    return tuple(WeightedObjective.of(resolve(reader.validate_python(entry), semantics)) for entry in preset.objectives)

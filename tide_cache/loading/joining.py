@@ -1,0 +1,186 @@
+"""Views of several samples as one long view, so that a batch costs a few array operations, not some for each sample.
+
+Tokens are laid end to end and chunks count from the start of all of them; masked teacher positions and chunks are
+numbered through, and what the teacher says refers to those numbers.
+
+Shape suffixes as in `tide_cache.records`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tide_cache.records import (
+    Bools,
+    ChunkCandidates,
+    Float32s,
+    Int32s,
+    MaskedView,
+    SampleId,
+    SamplePair,
+    TailSamples,
+    TeacherSignal,
+    TopK,
+    ViewRecord,
+)
+from tide_cache.views.masking import active_chunks
+
+Temperatures = tuple[float, ...]
+Signal = TypeVar("Signal", TopK, ChunkCandidates)
+Found = list[tuple[Signal, int, Temperatures]]
+"""Each sample's signal where it has one, the number of its first masked position or chunk, and the T of its source."""
+
+
+def starts_of(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Give where each of several things lies when they are laid end to end, and the end of all."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def counts_before(is_counted: Bools) -> npt.NDArray[np.int64]:
+    """Give how many lie before each place, and before the end."""
+    result = np.zeros(len(is_counted) + 1, np.int64)
+    np.cumsum(is_counted, out=result[1:])
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveChunks:
+    """The chunks of a view that carry a loss.
+
+    Attributes:
+        is_active_C: Which of all chunks they are.
+        spans_A4: Their spans, as in `SamplePair`.
+        first_row_A: Number of the first of their masked rows; the others follow it.
+    """
+
+    is_active_C: Bools
+    spans_A4: Int32s
+    first_row_A: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, record: ViewRecord) -> Self:
+        """Find them."""
+        is_active_C = active_chunks(record.pair, record.view)
+        spans_A4 = record.pair.chunks_C4[is_active_C]
+        return cls(is_active_C, spans_A4, counts_before(record.view.is_student_masked_L)[spans_A4[:, 2]])
+
+    @property
+    def size_A(self) -> npt.NDArray[np.int64]:
+        """Student tokens of each."""
+        return (self.spans_A4[:, 3] - self.spans_A4[:, 2]).astype(np.int64)
+
+    def chunk_of_row(self, num_rows: int) -> npt.NDArray[np.int64]:
+        """Give the active chunk of each masked row, -1 for none."""
+        chunk_N = np.full(num_rows, -1, np.int64)
+        size_A = self.size_A
+        within = np.arange(size_A.sum()) - np.repeat(np.cumsum(size_A) - size_A, size_A)
+        chunk_N[np.repeat(self.first_row_A, size_A) + within] = np.repeat(np.arange(len(size_A)), size_A)
+        return chunk_N
+
+    def teacher_logprobs(self, record: ViewRecord) -> npt.NDArray[np.float64]:
+        """Sum what the teacher gives the true tokens of each: the same number in any batch."""
+        if record.signal is None or not len(self.spans_A4):
+            return np.zeros(0)
+        row_A2 = counts_before(record.view.is_teacher_masked_M)[self.spans_A4[:, :2]]
+        truth = np.append(record.signal.truth_logprobs_N.astype(np.float64), 0)  # so that a last end lies inside
+        result: npt.NDArray[np.float64] = np.add.reduceat(truth, row_A2.ravel())[::2]
+        return result
+
+
+def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wanted: Temperatures) -> ViewRecord:
+    """Lay views end to end.
+
+    Args:
+        records: At least one, all with signals or all without; without them chunks carry no loss, and are left out.
+        own: Temperatures of each one's source.
+        wanted: Temperatures of the result; tails and partitions that a source lacks are nan, so that no loss hides it.
+    """
+    pairs, views = [record.pair for record in records], [record.view for record in records]
+    signals = [record.signal for record in records if record.signal is not None]
+    assert len(signals) in (0, len(records)), "views with a signal and views without one"
+    student_start_B = starts_of([len(pair.student_ids_L) for pair in pairs])
+    teacher_start_B = starts_of([len(pair.teacher_ids_M) for pair in pairs])
+    chunk_start_B = starts_of([len(pair.chunks_C4) if signals else 0 for pair in pairs])
+    shift_B4 = np.stack([teacher_start_B, teacher_start_B, student_start_B, student_start_B], axis=1)[:-1]
+    shift_C4 = np.repeat(shift_B4.astype(np.int32), np.diff(chunk_start_B), axis=0)
+    pair = SamplePair(
+        sample_id=SampleId("joined"),
+        student_ids_L=np.concatenate([pair.student_ids_L for pair in pairs]),
+        is_supervised_L=np.concatenate([pair.is_supervised_L for pair in pairs]),
+        teacher_ids_M=np.concatenate([pair.teacher_ids_M for pair in pairs]),
+        chunks_C4=np.concatenate([pair.chunks_C4 for pair in pairs]) + shift_C4 if signals else shift_C4,
+    )
+    view = MaskedView(
+        sample_id=pair.sample_id,
+        view=0,
+        t=np.nan,
+        is_student_masked_L=np.concatenate([view.is_student_masked_L for view in views]),
+        is_teacher_masked_M=np.concatenate([view.is_teacher_masked_M for view in views]),
+    )
+    if not signals:
+        return ViewRecord(pair, view, None)
+    row_start_B = counts_before(view.is_teacher_masked_M)[teacher_start_B].tolist()
+    of_topk = zip((signal.topk for signal in signals), row_start_B[:-1], own, strict=True)
+    of_chunks = zip((signal.chunks for signal in signals), chunk_start_B[:-1].tolist(), own, strict=True)
+    signal = TeacherSignal(
+        truth_logprobs_N=np.concatenate([signal.truth_logprobs_N for signal in signals]),
+        is_top1_N=np.concatenate([signal.is_top1_N for signal in signals]),
+        topk=_join_topk([(topk, first, t) for topk, first, t in of_topk if topk is not None], wanted),
+        chunks=_join_chunks([(chunks, first, t) for chunks, first, t in of_chunks if chunks is not None], wanted),
+    )
+    return ViewRecord(pair, view, signal)
+
+
+def _join_topk(found: Found[TopK], wanted: Temperatures) -> TopK | None:
+    if not found:
+        return None
+    every = [topk for topk, _, _ in found]
+    return TopK(
+        rows_R=np.concatenate([topk.rows_R + np.int32(first) for topk, first, _ in found]),
+        counts_R=np.concatenate([topk.counts_R for topk in every]),
+        ids_E=np.concatenate([topk.ids_E for topk in every]),
+        logprobs_E=np.concatenate([topk.logprobs_E for topk in every]),
+        log_tail_RT=np.concatenate([_at(topk.log_tail_RT, own, wanted) for topk, _, own in found]),
+        log_partition_RT=np.concatenate([_at(topk.log_partition_RT, own, wanted) for topk, _, own in found]),
+        tail=_join_tails(every) if any(topk.tail is not None for topk in every) else None,
+    )
+
+
+def _join_tails(every: Sequence[TopK]) -> TailSamples:
+    tails = [
+        topk.tail or TailSamples(np.zeros_like(topk.counts_R), topk.ids_E[:0], topk.logprobs_E[:0], topk.counts_R[:0])
+        for topk in every
+    ]
+    return TailSamples(
+        counts_R=np.concatenate([tail.counts_R for tail in tails]),
+        ids_S=np.concatenate([tail.ids_S for tail in tails]),
+        logprobs_S=np.concatenate([tail.logprobs_S for tail in tails]),
+        draws_S=np.concatenate([tail.draws_S for tail in tails]),
+    )
+
+
+def _join_chunks(found: Found[ChunkCandidates], wanted: Temperatures) -> ChunkCandidates | None:
+    if not found:
+        return None
+    every = [chunks for chunks, _, _ in found]
+    return ChunkCandidates(
+        chunks_A=np.concatenate([chunks.chunks_A + np.int32(first) for chunks, first, _ in found]),
+        counts_A=np.concatenate([chunks.counts_A for chunks in every]),
+        ids_F=np.concatenate([chunks.ids_F for chunks in every]),
+        logprobs_J=np.concatenate([chunks.logprobs_J for chunks in every]),
+        log_tail_AT=np.concatenate([_at(chunks.log_tail_AT, own, wanted) for chunks, _, own in found]),
+        log_partition_AT=np.concatenate([_at(chunks.log_partition_AT, own, wanted) for chunks, _, own in found]),
+    )
+
+
+def _at(values_XT: Float32s, own: Temperatures, wanted: Temperatures) -> Float32s:
+    """Bring tails or partitions to other temperatures."""
+    if own == wanted:
+        return values_XT
+    result_XT = np.full((len(values_XT), len(wanted)), np.nan, np.float32)
+    for index, temperature in enumerate(own):
+        result_XT[:, wanted.index(temperature)] = values_XT[:, index]
+    return result_XT

@@ -1,0 +1,97 @@
+"""Of the teacher's candidates, those that the student can be told: its rows and its ids; the rest joins the tail.
+
+Shape suffixes as in `tide_cache.records`; A active chunks of the batch.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from tide_cache.loading.joining import ActiveChunks, Temperatures, counts_before
+from tide_cache.records import Bools, Float32s, Int32s, TailSamples, TopK, ViewRecord
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class SharedTopK:
+    """Candidates at some of the batch's masked rows.
+
+    Attributes:
+        topk: `rows_R` are rows of the batch; ids that the student lacks are gone.
+        num_draws_R: Draws from each row's tail, those of ids that the student lacks included.
+    """
+
+    topk: TopK
+    num_draws_R: Ints
+
+
+def shared_topk(
+    joined: ViewRecord, active: ActiveChunks, vocab_A: Ints, temperatures: Temperatures
+) -> SharedTopK | None:
+    """Keep the rows that have a student row, renumbered; ids that the student lacks join the rest.
+
+    Args:
+        joined: All views of the batch.
+        active: Its active chunks.
+        vocab_A: Teacher ids from here on mean something else to the student, for the sample of each active chunk.
+        temperatures: Of tails and partitions.
+    """
+    if joined.signal is None or joined.signal.topk is None:
+        return None
+    topk, pair = joined.signal.topk, joined.pair
+    is_pair_A = replace(pair, chunks_C4=active.spans_A4).is_aligned_pair_C(vocab_A.max(initial=0))
+    is_pair_A &= pair.student_ids_L[active.spans_A4[:, 2]] < vocab_A
+    teacher_row_A = counts_before(joined.view.is_teacher_masked_M)[active.spans_A4[:, 0]]
+    row_of_teacher_row = np.full(len(joined.signal.truth_logprobs_N), -1, np.int32)
+    row_of_teacher_row[teacher_row_A[is_pair_A]] = active.first_row_A[is_pair_A]
+    vocab_of_teacher_row = np.zeros(len(row_of_teacher_row), np.int64)
+    vocab_of_teacher_row[teacher_row_A] = vocab_A
+    row_R, vocab_R = row_of_teacher_row[topk.rows_R], vocab_of_teacher_row[topk.rows_R]
+    is_wanted_R = row_R >= 0
+    tail, num_draws_R = _shared_tail(topk, is_wanted_R, vocab_R)
+    if is_wanted_R.all() and topk.ids_E.max(initial=0) < vocab_R.min(initial=1 << 32):  # as ever with one tokenizer
+        shared = TopK(row_R, topk.counts_R, topk.ids_E, topk.logprobs_E, topk.log_tail_RT, topk.log_partition_RT, tail)
+        return SharedTopK(shared, num_draws_R)
+    row_of_entry_E = np.repeat(np.arange(len(topk.rows_R)), topk.counts_R)
+    is_shared_E = topk.ids_E < vocab_R[row_of_entry_E]
+    is_kept_E = is_shared_E & is_wanted_R[row_of_entry_E]
+    counts_R = np.bincount(row_of_entry_E[is_kept_E], minlength=len(topk.rows_R)).astype(np.int32)
+    log_tail_RT = _with_foreign(topk, row_of_entry_E[~is_shared_E], topk.logprobs_E[~is_shared_E], temperatures)
+    shared = TopK(
+        rows_R=row_R[is_wanted_R],
+        counts_R=counts_R[is_wanted_R],
+        ids_E=topk.ids_E[is_kept_E],
+        logprobs_E=topk.logprobs_E[is_kept_E],
+        log_tail_RT=log_tail_RT[is_wanted_R],
+        log_partition_RT=topk.log_partition_RT[is_wanted_R],
+        tail=tail,
+    )
+    return SharedTopK(shared, num_draws_R)
+
+
+def _with_foreign(topk: TopK, row_F: Ints, logprob_F: Float32s, temperatures: Temperatures) -> Float32s:
+    """Give the tails with foreign ids in them; rows that have none keep their bits."""
+    has_foreign_R = np.zeros(len(topk.rows_R), bool)
+    has_foreign_R[row_F] = True
+    moved_RT = np.exp(topk.log_tail_RT.astype(np.float64))
+    for index, temperature in enumerate(temperatures):
+        powers_F = np.exp(logprob_F.astype(np.float64) / temperature)
+        moved_RT[:, index] += np.bincount(row_F, weights=powers_F, minlength=len(moved_RT))
+    result_RT = topk.log_tail_RT.copy()
+    result_RT[has_foreign_R] = np.log(moved_RT[has_foreign_R])
+    return result_RT
+
+
+def _shared_tail(topk: TopK, is_wanted_R: Bools, vocab_R: Ints) -> tuple[TailSamples | None, Ints]:
+    """Keep the draws of ids that the student has, at the rows that it has, and count all draws of those rows."""
+    if topk.tail is None:
+        return None, np.zeros(0, np.int64)
+    tail = topk.tail
+    row_S = np.repeat(np.arange(len(topk.rows_R)), tail.counts_R)
+    num_draws_R = np.bincount(row_S, weights=tail.draws_S, minlength=len(topk.rows_R)).astype(np.int64)
+    is_kept_S = is_wanted_R[row_S] & (tail.ids_S < vocab_R[row_S])
+    counts_R: Int32s = np.bincount(row_S[is_kept_S], minlength=len(topk.rows_R)).astype(np.int32)[is_wanted_R]
+    kept = TailSamples(counts_R, tail.ids_S[is_kept_S], tail.logprobs_S[is_kept_S], tail.draws_S[is_kept_S])
+    return kept, num_draws_R[is_wanted_R]

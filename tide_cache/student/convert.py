@@ -1,0 +1,129 @@
+"""Turns a causal checkpoint into a start for block-diffusion students: the same weights, and a mask token.
+
+Only the attention mask tells a denoiser from a causal model, and that is not stored. What is missing is a token that
+stands for "not known yet": its name in the tokenizer and its row in the embedding. A converted model predicts nothing
+useful until it is trained.
+
+Shape suffixes: V vocabulary, D hidden size.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from tide_cache import __version__
+from tide_cache.errors import ModelError, RunFileError
+from tide_cache.modeling.backbone import CheckpointInfo, load_backbone, read_checkpoint
+from tide_cache.modeling.checkpoint import PUBLISHED_TYPE, save_student
+from tide_cache.modeling.fingerprint import local_folder
+from tide_cache.modeling.safetensors_loading import stored_dtype
+from tide_cache.pairing import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        model_type: Of the student.
+        mask_token: Its mask token.
+        mask_id: That token's id.
+        is_mask_added: The tokenizer lacked it; its row of the embedding is new. Else nothing was changed for it.
+        num_rows_before: Rows of the embedding of the source.
+        num_rows: Rows of the embedding of the student.
+    """
+
+    model_type: str
+    mask_token: str
+    mask_id: int
+    is_mask_added: bool
+    num_rows_before: int
+    num_rows: int
+
+
+def convert(
+    source: str,
+    out: Path,
+    *,
+    mask_token: str | None = None,
+    chat_template: Path | None = None,
+    revision: str | None = None,
+) -> Conversion:
+    """Write a student that `train`, `eval` and `generate` take, with the weights of a causal checkpoint.
+
+    All weights stay as they are, to the bit, but for the row of a mask token that the tokenizer lacked.
+
+    Args:
+        source: Folder or hub name of a Qwen3, Qwen2 or Llama checkpoint with its tokenizer.
+        out: Folder to write; must not exist.
+        mask_token: The mask token's text; by default the tokenizer's own, else `<|mask|>`.
+        chat_template: Jinja file for a tokenizer without a chat template.
+        revision: Commit of a hub checkpoint.
+
+    Raises:
+        RunFileError: `out` exists, or the tokenizer has another mask token than `mask_token`.
+        ModelError: No causal checkpoint of a supported family, or its tokenizer is not its own.
+        PairingError: The tokenizer cannot be used.
+    """
+    if out.exists():
+        raise RunFileError(f"--out {out}: exists already; give a new folder")
+    info = read_checkpoint(source, revision)
+    if info.model_type not in PUBLISHED_TYPE:
+        is_student = info.model_type in {name for name, _ in PUBLISHED_TYPE.values()}
+        raise ModelError(
+            f"{source}: found model_type {info.model_type!r}, expected a causal one of "
+            f"{', '.join(sorted(PUBLISHED_TYPE))}"
+            + ("; this is a student already, train it as it is" if is_student else "; give another checkpoint")
+        )
+    tokenizer = TextTokenizer.load(
+        source, revision=revision, mask_token=mask_token, add_mask_token=True, chat_template=chat_template
+    )
+    if tokenizer.own_mask_token not in (None, tokenizer.mask_token):
+        raise RunFileError(
+            f"--mask-token {mask_token!r}: the tokenizer of {source} has a mask token already, "
+            f"{tokenizer.own_mask_token!r}; leave --mask-token out to keep it"
+        )
+    _require_own_tokenizer(info, tokenizer)
+    folder = local_folder(source, revision)
+    backbone = load_backbone(info, stored_dtype(folder), "cpu", revision)
+    assert isinstance(backbone.model, PreTrainedModel)
+    if tokenizer.is_mask_added:
+        with torch.no_grad():
+            _add_row(backbone.model, tokenizer.mask_id)
+    provenance = {"tide_cache_version": __version__, "converted_from": Path(source).name, "revision": revision}
+    save_student(out, backbone.model.state_dict(), backbone.config, tokenizer, provenance)
+    return Conversion(
+        model_type=PUBLISHED_TYPE[info.model_type][0],
+        mask_token=tokenizer.mask_token,
+        mask_id=tokenizer.mask_id,
+        is_mask_added=tokenizer.is_mask_added,
+        num_rows_before=info.vocab_size,
+        num_rows=int(backbone.config.vocab_size),
+    )
+
+
+def _require_own_tokenizer(info: CheckpointInfo, tokenizer: TextTokenizer) -> None:
+    """Refuse a tokenizer with tokens that the embedding lacks, the new mask token apart."""
+    num_known = tokenizer.vocab_size - int(tokenizer.is_mask_added)
+    if num_known > info.vocab_size:
+        raise ModelError(
+            f"{info.location}: the tokenizer has ids up to {num_known - 1}, the embedding has {info.vocab_size} rows; "
+            "put the checkpoint's own tokenizer beside it"
+        )
+
+
+def _add_row(model: PreTrainedModel, mask_id: int) -> None:
+    """Give a token its rows in the embedding and the output head, at the mean of those of all tokens before it.
+
+    The mean is the embedding nearest to all tokens at once, a neutral "any of them", and it has a size that the layers
+    have seen. A padding row, or a random one, may have any. Where padding rows are left, one of them is taken.
+    """
+    if mask_id >= model.config.vocab_size:
+        model.resize_token_embeddings(mask_id + 1, mean_resizing=False)
+    weights = {
+        id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
+    for weight_VD in weights.values():  # one of them when tied
+        weight_VD[mask_id] = weight_VD[:mask_id].mean(dim=0, dtype=torch.float32).to(weight_VD.dtype)

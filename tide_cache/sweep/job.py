@@ -1,0 +1,161 @@
+"""One student of a sweep: checked, trained unless it is there, and measured unless it was."""
+
+import gc
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from tide_cache.config.train import TrainRun
+from tide_cache.corpus import Corpus, open_corpus
+from tide_cache.errors import CheckpointError, RunFileError, TideCacheError, fault_list
+from tide_cache.evaluation import held_out_nll
+from tide_cache.evaluation.held_out import text_bytes
+from tide_cache.modeling.backbone import DTYPES, load_backbone, read_checkpoint, resolve_device
+from tide_cache.pairing import encode_student
+from tide_cache.records import ChatRow
+from tide_cache.sweep.arms import HeldOut, Job
+from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints, find_checkpoint
+from tide_cache.training.distributed import World
+from tide_cache.training.metrics import OnStep
+from tide_cache.training.prepare import Prepared, prepare
+from tide_cache.training.run import train_prepared
+
+SCORES = "held-out.json"
+"""What a student was measured as, in its folder."""
+
+State = Literal["new", "unfinished", "trained"]
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedJob:
+    """A job that can run: what is there of it, and its opened data."""
+
+    state: State
+    prepared: Prepared
+
+
+def check_jobs(jobs: Sequence[Job]) -> list[CheckedJob]:
+    """Check all jobs before the first is run; no model is loaded and nothing is written.
+
+    Raises:
+        RunFileError: Lists what is wrong with each job, once where it is the same for every seed.
+    """
+    checked, faults = [], []
+    for job in jobs:
+        try:
+            checked.append(check_job(job))
+        except TideCacheError as error:
+            faults.append(f"{job.name}: {error}")
+    if jobs and jobs[0].held_out is not None:
+        try:
+            _open(jobs[0].held_out)
+        except TideCacheError as error:
+            faults.append(f"held-out corpus: {error}")
+    if faults:
+        raise RunFileError(fault_list("The sweep cannot start:", faults, "Nothing was trained."))
+    return checked
+
+
+def check_job(job: Job) -> CheckedJob:
+    """Check a job, and whether what its folder holds is of the same run.
+
+    Raises:
+        TideCacheError: As `prepare`; or the folder holds another run, or no run at all.
+    """
+    out = job.run.train.out
+    elsewhere = job.run.train.model_copy(update={"out": out / "new"})  # the folder itself is looked at below
+    prepared = prepare(job.run.model_copy(update={"train": elsewhere}), World(0, 1, 0), resume=False)
+    if (out / "model" / "config.json").exists():
+        _require_same_run(out, prepared.continuity)
+        return CheckedJob("trained", prepared)
+    if committed_checkpoints(out / CHECKPOINTS):
+        return CheckedJob(
+            "unfinished", replace(prepared, resumed=find_checkpoint(out / CHECKPOINTS, prepared.continuity))
+        )
+    if out.exists() and not (out / "run.json").exists() and any(out.iterdir()):
+        raise RunFileError(f"{out}: found files that no training run wrote; give --out a new folder")
+    return CheckedJob("new", prepared)
+
+
+def _require_same_run(out: Path, continuity: dict[str, Any]) -> None:
+    file = out / "model" / "tide_cache.json"
+    found = json.loads(file.read_text(encoding="utf-8")).get("run", {}) if file.exists() else {}
+    differing = [
+        f"{name}: found {found.get(name)!r}, expected {continuity.get(name)!r}"
+        for name in sorted(found.keys() | continuity.keys())
+        if found.get(name) != continuity.get(name)
+    ]
+    if differing:
+        way_out = f"Sweep with the same run file, give --out a new folder, or remove {out}."
+        raise CheckpointError(fault_list(f"{out / 'model'} was trained by another run:", differing, way_out))
+
+
+def run_job(job: Job, on_step: OnStep | None = None) -> State:
+    """Train and measure a student; what is there already costs nothing.
+
+    Args:
+        job: From `make_jobs`.
+        on_step: As for `train`.
+
+    Returns:
+        What was there before.
+
+    Raises:
+        Interrupted: A stop was asked for; a checkpoint was committed first.
+        TideCacheError: As `prepare` and `train`.
+    """
+    out = job.run.train.out
+    checked = check_job(job)
+    if checked.state == "new":
+        shutil.rmtree(out, ignore_errors=True)  # a run that ended before its first checkpoint starts again
+    if checked.state != "trained":
+        train_prepared(job.run, checked.prepared, World(0, 1, 0), on_step=on_step)
+        gc.collect()  # the engine is a cycle, and the next student wants its memory
+    if job.held_out is not None and read_scores(job) is None:
+        _measure(job.run, job.held_out, checked.prepared)
+    return checked.state
+
+
+def read_scores(job: Job) -> dict[str, Any] | None:
+    """Give the held-out figures of a student, as `NllReport`; None when it was not measured on this corpus."""
+    file = job.run.train.out / SCORES
+    if job.held_out is None or not file.exists():
+        return None
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    is_same = content["corpus"] == _measured_on(job.held_out, _open(job.held_out))
+    nll: dict[str, Any] = content["nll"]
+    return nll if is_same else None
+
+
+def _measure(run: TrainRun, held_out: HeldOut, prepared: Prepared) -> None:
+    corpus, tokenizer = _open(held_out), prepared.tokenizer
+    block_size, max_length = prepared.collate_plan.block_size, prepared.max_length
+    rows = list(corpus.rows(0, held_out.limit or len(corpus)))
+    pairs = encode_student(rows, tokenizer, max_length=max_length, block_size=block_size, fill_last_block=True).pairs
+    info = read_checkpoint(str(run.train.out / "model"))
+    nll = held_out_nll(
+        load_backbone(info, DTYPES["float32"], resolve_device(run.train.device)),
+        pairs,
+        mask_id=tokenizer.mask_id,
+        pad_id=tokenizer.pad_id,
+        block_size=block_size,
+        num_bytes=text_bytes(tokenizer, pairs),
+    )
+    file = run.train.out / SCORES
+    document = {"corpus": _measured_on(held_out, corpus), "max_length": max_length, "nll": asdict(nll)}
+    file.with_suffix(".tmp").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    file.with_suffix(".tmp").rename(file)
+
+
+@lru_cache(maxsize=1)
+def _open(held_out: HeldOut) -> Corpus[ChatRow]:
+    """Read the corpus once in a process: all students are measured on it."""
+    return open_corpus(held_out.spec, folder=held_out.folder)
+
+
+def _measured_on(held_out: HeldOut, corpus: Corpus[ChatRow]) -> dict[str, Any]:
+    return {"spec": held_out.spec, "limit": held_out.limit, "content_hash": corpus.content_hash}

@@ -1,0 +1,83 @@
+"""What a sweep found: the students of each arm, and each arm against the first, paired by seed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tide_cache.evaluation.comparison import Comparison, Spread, compare, spread
+from tide_cache.sweep.arms import Job
+from tide_cache.sweep.job import read_scores
+from tide_cache.sweep.run import JobEnd
+
+DOCUMENT = "sweep.json"
+
+
+@dataclass(frozen=True)
+class StudentResult:
+    """One student.
+
+    Attributes:
+        seed: Its number.
+        model: Its folder.
+        error: Why there is none; None where there is.
+        nll: Its held-out report, as `NllReport`; None where it was not measured.
+    """
+
+    seed: int
+    model: Path
+    error: str | None
+    nll: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """A row of the table.
+
+    Attributes:
+        name: Of the arm.
+        students: Seed by seed.
+        nll: Held-out NLL, nats per masked token, against the first arm; None where no student has one.
+        accuracy: Of masked tokens; None likewise.
+    """
+
+    name: str
+    students: tuple[StudentResult, ...]
+    nll: Comparison | None
+    accuracy: Spread | None
+
+
+def summarise(ends: Sequence[JobEnd]) -> list[ArmResult]:
+    """Give the rows of the table, in the order of the arms."""
+    by_arm: dict[str, list[StudentResult]] = {}
+    for end in ends:
+        by_arm.setdefault(end.job.arm, []).append(_student(end.job, end.error))
+    rows: list[ArmResult] = []
+    baseline: dict[int, float] | None = None
+    for name, students in by_arm.items():
+        values = _by_seed(students, "mean_nll")
+        accuracies = list(_by_seed(students, "mean_accuracy").values())
+        against = compare(values, baseline) if values else None
+        rows.append(ArmResult(name, tuple(students), against, spread(accuracies) if accuracies else None))
+        if baseline is None:
+            baseline = values
+    return rows
+
+
+def write_document(out: Path, rows: Sequence[ArmResult], held_out: str | None) -> dict[str, Any]:
+    """Write `sweep.json` into the sweep's folder, and give its content."""
+    document = {"out": str(out), "held_out": held_out, "baseline": rows[0].name, "arms": [asdict(row) for row in rows]}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / DOCUMENT).write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    return document
+
+
+def _student(job: Job, error: str | None) -> StudentResult:
+    nll = read_scores(job) if error is None else None
+    return StudentResult(job.seed, job.run.train.out / "model", error, nll)
+
+
+def _by_seed(students: Sequence[StudentResult], name: str) -> dict[int, float]:
+    found = {student.seed: student.nll[name] for student in students if student.nll is not None}
+    return {seed: value for seed, value in found.items() if value is not None}
