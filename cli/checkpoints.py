@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tide_cache.errors import ModelError
+from tide_cache.errors import ModelError, RunFileError, fault_list
 
 if TYPE_CHECKING:
     from tide_cache.modeling.backbone import Backbone, CheckpointInfo
@@ -33,6 +33,18 @@ class OpenModel:
     info: "CheckpointInfo"
     tokenizer: "TextTokenizer"
     block_size: int
+
+    def require_fits(self, length: int) -> None:
+        """Refuse a tokenizer with more ids than the model has embeddings, and sequences above its limit.
+
+        Args:
+            length: Longest sequence, in tokens.
+
+        Raises:
+            RunFileError: Something does not fit; lists all that does not.
+        """
+        if faults := self.info.require_fits(self.tokenizer.vocab_size, length, "eval"):
+            raise RunFileError(fault_list("The evaluation cannot start:", faults, "Nothing was loaded."))
 
     def load(self) -> "Backbone":
         """Load the weights in float32 onto the GPU, where there is one."""

@@ -1,4 +1,4 @@
-"""`tide-cache eval`: held-out NLL over diffusion time, and agreement with the teacher."""
+"""`tide-cache eval`: held-out NLL over diffusion time, agreement with the teacher, and scores on tasks."""
 
 import json as json_format
 from dataclasses import asdict
@@ -13,7 +13,27 @@ from tide_cache.locations import CachePath, cache_path
 
 from .checkpoints import BlockSize, Checkpoint, OpenModel, open_model
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say
-from .options import BadRow, Json
+from .harness import (
+    DEFAULT_OUT,
+    AllowCode,
+    Baseline,
+    BatchSize,
+    CodeIsolation,
+    Dtype,
+    DtypeOption,
+    HarnessFlags,
+    Isolation,
+    NoBaseline,
+    NumSamples,
+    Suite,
+    TaskData,
+    Tasks,
+    Think,
+    ThinkPrefix,
+    UseTemplate,
+    score_on_tasks,
+)
+from .options import BadRow, Json, OnBadRow
 from .progress import ProgressReport
 
 if TYPE_CHECKING:
@@ -36,7 +56,9 @@ class Context(StrEnum):
 
 def evaluate(
     checkpoint: Checkpoint,
-    dataset: Annotated[str, typer.Option(metavar="SPEC", help="Held-out corpus; as for `train`.", show_default=False)],
+    dataset: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Held-out corpus; as for `train`.", show_default=False)
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +71,7 @@ def evaluate(
         int | None,
         typer.Option(
             min=1,
-            help=f"Samples at most; by default all of the corpus, {CACHE_SAMPLES} of the cache.",
+            help=f"Samples at most; by default all of the corpus and of each task, {CACHE_SAMPLES} of the cache.",
             show_default=False,
         ),
     ] = None,
@@ -60,18 +82,84 @@ def evaluate(
     on_bad_row: BadRow = None,
     json: Json = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the JSON document here.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help=f"Also write the JSON document to this file. With tasks: folder of results; default {DEFAULT_OUT}.",
+            show_default=False,
+        ),
     ] = None,
+    suite: Suite = None,
+    tasks: Tasks = None,
+    task_data: TaskData = None,
+    baseline: Baseline = None,
+    no_baseline: NoBaseline = False,
+    allow_code_execution: AllowCode = False,
+    code_isolation: Isolation = CodeIsolation.namespaces,
+    num_samples: NumSamples = 128,
+    think_prefix: Think = ThinkPrefix.template,
+    chat_template: UseTemplate = True,
+    batch_size: BatchSize = None,
+    dtype: DtypeOption = Dtype.float32,
 ) -> None:
-    """Measure a model on held-out text: negative log-likelihood and accuracy over diffusion time."""
+    """Measure a model on held-out text, over diffusion time; or, with `--suite` or `--tasks`, on benchmark tasks.
+
+    Under torchrun or `srun` the processes share the questions of each task; only the first one prints.
+    """
+    if suite is not None or tasks is not None:
+        if dataset is not None or cache is not None:
+            raise RunFileError(
+                "--dataset and --cache measure on text, --suite and --tasks on tasks; run eval once for each"
+            )
+        flags = HarnessFlags(
+            checkpoint=checkpoint,
+            suite=suite,
+            tasks=tasks,
+            task_data=task_data,
+            baseline=baseline,
+            no_baseline=no_baseline,
+            allow_code_execution=allow_code_execution,
+            code_isolation=code_isolation,
+            num_samples=num_samples,
+            think_prefix=think_prefix,
+            chat_template=chat_template,
+            batch_size=batch_size,
+            dtype=dtype.value,
+            block_size=block_size,
+            limit=limit,
+            seed=seed,
+            out=out or DEFAULT_OUT,
+            json=json,
+        )
+        score_on_tasks(flags)
+    elif dataset is not None:
+        _measure_on_text(
+            checkpoint, dataset, cache, block_size, max_length, limit, seed, context, on_bad_row, json, out
+        )
+    else:
+        raise RunFileError("nothing to measure on; give --dataset SPEC, --suite tide or --tasks NAMES")
+
+
+def _measure_on_text(
+    checkpoint: str,
+    dataset: str,
+    cache: str | None,
+    block_size: int | None,
+    max_length: int,
+    limit: int | None,
+    seed: int,
+    context: Context,
+    on_bad_row: OnBadRow | None,
+    json: bool,
+    out: Path | None,
+) -> None:
     if out is not None and not out.parent.is_dir():
         raise RunFileError(f"--out {out}: found no folder {out.parent}; make it first")
     with chatter_to_stderr():
         from tide_cache.corpus import open_corpus
 
         model = open_model(checkpoint, block_size)
-        if faults := model.info.require_fits(model.tokenizer.vocab_size, max_length, "eval"):
-            raise RunFileError(fault_list("The evaluation cannot start:", faults, "Nothing was loaded."))
+        model.require_fits(max_length)
         root = cache_path(cache) if cache is not None else None
         manifest = _fitting_manifest(root, model) if root is not None else None
         corpus = open_corpus(dataset, folder=Path.cwd(), on_bad_row=on_bad_row.value if on_bad_row else "error")

@@ -151,7 +151,11 @@ app.command(
 app.command("verify", epilog=_example("tide-cache verify cache --deep"))(verify_cache)
 app.command("repair", epilog=_example("tide-cache repair build.toml", "tide-cache repair cache --dry-run"))(repair)
 app.command(
-    "eval", epilog=_example("tide-cache eval runs/student/model --dataset held-out.jsonl --cache cache --json")
+    "eval",
+    epilog=_example(
+        "tide-cache eval runs/student/model --dataset held-out.jsonl --cache cache --json",
+        "tide-cache eval runs/student/model --suite tide --allow-code-execution --out runs/student/eval",
+    ),
 )(evaluate)
 app.command("generate", epilog=_example('tide-cache generate runs/student/model --prompt "reverse: one two three"'))(
     generate

@@ -199,7 +199,7 @@ def _train(run: TrainRun, resume: bool, json: bool) -> None:
         except TideCacheError as error:
             if world.is_first:
                 raise
-            _leave(world, error)
+            leave(world, error)
     for remark in summary.remarks:
         say(remark)
     if json:
@@ -208,7 +208,7 @@ def _train(run: TrainRun, resume: bool, json: bool) -> None:
         _print_summary(summary)
 
 
-def _leave(world: "World", error: TideCacheError) -> NoReturn:
+def leave(world: "World", error: TideCacheError) -> NoReturn:
     """End a process that is not the first; what the first one says too is not said twice."""
     if not isinstance(error, Interrupted):
         time.sleep(FIRST_SPEAKS_S)

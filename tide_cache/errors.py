@@ -79,6 +79,12 @@ class RunFolderError(TideCacheError):
     exit_code = 3
 
 
+class EvaluationError(TideCacheError):
+    """A task's data is missing, its programs cannot be run safely, or a folder holds results of another evaluation."""
+
+    exit_code = 3
+
+
 class Interrupted(TideCacheError):
     """The user or the scheduler stopped the run; what was done is kept and can be resumed."""
 

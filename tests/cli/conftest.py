@@ -109,9 +109,8 @@ def workshop(tmp_path_factory):
 
 
 @pytest.fixture
-def call(workshop, monkeypatch):
-    """Call the command line in this process, in the workshop's folder."""
-    monkeypatch.chdir(workshop.root)
+def call_anywhere(monkeypatch):
+    """Call the command line in this process."""
     for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -121,6 +120,13 @@ def call(workshop, monkeypatch):
         return result
 
     return run
+
+
+@pytest.fixture
+def call(workshop, call_anywhere, monkeypatch):
+    """Call it in the workshop's folder."""
+    monkeypatch.chdir(workshop.root)
+    return call_anywhere
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tide_cache_cli.main import app
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-OTHER_PROGRAMS = {"duckdb", "git", "ls", "ray", "source", "test"}
+OTHER_PROGRAMS = {"duckdb", "git", "ls", "printf", "ray", "source", "test"}
 """Programs that are not ours and say nothing of us."""
 INLINE = re.compile(r"(?<!`)`((?:tide-cache|python -m benchmarks\S*|make|pip install) [^`]+)`(?!`)")
 UsageError = typer.BadParameter.__base__
@@ -27,17 +27,21 @@ DRY = {
     "repair": ["--dry-run"],
     **{name: [] for name in ("plan", "inspect", "verify", "export", "eval")},
     "generate": IN_SHORT["generate"],
+    "sweep": None,
 }
-"""What makes a command of the docs run without paying for it. Others run dry where they can, else they are parsed."""
+"""What makes a command of the docs run without paying for it; with None it is parsed, for there are no files for it."""
+VARIABLES = {"$TRAIN": "chats.jsonl", "$TEST": "held-out.jsonl"}
+FIRST = "runs/first/students/shared-kl/seed-0/model"
 STAND_INS = {
     "demo-output/corpus/student.jsonl": ["chats.jsonl"],
     "demo-output/corpus/held-out.jsonl": ["held-out.jsonl"],
-    "demo-output/teacher/model": ["TEACHER", "runs/teacher/model"],
+    "demo-output/teacher/model": ["TEACHER", "runs/teacher/model", "runs/first/teacher/model"],
     "demo-output/tokenizers/first": ["TOKENIZER", "tokenizers/qwen"],
-    "runs/student/model": ["STUDENT", "checkpoint", "checkpoints/qwen3-bd3lm"],
-    "build.toml": ["llada2.toml"],
+    "runs/student/model": ["STUDENT", "checkpoint", "checkpoints/qwen3-bd3lm", "students/qwen3-0.6b", FIRST],
+    "build.toml": ["llada2.toml", "examples/gsm8k-cpu/capture-shared.toml", "examples/pipeline-a/capture.toml"],
     "train.toml": ["run.toml"],
-    "cache": ["caches/llada2-mini"],
+    "cache": ["caches/llada2-mini", "runs/first/cache"],
+    "teacher.toml": ["examples/gsm8k-cpu/teacher.toml"],
 }
 """Files that the docs name, by what of the quick start takes their place."""
 
@@ -50,6 +54,9 @@ def commands_of(text):
             words = words[1:]
         for separator in ("&&", "||"):
             words = words[: words.index(separator)] if separator in words else words
+        while "|" in words:
+            yield words[: words.index("|")]
+            words = words[words.index("|") + 1 :]
         if words and words[0] != "export":
             yield words
 
@@ -76,10 +83,12 @@ IN_TEXT = [
 def parse_tide_cache(arguments):
     """Let the real command line parse arguments, without running anything."""
     group = typer.main.get_command(app)
+    arguments = [word for word in arguments if word not in ("-h", "--help")]
+    if not arguments or any(arguments[0] in option.opts and option.is_eager for option in group.params):
+        return {}  # these end the command, and one of them would change the shell's files
     context = group.make_context("tide-cache", list(arguments), resilient_parsing=False)
     name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
     assert command is not None, name
-    rest = [word for word in rest if word not in ("-h", "--help")]
     return command.make_context(name, rest, parent=context).params
 
 
@@ -167,8 +176,15 @@ def _tide_cache_commands(pages):
     for block in (block for page in pages for block in blocks_of(page) if block.language == "sh"):
         for words in commands_of(block.text):
             arguments = ours(words)
-            if arguments and (arguments[0] in DRY or "dry_run" in parse_tide_cache(arguments)):
-                yield arguments
+            if arguments and _dry(arguments) is not None:
+                yield [VARIABLES.get(word, word) for word in arguments]
+
+
+def _dry(arguments):
+    """Give what makes a command run here, or None where it is only parsed."""
+    if arguments[0] in DRY:
+        return DRY[arguments[0]]
+    return ["--dry-run"] if "dry_run" in parse_tide_cache(arguments) else None
 
 
 QUICK_START_COMMANDS = list(_tide_cache_commands([QUICK_START]))
@@ -194,12 +210,12 @@ def test_the_quick_start_leads_to_a_student(walked):
 @pytest.fixture(scope="session")
 def stand_ins(walked):
     """The same folder, where the files that other pages name lead to those of the quick start."""
+    with_corpus = (walked / "train.toml").read_text().replace('cache = "cache"', 'corpus.spec = "chats.jsonl"')
+    (walked / "teacher.toml").write_text(with_corpus.replace('[[objective]]\nkind = "chunk_kl"\n', ""))
     for there, names in STAND_INS.items():
         for name in names:
             (walked / name).parent.mkdir(parents=True, exist_ok=True)
             (walked / name).symlink_to((walked / there).resolve())
-    with_corpus = (walked / "train.toml").read_text().replace('cache = "cache"', 'corpus.spec = "chats.jsonl"')
-    (walked / "teacher.toml").write_text(with_corpus.replace('[[objective]]\nkind = "chunk_kl"\n', ""))
     return walked
 
 
@@ -207,5 +223,5 @@ def stand_ins(walked):
 def test_a_command_runs_or_runs_dry(arguments, stand_ins, monkeypatch, tmp_path):
     """Where a file of the docs is missing here, its name goes into STAND_INS."""
     out = ["--out", str(tmp_path / "view.parquet")] if arguments[0] == "export" else []
-    result = run_in(stand_ins, [*arguments, *out, *DRY.get(arguments[0], ["--dry-run"])], monkeypatch)
+    result = run_in(stand_ins, [*arguments, *out, *_dry(arguments)], monkeypatch)
     assert result.exit_code == 0, result.output

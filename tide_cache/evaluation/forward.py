@@ -6,10 +6,14 @@ from contextlib import contextmanager
 import torch
 
 from tide_cache.modeling.backbone import Backbone
-from tide_cache.records import SamplePair
+from tide_cache.modeling.rows import Context, masked_hidden
+from tide_cache.records import SamplePair, StudentBatch
+from tide_cache.teacher.statistics import RowSignals, SignalPlan, row_signals
 
 HEAD_ROWS = 256
 """Rows whose logits exist at a time; 156 MB of float32 at a vocabulary of 151,936."""
+
+TRUTH_ONLY = SignalPlan(temperatures=(1.0,), top_k=0, top_p=1.0)
 
 
 @contextmanager
@@ -22,6 +26,14 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
             yield
     finally:
         backbone.train(was_training)
+
+
+def truth_rows(backbone: Backbone, batch: StudentBatch, block_size: int, context: Context = "block") -> RowSignals:
+    """Give log p(true) and whether the true token is on top, at each masked row."""
+    true_N = batch.x_0_BL[batch.row_sample_N, batch.row_position_N].to(backbone.device)
+    hidden_ND = masked_hidden(backbone, batch, block_size, context)
+    nothing_N = torch.zeros_like(true_N, dtype=torch.float32)
+    return row_signals(hidden_ND, backbone.head_VD, true_N, nothing_N, TRUTH_ONLY, HEAD_ROWS)
 
 
 def length_faults(backbone: Backbone, pairs: Iterable[SamplePair]) -> list[str]:

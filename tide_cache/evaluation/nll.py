@@ -13,18 +13,16 @@ import numpy as np
 import torch
 
 from tide_cache.errors import ModelError, RunFileError, fault_list
-from tide_cache.evaluation.forward import HEAD_ROWS, evaluating, length_faults
+from tide_cache.evaluation.forward import evaluating, length_faults, truth_rows
 from tide_cache.modeling.backbone import Backbone
-from tide_cache.modeling.rows import Context, masked_hidden
+from tide_cache.modeling.rows import Context
 from tide_cache.records import Bools, SamplePair, StudentBatch
 from tide_cache.teacher.batches import plan_batches
-from tide_cache.teacher.statistics import RowSignals, SignalPlan, row_signals
+from tide_cache.teacher.statistics import RowSignals
 from tide_cache.views.random import KeyedRandom
 
 TIMES = tuple((index + 0.5) / 10 for index in range(10))
 """Mid-points of ten equal strata of t, so that the mean over them is the mid-point rule for the integral over t."""
-
-TRUTH_ONLY = SignalPlan(temperatures=(1.0,), top_k=0, top_p=1.0)
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def held_out_nll(
             place_B = np.array([group.views[0] for group in groups])
             masks = [_draw_mask(pair, times[g], seed, g) for pair, g in zip(chosen, place_B.tolist(), strict=True)]
             batch = _batch(chosen, masks, mask_id, pad_id)
-            rows = _rows(backbone, batch, block_size, context)
+            rows = truth_rows(backbone, batch, block_size, context)
             place_N = place_B[batch.row_sample_N.numpy()]
             _require_finite(rows, batch, chosen, [times[g] for g in place_B])
             np.add.at(total_nll_G, place_N, -rows.truth_logprobs_N.numpy().astype(np.float64))
@@ -150,14 +148,6 @@ def _batch(pairs: Sequence[SamplePair], masks: Sequence[Bools], mask_id: int, pa
         is_masked_BL[b, : len(mask)] = mask
     arrays = (x_0_BL, np.where(is_masked_BL, mask_id, x_0_BL), is_real_BL, *np.nonzero(is_masked_BL))
     return StudentBatch(*(torch.from_numpy(array) for array in arrays))
-
-
-def _rows(backbone: Backbone, batch: StudentBatch, block_size: int, context: Context) -> RowSignals:
-    """Give log p(true) and whether the true token is on top, at each masked row."""
-    true_N = batch.x_0_BL[batch.row_sample_N, batch.row_position_N].to(backbone.device)
-    hidden_ND = masked_hidden(backbone, batch, block_size, context)
-    nothing_N = torch.zeros_like(true_N, dtype=torch.float32)
-    return row_signals(hidden_ND, backbone.head_VD, true_N, nothing_N, TRUTH_ONLY, HEAD_ROWS)
 
 
 def _report(

@@ -80,7 +80,8 @@ def _with_foreign(topk: TopK, row_F: Ints, logprob_F: Float32s, temperatures: Te
         powers_F = np.exp(logprob_F.astype(np.float64) / temperature)
         moved_RT[:, index] += np.bincount(row_F, weights=powers_F, minlength=len(moved_RT))
     result_RT = topk.log_tail_RT.copy()
-    result_RT[has_foreign_R] = np.log(moved_RT[has_foreign_R])
+    with np.errstate(divide="ignore"):  # a tail may be nothing, and what joins it too little for a float64
+        result_RT[has_foreign_R] = np.log(moved_RT[has_foreign_R])
     return result_RT
 
 

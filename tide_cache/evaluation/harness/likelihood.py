@@ -1,0 +1,186 @@
+"""Log-likelihood of a continuation under a masked diffusion model, which has no exact one: an unbiased estimate.
+
+The quantity is the any-order likelihood: the mean, over all orders in which the tokens of a block can be revealed, of
+the sum of log p(token | what is revealed), block after block. Revealed in a random order, a token's turn comes with l
+tokens still masked for each l from 1 to N alike, so with l drawn uniformly and l of the N tokens masked at random,
+N / l times the sum of log p over the masked tokens is unbiased: the weight 1 / t at t = l / N. A block of which every
+set of masked tokens can be tried within the number of samples is computed exactly.
+
+Shape suffixes: L tokens, N tokens of the continuation in one block, M sets of masked tokens, B sequences.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice
+from math import comb
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tide_cache.errors import ModelError
+from tide_cache.evaluation.forward import evaluating, truth_rows
+from tide_cache.modeling.backbone import Backbone
+from tide_cache.records import Bools, StudentBatch
+from tide_cache.views.random import KeyedRandom
+
+
+class Continuation(NamedTuple):
+    """Tokens to score, and those before them."""
+
+    context: Sequence[int]
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedMasks:
+    """Sets of masked tokens of one block, and how much the sum of log p over each counts.
+
+    Attributes:
+        is_masked_MN: Which tokens each set masks; never none.
+        weight_M: Float64.
+    """
+
+    is_masked_MN: Bools
+    weight_M: npt.NDArray[np.float64]
+
+
+def every_mask(num_tokens: int) -> WeightedMasks:
+    """Give all sets of masked tokens; their weighted sum is the any-order log-likelihood itself.
+
+    Args:
+        num_tokens: N; there are 2^N - 1 sets.
+    """
+    sets = [chosen for size in range(1, num_tokens + 1) for chosen in combinations(range(num_tokens), size)]
+    is_masked_MN = np.zeros((len(sets), num_tokens), bool)
+    for m, chosen in enumerate(sets):
+        is_masked_MN[m, list(chosen)] = True
+    return WeightedMasks(is_masked_MN, np.array([1 / (len(chosen) * comb(num_tokens, len(chosen))) for chosen in sets]))
+
+
+def drawn_masks(num_tokens: int, num_samples: int, random: KeyedRandom) -> WeightedMasks:
+    """Draw sets of masked tokens whose weighted sum is an unbiased estimate.
+
+    The sizes are spread evenly over 1 to N from a common random start, which lowers the variance and leaves each of
+    them uniform.
+
+    Args:
+        num_tokens: N.
+        num_samples: How many sets.
+        random: Where the numbers come from.
+    """
+    places_M = (random.uniform(1).astype(np.float64) + np.arange(num_samples) / num_samples) % 1
+    sizes_M = 1 + np.floor(places_M * num_tokens).astype(np.int64)
+    rank_MN = np.stack([random.permutation(num_tokens) for _ in range(num_samples)])
+    return WeightedMasks(rank_MN < sizes_M[:, None], num_tokens / (sizes_M * num_samples))
+
+
+def continuation_logprobs(
+    backbone: Backbone,
+    texts: Sequence[Continuation],
+    *,
+    mask_id: int,
+    block_size: int,
+    num_samples: int,
+    seed: int,
+    batch_tokens: int = 8192,
+) -> list[float]:
+    """Estimate log p(continuation | context) of each text, in nats.
+
+    Each block sees the clean blocks before it, the context in it, and nothing of what follows: the rest of the last
+    block is masked, as it is when the sampler gets there.
+
+    Args:
+        backbone: The model; its mode is left as it was.
+        texts: An empty continuation has log-likelihood 0.
+        mask_id: The mask token.
+        block_size: Tokens per block, counted from the first token of the context.
+        num_samples: Sets of masked tokens per block that has more of them; a block of N tokens with 2^N - 1 sets or
+            fewer is exact.
+        seed: Of the sets, which else depend on nothing but the text's tokens.
+        batch_tokens: Tokens per forward, both copies of a sequence counted.
+
+    Raises:
+        ModelError: The model's output is not finite.
+    """
+    totals = [0.0] * len(texts)
+    order = sorted(range(len(texts)), key=lambda k: len(texts[k].context) + len(texts[k].tokens))
+    with evaluating(backbone):
+        masked = (m for k in order for m in _masked(k, texts[k], block_size, num_samples, seed))
+        for batch in _batches(masked, block_size, batch_tokens):
+            logprobs_N = truth_rows(backbone, _student_batch(batch, mask_id, block_size), block_size).truth_logprobs_N
+            if not logprobs_N.isfinite().all():
+                raise ModelError("the model's output is not finite; check the checkpoint, or use float32")
+            ends = np.cumsum([len(entry.positions) for entry in batch])
+            for entry, values_N in zip(batch, np.split(logprobs_N.double().numpy(), ends[:-1]), strict=True):
+                totals[entry.text] += float(values_N @ entry.weights)
+    return totals
+
+
+@dataclass(frozen=True, eq=False)
+class _Masked:
+    """One text with one set of masked tokens in each of its blocks.
+
+    Attributes:
+        text: Its number.
+        ids_L: All its tokens.
+        positions: Of the masked ones.
+        weights: Of their log p.
+    """
+
+    text: int
+    ids_L: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64]
+
+
+def _masked(k: int, text: Continuation, block_size: int, num_samples: int, seed: int) -> Iterator[_Masked]:
+    """Mask all blocks of a text at once: the x_t copy of one does not see that of another."""
+    ids_L = np.array([*text.context, *text.tokens], np.int64)
+    random = KeyedRandom("likelihood", seed, len(text.context), ids_L.tobytes().hex())
+    first, stop = len(text.context), len(ids_L)
+    blocks = []
+    for start in range(first - first % block_size, stop, block_size):
+        begin, end = max(first, start), min(stop, start + block_size)
+        is_few = 2 ** (end - begin) - 1 <= num_samples
+        masks = every_mask(end - begin) if is_few else drawn_masks(end - begin, num_samples, random)
+        blocks.append((begin, masks))
+    for m in range(max((len(masks.weight_M) for _, masks in blocks), default=0)):
+        shown = [(begin, masks) for begin, masks in blocks if m < len(masks.weight_M)]
+        positions = [begin + masks.is_masked_MN[m].nonzero()[0] for begin, masks in shown]
+        weights = [np.full(len(at), masks.weight_M[m]) for at, (_, masks) in zip(positions, shown, strict=True)]
+        yield _Masked(k, ids_L, np.concatenate(positions), np.concatenate(weights))
+
+
+def _batches(masked: Iterator[_Masked], block_size: int, batch_tokens: int) -> Iterator[list[_Masked]]:
+    """Put texts of one length in whole blocks together."""
+    waiting = next(masked, None)
+    while waiting is not None:
+        length = _in_blocks(waiting, block_size)
+        batch, waiting = [waiting], None
+        for entry in islice(masked, max(0, batch_tokens // (2 * length) - 1)):
+            if _in_blocks(entry, block_size) != length:
+                waiting = entry
+                break
+            batch.append(entry)
+        yield batch
+        waiting = waiting if waiting is not None else next(masked, None)
+
+
+def _in_blocks(entry: _Masked, block_size: int) -> int:
+    return -(-len(entry.ids_L) // block_size) * block_size
+
+
+def _student_batch(batch: Sequence[_Masked], mask_id: int, block_size: int) -> StudentBatch:
+    """Lay out [x_t, x_0]; what follows the continuation in its last block is masked and not scored."""
+    shape = (len(batch), _in_blocks(batch[0], block_size))
+    x_0_BL = np.full(shape, mask_id, np.int64)
+    x_t_BL = np.full(shape, mask_id, np.int64)
+    for b, entry in enumerate(batch):
+        x_0_BL[b, : len(entry.ids_L)] = x_t_BL[b, : len(entry.ids_L)] = entry.ids_L
+        x_t_BL[b, entry.positions] = mask_id
+    sample_N = np.repeat(np.arange(len(batch)), [len(entry.positions) for entry in batch])
+    position_N = np.concatenate([entry.positions for entry in batch])
+    arrays = (x_0_BL, x_t_BL, np.ones(shape, bool), sample_N, position_N)
+    return StudentBatch(*(torch.from_numpy(array) for array in arrays))

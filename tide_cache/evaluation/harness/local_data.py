@@ -1,0 +1,120 @@
+"""Task data from a folder of the user's, for machines without a network.
+
+A folder holds data sets in the layout in which the hub has them, so `hf download --repo-type dataset NAME --local-dir
+FOLDER/NAME` fills it; plain JSON lines will do too, and GSM8K and HumanEval under the names that their authors gave.
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tide_cache.errors import EvaluationError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+
+AUTHORS_NAMES = {
+    ("openai/gsm8k", "test"): "gsm8k_test",
+    ("openai/gsm8k", "train"): "gsm8k_train",
+    ("openai/openai_humaneval", "test"): "HumanEval",
+}
+"""Files as their authors published them, without suffix; looked for in the folder itself."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One split of a data set.
+
+    Attributes:
+        dataset: Name on the hub.
+        config: Its configuration; None for the only one.
+        split: For example `test`.
+    """
+
+    dataset: str
+    config: str | None
+    split: str
+
+    @property
+    def short_name(self) -> str:
+        """The data set's name without its owner."""
+        return self.dataset.rpartition("/")[2]
+
+    def patterns(self) -> list[str]:
+        """Give the names that are looked for, in this order, relative to the folder and without suffix."""
+        name = self.short_name
+        authors = AUTHORS_NAMES.get((self.dataset, self.split))
+        folders = [f"{name}/{self.config}"] if self.config else [f"{name}/data", f"{name}/{name}", name]
+        return [*([authors] if authors else []), *(f"{folder}/{self.split}" for folder in folders)]
+
+
+def find_files(folder: Path, wanted: Iterable[Wanted]) -> dict[Wanted, tuple[Path, ...]]:
+    """Find the files of each split; the pieces of one are taken in the order of their names.
+
+    Raises:
+        EvaluationError: Some are not there; lists all, with the places looked at.
+    """
+    found = {entry: _files(folder, entry) for entry in wanted}
+    if missing := [entry for entry, files in found.items() if not files]:
+        first = missing[0]
+        raise EvaluationError(
+            f"--task-data {folder}: found no data for\n"
+            + "\n".join(_describe_missing(folder, missing))
+            + f"\neach with {', '.join(SUFFIXES)}, or in pieces as NAME-00000-of-00001.parquet. Where there is a "
+            f"network: hf download --repo-type dataset {first.dataset} --local-dir {folder / first.short_name}; or "
+            "leave tasks out, by naming the others: --tasks"
+        )
+    return found
+
+
+def _describe_missing(folder: Path, missing: Sequence[Wanted]) -> Iterator[str]:
+    """Give a line for each data set and split; of many configurations only the first is written out."""
+    for (dataset, split), entries in groupby(missing, key=lambda entry: (entry.dataset, entry.split)):
+        first, *others = entries
+        places = ", ".join(str(folder / pattern) for pattern in first.patterns())
+        more = f" and {len(others)} other configurations" if others else ""
+        yield f"  - {dataset}, {split}: looked for {places}{more}"
+
+
+def read_rows(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """Read the rows of one split.
+
+    Raises:
+        EvaluationError: A file is not what its name says, or there is no row.
+    """
+    files = list(files)
+    rows: list[dict[str, Any]] = []
+    for path in files:
+        try:
+            rows += _rows(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise EvaluationError(f"{path}: cannot be read: {error}; fetch it again") from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise EvaluationError(f"{', '.join(map(str, files))}: found no rows, or rows that are no objects")
+    return rows
+
+
+def _files(folder: Path, wanted: Wanted) -> tuple[Path, ...]:
+    for pattern in wanted.patterns():
+        for suffix in SUFFIXES:
+            if (whole := folder / f"{pattern}{suffix}").is_file():
+                return (whole,)
+            if pieces := sorted((folder / pattern).parent.glob(f"{wanted.split}-[0-9]*{suffix}")):
+                return tuple(pieces)
+    return ()
+
+
+def _rows(path: Path) -> list[Any]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
+        return rows
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    text = data.decode("utf-8")
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        return list(json.loads(text))
+    return [json.loads(line) for line in text.split("\n") if line.strip()]

@@ -1,0 +1,255 @@
+"""Our models as lm-eval sees them: answers by the block sampler, likelihoods by the Monte-Carlo estimate."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
+from tide_cache.evaluation.harness.suite import TaskPlan
+from tide_cache.evaluation.sampler import generate
+from tide_cache.modeling.backbone import Backbone
+from tide_cache.pairing import TextTokenizer
+from tide_cache.records import Message
+from tide_cache.training.distributed import World
+
+ThinkPrefix = Literal["template", "empty", "none"]
+"""What stands before an answer: what the template writes with thinking off, or surely an empty think block, or none."""
+
+EMPTY_THINK = "<think>\n\n</think>\n\n"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is asked; what changes an answer is part of the identity of a result.
+
+    Attributes:
+        block_size: Tokens per block.
+        seed: Of masks, and of draws where a task asks for them.
+        num_samples: Sets of masked tokens per block of a likelihood.
+        think_prefix: See `ThinkPrefix`.
+    """
+
+    block_size: int
+    seed: int = 0
+    num_samples: int = 128
+    think_prefix: ThinkPrefix = "template"
+
+
+class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+    """One model for one task; lm-eval gives each rank its share of the questions."""
+
+    backend = "causal"  # how lm-eval splits a context from its continuation: of both encoded together
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: TextTokenizer,
+        options: ModelOptions,
+        plan: TaskPlan,
+        world: World,
+        progress: Progress | None = None,
+    ) -> None:
+        """Put a loaded model behind lm-eval's interface.
+
+        Args:
+            backbone: Weights loaded.
+            tokenizer: The model's own.
+            options: How it is asked.
+            plan: The task's budget.
+            world: This process among all.
+            progress: Told how many requests of this rank are done.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.num_cut = 0
+        """Prompts that lost their beginning because they were above the model's limit."""
+        self._options = options
+        self._plan = plan
+        self._progress = progress or (lambda done, total: None)
+        self._rank, self._world_size, self._device = world.rank, world.size, torch.device("cpu")
+        self._limit = int(backbone.config.max_position_embeddings)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end-of-text token, which stands in for an empty context."""
+        return self.tokenizer.eos_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer, for lm-eval's request cache."""
+        return self.tokenizer.name
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Tokenize a text as it stands: nothing is put around it."""
+        ids: list[int] = self.tokenizer.encode(string).ids_L.tolist()
+        return ids
+
+    def apply_chat_template(self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render a conversation; the beginning of an answer is written behind the generation prompt, as it is."""
+        messages = [Message(message["role"], message["content"]) for message in chat_history]
+        begun = ""
+        if not add_generation_prompt and messages[-1].role == "assistant":
+            begun = messages.pop().content
+        text = self.tokenizer.render(messages, add_generation_prompt=True).text
+        if self._options.think_prefix != "template":
+            text = text.removesuffix(EMPTY_THINK) + (EMPTY_THINK if self._options.think_prefix == "empty" else "")
+        return text + begun
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answer each prompt, up to its budget, a special token, or the first of its stop strings."""
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        answers = [""] * len(requests)
+        order = sorted(range(len(requests)), key=lambda k: (str(requests[k].args[1]), len(prompts[k])))
+        generator = torch.Generator(self.backbone.device).manual_seed(self._options.seed * 1009 + self._rank)
+        num_done = 0
+        for batch in _alike(order, [str(request.args[1]) for request in requests], self._plan.batch_size):
+            how = requests[batch[0]].args[1]
+            new_tokens = int(how["max_gen_toks"])
+            texts = self._generate([prompts[k] for k in batch], new_tokens, _temperature(how), generator)
+            for k, ids in zip(batch, texts, strict=True):
+                answers[k] = cut_at(self.tokenizer.decode(ids), how.get("until") or [])
+            num_done += len(batch)
+            self._progress(num_done, len(requests))
+        return answers
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float, generator: torch.Generator
+    ) -> list[list[int]]:
+        size = self._options.block_size
+        room = self._limit // size * size - new_tokens
+        return generate(
+            self.backbone,
+            [self._fitting(prompt, room) for prompt in prompts],
+            mask_id=self.tokenizer.mask_id,
+            pad_id=self.tokenizer.pad_id,
+            stop_ids=set(self.tokenizer.is_special_V.nonzero()[0].tolist()),
+            block_size=size,
+            max_new_tokens=new_tokens,
+            steps_per_block=self._plan.steps_per_block(size, new_tokens),
+            temperature=temperature,
+            batch_size=self._plan.batch_size,
+            generator=generator,
+        )
+
+    def _fitting(self, ids: Sequence[int], room: int) -> Sequence[int]:
+        """Leave out the beginning of what is too long, as lm-eval does for other models, and count it."""
+        if len(ids) <= room:
+            return ids
+        self.num_cut += 1
+        return ids[len(ids) - max(0, room) :]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """Estimate log p(continuation | context), and say whether the sampler would write the continuation."""
+        limit = self._limit // self._options.block_size * self._options.block_size
+        texts = [Continuation(self._fitting(context, limit - len(tokens)), tokens) for _, context, tokens in requests]
+        logprobs = self._logprobs(texts)
+        greedy = self._greedy(texts)
+        return list(zip(logprobs, greedy, strict=True))
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Estimate log p of whole texts, in windows of the model's length that do not overlap."""
+        length = self._limit // self._options.block_size * self._options.block_size - 1
+        windows = []
+        for k, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            rolling = get_rolling_token_windows(ids, self.prefix_token_id, max_seq_len=length, context_len=1)
+            windows += [(k, Continuation(*make_disjoint_window(window))) for window in rolling]
+        totals = [0.0] * len(requests)
+        for (k, _), value in zip(windows, self._logprobs([text for _, text in windows]), strict=True):
+            totals[k] += value
+        return totals
+
+    def _logprobs(self, texts: Sequence[Continuation]) -> list[float]:
+        values: list[float] = []
+        for start in range(0, len(texts), self._plan.batch_size):
+            values += continuation_logprobs(
+                self.backbone,
+                texts[start : start + self._plan.batch_size],
+                mask_id=self.tokenizer.mask_id,
+                block_size=self._options.block_size,
+                num_samples=self._options.num_samples,
+                seed=self._options.seed,
+            )
+            self._progress(len(values), len(texts))
+        return values
+
+    def _greedy(self, texts: Sequence[Continuation]) -> list[bool]:
+        """Sample once after each context, as long as its longest continuation; blocks do not look ahead."""
+        longest: dict[tuple[int, ...], int] = {}
+        for context, tokens in texts:
+            longest[tuple(context)] = max(longest.get(tuple(context), 1), len(tokens))
+        contexts = sorted(longest, key=lambda context: longest[context])
+        written: dict[tuple[int, ...], list[int]] = {}
+        for start in range(0, len(contexts), self._plan.batch_size):
+            batch = contexts[start : start + self._plan.batch_size]
+            answers = generate(
+                self.backbone,
+                batch,
+                mask_id=self.tokenizer.mask_id,
+                pad_id=self.tokenizer.pad_id,
+                stop_ids=(),
+                block_size=self._options.block_size,
+                max_new_tokens=longest[batch[-1]],
+                steps_per_block=self._options.block_size,
+                batch_size=self._plan.batch_size,
+            )
+            written |= zip(batch, answers, strict=True)
+        return [written[tuple(context)][: len(tokens)] == list(tokens) for context, tokens in texts]
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Give this rank's number of questions for every rank.
+
+        lm-eval asks only in order to give all ranks equally many, for models whose ranks run in step; it would have
+        the shorter ranks answer a question twice.
+        """
+        return tensor.repeat(self._world_size)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Collect what the ranks have on one of them."""
+        parts: list[Any] | None = [None] * self._world_size if self._rank == dst else None
+        dist.gather_object(obj, parts, dst)
+        return parts
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+
+def cut_at(text: str, stops: str | Iterable[str]) -> str:
+    """Give a text up to the first of several stop strings.
+
+    Args:
+        text: What was generated.
+        stops: One string, or several; empty ones stop nothing.
+    """
+    for stop in [stops] if isinstance(stops, str) else stops:
+        if stop:
+            text = text.partition(stop)[0]
+    return text
+
+
+def _temperature(how: dict[str, Any]) -> float:
+    """Read lm-eval's way of saying it: without `do_sample` the temperature has no say."""
+    return float(how.get("temperature", 1.0)) if how.get("do_sample") else 0.0
+
+
+def _alike(order: Sequence[int], kinds: Sequence[str], batch_size: int) -> Iterable[list[int]]:
+    """Cut an order into batches of one kind."""
+    batch: list[int] = []
+    for k in order:
+        if batch and (len(batch) == batch_size or kinds[k] != kinds[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(k)
+    if batch:
+        yield batch

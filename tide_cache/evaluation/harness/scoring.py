@@ -1,0 +1,253 @@
+"""Scores models on tasks: one after the other, each result kept in a file of its own, so that a rerun goes on.
+
+A result file says what it is a result of: the weights, the tokenizer, the questions and all that shapes an answer. A
+rerun takes it as done if all of that is the same, and refuses the folder otherwise.
+"""
+
+import gc
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import torch.distributed as dist
+from lm_eval.evaluator import evaluate
+
+from tide_cache import __version__
+from tide_cache.errors import EvaluationError, Interrupted, RunFileError, fault_list
+from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions, Progress
+from tide_cache.evaluation.harness.tasks import DefinedTask
+from tide_cache.modeling.backbone import Backbone
+from tide_cache.pairing import TextTokenizer
+from tide_cache.shards.publish import replace_json
+from tide_cache.training.distributed import World, join
+
+FORMAT_VERSION = 1
+FEWSHOT_SEED = 1234
+"""lm-eval's own default."""
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model to score.
+
+    Attributes:
+        role: `student` or `baseline`; names its folder.
+        location: Folder or hub name, as given.
+        tokenizer: Its own.
+        fingerprint: Of its weights.
+        options: How it is asked.
+        load: Loads the weights.
+    """
+
+    role: str
+    location: str
+    tokenizer: TextTokenizer
+    fingerprint: Mapping[str, str]
+    options: ModelOptions
+    load: Callable[[], Backbone]
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What is the same for all models and tasks.
+
+    Attributes:
+        limit: Questions at most of each of lm-eval's tasks; None for all.
+        chat_template: Whether prompts are rendered as conversations.
+        dtype: Of the weights.
+    """
+
+    limit: int | None
+    chat_template: bool
+    dtype: str
+
+
+def score_all(
+    contestants: Sequence[Contestant],
+    tasks: Sequence[DefinedTask],
+    out: Path,
+    options: ScoringOptions,
+    world: World,
+    report: Callable[[str], Progress] | None = None,
+) -> dict[str, dict[str, Document]]:
+    """Score each model on each task, but for what `out` holds already.
+
+    Args:
+        contestants: The student, and what it is compared with.
+        tasks: From `define_tasks`.
+        out: Folder of results, one for all ranks; made if missing.
+        options: What is the same for all.
+        world: This process; every rank calls this alike.
+        report: Gives who is told about the progress of what it is named.
+
+    Returns:
+        Results by role and task.
+
+    Raises:
+        EvaluationError: The folder holds results of something else, or a task's data cannot be had.
+        RunFileError: There are more ranks than questions.
+        Interrupted: Ctrl-C; finished tasks are kept.
+    """
+    identities = {(c.role, task.plan.name): _identity(c, task, options) for c in contestants for task in tasks}
+    done = _done(out, identities)
+    missing = [task for task in tasks if any((c.role, task.plan.name) not in done for c in contestants)]
+    opened = {task.plan.name: task.open() for task in missing}
+    _require_enough(opened, options.limit, world)
+    if world.size > 1:
+        join(world, "cpu")  # what ranks exchange is small and not on the GPU
+        dist.barrier()  # nobody writes before all have read what is done
+    try:
+        for contestant in contestants:
+            left = [task for task in missing if (contestant.role, task.plan.name) not in done]
+            backbone = contestant.load() if left else None
+            for task in left:
+                assert backbone is not None
+                name = task.plan.name
+                progress = report(f"{contestant.role}, {name}") if report else None
+                lm = BlockDiffusionLM(backbone, contestant.tokenizer, contestant.options, task.plan, world, progress)
+                result = score_task(lm, task, opened[name], options)
+                if world.is_first:
+                    samples = result.pop("samples")
+                    done[contestant.role, name] = {"identity": identities[contestant.role, name], **result}
+                    _keep(out / contestant.role, name, done[contestant.role, name], samples)
+            del backbone
+            gc.collect()
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Stopped; {out} keeps {len(done)} of {len(identities)} results. Run the same command again to go on."
+        ) from None
+    return {c.role: {t.plan.name: done[c.role, t.plan.name] for t in tasks} for c in contestants if world.is_first}
+
+
+def _identity(contestant: Contestant, task: DefinedTask, options: ScoringOptions) -> Document:
+    plan = task.plan
+    return {
+        "format_version": FORMAT_VERSION,
+        "weights": dict(contestant.fingerprint),
+        "tokenizer": contestant.tokenizer.fingerprint(),
+        "task": plan.name,
+        "questions": task.identity(),
+        "new_tokens": plan.new_tokens,
+        "steps": plan.steps,
+        "shots": plan.shots,
+        **asdict(contestant.options),
+        **asdict(options),
+        "lm_eval": lm_eval.__version__,
+    }
+
+
+def _done(out: Path, identities: Mapping[tuple[str, str], Document]) -> dict[tuple[str, str], Document]:
+    """Read the results that are there already.
+
+    Raises:
+        EvaluationError: Some are of another evaluation; lists every difference.
+    """
+    done, faults = {}, []
+    for (role, name), identity in identities.items():
+        path = out / role / f"{name}.json"
+        if not path.exists():
+            continue
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            found = document["identity"]
+        except (ValueError, KeyError, TypeError):
+            faults.append(f"{path}: found no result of an evaluation; remove it")
+            continue
+        differing = [key for key in sorted(identity.keys() | found.keys()) if identity.get(key) != found.get(key)]
+        faults += [f"{path}, {key}: found {found.get(key)!r}, expected {identity.get(key)!r}" for key in differing]
+        done[role, name] = document
+    if faults:
+        raise EvaluationError(
+            fault_list(
+                "The folder holds results of another evaluation:", faults, "Give another --out, or remove these files."
+            )
+        )
+    return done
+
+
+def _require_enough(opened: Mapping[str, Mapping[str, Any]], limit: int | None, world: World) -> None:
+    """Refuse more ranks than a task has questions: lm-eval fails on a rank without any."""
+    for tasks in opened.values():
+        for name, task in tasks.items():
+            num_questions = min(len(task.eval_docs), limit or len(task.eval_docs))
+            if num_questions < world.size:
+                raise RunFileError(
+                    f"{name} has {num_questions} questions for {world.size} processes; start fewer, or raise --limit"
+                )
+
+
+def score_task(lm: BlockDiffusionLM, task: DefinedTask, opened: Mapping[str, Any], options: ScoringOptions) -> Document:
+    """Ask one model all questions of one task; only the first rank gets figures."""
+    begin_s = time.monotonic()
+    for single in opened.values():
+        single.set_fewshot_seed(FEWSHOT_SEED)
+    found = evaluate(
+        lm,
+        {"tasks": dict(opened)},
+        limit=options.limit,
+        bootstrap_iters=1000,
+        apply_chat_template=options.chat_template,
+        confirm_run_unsafe_code=True,  # consent was asked for when the task was defined
+    )
+    num_cut = lm.num_cut
+    if lm.world_size > 1:
+        num_cut = sum(lm.gather_object(lm.num_cut) or [])
+    if found is None:
+        return {}
+    sizes = {name: int(found["n-samples"][name]["effective"]) for name in opened}
+    figures = {name: _figures(found["results"][name]) for name in opened}
+    metric = task.plan.metric or next(iter(next(iter(figures.values()))))
+    score, stderr = _pooled(figures, sizes, metric)
+    return {
+        "task": task.plan.name,
+        "metric": metric,
+        "score": score,
+        "stderr": stderr,
+        "num_questions": sum(sizes.values()),
+        "num_cut_prompts": num_cut,
+        "seconds": round(time.monotonic() - begin_s, 1),
+        "tide_cache_version": __version__,
+        "figures": figures,
+        "samples": found["samples"],
+    }
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """Keep lm-eval's numbers by `metric,filter`; what is not one, such as `N/A`, becomes None."""
+    numbers = {}
+    for key, value in result.items():
+        if "," in key:
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            numbers[key] = float(value) if is_number else None
+    return numbers
+
+
+def _pooled(
+    figures: Mapping[str, Mapping[str, float | None]], sizes: Mapping[str, int], metric: str
+) -> tuple[float | None, float | None]:
+    """Average a metric over all questions, with its standard error; None where a part has none."""
+    name, _, filter_name = metric.partition(",")
+    total = sum(sizes.values())
+    scores = [(size, figures[task].get(metric)) for task, size in sizes.items()]
+    errors = [(size, figures[task].get(f"{name}_stderr,{filter_name}")) for task, size in sizes.items()]
+    score = None if any(v is None for _, v in scores) else sum(n * v for n, v in scores if v is not None) / total
+    is_known = all(v is not None for _, v in errors)
+    stderr = math.sqrt(sum((n * v) ** 2 for n, v in errors if v is not None)) / total if is_known else None
+    return score, stderr
+
+
+def _keep(folder: Path, name: str, document: Document, samples: Mapping[str, Sequence[Document]]) -> None:
+    """Write a result, and what the model was asked and answered; the result last, since it says done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.samples.jsonl").open("w", encoding="utf-8") as stream:
+        for task, entries in samples.items():
+            for entry in sorted(entries, key=lambda entry: (entry["doc_id"], entry["filter"])):
+                stream.write(json.dumps({"task": task, **entry}, ensure_ascii=False, default=str) + "\n")
+    replace_json(folder / f"{name}.json", document)

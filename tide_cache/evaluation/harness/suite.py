@@ -1,0 +1,104 @@
+"""The tasks by which the paper compares students, and the budget each of them gives the sampler.
+
+Names, budgets and shots are those of the paper's evaluation script (arXiv:2604.26951, Table 6 for the batches). Where
+lm-eval gives several figures for a task, `metric` names the one that is shown; all are kept in the results.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tide_cache.errors import RunFileError
+
+INSTALL = "Evaluation on tasks needs lm-eval with its mathematics: pip install 'tide-cache[eval]'"
+DEFINITIONS = Path(__file__).with_name("definitions")
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task and how it is run.
+
+    Attributes:
+        name: As given on the command line and in the results.
+        new_tokens: Most tokens of an answer; None for what the task says.
+        steps: Denoising steps for `new_tokens` of them; None for as many.
+        shots: Examples in the prompt; None for what the task says.
+        batch_size: Sequences per forward.
+        metric: `metric,filter` of the figure that is shown; None for the task's first.
+        folders: Of lm-eval's tasks, those to look through; empty for all.
+        source: Name there; None for a task of our own.
+        overlay: File of ours whose entries replace those of the source.
+    """
+
+    name: str
+    new_tokens: int | None = None
+    steps: int | None = None
+    shots: int | None = None
+    batch_size: int = 32
+    metric: str | None = None
+    folders: tuple[str, ...] = ()
+    source: str | None = None
+    overlay: Path | None = None
+
+    def steps_per_block(self, block_size: int, new_tokens: int) -> int:
+        """Give the forwards per block that keep the ratio of steps to tokens.
+
+        Args:
+            block_size: Blocks are always sampled whole.
+            new_tokens: Of an answer.
+        """
+        steps = new_tokens if self.steps is None else self.steps
+        return min(block_size, max(1, -(-block_size * steps // new_tokens)))
+
+
+_MMLU = (("mmlu/generative",), "mmlu_generative", DEFINITIONS / "mmlu_generative_dream.yaml")
+TIDE = (
+    TaskPlan("mmlu_generative_dream", 3, 3, 0, 128, "exact_match,get_response", *_MMLU),
+    TaskPlan("mmlu_pro", 256, 256, 0, 64, "exact_match,custom-extract", ("mmlu_pro",), "mmlu_pro"),
+    TaskPlan("hellaswag_gen", 3, 3, 0, 128, "exact_match,get_response", overlay=DEFINITIONS / "hellaswag_gen.yaml"),
+    TaskPlan("gsm8k_cot", 256, 256, 0, 128, "exact_match,flexible-extract", ("gsm8k",), "gsm8k_cot"),
+    TaskPlan("bbh", 256, 256, 3, 32, "exact_match,get-answer", ("bbh/cot_fewshot",), "bbh"),
+    TaskPlan("minerva_math", 256, 256, 0, 32, "math_verify,none", ("minerva_math", "benchmarks"), "minerva_math"),
+    TaskPlan("humaneval_instruct", 256, 256, 0, 128, "pass_at_1,program", ("humaneval",), "humaneval_instruct"),
+    TaskPlan("mbpp_instruct", 256, 256, 0, 32, "pass_at_1,program", ("mbpp",), "mbpp_instruct"),
+)
+"""The paper's eight tasks."""
+
+SUITES = {"tide": TIDE}
+
+
+def plan_tasks(suite: str | None, names: Sequence[str]) -> tuple[TaskPlan, ...]:
+    """Choose tasks: those of a suite, or those named; a name of a suite's task brings the suite's budget with it.
+
+    Args:
+        suite: Name of a suite; None for none.
+        names: Of tasks; with a suite, only these of it.
+
+    Raises:
+        RunFileError: There is no such suite, a name is not in it, or there is none, or two tasks of one name.
+    """
+    if suite is not None and suite not in SUITES:
+        raise RunFileError(f"--suite {suite!r}: no such suite; expected {', '.join(SUITES)}")
+    known = {plan.name: plan for plans in SUITES.values() for plan in plans}
+    if suite is None:
+        return _any_tasks(names, known)
+    plans = SUITES[suite]
+    if strange := [name for name in names if name not in {plan.name for plan in plans}]:
+        raise RunFileError(
+            f"--tasks {','.join(strange)}: not in the suite {suite}; expected some of "
+            f"{', '.join(plan.name for plan in plans)}, or leave --suite out to run any task of lm-eval"
+        )
+    return tuple(plan for plan in plans if not names or plan.name in names)
+
+
+def _any_tasks(names: Sequence[str], known: Mapping[str, TaskPlan]) -> tuple[TaskPlan, ...]:
+    """Take tasks as they come; one of a file is named after the file, since results are kept by name."""
+    if not names:
+        raise RunFileError("--tasks names no task; expected names joined by commas")
+    plans = []
+    for name in names:
+        short = Path(name).stem if name.endswith(".yaml") else name
+        plans.append(known.get(name) or TaskPlan(short, source=name))
+    if twice := sorted({plan.name for plan in plans if sum(other.name == plan.name for other in plans) > 1}):
+        raise RunFileError(f"--tasks: found {', '.join(twice)} more than once; results are kept by name")
+    return tuple(plans)
