@@ -14,7 +14,7 @@ from tide_cache.errors import RunFileError
 from tide_cache.locations import CachePath
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_text, say, size
-from .options import BadRow, Dataset, DryRun, Json, Out, RunFile, Set, corpus_flags, given
+from .options import BadRow, Dataset, DryRun, Json, Out, Passes, RunFile, Set, StudentTokenizer, Teacher, build_flags
 from .progress import ProgressReport
 from .run_toml import run_toml
 
@@ -34,23 +34,12 @@ class ExecutorName(StrEnum):
 
 def build_teacher_shards(
     run_file: RunFile = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Teacher checkpoint: a folder or a hub name.", show_default=False)
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(help="Student tokenizer: a folder or a hub name.", show_default=False)
-    ] = None,
+    teacher: Teacher = None,
+    student: StudentTokenizer = None,
     dataset: Dataset = None,
     on_bad_row: BadRow = None,
     out: Out = None,
-    passes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PASS[,PASS]",
-            help="What to capture: plain, compdemo. A pass that a finished cache lacks is added to it.",
-            show_default=False,
-        ),
-    ] = None,
+    passes: Passes = None,
     assignments: Set = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Workers that build at the same time, one device each.", show_default="1")
@@ -85,14 +74,8 @@ def build_teacher_shards(
 
     An interrupted build goes on where it stopped when the same command is run again.
     """
-    flags = {
-        "teacher.model": teacher,
-        "student.tokenizer.path": student,
-        **corpus_flags("corpus", dataset, on_bad_row),
-        "build.out": out,
-        "build.passes": passes.split(",") if passes is not None else None,
-    }
-    run = load_run_file(BuildRun, run_file, {**given(flags), **parse_assignments(assignments or ())})
+    flags = build_flags(teacher, student, dataset, on_bad_row, out, passes)
+    run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
     if dry_run:
         _dry_run(run, json)
         return

@@ -31,6 +31,18 @@ RunFile = Annotated[
     Path | None,
     typer.Argument(metavar="RUN.toml", help="Run file; not needed when the options say enough.", show_default=False),
 ]
+Teacher = Annotated[str | None, typer.Option(help="Teacher checkpoint: a folder or a hub name.", show_default=False)]
+StudentTokenizer = Annotated[
+    str | None, typer.Option("--student", help="Student tokenizer: a folder or a hub name.", show_default=False)
+]
+Passes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PASS[,PASS]",
+        help="What to capture: plain, compdemo. A pass that a finished cache lacks is added to it.",
+        show_default=False,
+    ),
+]
 Out = Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder to write.", show_default=False)]
 Dataset = Annotated[
     str | None,
@@ -66,6 +78,34 @@ def complete_objective(incomplete: str) -> list[str]:
     from tide_cache.config.objectives import OBJECTIVE_KINDS
 
     return [kind for kind in OBJECTIVE_KINDS if kind.startswith(incomplete)]
+
+
+def build_flags(
+    teacher: str | None,
+    student: str | None,
+    dataset: str | None,
+    on_bad_row: OnBadRow | None,
+    out: str | None,
+    passes: str | None,
+) -> dict[str, Any]:
+    """Turn the short options of a build into entries of its run file.
+
+    Args:
+        teacher: As given.
+        student: As given.
+        dataset: As given.
+        on_bad_row: As given.
+        out: As given.
+        passes: As given.
+    """
+    flags = {
+        "teacher.model": teacher,
+        "student.tokenizer.path": student,
+        **corpus_flags("corpus", dataset, on_bad_row),
+        "build.out": out,
+        "build.passes": passes.split(",") if passes is not None else None,
+    }
+    return given(flags)
 
 
 def given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say, size
-from .options import BadRow, Dataset, Json, Out, RunFile, Set, corpus_flags, given
+from .options import BadRow, Dataset, Json, Out, Passes, RunFile, Set, StudentTokenizer, Teacher, build_flags
 
 if TYPE_CHECKING:
     from tide_cache.reporting.planning import CachePlan
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 def plan(
     run_file: RunFile = None,
+    teacher: Teacher = None,
+    student: StudentTokenizer = None,
     dataset: Dataset = None,
     on_bad_row: BadRow = None,
     out: Out = None,
+    passes: Passes = None,
     sample_rows: Annotated[int, typer.Option(min=1, help="Rows to pair, spread over the corpus.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Devices like this one to foresee the time for.")] = 1,
     epochs: Annotated[
@@ -32,8 +35,8 @@ def plan(
 
     Loads the teacher and runs a few of the build's forwards on this device; writes nothing.
     """
-    flags = {**corpus_flags("corpus", dataset, on_bad_row), "build.out": out}
-    run = load_run_file(BuildRun, run_file, {**given(flags), **parse_assignments(assignments or ())})
+    flags = build_flags(teacher, student, dataset, on_bad_row, out, passes)
+    run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
     with chatter_to_stderr():
         from tide_cache.building.prepare import prepare_build
         from tide_cache.reporting.planning import plan_build
