@@ -16,7 +16,7 @@ from tide_cache_cli.main import app
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-OTHER_PROGRAMS = {"duckdb", "git", "ls", "printf", "ray", "source", "test"}
+OTHER_PROGRAMS = {"duckdb", "git", "hf", "ls", "printf", "ray", "source", "test"}
 """Programs that are not ours and say nothing of us."""
 INLINE = re.compile(r"(?<!`)`((?:tide-cache|python -m benchmarks\S*|make|pip install) [^`]+)`(?!`)")
 UsageError = typer.BadParameter.__base__
@@ -54,11 +54,10 @@ def commands_of(text):
             words = words[1:]
         for separator in ("&&", "||"):
             words = words[: words.index(separator)] if separator in words else words
-        while "|" in words:
-            yield words[: words.index("|")]
-            words = words[words.index("|") + 1 :]
-        if words and words[0] != "export":
-            yield words
+        while words and words[0] != "export":
+            end = words.index("|") if "|" in words else len(words)
+            yield words[:end]
+            words = words[end + 1 :]
 
 
 def _inline(page):
@@ -84,8 +83,10 @@ def parse_tide_cache(arguments):
     """Let the real command line parse arguments, without running anything."""
     group = typer.main.get_command(app)
     arguments = [word for word in arguments if word not in ("-h", "--help")]
-    if not arguments or any(arguments[0] in option.opts and option.is_eager for option in group.params):
-        return {}  # these end the command, and one of them would change the shell's files
+    if all(word.startswith("-") for word in arguments):  # no subcommand: one of these would change the shell's files
+        known = {name for option in group.params for name in option.opts}
+        assert known.issuperset(arguments), arguments
+        return {}
     context = group.make_context("tide-cache", list(arguments), resilient_parsing=False)
     name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
     assert command is not None, name
@@ -144,7 +145,8 @@ def test_a_command_in_the_text_can_be_run(words):
     try:
         check(words)
     except UsageError as error:
-        if type(error).__name__ != "MissingParameter":  # a mention may leave out what the command needs
+        # a mention may leave out what the command or an option needs
+        if type(error).__name__ not in ("MissingParameter", "BadOptionUsage"):
             raise
 
 
@@ -182,6 +184,8 @@ def _tide_cache_commands(pages):
 
 def _dry(arguments):
     """Give what makes a command run here, or None where it is only parsed."""
+    if "--suite" in arguments or "--tasks" in arguments:
+        return None  # these fetch data
     if arguments[0] in DRY:
         return DRY[arguments[0]]
     return ["--dry-run"] if "dry_run" in parse_tide_cache(arguments) else None
