@@ -31,7 +31,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/tide-cache schema --check schemas
 	$(BIN)/python -m benchmarks.pages
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 format: $(STAMP)
 	$(BIN)/ruff format .

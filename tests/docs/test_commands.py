@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 import typer
+from deepspeed.launcher.runner import parse_args as parse_deepspeed
 from pages import PAGES, QUICK_START, ROOT, blocks_of, run_in
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from benchmarks.__main__ import _parser as benchmarks_parser
 from tide_cache_cli.main import app
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-OTHER_PROGRAMS = {"duckdb", "git", "ls", "ray", "source", "test"}
+OTHER_PROGRAMS = {"duckdb", "git", "hf", "ls", "printf", "ray", "source", "test"}
 """Programs that are not ours and say nothing of us."""
 INLINE = re.compile(r"(?<!`)`((?:tide-cache|python -m benchmarks\S*|make|pip install) [^`]+)`(?!`)")
 UsageError = typer.BadParameter.__base__
@@ -25,17 +27,21 @@ DRY = {
     "repair": ["--dry-run"],
     **{name: [] for name in ("plan", "inspect", "verify", "export", "eval")},
     "generate": IN_SHORT["generate"],
+    "sweep": None,
 }
-"""What makes a command of the docs run without paying for it. Others run dry where they can, else they are parsed."""
+"""What makes a command of the docs run without paying for it; with None it is parsed, for there are no files for it."""
+VARIABLES = {"$TRAIN": "chats.jsonl", "$TEST": "held-out.jsonl"}
+FIRST = "runs/first/students/shared-kl/seed-0/model"
 STAND_INS = {
     "demo-output/corpus/student.jsonl": ["chats.jsonl"],
     "demo-output/corpus/held-out.jsonl": ["held-out.jsonl"],
-    "demo-output/teacher/model": ["TEACHER", "runs/teacher/model"],
+    "demo-output/teacher/model": ["TEACHER", "runs/teacher/model", "runs/first/teacher/model"],
     "demo-output/tokenizers/first": ["TOKENIZER", "tokenizers/qwen"],
-    "runs/student/model": ["STUDENT", "checkpoint", "checkpoints/qwen3-bd3lm"],
-    "build.toml": ["llada2.toml"],
+    "runs/student/model": ["STUDENT", "checkpoint", "checkpoints/qwen3-bd3lm", "students/qwen3-0.6b", FIRST],
+    "build.toml": ["llada2.toml", "examples/gsm8k-cpu/capture-shared.toml", "examples/pipeline-a/capture.toml"],
     "train.toml": ["run.toml"],
-    "cache": ["caches/llada2-mini"],
+    "cache": ["caches/llada2-mini", "runs/first/cache"],
+    "teacher.toml": ["examples/gsm8k-cpu/teacher.toml"],
 }
 """Files that the docs name, by what of the quick start takes their place."""
 
@@ -48,8 +54,10 @@ def commands_of(text):
             words = words[1:]
         for separator in ("&&", "||"):
             words = words[: words.index(separator)] if separator in words else words
-        if words and words[0] != "export":
-            yield words
+        while words and words[0] != "export":
+            end = words.index("|") if "|" in words else len(words)
+            yield words[:end]
+            words = words[end + 1 :]
 
 
 def _inline(page):
@@ -74,10 +82,14 @@ IN_TEXT = [
 def parse_tide_cache(arguments):
     """Let the real command line parse arguments, without running anything."""
     group = typer.main.get_command(app)
+    arguments = [word for word in arguments if word not in ("-h", "--help")]
+    if all(word.startswith("-") for word in arguments):  # no subcommand: one of these would change the shell's files
+        known = {name for option in group.params for name in option.opts}
+        assert known.issuperset(arguments), arguments
+        return {}
     context = group.make_context("tide-cache", list(arguments), resilient_parsing=False)
     name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
     assert command is not None, name
-    rest = [word for word in rest if word not in ("-h", "--help")]
     return command.make_context(name, rest, parent=context).params
 
 
@@ -96,6 +108,10 @@ def ours(words):
 def check(words):
     """Refuse a command that would be refused for how it is written."""
     program, *rest = words
+    if program == "torchrun":
+        torchrun_parser().parse_args(rest)
+    elif program == "deepspeed":
+        assert parse_deepspeed(rest).no_local_rank, "it would add an option that the command line does not know"
     if (arguments := ours(words)) is not None:
         parse_tide_cache(arguments)
     elif program == "make":
@@ -106,7 +122,8 @@ def check(words):
     elif Path(program).name == "python" and rest[0] == "-m":
         assert (ROOT / (rest[1].replace(".", "/") + ".py")).is_file(), rest
     elif Path(program).name == "python":
-        assert (ROOT / rest[0]).is_file(), rest
+        text = (ROOT / rest[0]).read_text()
+        assert all(f'"{word}"' in text for word in rest[1:] if word.startswith("--")), rest
     elif program == "pytest":
         assert all((ROOT / word).exists() for word in rest if not word.startswith("-") and word != "no:xdist"), rest
     elif program == "pip":
@@ -128,7 +145,8 @@ def test_a_command_in_the_text_can_be_run(words):
     try:
         check(words)
     except UsageError as error:
-        if type(error).__name__ != "MissingParameter":  # a mention may leave out what the command needs
+        # a mention may leave out what the command or an option needs
+        if type(error).__name__ not in ("MissingParameter", "BadOptionUsage"):
             raise
 
 
@@ -140,6 +158,9 @@ def test_a_command_in_the_text_can_be_run(words):
         "make nothing",
         "python -m benchmarks nothing",
         "rm x",
+        "torchrun --nonsense 2 -m tide_cache_cli.main train run.toml",
+        "deepspeed --module tide_cache_cli.main train run.toml",
+        "python examples/gsm8k-cpu/run.py --nonsense 1",
     ],
 )
 def test_a_wrong_command_is_seen(command):
@@ -157,8 +178,17 @@ def _tide_cache_commands(pages):
     for block in (block for page in pages for block in blocks_of(page) if block.language == "sh"):
         for words in commands_of(block.text):
             arguments = ours(words)
-            if arguments and (arguments[0] in DRY or "dry_run" in parse_tide_cache(arguments)):
-                yield arguments
+            if arguments and _dry(arguments) is not None:
+                yield [VARIABLES.get(word, word) for word in arguments]
+
+
+def _dry(arguments):
+    """Give what makes a command run here, or None where it is only parsed."""
+    if "--suite" in arguments or "--tasks" in arguments:
+        return None  # these fetch data
+    if arguments[0] in DRY:
+        return DRY[arguments[0]]
+    return ["--dry-run"] if "dry_run" in parse_tide_cache(arguments) else None
 
 
 QUICK_START_COMMANDS = list(_tide_cache_commands([QUICK_START]))
@@ -184,12 +214,12 @@ def test_the_quick_start_leads_to_a_student(walked):
 @pytest.fixture(scope="session")
 def stand_ins(walked):
     """The same folder, where the files that other pages name lead to those of the quick start."""
+    with_corpus = (walked / "train.toml").read_text().replace('cache = "cache"', 'corpus.spec = "chats.jsonl"')
+    (walked / "teacher.toml").write_text(with_corpus.replace('[[objective]]\nkind = "chunk_kl"\n', ""))
     for there, names in STAND_INS.items():
         for name in names:
             (walked / name).parent.mkdir(parents=True, exist_ok=True)
             (walked / name).symlink_to((walked / there).resolve())
-    with_corpus = (walked / "train.toml").read_text().replace('cache = "cache"', 'corpus.spec = "chats.jsonl"')
-    (walked / "teacher.toml").write_text(with_corpus.replace('[[objective]]\nkind = "chunk_kl"\n', ""))
     return walked
 
 
@@ -197,5 +227,5 @@ def stand_ins(walked):
 def test_a_command_runs_or_runs_dry(arguments, stand_ins, monkeypatch, tmp_path):
     """Where a file of the docs is missing here, its name goes into STAND_INS."""
     out = ["--out", str(tmp_path / "view.parquet")] if arguments[0] == "export" else []
-    result = run_in(stand_ins, [*arguments, *out, *DRY.get(arguments[0], ["--dry-run"])], monkeypatch)
+    result = run_in(stand_ins, [*arguments, *out, *_dry(arguments)], monkeypatch)
     assert result.exit_code == 0, result.output
