@@ -178,7 +178,7 @@ def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str
             faults.append(f"{key}: missing; it has no default")
         elif fault["type"] == "union_tag_invalid":
             tag, known = fault["ctx"]["tag"], re.findall(r"'([^']+)'", fault["ctx"]["expected_tags"])
-            faults.append(f"{key}: found kind {tag!r}; {_hint(tag, known)}")
+            faults.append(f"{key}: found kind {tag!r}; {_hint(tag, known, is_short=True)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             value = fault.get("input")
@@ -187,9 +187,12 @@ def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str
     return fault_list(f"{where} cannot be used:", faults, "Mend these and run it again; --dry-run only checks.")
 
 
-def _hint(found: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(found, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+def _hint(found: str, known: list[str], is_short: bool = False) -> str:
+    """Suggest the nearest name, and list all of them where there is none or the list is short."""
+    hints = [f"did you mean {close!r}?" for close in difflib.get_close_matches(found, known, n=1)]
+    if is_short or not hints:
+        hints.append(f"known here: {', '.join(sorted(known))}")
+    return " ".join(hints)
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -12,12 +12,14 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AttentionInterface,
+    AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     Cache,
     PretrainedConfig,
 )
+from transformers.masking_utils import sdpa_mask
 from transformers.utils.logging import disable_progress_bar
 
 from tide_cache.errors import ModelError
@@ -48,13 +50,24 @@ def _attention_of_copies(
     return out_BHSA.transpose(1, 2).contiguous(), None
 
 
+def _mask_of_the_model(**options: Any) -> torch.Tensor | None:
+    """Make a model's own mask where none is given; never leave it out: `attend` alone does not know who is causal."""
+    mask: torch.Tensor | None = sdpa_mask(**{**options, "allow_is_causal_skip": False})
+    return mask
+
+
 AttentionInterface.register("tide_cache", _attention_of_copies)
+AttentionMaskInterface.register("tide_cache", _mask_of_the_model)
 
 _KERNELS: dict[AttentionKind, str] = {"sdpa": "tide_cache", "flex": "flex_attention"}
 
 
 class StockBackbone(Backbone):
     """A causal language model of transformers, under an explicit mask."""
+
+    def __init__(self, model: torch.nn.Module, attention: AttentionKind = "sdpa"):
+        super().__init__(model, attention)
+        self.use_attention(attention)
 
     @property
     def head_VD(self) -> torch.Tensor:
@@ -132,7 +145,7 @@ class StockAdapter:
                 config=info.config,
                 revision=plan.revision,
                 dtype=plan.dtype,
-                attn_implementation=_KERNELS[plan.attention],
+                attn_implementation="sdpa",
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -206,5 +219,5 @@ def new_backbone(config: PretrainedConfig, dtype: torch.dtype, device: str, seed
     """Make a backbone with random weights; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=_KERNELS["sdpa"], dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
     return StockBackbone(model.to(device))
