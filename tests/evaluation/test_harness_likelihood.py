@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from tide_cache.evaluation.block_context import BlockContext
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs, drawn_masks, every_mask
-from tide_cache.evaluation.sampler import masked_row_logits
 from tide_cache.views.random import KeyedRandom
 
 MASK = 39
@@ -30,11 +30,12 @@ def any_order(backbone, context, tokens, block_size=4):
             shown, logprob = dict(enumerate(ids)), 0.0
             length = -(-end // block_size) * block_size
             for place in order:
-                row = torch.tensor([[shown.get(position, MASK) for position in range(length)]])
-                is_asked = torch.zeros_like(row, dtype=torch.bool)
-                is_asked[0, begin + place] = True
+                row = [shown.get(position, MASK) for position in range(length)]
+                start = length - block_size
+                is_asked = torch.arange(start, length)[None] == begin + place
                 with torch.no_grad():
-                    logits = masked_row_logits(backbone, row, is_asked, block_size)
+                    clean = BlockContext(backbone, [row[:start]], block_size, use_cache=False)
+                    logits = clean.masked_row_logits(torch.tensor([row[start:]]), is_asked)
                 logprob += float(logits[0].log_softmax(0)[block[place]])
                 shown[begin + place] = block[place]
             sums.append(logprob)
