@@ -101,7 +101,7 @@ def test_the_next_arm_starts_while_a_grid_is_running():
 
 def test_the_best_value_is_chosen_on_the_validation_rows():
     jobs = known_jobs(untaught("cross")[0], None, (0,), {})
-    results = {job.key: {"validation": {"nll": nll}, "test": {"nll": -nll}} for job, nll in zip(jobs, (2, 1, 3))}
+    results = {job.key: {"validation": {"nll": nll}, "test": {"nll": -nll}} for job, nll in zip(jobs, (2, 1, 3), strict=True)}
     assert best_job(jobs, results) is jobs[1]
 
 
