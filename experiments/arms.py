@@ -71,6 +71,8 @@ class Stage:
     name: str
     samples: int | None
     arms: tuple[Arm, ...]
+    longer: float = 1.0
+    """Factor on the steps of the plan."""
 
 
 def taught(name: str, pipeline: Pipeline, *entries: Entry, **options: Any) -> Arm:
@@ -78,26 +80,41 @@ def taught(name: str, pipeline: Pipeline, *entries: Entry, **options: Any) -> Ar
     return Arm(name, pipeline, entries, CE_UNWEIGHTED, **options)
 
 
-def untaught(pipeline: Pipeline) -> tuple[Arm, Arm]:
-    """Give the two baselines: unweighted and 1/t, both stopped at their best step."""
-    return (
-        Arm("ce, unweighted", pipeline, (), CE_UNWEIGHTED, "steps", STEPS),
-        Arm("ce, 1/t", pipeline, (), CE, "steps", STEPS),
-    )
+def untaught(name: str, pipeline: Pipeline, ce: Entry) -> Arm:
+    """Give an arm of cross-entropy alone, stopped at its best step."""
+    return Arm(name, pipeline, (), ce, "steps", STEPS)
+
+
+def at(arm: Arm, value: float) -> Arm:
+    """Give an arm that is not tuned again, but run at the value that shorter runs chose."""
+    return replace(arm, grid=(value,))
 
 
 TIDE_CHUNK = (CHUNK_KL, CALM | {"chunks": "without_candidates"})
 
 FIRST = (
-    *untaught("cross"),
+    untaught("ce, unweighted", "cross", CE_UNWEIGHTED),
     taught("chunk_kl", "cross", CHUNK_KL),
     taught("chunk_kl, p = 1", "cross", CHUNK_KL, source="certain"),
-    *untaught("shared"),
+    untaught("ce, unweighted", "shared", CE_UNWEIGHTED),
     taught("kl", "shared", KL),
     taught("calm", "cross", CALM),
     taught("calm, p = 1", "cross", CALM, source="certain"),
+    untaught("ce, 1/t", "cross", CE),
+    untaught("ce, 1/t", "shared", CE),
 )
 """What decides the question; the other arms refine it."""
+
+LONGER = (
+    at(FIRST[0], 1.0),
+    at(FIRST[1], 1.0),
+    at(FIRST[2], 0.3),
+    at(FIRST[3], 1.0),
+    at(FIRST[4], 0.3),
+    at(FIRST[5], 1.0),
+    at(FIRST[6], 1.0),
+)
+"""The same, after more steps: students of the short runs have hardly begun to look at the context."""
 
 FURTHER = (
     taught("tide-chunk", "cross", *TIDE_CHUNK),
@@ -114,6 +131,15 @@ COMPDEMO = (
     taught("tide-shared", "shared", TIDAL | {"over": "kl", "temperature": 2.0}, signal_pass="compdemo"),
     taught("tide-shared", "cross", TIDAL | {"over": "calm", "temperature": 5.0}, signal_pass="compdemo"),
 )
+
+WEIGHTED = (
+    Arm("1/t and chunk_kl", "cross", (CHUNK_KL,), CE),
+    Arm("1/t and calm", "cross", (CALM,), CE),
+    Arm("1/t and kl", "shared", (KL,), CE),
+    Arm("chunk_kl alone", "cross", (CHUNK_KL,), grid=(1.0,)),
+    Arm("kl alone", "shared", (KL,), grid=(1.0,)),
+)
+"""As the paper trains, beside the cross-entropy with 1/t; and without any."""
 
 VIEWED = (taught("kl", "shared", KL, grid=(1.0,)), taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))
 VIEWS = (
@@ -136,9 +162,11 @@ SIGNALS = (
 
 STAGES = (
     Stage("300 samples", 300, FIRST),
+    Stage("longer", 300, LONGER, longer=10 / 3),
     Stage("300 samples, further arms", 300, FURTHER),
     Stage("300 samples, compdemo", 300, COMPDEMO),
     Stage("views", 300, VIEWS),
+    Stage("300 samples, 1/t or none", 300, WEIGHTED),
     Stage("1000 samples", 1000, FIRST),
     Stage("signals", 300, SIGNALS),
     Stage("1000 samples, further arms", 1000, (*FURTHER, *COMPDEMO)),

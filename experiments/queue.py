@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,15 +19,13 @@ from experiments.stages import Experiment, Job
 Measured = dict[str, Any]
 
 
-def known_jobs(
-    arm: Arm, samples: int | None, seeds: tuple[int, ...], results: Mapping[str, Measured]
-) -> tuple[Job, ...]:
+def known_jobs(stage: Stage, arm: Arm, seeds: tuple[int, ...], results: Mapping[str, Measured]) -> tuple[Job, ...]:
     """Give the jobs of an arm that can be named so far: its grid, and behind it the seeds at the best value."""
-    grid = tuple(Job(arm, samples, value, seeds[0]) for value in arm.grid)
-    if any(job.key not in results for job in grid):
+    grid = tuple(Job(arm, stage.samples, value, seeds[0], stage.longer) for value in arm.grid)
+    if len(grid) > 1 and any(job.key not in results for job in grid):
         return grid
-    best = best_job(grid, results)
-    return grid + tuple(Job(arm, samples, best.value, seed) for seed in seeds[1:])
+    best = grid[0] if len(grid) == 1 else best_job(grid, results)
+    return grid + tuple(replace(best, seed=seed) for seed in seeds[1:])
 
 
 def best_job(grid: tuple[Job, ...], results: Mapping[str, Measured]) -> Job:
@@ -39,7 +38,7 @@ def next_job(
 ) -> Job | None:
     """Give the most urgent job that is neither measured nor running; None when there is none to start now."""
     for arm in stage.arms:
-        for job in known_jobs(arm, stage.samples, seeds, results):
+        for job in known_jobs(stage, arm, seeds, results):
             if job.key not in results and job.key not in running:
                 return job
     return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.arms import STAGES, Arm, Pipeline
+from experiments.arms import STAGES, Arm, Pipeline, Stage
 from experiments.queue import best_job, known_jobs
 from experiments.stages import TIMES, Experiment, Job
 from experiments.statistics import Interval, interval, paired
@@ -23,7 +23,7 @@ class Row:
     """An arm with the students that were measured at its chosen value."""
 
     arm: Arm
-    samples: int | None
+    stage: Stage
     value: float
     is_tuned: bool
     students: Mapping[int, dict[str, Any]]
@@ -69,14 +69,14 @@ def rows_of(results: dict[str, Any], stage_name: str) -> list[Row]:
     students, seeds = results["students"], tuple(results["size"]["seeds"])
     rows = []
     for arm in stage.arms:
-        grid = known_jobs(arm, stage.samples, seeds[:1], {})
+        grid = known_jobs(stage, arm, seeds[:1], {})
         done = tuple(job for job in grid if job.key in students)
         if not done:
             continue
         value = best_job(done, students).value
-        jobs = [Job(arm, stage.samples, value, seed) for seed in seeds]
+        jobs = [Job(arm, stage.samples, value, seed, stage.longer) for seed in seeds]
         found = {job.seed: students[job.key] for job in jobs if job.key in students}
-        rows.append(Row(arm, stage.samples, value, len(done) == len(grid), found))
+        rows.append(Row(arm, stage, value, len(done) == len(grid), found))
     return rows
 
 
@@ -171,6 +171,11 @@ def tables(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("views", "signals"):
         for pipeline in COLOURS:
             yield f"{name} {pipeline}", arm_table(rows_of(results, name), pipeline, first)
+    longer = rows_of(results, "longer")
+    for pipeline in COLOURS:
+        yield f"longer {pipeline}", arm_table(longer, pipeline, longer)
+        yield f"longer {pipeline} by t", time_table(longer, pipeline)
+    yield "grid", grid_table(results)
 
 
 def write_report(results: dict[str, Any], docs: Path) -> None:
@@ -187,24 +192,43 @@ def write_report(results: dict[str, Any], docs: Path) -> None:
     draw_views(results, folder / "views.png")
 
 
+def grid_table(results: dict[str, Any]) -> str:
+    """Give a Markdown table of the NLL on the validation rows at every value of every grid that was begun."""
+    lines = ["| arm | tokenizer | NLL on validation rows, seed 0 |", "|---|---|---|"]
+    for stage in STAGES:
+        for arm in (arm for arm in stage.arms if len(arm.grid) > 1):
+            jobs = known_jobs(stage, arm, (results["size"]["seeds"][0],), {})
+            found = {job.value: results["students"][job.key] for job in jobs if job.key in results["students"]}
+            if found:
+                what = "weight" if arm.tunes == "weight" else "share of the steps"
+                values = [f"{what} {value:g}: {one['validation']['nll']:.3f}" for value, one in found.items()]
+                lines.append(f"| {arm.name} ({stage.samples or 'all'}) | {arm.pipeline} | {', '.join(values)} |")
+    return "\n".join(lines)
+
+
 def draw_arms(results: dict[str, Any], file: Path) -> None:
-    """Draw every arm's difference to the baseline with its interval, on all samples sizes that were run."""
-    rows = [row for stage in STAGES if "samples" in stage.name for row in rows_of(results, stage.name)]
-    figure = Figure(figsize=(10, 4.6), dpi=130, layout="constrained")
+    """Draw every arm's difference to the baseline of as many samples and steps, with its interval."""
+    figure = Figure(figsize=(11, 5), dpi=130, layout="constrained")
+    of_stages = {stage.name: rows_of(results, stage.name) for stage in STAGES}
     for axes, pipeline in zip(figure.subplots(1, 2), COLOURS, strict=True):
         labels = []
-        for row in (row for row in rows if row.arm.pipeline == pipeline and row.arm.name != BASELINE):
-            baseline = find([r for r in rows if r.samples == row.samples], BASELINE, pipeline)
+        for name, row in ((name, row) for name, rows in of_stages.items() for row in rows):
+            peers = [r for rows in of_stages.values() for r in rows if _setting(r.stage) == _setting(row.stage)]
+            baseline = find(peers, BASELINE, pipeline)
             found = None if baseline is None else paired(row.test(), baseline.test())
-            if found is not None:
+            if row.arm.pipeline == pipeline and row.arm.name != BASELINE and found and found.num_values > 1:
                 _point(axes, found, len(labels), COLOURS[pipeline])
-                labels.append(f"{row.arm.name} ({row.samples or 'all'})")
+                labels.append(f"{row.arm.name} ({name})")
         axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
         axes.axvline(0, color="grey", linewidth=0.8)
         axes.set(title=f"{pipeline} tokenizer", xlabel=f"test NLL minus {BASELINE} (nats, paired; 95%)")
         axes.grid(alpha=0.3)
     figure.savefig(file)
+
+
+def _setting(stage: Stage) -> tuple[int | None, float]:
+    return stage.samples, stage.longer
 
 
 def _point(axes: Any, found: Interval, place: int, colour: str) -> None:

@@ -42,11 +42,13 @@ class Job:
     samples: int | None
     value: float
     seed: int
+    longer: float = 1.0
 
     @property
     def key(self) -> str:
         """Its folder, and its name in the results."""
-        return f"{self.samples or 'all'}/{self.arm.slug}/{self.arm.tunes}-{self.value:g}/seed-{self.seed}"
+        steps = "" if self.longer == 1 else f"-longer-{self.longer:.3g}"
+        return f"{self.samples or 'all'}{steps}/{self.arm.slug}/{self.arm.tunes}-{self.value:g}/seed-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,11 @@ class Experiment:
     def _student_run(self, job: Job, out: Path) -> TrainRun:
         arm, size = job.arm, self.size
         weight, share = (job.value, 1.0) if arm.tunes == "weight" else (1.0, job.value)
-        section = {"steps": max(1, round(size.student_steps * share)), "checkpoint_every": 0, "seed": job.seed}
+        section = {
+            "steps": max(1, round(size.student_steps * job.longer * share)),
+            "checkpoint_every": 0,
+            "seed": job.seed,
+        }
         batch = {"global_batch": size.student_batch, "micro_batch": size.student_batch}
         data = {"num_views": arm.num_views, "signal_pass": arm.signal_pass, "seed": job.seed}
         return self._train_run(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.arms import CALM, CHUNK_KL, KL, STAGES, Stage, taught, untaught
+from experiments.arms import CALM, CHUNK_KL, FIRST, KL, STAGES, Stage, taught
 from experiments.plan import Size
 from experiments.queue import best_job, known_jobs, next_job
 from experiments.report import arm_table, read_results, rows_of, tables, write_results
@@ -87,7 +87,7 @@ def test_the_grid_comes_first_and_its_best_value_gets_the_other_seeds():
         job = next_job(stage, (0, 1, 2), results, frozenset())
         assert job == Job(arm, 8, value, 0)
         results[job.key] = measured_at(nll)
-    assert [job.seed for job in known_jobs(arm, 8, (0, 1, 2), results)] == [0, 0, 0, 1, 2]
+    assert [job.seed for job in known_jobs(stage, arm, (0, 1, 2), results)] == [0, 0, 0, 1, 2]
     assert next_job(stage, (0, 1, 2), results, frozenset()) == Job(arm, 8, 1.0, 1)
 
 
@@ -100,18 +100,20 @@ def test_the_next_arm_starts_while_a_grid_is_running():
 
 
 def test_the_best_value_is_chosen_on_the_validation_rows():
-    jobs = known_jobs(untaught("cross")[0], None, (0,), {})
-    results = {job.key: {"validation": {"nll": nll}, "test": {"nll": -nll}} for job, nll in zip(jobs, (2, 1, 3), strict=True)}
+    jobs = known_jobs(STAGES[0], FIRST[0], (0,), {})
+    results = {
+        job.key: {"validation": {"nll": nll}, "test": {"nll": -nll}} for job, nll in zip(jobs, (2, 1, 3), strict=True)
+    }
     assert best_job(jobs, results) is jobs[1]
 
 
 def test_every_job_of_all_stages_has_a_folder_of_its_own():
-    keys = [job.key for stage in STAGES for arm in stage.arms for job in known_jobs(arm, stage.samples, (0,), {})]
+    keys = [job.key for stage in STAGES for arm in stage.arms for job in known_jobs(stage, arm, (0,), {})]
     assert len(keys) == len(set(keys))
 
 
 def test_an_arm_is_compared_with_the_baseline_seed_by_seed():
-    base, arm = untaught("shared")[0], taught("kl", "shared", KL)
+    base, arm = FIRST[3], FIRST[4]
     results = {"size": {"seeds": [0, 1]}, "students": {}}
     for seed, nll in ((0, 2.0), (1, 4.0)):
         for value in base.grid:
