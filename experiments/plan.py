@@ -38,6 +38,6 @@ class Size:
 
 SIZES = {
     "cpu": Size("cpu", "float32", (4096, 2048), (256, 4), 650, 12, (96, 3), 120, 8, 5e-3, 120),
-    "gpu": Size("cuda", "bfloat16", (4096, 2048), (384, 10), 12_000, 64, (160, 5), 2_000, 32, 2e-3, 240),
+    "gpu": Size("cuda", "bfloat16", (4096, 2048), (384, 10), 12_000, 64, (192, 4), 2_000, 32, 2e-3, 240),
 }
-"""`gpu`: a teacher of 16M parameters and students of 2M."""
+"""`gpu`: a teacher of 19M parameters, students of 2.2M and 2.6M."""

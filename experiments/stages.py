@@ -114,7 +114,7 @@ class Experiment:
         if file.exists():
             return json.loads(file.read_text(encoding="utf-8"))
         shutil.rmtree(out, ignore_errors=True)  # a student that was interrupted starts again: it takes a minute
-        run = self._student_run(job, out)
+        run = self.student_run(job, out)
         started, world = time.process_time(), World(0, 1, 0)
         prepared = prepare(run, world, resume=False)
         source = self._source(job, prepared.source)
@@ -188,7 +188,8 @@ class Experiment:
         }
         return BuildRun.model_validate(values)
 
-    def _student_run(self, job: Job, out: Path) -> TrainRun:
+    def student_run(self, job: Job, out: Path) -> TrainRun:
+        """Give the run file of a student."""
         arm, size = job.arm, self.size
         weight, share = (job.value, 1.0) if arm.tunes == "weight" else (1.0, job.value)
         section = {

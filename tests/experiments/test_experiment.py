@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.arms import CALM, CHUNK_KL, FIRST, KL, STAGES, Stage, taught
-from experiments.plan import Size
+from experiments.plan import SIZES, Size
 from experiments.queue import best_job, known_jobs, next_job
 from experiments.report import arm_table, read_results, rows_of, tables, write_results
 from experiments.stages import CertainTeacher, Experiment, Job
@@ -136,3 +136,11 @@ def test_intervals_are_those_of_students_t():
 def test_differences_are_taken_over_the_seeds_that_both_have():
     assert paired({0: 1.0, 1: 2.0, 2: 9.0}, {0: 2.0, 1: 3.0}).mean == -1.0
     assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_heads_share_keys_evenly(size, experiment):
+    run = replace(experiment, size=size).student_run(Job(CROSS, 8, 1.0, 0), experiment.root / "unused")
+    shape = run.student.shape
+    assert shape.hidden_size % 32 == 0
+    assert shape.num_heads % shape.num_kv_heads == 0
