@@ -66,13 +66,15 @@ class Arm:
 
 @dataclass(frozen=True)
 class Stage:
-    """Arms that are run on as many samples; a later stage starts when an earlier one is through."""
+    """Arms that are run on as many samples; a later stage starts when an earlier one is through.
+
+    `longer` is a factor on the steps of the plan.
+    """
 
     name: str
     samples: int | None
     arms: tuple[Arm, ...]
     longer: float = 1.0
-    """Factor on the steps of the plan."""
 
 
 def taught(name: str, pipeline: Pipeline, *entries: Entry, **options: Any) -> Arm:

@@ -244,6 +244,8 @@ def draw_views(results: dict[str, Any], file: Path) -> None:
     axes = figure.subplots()
     for pipeline, colour in COLOURS.items():
         chosen = [row for row in rows if row.arm.pipeline == pipeline]
+        if not chosen:
+            continue
         places = [16 if row.arm.source == "live" else row.arm.num_views for row in chosen]
         found = [interval(list(row.test().values())) for _, row in sorted(zip(places, chosen, strict=True), key=_place)]
         widths = [entry.half_width or 0 for entry in found]
