@@ -51,7 +51,16 @@ def write_results(experiment: Experiment, file: Path) -> None:
         "students": {path.parent.relative_to(root / "students").as_posix(): _read(path) for path in measured},
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    file.write_text(_one_line_each(content), encoding="utf-8")
+
+
+def _one_line_each(content: dict[str, dict[str, Any]]) -> str:
+    """Write JSON with a line for each student."""
+    parts = []
+    for name, entries in content.items():
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
+        parts.append(f" {json.dumps(name)}: {{\n{lines}\n }}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def read_results(file: Path) -> dict[str, Any]:
