@@ -5,7 +5,7 @@ all that differs between published tokenizers: size, merges, how words and digit
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class Vocabularies:
 
 
 @dataclass(frozen=True, slots=True)
-class _Recipe:
+class Recipe:
     """What tells one tokenizer from the other; `vocab_size` counts bytes, merges and special tokens."""
 
     name: str
@@ -41,17 +41,19 @@ class _Recipe:
 
     @property
     def special_tokens(self) -> list[str]:
+        """All of them, in the order of their ids."""
         return [self.pad_token, self.eos_token, *self.role_tokens, MASK_TOKEN]
 
     @property
     def chat_template(self) -> str:
+        """In Jinja, of turns and of the prompt behind them."""
         return (
             "{%- for m in messages -%}" + self.turn_template + "{%- endfor -%}"
             "{%- if add_generation_prompt -%}" + self.prompt_template + "{%- endif -%}"
         )
 
 
-_FIRST = _Recipe(
+FIRST = Recipe(
     name="first",
     vocab_size=384,
     split_pattern=r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # every digit on its own
@@ -61,7 +63,7 @@ _FIRST = _Recipe(
     turn_template="<|{{ m['role'] }}|>{{ m['content'] }}<|im_end|>{{ '\\n' }}",
     prompt_template="<|assistant|>",
 )
-_SECOND = _Recipe(
+SECOND = Recipe(
     name="second",
     vocab_size=512,
     split_pattern=r"[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # numbers whole, "(x" one word
@@ -86,12 +88,17 @@ def train_vocabularies(folder: Path, seed: int) -> Vocabularies:
         Folders that `AutoTokenizer.from_pretrained` loads, each with a mask, an end and a padding token and a template.
     """
     return Vocabularies(
-        first=_save(_FIRST, _train(_FIRST, seed=2 * seed), folder),
-        second=_save(_SECOND, _train(_SECOND, seed=2 * seed + 1), folder),
+        first=train_tokenizer(FIRST, _texts(seed=2 * seed), folder),
+        second=train_tokenizer(SECOND, _texts(seed=2 * seed + 1), folder),
     )
 
 
-def _train(recipe: _Recipe, seed: int) -> Tokenizer:
+def train_tokenizer(recipe: Recipe, texts: Iterable[str], parent: Path) -> Path:
+    """Train one tokenizer on texts and save it as `parent/recipe.name`; give that folder."""
+    return _save(recipe, _train(recipe, texts), parent)
+
+
+def _train(recipe: Recipe, texts: Iterable[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -105,7 +112,7 @@ def _train(recipe: _Recipe, seed: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(seed), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(recipe.special_tokens)
     return tokenizer
 
@@ -116,7 +123,7 @@ def _texts(seed: int) -> Iterator[str]:
         yield task.answer
 
 
-def _save(recipe: _Recipe, tokenizer: Tokenizer, parent: Path) -> Path:
+def _save(recipe: Recipe, tokenizer: Tokenizer, parent: Path) -> Path:
     folder = parent / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     config = {

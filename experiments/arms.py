@@ -1,0 +1,177 @@
+"""What is compared: the arms, and the stages in which they are run, the most telling first.
+
+An arm is cross-entropy plus what a teacher says, as strongly as the validation rows like it best. The cross-entropy is
+the unweighted one in every arm but those that say otherwise: with 1/t it is so noisy at this size that anything beside
+it would help, a teacher or not.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Pipeline = Literal["shared", "cross"]
+Entry = dict[str, Any]
+
+CE_UNWEIGHTED: Entry = {"kind": "ce", "time_weight": "uniform"}
+CE: Entry = {"kind": "ce"}
+KL: Entry = {"kind": "kl", "temperature": 2.0}
+CALM: Entry = {"kind": "calm", "temperature": 5.0}
+REVERSE_CALM: Entry = {"kind": "reverse_calm", "temperature": 5.0}
+BERNOULLI_KL: Entry = {"kind": "bernoulli_kl", "temperature": 5.0}
+CHUNK_KL: Entry = {"kind": "chunk_kl", "temperature": 1.0}
+TIDAL: Entry = {"kind": "tidal", "time_weight": "midrange"}
+
+WEIGHTS = (0.3, 1.0, 3.0)
+STEPS = (0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train a student.
+
+    Attributes:
+        name: As tables show it.
+        pipeline: `shared`: the teacher's tokenizer; `cross`: another one.
+        taught: Entries of `[[objective]]` beside the cross-entropy; all of them are multiplied by the tuned weight.
+        ce: The cross-entropy; None for none.
+        tunes: What the grid holds: weights of what is taught, or shares of the plan's steps.
+        grid: Every value is tried with the first seed, and the best on the validation rows is used with all seeds.
+        source: `cache`; `certain`: the cache with every teacher probability set to 1, so that no teacher is left; or
+            `live`: the teacher beside the student, with fresh masks in every epoch.
+        signal_pass: Of the cache.
+        num_views: Of the cache's views.
+        signals: Keys of `[signals]` in which the cache differs from the usual one.
+    """
+
+    name: str
+    pipeline: Pipeline
+    taught: tuple[Entry, ...] = ()
+    ce: Entry | None = None
+    tunes: Literal["weight", "steps"] = "weight"
+    grid: tuple[float, ...] = WEIGHTS
+    source: Literal["cache", "certain", "live"] = "cache"
+    signal_pass: Literal["plain", "compdemo"] = "plain"
+    num_views: int = 8
+    signals: tuple[tuple[str, Any], ...] = ()
+
+    def objectives(self, weight: float) -> tuple[Entry, ...]:
+        """Give the entries of `[[objective]]`."""
+        taught = tuple(entry | {"weight": weight} for entry in self.taught)
+        return taught if self.ce is None else (self.ce, *taught)
+
+    @property
+    def slug(self) -> str:
+        """Folder name."""
+        return f"{self.pipeline}-" + "".join(c if c.isalnum() else "-" for c in self.name)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Arms that are run on as many samples; a later stage starts when an earlier one is through.
+
+    `longer` is a factor on the steps of the plan.
+    """
+
+    name: str
+    samples: int | None
+    arms: tuple[Arm, ...]
+    longer: float = 1.0
+
+
+def taught(name: str, pipeline: Pipeline, *entries: Entry, **options: Any) -> Arm:
+    """Give an arm of unweighted cross-entropy and what a teacher says."""
+    return Arm(name, pipeline, entries, CE_UNWEIGHTED, **options)
+
+
+def untaught(name: str, pipeline: Pipeline, ce: Entry) -> Arm:
+    """Give an arm of cross-entropy alone, stopped at its best step."""
+    return Arm(name, pipeline, (), ce, "steps", STEPS)
+
+
+def at(arm: Arm, value: float) -> Arm:
+    """Give an arm that is not tuned again, but run at the value that shorter runs chose."""
+    return replace(arm, grid=(value,))
+
+
+TIDE_CHUNK = (CHUNK_KL, CALM | {"chunks": "without_candidates"})
+
+FIRST = (
+    untaught("ce, unweighted", "cross", CE_UNWEIGHTED),
+    taught("chunk_kl", "cross", CHUNK_KL),
+    taught("chunk_kl, p = 1", "cross", CHUNK_KL, source="certain"),
+    untaught("ce, unweighted", "shared", CE_UNWEIGHTED),
+    taught("kl", "shared", KL),
+    taught("calm", "cross", CALM),
+    taught("calm, p = 1", "cross", CALM, source="certain"),
+    untaught("ce, 1/t", "cross", CE),
+    untaught("ce, 1/t", "shared", CE),
+)
+"""What decides the question; the other arms refine it."""
+
+LONGER = (
+    at(FIRST[0], 1.0),
+    at(FIRST[1], 1.0),
+    at(FIRST[2], 0.3),
+    at(FIRST[3], 1.0),
+    at(FIRST[4], 0.3),
+    at(FIRST[5], 1.0),
+    at(FIRST[6], 1.0),
+)
+"""The same, after more steps: students of the short runs have hardly begun to look at the context."""
+
+FURTHER = (
+    taught("tide-chunk", "cross", *TIDE_CHUNK),
+    taught("reverse_calm", "cross", REVERSE_CALM),
+    taught("bernoulli_kl", "cross", BERNOULLI_KL),
+    taught("tidal", "shared", TIDAL | {"over": "kl", "temperature": 2.0}),
+    taught("chunk_kl", "shared", CHUNK_KL),
+    taught("tidal", "cross", TIDAL | {"over": "calm", "temperature": 5.0}),
+    taught("calm", "shared", CALM),
+    taught("reverse_kl", "shared", KL | {"kind": "reverse_kl"}),
+)
+
+COMPDEMO = (
+    taught("tide-shared", "shared", TIDAL | {"over": "kl", "temperature": 2.0}, signal_pass="compdemo"),
+    taught("tide-shared", "cross", TIDAL | {"over": "calm", "temperature": 5.0}, signal_pass="compdemo"),
+)
+
+WEIGHTED = (
+    Arm("1/t and chunk_kl", "cross", (CHUNK_KL,), CE),
+    Arm("1/t and calm", "cross", (CALM,), CE),
+    Arm("1/t and kl", "shared", (KL,), CE),
+    Arm("chunk_kl alone", "cross", (CHUNK_KL,), grid=(1.0,)),
+    Arm("kl alone", "shared", (KL,), grid=(1.0,)),
+)
+"""As the paper trains, beside the cross-entropy with 1/t; and without any."""
+
+VIEWED = (taught("kl", "shared", KL, grid=(1.0,)), taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))
+VIEWS = (
+    *(replace(arm, name=f"{arm.name}, {n} views", num_views=n) for n in (1, 8, 2, 4) for arm in VIEWED),
+    *(replace(arm, name=f"{arm.name}, fresh masks", source="live") for arm in VIEWED),
+)
+
+SIGNALS = (
+    *(taught(f"kl, T = {t:g}", "shared", KL | {"temperature": t}, grid=(1.0,)) for t in (1.0, 2.0)),
+    *(taught(f"calm, T = {t:g}", "cross", CALM | {"temperature": t}, grid=(1.0,)) for t in (1.0, 5.0)),
+    *(
+        taught(f"kl, {name}", "shared", KL, grid=(1.0,), signals=tuple(signals.items()))
+        for name, signals in (
+            ("k = 4", {"top_k": 4}),
+            ("k = 16", {"top_k": 16}),
+            ("top_p = 0.9", {"top_p": 0.9}),
+        )
+    ),
+)
+
+STAGES = (
+    Stage("300 samples", 300, FIRST),
+    Stage("longer", 300, LONGER, longer=10 / 3),
+    Stage("300 samples, further arms", 300, FURTHER),
+    Stage("300 samples, compdemo", 300, COMPDEMO),
+    Stage("views", 300, VIEWS),
+    Stage("300 samples, 1/t or none", 300, WEIGHTED),
+    Stage("1000 samples", 1000, FIRST),
+    Stage("signals", 300, SIGNALS),
+    Stage("1000 samples, further arms", 1000, (*FURTHER, *COMPDEMO)),
+    Stage("all samples", None, (*FIRST, *FURTHER, *COMPDEMO)),
+)
+"""In order of priority: a cut loses the end."""

@@ -1,0 +1,272 @@
+"""What was found: one JSON file of all figures, tables in docs/experiments.md, and plots beside it."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.arms import STAGES, Arm, Pipeline, Stage
+from experiments.queue import best_job, known_jobs
+from experiments.stages import TIMES, Experiment, Job
+from experiments.statistics import Interval, interval, paired
+
+BASELINE = "ce, unweighted"
+COLOURS = {"cross": "#b4472b", "shared": "#1f5fa8"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm with the students that were measured at its chosen value."""
+
+    arm: Arm
+    stage: Stage
+    value: float
+    is_tuned: bool
+    students: Mapping[int, dict[str, Any]]
+
+    def test(self, figure: str = "nll") -> dict[int, float]:
+        """Give a figure of each seed on the test rows."""
+        return {seed: measured["test"][figure] for seed, measured in self.students.items()}
+
+    def test_at(self, place: int) -> dict[int, float]:
+        """Give the NLL of each seed at one t."""
+        return {seed: measured["test"]["times"][place]["nll"] for seed, measured in self.students.items()}
+
+
+def write_results(experiment: Experiment, file: Path) -> None:
+    """Collect every measured student, the teacher and what captures took, in one file."""
+    root = experiment.root
+    measured = sorted((root / "students").glob("**/measured.json"))
+    teacher = experiment.teacher / "measured.json"
+    if not teacher.exists():
+        teacher.write_text(json.dumps(experiment.measure(experiment.teacher / "model", "shared")), encoding="utf-8")
+    content = {
+        "size": asdict(experiment.size),
+        "teacher": json.loads(teacher.read_text(encoding="utf-8")),
+        "captures": {path.stem: _read(path) for path in sorted((root / "caches").glob("*.json"))},
+        "students": {path.parent.relative_to(root / "students").as_posix(): _read(path) for path in measured},
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(_one_line_each(content), encoding="utf-8")
+
+
+def _one_line_each(content: dict[str, dict[str, Any]]) -> str:
+    """Write JSON with a line for each student."""
+    parts = []
+    for name, entries in content.items():
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
+        parts.append(f" {json.dumps(name)}: {{\n{lines}\n }}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """Read what `write_results` wrote."""
+    return _read(file)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def rows_of(results: dict[str, Any], stage_name: str) -> list[Row]:
+    """Give the arms of a stage that have at least one student, at the value that validation likes best so far."""
+    stage = next(stage for stage in STAGES if stage.name == stage_name)
+    students, seeds = results["students"], tuple(results["size"]["seeds"])
+    rows = []
+    for arm in stage.arms:
+        grid = known_jobs(stage, arm, seeds[:1], {})
+        done = tuple(job for job in grid if job.key in students)
+        if not done:
+            continue
+        value = best_job(done, students).value
+        jobs = [Job(arm, stage.samples, value, seed, stage.longer) for seed in seeds]
+        found = {job.seed: students[job.key] for job in jobs if job.key in students}
+        rows.append(Row(arm, stage, value, len(done) == len(grid), found))
+    return rows
+
+
+def find(rows: list[Row], name: str, pipeline: Pipeline) -> Row | None:
+    """Give the row of an arm."""
+    return next((row for row in rows if (row.arm.name, row.arm.pipeline) == (name, pipeline)), None)
+
+
+def arm_table(rows: list[Row], pipeline: Pipeline, baselines: list[Row]) -> str:
+    """Give a Markdown table of a pipeline's arms: chosen value, NLL and accuracy, and the paired differences."""
+    baseline = find(baselines, BASELINE, pipeline)
+    lines = ["| arm | chosen | seeds | test NLL | minus " + BASELINE + " | minus its p = 1 | token accuracy |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in (row for row in rows if row.arm.pipeline == pipeline):
+        control = find(baselines, f"{row.arm.name}, p = 1", pipeline)
+        chosen = f"{row.value:g}" if row.arm.tunes == "weight" else f"{row.value:.0%} of the steps"
+        cells = [
+            row.arm.name,
+            (chosen if row.is_tuned else f"{chosen} (grid not finished)")
+            if len(row.arm.grid) > 1
+            else f"{chosen} (fixed)",
+            str(len(row.students)),
+            str(interval(list(row.test().values()))),
+            "" if baseline is None or row is baseline else difference(row.test(), baseline.test()),
+            "" if control is None else difference(row.test(), control.test()),
+            f"{interval(list(row.test('accuracy').values())).mean:.1%}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> str:
+    """Write a paired difference, in bold where its interval leaves out zero."""
+    found = paired(values, baseline)
+    if found is None:
+        return ""
+    text = f"{found.mean:+.3f}" + ("" if found.half_width is None else f" ± {found.half_width:.3f}")
+    return f"**{text}**" if found.excludes_zero else text
+
+
+def time_table(rows: list[Row], pipeline: Pipeline) -> str:
+    """Give a Markdown table of NLL by t, mean over seeds."""
+    lines = ["| arm | " + " | ".join(f"t = {t:g}" for t in TIMES) + " |", "|---" * (len(TIMES) + 1) + "|"]
+    for row in (row for row in rows if row.arm.pipeline == pipeline):
+        means = [interval(list(row.test_at(place).values())).mean for place in range(len(TIMES))]
+        lines.append(f"| {row.arm.name} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+    return "\n".join(lines)
+
+
+def cost_table(results: dict[str, Any]) -> str:
+    """Give a Markdown table of CPU seconds: of captures, and of student steps with and without the teacher."""
+    lines = ["| capture | CPU s | views | ms per view | MB |", "|---|---|---|---|---|"]
+    for name, found in results["captures"].items():
+        views = found["samples"] * 8
+        cells = f"{found['cpu_s']:.0f} | {views} | {1000 * found['cpu_s'] / views:.1f} | {found['bytes'] / 1e6:.1f}"
+        lines.append(f"| {name} | {cells} |")
+    lines += ["", "| student | runs | CPU ms per step |", "|---|---|---|"]
+    steps = results["size"]["student_steps"]
+    for arm in ("cross-ce--unweighted", "shared-kl", "shared-kl--fresh-masks", "cross-chunk-kl",
+                "cross-chunk-kl--fresh-masks"):  # fmt: skip
+        found = [
+            measured["cpu_s"]["train"] / steps
+            for key, measured in results["students"].items()
+            if key.startswith(f"300/{arm}/") and "/steps-0" not in key
+        ]
+        if found:
+            lines.append(f"| {arm} | {len(found)} | {1000 * sum(found) / len(found):.0f} |")
+    return "\n".join(lines)
+
+
+def teacher_table(results: dict[str, Any]) -> str:
+    """Give a Markdown table of the teacher on the test rows."""
+    teacher = results["teacher"]["test"]
+    lines = ["| | " + " | ".join(f"t = {entry['t']:g}" for entry in teacher["times"]) + " | mean |", "|---" * 7 + "|"]
+    for name in ("nll", "accuracy"):
+        cells = [f"{entry[name]:.3f}" for entry in teacher["times"]]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {teacher[name]:.3f} |")
+    return "\n".join(lines)
+
+
+def tables(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give every table by the name that it has in the page."""
+    yield "teacher", teacher_table(results)
+    yield "cost", cost_table(results)
+    for samples in ("300", "1000", "all"):
+        names = [stage.name for stage in STAGES if stage.name.startswith(f"{samples} samples")]
+        rows = [row for name in names for row in rows_of(results, name)]
+        for pipeline in COLOURS:
+            yield f"{samples} {pipeline}", arm_table(rows, pipeline, rows)
+            yield f"{samples} {pipeline} by t", time_table(rows, pipeline)
+    first = rows_of(results, STAGES[0].name)
+    for name in ("views", "signals"):
+        for pipeline in COLOURS:
+            yield f"{name} {pipeline}", arm_table(rows_of(results, name), pipeline, first)
+    longer = rows_of(results, "longer")
+    for pipeline in COLOURS:
+        yield f"longer {pipeline}", arm_table(longer, pipeline, longer)
+        yield f"longer {pipeline} by t", time_table(longer, pipeline)
+    yield "grid", grid_table(results)
+
+
+def write_report(results: dict[str, Any], docs: Path) -> None:
+    """Put the tables into the page, between the marks that name them, and draw the plots."""
+    page = docs / "experiments.md"
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables(results):
+        block = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = block.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+    page.write_text(text, encoding="utf-8")
+    folder = docs / "experiments"
+    folder.mkdir(exist_ok=True)
+    draw_arms(results, folder / "arms.png")
+    draw_views(results, folder / "views.png")
+
+
+def grid_table(results: dict[str, Any]) -> str:
+    """Give a Markdown table of the NLL on the validation rows at every value of every grid that was begun."""
+    lines = ["| arm | tokenizer | NLL on validation rows, seed 0 |", "|---|---|---|"]
+    for stage in STAGES:
+        for arm in (arm for arm in stage.arms if len(arm.grid) > 1):
+            jobs = known_jobs(stage, arm, (results["size"]["seeds"][0],), {})
+            found = {job.value: results["students"][job.key] for job in jobs if job.key in results["students"]}
+            if found:
+                what = "weight" if arm.tunes == "weight" else "share of the steps"
+                values = [f"{what} {value:g}: {one['validation']['nll']:.3f}" for value, one in found.items()]
+                lines.append(f"| {arm.name} ({stage.samples or 'all'}) | {arm.pipeline} | {', '.join(values)} |")
+    return "\n".join(lines)
+
+
+def draw_arms(results: dict[str, Any], file: Path) -> None:
+    """Draw every arm's difference to the baseline of as many samples and steps, with its interval."""
+    figure = Figure(figsize=(11, 5), dpi=130, layout="constrained")
+    of_stages = {stage.name: rows_of(results, stage.name) for stage in STAGES}
+    for axes, pipeline in zip(figure.subplots(1, 2), COLOURS, strict=True):
+        labels = []
+        for name, row in ((name, row) for name, rows in of_stages.items() for row in rows):
+            peers = [r for rows in of_stages.values() for r in rows if _setting(r.stage) == _setting(row.stage)]
+            baseline = find(peers, BASELINE, pipeline)
+            found = None if baseline is None else paired(row.test(), baseline.test())
+            if row.arm.pipeline == pipeline and row.arm.name != BASELINE and found and found.num_values > 1:
+                _point(axes, found, len(labels), COLOURS[pipeline])
+                labels.append(f"{row.arm.name} ({name})")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.invert_yaxis()
+        axes.axvline(0, color="grey", linewidth=0.8)
+        axes.set(title=f"{pipeline} tokenizer", xlabel=f"test NLL minus {BASELINE} (nats, paired; 95%)")
+        axes.grid(alpha=0.3)
+    figure.savefig(file)
+
+
+def _setting(stage: Stage) -> tuple[int | None, float]:
+    return stage.samples, stage.longer
+
+
+def _point(axes: Any, found: Interval, place: int, colour: str) -> None:
+    axes.errorbar(found.mean, place, xerr=found.half_width or 0, marker="o", capsize=3, color=colour)
+
+
+def draw_views(results: dict[str, Any], file: Path) -> None:
+    """Draw NLL against views per sample; fresh masks from the live teacher at the right end."""
+    rows = rows_of(results, "views")
+    if not rows:
+        return
+    figure = Figure(figsize=(6, 3.8), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for pipeline, colour in COLOURS.items():
+        chosen = [row for row in rows if row.arm.pipeline == pipeline]
+        if not chosen:
+            continue
+        places = [16 if row.arm.source == "live" else row.arm.num_views for row in chosen]
+        found = [interval(list(row.test().values())) for _, row in sorted(zip(places, chosen, strict=True), key=_place)]
+        widths = [entry.half_width or 0 for entry in found]
+        axes.errorbar(sorted(places), [entry.mean for entry in found], widths, marker="o", capsize=3, color=colour,
+                      label=pipeline)  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "fresh"])
+    axes.set(xlabel="masked views per sample", ylabel="test NLL (nats per masked token)")
+    axes.legend(title="tokenizer")
+    axes.grid(alpha=0.3)
+    figure.savefig(file)
+
+
+def _place(pair: tuple[int, Row]) -> int:
+    return pair[0]

@@ -1,0 +1,296 @@
+"""Teacher, caches and students: the calls that `tide-cache` makes, and two other sources to learn from."""
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.arms import Arm, Pipeline
+from experiments.material import BLOCK_SIZE, MAX_LENGTH, Material
+from experiments.plan import Size
+from tide_cache.building.driver import build_cache
+from tide_cache.building.prepare import prepare_build
+from tide_cache.building.worker import load_teacher
+from tide_cache.config.build import BuildRun
+from tide_cache.config.train import TrainRun
+from tide_cache.corpus import open_corpus
+from tide_cache.evaluation.nll import held_out_nll
+from tide_cache.loading.source import LiveTeacher, TeacherSource
+from tide_cache.modeling.backbone import DTYPES, load_backbone, read_checkpoint
+from tide_cache.pairing import TextTokenizer, encode_student
+from tide_cache.records import ChunkCandidates, SamplePair, ViewRecord
+from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints
+from tide_cache.training.distributed import World
+from tide_cache.training.prepare import prepare
+from tide_cache.training.run import train, train_prepared
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Mid-points of five equal strata."""
+TEMPERATURES = (1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One student: an arm on some samples with one value of its grid."""
+
+    arm: Arm
+    samples: int | None
+    value: float
+    seed: int
+    longer: float = 1.0
+
+    @property
+    def key(self) -> str:
+        """Its folder, and its name in the results."""
+        steps = "" if self.longer == 1 else f"-longer-{self.longer:.3g}"
+        return f"{self.samples or 'all'}{steps}/{self.arm.slug}/{self.arm.tunes}-{self.value:g}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Folder and sizes of an experiment; every method that makes something keeps what is there."""
+
+    root: Path
+    size: Size
+
+    @cached_property
+    def material(self) -> Material:
+        """Where rows and tokenizers lie."""
+        return Material(self.root / "material")
+
+    @property
+    def teacher(self) -> Path:
+        """Run folder of the teacher."""
+        return self.root / "teacher"
+
+    def train_teacher(self) -> None:
+        """Train the teacher on all training rows, or go on from its checkpoint."""
+        if (self.teacher / "model" / "config.json").exists():
+            return
+        resume = bool(committed_checkpoints(self.teacher / CHECKPOINTS))
+        if not resume:
+            shutil.rmtree(self.teacher, ignore_errors=True)
+        size = self.size
+        section = {"steps": size.teacher_steps, "global_batch": size.teacher_batch, "micro_batch": size.teacher_batch}
+        run = self._train_run(
+            self.teacher,
+            "shared",
+            size.teacher,
+            0,
+            {"corpus": {"spec": str(self.material.rows("train"))}},
+            ({"kind": "ce", "time_weight": "uniform"},),
+            2e-3,
+            section | {"views_per_step": 2, "checkpoint_every": 50},
+        )
+        train(run, resume=resume)
+
+    def cache(self, arm: Arm, samples: int | None) -> Path:
+        """Folder of the cache that an arm learns from."""
+        variant = "".join(f"-{key}-{value:g}" for key, value in arm.signals)
+        return self.root / "caches" / f"{arm.pipeline}-{samples or 'all'}{variant}"
+
+    def capture(self, arm: Arm, samples: int | None) -> None:
+        """Ask the teacher what an arm needs; how long it took is kept beside the cache."""
+        cache = self.cache(arm, samples)
+        timing = cache.parent / f"{cache.name}-{arm.signal_pass}.json"
+        if timing.exists():
+            return
+        passes = ["plain"] if arm.signal_pass == "plain" else ["plain", "compdemo"]
+        run, started = self._build_run(arm, samples, passes), time.process_time()
+        summary = build_cache(run)
+        seconds = time.process_time() - started
+        content = {"cpu_s": seconds, "samples": summary.num_samples, "views": summary.num_views}
+        timing.write_text(json.dumps(content | {"bytes": summary.cache_bytes}) + "\n", encoding="utf-8")
+
+    def student(self, job: Job) -> dict[str, Any]:
+        """Train and measure a student, or read what was measured."""
+        out = self.root / "students" / job.key
+        file = out / "measured.json"
+        if file.exists():
+            return json.loads(file.read_text(encoding="utf-8"))
+        shutil.rmtree(out, ignore_errors=True)  # a student that was interrupted starts again: it takes a minute
+        run = self.student_run(job, out)
+        started, world = time.process_time(), World(0, 1, 0)
+        prepared = prepare(run, world, resume=False)
+        source = self._source(job, prepared.source)
+        starting = time.process_time()
+        train_prepared(run, replace(prepared, source=source), world)
+        cpu_s = {"prepare": starting - started, "train": time.process_time() - starting}
+        measured = self.measure(out / "model", job.arm.pipeline) | {"cpu_s": cpu_s}
+        shutil.rmtree(out / "model")
+        file.write_text(json.dumps(measured) + "\n", encoding="utf-8")
+        return measured
+
+    def measure(self, model: Path, pipeline: Pipeline) -> dict[str, Any]:
+        """Give held-out NLL and accuracy by t, on validation and on test rows."""
+        tokenizer = TextTokenizer.load(str(self.material.tokenizer(pipeline)))
+        backbone = load_backbone(read_checkpoint(str(model)), DTYPES["float32"], self.size.device)
+        measured = {"parameters": sum(weight.numel() for weight in backbone.model.parameters())}
+        for part in ("validation", "test"):
+            report = held_out_nll(
+                backbone,
+                self.pairs(part, tokenizer, pipeline),
+                mask_id=tokenizer.mask_id,
+                pad_id=tokenizer.pad_id,
+                block_size=BLOCK_SIZE,
+                times=TIMES,
+            )
+            measured[part] = {
+                "nll": report.mean_nll,
+                "accuracy": report.mean_accuracy,
+                "times": [asdict(entry) for entry in report.times],
+            }
+        return measured
+
+    def pairs(self, part: str, tokenizer: TextTokenizer, pipeline: Pipeline) -> tuple[SamplePair, ...]:
+        """Give held-out rows in a student's tokens."""
+        rows = list(open_corpus(str(self.material.rows(part)), folder=self.root))
+        length = MAX_LENGTH[pipeline]
+        return encode_student(rows, tokenizer, max_length=length, block_size=BLOCK_SIZE, fill_last_block=True).pairs
+
+    def _source(self, job: Job, source: TeacherSource) -> TeacherSource:
+        if job.arm.source == "certain":
+            return CertainTeacher(source)
+        if job.arm.source == "live":
+            run = self._build_run(job.arm, job.samples, ["plain"])
+            build = prepare_build(run)
+            pairs = build.pairer.pair_many(list(build.corpus)).pairs
+            teacher = load_teacher(run, build, self.size.device)
+            return _Grouped(LiveTeacher(pairs, build.views, teacher, fresh_masks=True), source.group_sizes)
+        return source
+
+    def _build_run(self, arm: Arm, samples: int | None, passes: list[str]) -> BuildRun:
+        limit = f"[train:{samples}]" if samples else ""
+        kinds = ("truth", "topk", "chunks") if arm.pipeline == "shared" else ("truth", "chunks")
+        signals = {"kinds": kinds, "top_k": 64, "top_p": 0.99, "temperatures": TEMPERATURES} | dict(arm.signals)
+        values = {
+            "corpus": {"spec": f"{self.material.rows('train')}{limit}"},
+            "teacher": {
+                "model": str(self.teacher / "model"),
+                "block_size": BLOCK_SIZE,
+                "max_length": MAX_LENGTH["shared"],
+                "dtype": "float32",
+                "device": self.size.device,
+            },
+            "student": {
+                "tokenizer": {"path": str(self.material.tokenizer(arm.pipeline))},
+                "max_length": MAX_LENGTH[arm.pipeline],
+                "block_size": BLOCK_SIZE,
+            },
+            "views": {"num_views": 8},
+            "signals": signals,
+            "build": {"out": str(self.cache(arm, samples)), "samples_per_shard": 128, "passes": passes},
+        }
+        return BuildRun.model_validate(values)
+
+    def student_run(self, job: Job, out: Path) -> TrainRun:
+        """Give the run file of a student."""
+        arm, size = job.arm, self.size
+        weight, share = (job.value, 1.0) if arm.tunes == "weight" else (1.0, job.value)
+        section = {
+            "steps": max(1, round(size.student_steps * job.longer * share)),
+            "checkpoint_every": 0,
+            "seed": job.seed,
+        }
+        batch = {"global_batch": size.student_batch, "micro_batch": size.student_batch}
+        data = {"num_views": arm.num_views, "signal_pass": arm.signal_pass, "seed": job.seed}
+        return self._train_run(
+            out,
+            arm.pipeline,
+            size.student,
+            job.seed,
+            {"cache": str(self.cache(arm, job.samples))} | data,
+            arm.objectives(weight),
+            size.student_rate,
+            section | batch,
+        )
+
+    def _train_run(
+        self,
+        out: Path,
+        pipeline: Pipeline,
+        hidden_and_layers: tuple[int, int],
+        init_seed: int,
+        data: dict[str, Any],
+        objectives: tuple[dict[str, Any], ...],
+        learning_rate: float,
+        section: dict[str, Any],
+    ) -> TrainRun:
+        hidden, layers = hidden_and_layers
+        values = {
+            "student": {
+                "shape": {
+                    "hidden_size": hidden,
+                    "intermediate_size": 3 * hidden,
+                    "num_layers": layers,
+                    "num_heads": max(1, hidden // 32),
+                    "num_kv_heads": max(1, hidden // 64),
+                    "head_dim": 32,
+                    "rope_theta": 10_000.0,
+                    "init_seed": init_seed,
+                },
+                "tokenizer": {"path": str(self.material.tokenizer(pipeline))},
+                "block_size": BLOCK_SIZE,
+                "max_length": MAX_LENGTH[pipeline],
+            },
+            "data": data,
+            "objective": objectives,
+            "optimizer": {"lr": learning_rate, "weight_decay": 0.01},
+            "train": {
+                "out": str(out),
+                "precision": self.size.precision,
+                "device": self.size.device,
+                **section,
+            },
+        }
+        return TrainRun.model_validate(values)
+
+
+class CertainTeacher:
+    """A source whose teacher is sure of the true text: the losses over chunks stay, no teacher is left."""
+
+    def __init__(self, source: TeacherSource):
+        self._source = source
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Those of the source."""
+        return self._source.group_sizes
+
+    def records(self, samples: Any, epoch: int) -> list[ViewRecord]:
+        """Give the source's records; each chunk that had candidates has its own text alone, with probability 1."""
+        return [_certain(record) for record in self._source.records(samples, epoch)]
+
+
+def _certain(record: ViewRecord) -> ViewRecord:
+    signal = record.signal
+    assert signal is not None, "a corpus has no teacher to replace"
+    truth_N = np.zeros_like(signal.truth_logprobs_N)
+    chunks = None if signal.chunks is None else _certain_chunks(record.pair, signal.chunks)
+    return replace(record, signal=replace(signal, truth_logprobs_N=truth_N, topk=None, chunks=chunks))
+
+
+def _certain_chunks(pair: SamplePair, chunks: ChunkCandidates) -> ChunkCandidates:
+    has_A = chunks.counts_A > 0
+    spans = pair.chunks_C4[chunks.chunks_A[has_A], 2:]
+    texts = [pair.student_ids_L[start:end] for start, end in spans]
+    return ChunkCandidates(
+        chunks_A=chunks.chunks_A,
+        counts_A=has_A.astype(np.int32),
+        ids_F=np.concatenate(texts).astype(np.uint32) if texts else np.zeros(0, np.uint32),
+        logprobs_J=np.zeros(len(texts), np.float32),
+        log_tail_AT=np.full_like(chunks.log_tail_AT, -np.inf),
+        log_partition_AT=np.zeros_like(chunks.log_partition_AT),
+    )
+
+
+class _Grouped:
+    """A live teacher in a cache's groups, so that both visit the samples in the same order."""
+
+    def __init__(self, live: LiveTeacher, group_sizes: tuple[int, ...]):
+        self.group_sizes, self.records = group_sizes, live.records

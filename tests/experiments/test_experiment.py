@@ -1,0 +1,146 @@
+"""The experiment from teacher to tables, at toy size, on generated text."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments.arms import CALM, CHUNK_KL, FIRST, KL, STAGES, Stage, taught
+from experiments.plan import SIZES, Size
+from experiments.queue import best_job, known_jobs, next_job
+from experiments.report import arm_table, read_results, rows_of, tables, write_results
+from experiments.stages import CertainTeacher, Experiment, Job
+from experiments.statistics import interval, paired
+from tide_cache.demo.tasks import make_tasks, write_tasks
+from tide_cache.loading.cache import CacheSource
+from tide_cache.manifest import Manifest
+
+TOY = Size("cpu", "float32", (0, 0), (32, 1), 4, 4, (32, 1), 3, 4, 5e-3, 8, (0, 1))
+CROSS = taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,))
+ARMS = (
+    CROSS,
+    replace(CROSS, name="chunk_kl, p = 1", source="certain"),
+    taught("kl, fresh masks", "shared", KL, grid=(1.0,), source="live"),
+    taught("calm, compdemo", "cross", CALM, grid=(1.0,), signal_pass="compdemo"),
+)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory, vocabularies):
+    made = Experiment(tmp_path_factory.mktemp("experiment"), TOY)
+    (made.root / "material").mkdir()
+    shutil.copytree(vocabularies.first.parent, made.root / "material/tokenizers")
+    for seed, part in enumerate(("train", "validation", "test")):
+        write_tasks(made.material.rows(part), make_tasks(12, seed))
+    made.train_teacher()
+    return made
+
+
+@pytest.fixture(scope="module")
+def measured(experiment):
+    found = {}
+    for arm in ARMS:
+        experiment.capture(arm, 8)
+        job = Job(arm, 8, 1.0, 0)
+        found[arm.name] = experiment.student(job)
+        assert experiment.student(job) == found[arm.name]
+    return found
+
+
+def test_students_of_every_source_are_measured(measured):
+    values = [student["test"]["nll"] for student in measured.values()]
+    assert all(0 < value < 10 for value in values)
+    assert len(set(values)) == len(ARMS)
+
+
+def test_results_hold_every_student_and_capture(experiment, measured, tmp_path):
+    write_results(experiment, tmp_path / "toy.json")
+    results = read_results(tmp_path / "toy.json")
+    assert results["students"]["8/cross-chunk-kl/weight-1/seed-0"] == measured["chunk_kl"]
+    assert set(results["captures"]) == {"cross-8-plain", "shared-8-plain", "cross-8-compdemo"}
+    assert all(table for _, table in tables(results))
+
+
+def test_a_certain_teacher_knows_the_text_and_nothing_else(experiment, measured):
+    cache = experiment.cache(CROSS, 8)
+    source = CacheSource(cache, Manifest.load(cache))
+    for before, after in zip(source.records(range(8), 0), CertainTeacher(source).records(range(8), 0), strict=True):
+        chunks = after.signal.chunks
+        assert not after.signal.truth_logprobs_N.any()
+        assert np.array_equal(chunks.counts_A > 0, before.signal.chunks.counts_A > 0)
+        spans = before.pair.chunks_C4[chunks.chunks_A[chunks.counts_A > 0], 2:]
+        text = [token for start, end in spans for token in before.pair.student_ids_L[start:end]]
+        assert chunks.ids_F.tolist() == text
+        assert not chunks.logprobs_J.any()
+        assert np.isneginf(chunks.log_tail_AT).all()
+
+
+def measured_at(nll):
+    return {"validation": {"nll": nll}, "test": {"nll": nll, "accuracy": 0.5}}
+
+
+def test_the_grid_comes_first_and_its_best_value_gets_the_other_seeds():
+    arm = taught("kl", "shared", KL)
+    stage, results = Stage("some", 8, (arm, CROSS)), {}
+    for value, nll in zip(arm.grid, (3.0, 2.0, 2.5), strict=True):
+        job = next_job(stage, (0, 1, 2), results, frozenset())
+        assert job == Job(arm, 8, value, 0)
+        results[job.key] = measured_at(nll)
+    assert [job.seed for job in known_jobs(stage, arm, (0, 1, 2), results)] == [0, 0, 0, 1, 2]
+    assert next_job(stage, (0, 1, 2), results, frozenset()) == Job(arm, 8, 1.0, 1)
+
+
+def test_the_next_arm_starts_while_a_grid_is_running():
+    arm = taught("kl", "shared", KL)
+    running = frozenset(Job(arm, 8, value, 0).key for value in arm.grid)
+    stage = Stage("some", 8, (arm, CROSS))
+    assert next_job(stage, (0,), {}, running) == Job(CROSS, 8, 1.0, 0)
+    assert next_job(Stage("some", 8, (arm,)), (0,), {}, running) is None
+
+
+def test_the_best_value_is_chosen_on_the_validation_rows():
+    jobs = known_jobs(STAGES[0], FIRST[0], (0,), {})
+    results = {
+        job.key: {"validation": {"nll": nll}, "test": {"nll": -nll}} for job, nll in zip(jobs, (2, 1, 3), strict=True)
+    }
+    assert best_job(jobs, results) is jobs[1]
+
+
+def test_every_job_of_all_stages_has_a_folder_of_its_own():
+    keys = [job.key for stage in STAGES for arm in stage.arms for job in known_jobs(stage, arm, (0,), {})]
+    assert len(keys) == len(set(keys))
+
+
+def test_an_arm_is_compared_with_the_baseline_seed_by_seed():
+    base, arm = FIRST[3], FIRST[4]
+    results = {"size": {"seeds": [0, 1]}, "students": {}}
+    for seed, nll in ((0, 2.0), (1, 4.0)):
+        for value in base.grid:
+            results["students"][Job(base, 300, value, seed).key] = measured_at(nll)
+        for value in arm.grid:
+            results["students"][Job(arm, 300, value, seed).key] = measured_at(nll - 0.5)
+    rows = rows_of(results, "300 samples")
+    assert [row.arm.name for row in rows] == ["ce, unweighted", "kl"]
+    assert "**-0.500 ± 0.000**" in arm_table(rows, "shared", rows)
+
+
+def test_intervals_are_those_of_students_t():
+    found = interval([1.0, 2.0, 3.0])
+    assert (found.mean, found.num_values) == (2.0, 3)
+    assert found.half_width == pytest.approx(4.303 / 3**0.5)
+    assert not found.excludes_zero
+    assert interval([1.0]).half_width is None
+
+
+def test_differences_are_taken_over_the_seeds_that_both_have():
+    assert paired({0: 1.0, 1: 2.0, 2: 9.0}, {0: 2.0, 1: 3.0}).mean == -1.0
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_heads_share_keys_evenly(size, experiment):
+    run = replace(experiment, size=size).student_run(Job(CROSS, 8, 1.0, 0), experiment.root / "unused")
+    shape = run.student.shape
+    assert shape.hidden_size % 32 == 0
+    assert shape.num_heads % shape.num_kv_heads == 0
