@@ -37,8 +37,8 @@ from tide_cache.teacher.capture import Teacher
 
 TEACHER = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16}
 SMALL_TEACHER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-FEW_ROWS, MANY_ROWS = 20, 200
-"""For the question whether memory grows: ten shards instead of one."""
+FEW_ROWS, MANY_ROWS, ROWS_PER_SHARD = 40, 400, 20
+"""For the question whether memory grows: twenty shards instead of two, as many as a worker ever holds."""
 MASK = {"mask_token": "<|tide-mask|>", "add_mask_token": True}
 NUM_VIEWS = 4
 SHARDS = 4
@@ -119,7 +119,7 @@ def _growth() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             values = run_values(Path(folder), num_rows, SMALL_TEACHER)
             values["views"] = {"num_views": 1}
-            values["build"] |= {"out": str(Path(folder) / "cache"), "samples_per_shard": FEW_ROWS}
+            values["build"] |= {"out": str(Path(folder) / "cache"), "samples_per_shard": ROWS_PER_SHARD}
             peaks.append(in_own_process(_peak_of_build, values) / 2**20)
     return {"small_rss_mib": peaks[0], "small_rss_mib_10x": peaks[1], "rss_ratio_10x": peaks[1] / peaks[0]}
 

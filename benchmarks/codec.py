@@ -125,7 +125,8 @@ def _rows_of(teacher: Path) -> Rows:
         }
         build_cache(BuildRun.model_validate(values))
         vocab_size = Manifest.load(Path(folder, "cache")).identity.vocab_sizes.teacher
-        views = [r.signal.topk for s in _shards(Path(folder, "cache")) for of in s.records for r in _with_topk(of)]
+        every = [r.signal.topk for s in _shards(Path(folder, "cache")) for of in s.records for r in _with_topk(of)]
+        views = [topk for topk in every if len(topk.rows_R)]
     ids_PK, logprobs_PK = (
         np.concatenate([getattr(topk, name) for topk in views]).reshape(-1, CURVE_K) for name in ("ids_E", "logprobs_E")
     )

@@ -92,7 +92,7 @@ def test_the_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]):
 
 
 def test_build_times_the_parts_of_one_capture(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name, smaller in {"TEACHER": build.SMALL_TEACHER, "FEW_ROWS": 1, "MANY_ROWS": 4}.items():
+    for name, smaller in {"TEACHER": build.SMALL_TEACHER, "FEW_ROWS": 2, "MANY_ROWS": 4}.items():
         monkeypatch.setattr(build, name, smaller)
     file = tmp_path / "build.json"
     assert main(["build", "--rows", "2", "--repeats", "1", "--json", str(file)]) == 0
