@@ -68,13 +68,14 @@ class Arm:
 class Stage:
     """Arms that are run on as many samples; a later stage starts when an earlier one is through.
 
-    `longer` is a factor on the steps of the plan.
+    `tuned_on`: samples of the stage whose weights are used; None where weights are tuned here. Shares of the steps are
+    always tuned here: the fewer the samples, the earlier cross-entropy is at its best.
     """
 
     name: str
     samples: int | None
     arms: tuple[Arm, ...]
-    longer: float = 1.0
+    tuned_on: int | None = None
 
 
 def taught(name: str, pipeline: Pipeline, *entries: Entry, **options: Any) -> Arm:
@@ -85,11 +86,6 @@ def taught(name: str, pipeline: Pipeline, *entries: Entry, **options: Any) -> Ar
 def untaught(name: str, pipeline: Pipeline, ce: Entry) -> Arm:
     """Give an arm of cross-entropy alone, stopped at its best step."""
     return Arm(name, pipeline, (), ce, "steps", STEPS)
-
-
-def at(arm: Arm, value: float) -> Arm:
-    """Give an arm that is not tuned again, but run at the value that shorter runs chose."""
-    return replace(arm, grid=(value,))
 
 
 TIDE_CHUNK = (CHUNK_KL, CALM | {"chunks": "without_candidates"})
@@ -107,32 +103,19 @@ FIRST = (
 )
 """What decides the question; the other arms refine it."""
 
-LONGER = (
-    at(FIRST[0], 1.0),
-    at(FIRST[1], 1.0),
-    at(FIRST[2], 0.3),
-    at(FIRST[3], 1.0),
-    at(FIRST[4], 0.3),
-    at(FIRST[5], 1.0),
-    at(FIRST[6], 1.0),
-)
-"""The same, after more steps: students of the short runs have hardly begun to look at the context."""
-
 FURTHER = (
-    taught("tide-chunk", "cross", *TIDE_CHUNK),
     taught("reverse_calm", "cross", REVERSE_CALM),
-    taught("bernoulli_kl", "cross", BERNOULLI_KL),
+    taught("tide-shared", "shared", TIDAL | {"over": "kl", "temperature": 2.0}, signal_pass="compdemo"),
     taught("tidal", "shared", TIDAL | {"over": "kl", "temperature": 2.0}),
+    taught("tide-chunk", "cross", *TIDE_CHUNK),
+    taught("bernoulli_kl", "cross", BERNOULLI_KL),
     taught("chunk_kl", "shared", CHUNK_KL),
     taught("tidal", "cross", TIDAL | {"over": "calm", "temperature": 5.0}),
-    taught("calm", "shared", CALM),
-    taught("reverse_kl", "shared", KL | {"kind": "reverse_kl"}),
+    taught("reverse_calm, p = 1", "cross", REVERSE_CALM, source="certain"),
 )
 
-COMPDEMO = (
-    taught("tide-shared", "shared", TIDAL | {"over": "kl", "temperature": 2.0}, signal_pass="compdemo"),
-    taught("tide-shared", "cross", TIDAL | {"over": "calm", "temperature": 5.0}, signal_pass="compdemo"),
-)
+MAIN = (*FIRST[:7], *FURTHER[:2])
+"""What is also run on more samples."""
 
 WEIGHTED = (
     Arm("1/t and chunk_kl", "cross", (CHUNK_KL,), CE),
@@ -145,7 +128,7 @@ WEIGHTED = (
 
 VIEWED = (taught("kl", "shared", KL, grid=(1.0,)), taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))
 VIEWS = (
-    *(replace(arm, name=f"{arm.name}, {n} views", num_views=n) for n in (1, 8, 2, 4) for arm in VIEWED),
+    *(replace(arm, name=f"{arm.name}, {n} views", num_views=n) for n in (1, 8, 4, 2) for arm in VIEWED),
     *(replace(arm, name=f"{arm.name}, fresh masks", source="live") for arm in VIEWED),
 )
 
@@ -164,14 +147,11 @@ SIGNALS = (
 
 STAGES = (
     Stage("300 samples", 300, FIRST),
-    Stage("longer", 300, LONGER, longer=10 / 3),
     Stage("300 samples, further arms", 300, FURTHER),
-    Stage("300 samples, compdemo", 300, COMPDEMO),
+    Stage("all samples", None, MAIN, tuned_on=300),
     Stage("views", 300, VIEWS),
-    Stage("300 samples, 1/t or none", 300, WEIGHTED),
-    Stage("1000 samples", 1000, FIRST),
+    Stage("1000 samples", 1000, MAIN, tuned_on=300),
     Stage("signals", 300, SIGNALS),
-    Stage("1000 samples, further arms", 1000, (*FURTHER, *COMPDEMO)),
-    Stage("all samples", None, (*FIRST, *FURTHER, *COMPDEMO)),
+    Stage("300 samples, 1/t or none", 300, WEIGHTED),
 )
 """In order of priority: a cut loses the end."""

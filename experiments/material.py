@@ -21,8 +21,10 @@ from tide_cache.records import ChatRow, Message, SampleId
 BLOCK_SIZE = 16
 MAX_LENGTH = {"shared": 128, "cross": 160}
 """Tokens of a sample: the teacher's and the shared student's, and the cross student's, whose vocabulary is smaller."""
+FINAL = "####"
+"""Stands before the final number of a GSM8K answer."""
 _UNCUT = 4096
-_LEAST_BODY, _MOST_CHARACTERS = 40, 450
+_LEAST_BODY, _MOST_CHARACTERS = 40, 1000
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Material:
     root: Path
 
     def rows(self, part: str) -> Path:
-        """File of `train`, `validation` or `test`."""
+        """File of `train`, `validation` or `test`; `text`: what training rows are the short ones of."""
         return self.root / f"{part}.jsonl"
 
     def tokenizer(self, pipeline: str) -> Path:
@@ -67,6 +69,7 @@ def make_material(root: Path, shared: Path, held_out: int, vocabularies: tuple[i
     python, python_held_out = split_by_module(read_functions(Path(sysconfig.get_path("stdlib"))))
     for recipe, size, texts in ((SECOND, vocabularies[0], [*maths, *python]), (FIRST, vocabularies[1], python)):
         train_tokenizer(replace(recipe, vocab_size=size), _texts(texts), root / "tokenizers")
+    _write(material.rows("text"), [*maths, *python])
     train, maths, python = (fitting(rows, material) for rows in ([*maths, *python], maths_held_out, python_held_out))
     Random(0).shuffle(train)
     half = held_out // 2

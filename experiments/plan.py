@@ -12,11 +12,14 @@ class Size:
         precision: Of training.
         vocabularies: Ids of the teacher's tokenizer and of the cross student's.
         teacher: Hidden size and layers.
-        teacher_steps: Optimizer steps of the teacher.
-        teacher_batch: Samples of its steps, two views each.
+        teacher_epochs: Passes over the text of the causal model that the teacher starts from.
+        teacher_steps: Optimizer steps of the teacher as a denoiser.
+        teacher_batch: Samples of its steps.
+        teacher_views: Views of each of them, on one clean copy.
         student: Hidden size and layers.
         student_steps: Optimizer steps of every student.
         student_batch: Samples of its steps.
+        student_views: Views of each of them, on one clean copy.
         student_rate: Peak learning rate.
         held_out: Rows of validation, and of test.
         seeds: Of students.
@@ -26,18 +29,51 @@ class Size:
     precision: str
     vocabularies: tuple[int, int]
     teacher: tuple[int, int]
+    teacher_epochs: int
     teacher_steps: int
     teacher_batch: int
+    teacher_views: int
     student: tuple[int, int]
     student_steps: int
     student_batch: int
+    student_views: int
     student_rate: float
     held_out: int
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
 SIZES = {
-    "cpu": Size("cpu", "float32", (4096, 2048), (256, 4), 650, 12, (96, 3), 120, 8, 5e-3, 120),
-    "gpu": Size("cuda", "bfloat16", (4096, 2048), (384, 10), 12_000, 64, (192, 4), 2_000, 32, 2e-3, 240),
+    "cpu": Size(
+        device="cpu",
+        precision="float32",
+        vocabularies=(4096, 2048),
+        teacher=(384, 5),
+        teacher_epochs=3,
+        teacher_steps=500,
+        teacher_batch=8,
+        teacher_views=4,
+        student=(128, 4),
+        student_steps=300,
+        student_batch=8,
+        student_views=2,
+        student_rate=4e-3,
+        held_out=160,
+    ),
+    "gpu": Size(
+        device="cuda",
+        precision="bfloat16",
+        vocabularies=(4096, 2048),
+        teacher=(384, 10),
+        teacher_epochs=8,
+        teacher_steps=6_000,
+        teacher_batch=32,
+        teacher_views=4,
+        student=(192, 4),
+        student_steps=2_000,
+        student_batch=32,
+        student_views=2,
+        student_rate=2e-3,
+        held_out=240,
+    ),
 }
-"""`gpu`: a teacher of 19M parameters, students of 2.2M and 2.6M."""
+"""`cpu`: a teacher of 10M parameters, students of 1.1M and 1.3M. `gpu`: 19M, 2.2M and 2.6M."""

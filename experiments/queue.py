@@ -8,7 +8,6 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,13 +18,22 @@ from experiments.stages import Experiment, Job
 Measured = dict[str, Any]
 
 
+def grid_jobs(stage: Stage, arm: Arm, seed: int) -> tuple[Job, ...]:
+    """Give the jobs that choose an arm's value: of this stage, or of the one that its weights were tuned on."""
+    borrowed = stage.tuned_on is not None and arm.tunes == "weight"
+    samples = stage.tuned_on if borrowed else stage.samples
+    return tuple(Job(arm, samples, value, seed) for value in arm.grid)
+
+
 def known_jobs(stage: Stage, arm: Arm, seeds: tuple[int, ...], results: Mapping[str, Measured]) -> tuple[Job, ...]:
-    """Give the jobs of an arm that can be named so far: its grid, and behind it the seeds at the best value."""
-    grid = tuple(Job(arm, stage.samples, value, seeds[0], stage.longer) for value in arm.grid)
+    """Give the jobs of an arm that can be named so far: its grid, and behind it every seed at the best value."""
+    grid = grid_jobs(stage, arm, seeds[0])
+    own = tuple(job for job in grid if job.samples == stage.samples)
     if len(grid) > 1 and any(job.key not in results for job in grid):
-        return grid
-    best = grid[0] if len(grid) == 1 else best_job(grid, results)
-    return grid + tuple(replace(best, seed=seed) for seed in seeds[1:])
+        return own
+    value = grid[0].value if len(grid) == 1 else best_job(grid, results).value
+    chosen = tuple(Job(arm, stage.samples, value, seed) for seed in seeds)
+    return own + tuple(job for job in chosen if job not in own)
 
 
 def best_job(grid: tuple[Job, ...], results: Mapping[str, Measured]) -> Job:

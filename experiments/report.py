@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.arms import STAGES, Arm, Pipeline, Stage
-from experiments.queue import best_job, known_jobs
+from experiments.queue import best_job, grid_jobs
 from experiments.stages import TIMES, Experiment, Job
 from experiments.statistics import Interval, interval, paired
 
@@ -78,13 +78,15 @@ def rows_of(results: dict[str, Any], stage_name: str) -> list[Row]:
     students, seeds = results["students"], tuple(results["size"]["seeds"])
     rows = []
     for arm in stage.arms:
-        grid = known_jobs(stage, arm, seeds[:1], {})
+        grid = grid_jobs(stage, arm, seeds[0])
         done = tuple(job for job in grid if job.key in students)
         if not done:
             continue
         value = best_job(done, students).value
-        jobs = [Job(arm, stage.samples, value, seed, stage.longer) for seed in seeds]
+        jobs = [Job(arm, stage.samples, value, seed) for seed in seeds]
         found = {job.seed: students[job.key] for job in jobs if job.key in students}
+        if not found:
+            continue
         rows.append(Row(arm, stage, value, len(done) == len(grid), found))
     return rows
 
@@ -180,10 +182,6 @@ def tables(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("views", "signals"):
         for pipeline in COLOURS:
             yield f"{name} {pipeline}", arm_table(rows_of(results, name), pipeline, first)
-    longer = rows_of(results, "longer")
-    for pipeline in COLOURS:
-        yield f"longer {pipeline}", arm_table(longer, pipeline, longer)
-        yield f"longer {pipeline} by t", time_table(longer, pipeline)
     yield "grid", grid_table(results)
 
 
@@ -206,7 +204,9 @@ def grid_table(results: dict[str, Any]) -> str:
     lines = ["| arm | tokenizer | NLL on validation rows, seed 0 |", "|---|---|---|"]
     for stage in STAGES:
         for arm in (arm for arm in stage.arms if len(arm.grid) > 1):
-            jobs = known_jobs(stage, arm, (results["size"]["seeds"][0],), {})
+            jobs = grid_jobs(stage, arm, results["size"]["seeds"][0])
+            if jobs[0].samples != stage.samples:
+                continue
             found = {job.value: results["students"][job.key] for job in jobs if job.key in results["students"]}
             if found:
                 what = "weight" if arm.tunes == "weight" else "share of the steps"
@@ -222,7 +222,7 @@ def draw_arms(results: dict[str, Any], file: Path) -> None:
     for axes, pipeline in zip(figure.subplots(1, 2), COLOURS, strict=True):
         labels = []
         for name, row in ((name, row) for name, rows in of_stages.items() for row in rows):
-            peers = [r for rows in of_stages.values() for r in rows if _setting(r.stage) == _setting(row.stage)]
+            peers = [r for rows in of_stages.values() for r in rows if r.stage.samples == row.stage.samples]
             baseline = find(peers, BASELINE, pipeline)
             found = None if baseline is None else paired(row.test(), baseline.test())
             if row.arm.pipeline == pipeline and row.arm.name != BASELINE and found and found.num_values > 1:
@@ -234,10 +234,6 @@ def draw_arms(results: dict[str, Any], file: Path) -> None:
         axes.set(title=f"{pipeline} tokenizer", xlabel=f"test NLL minus {BASELINE} (nats, paired; 95%)")
         axes.grid(alpha=0.3)
     figure.savefig(file)
-
-
-def _setting(stage: Stage) -> tuple[int | None, float]:
-    return stage.samples, stage.longer
 
 
 def _point(axes: Any, found: Interval, place: int, colour: str) -> None:

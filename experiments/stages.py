@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 
 from experiments.arms import Arm, Pipeline
-from experiments.material import BLOCK_SIZE, MAX_LENGTH, Material
+from experiments.material import BLOCK_SIZE, FINAL, MAX_LENGTH, Material
 from experiments.plan import Size
+from experiments.pretraining import pretrain
 from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.corpus import open_corpus
+from tide_cache.evaluation import generate_text
 from tide_cache.evaluation.nll import held_out_nll
 from tide_cache.loading.source import LiveTeacher, TeacherSource
-from tide_cache.modeling.backbone import DTYPES, load_backbone, read_checkpoint
+from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, read_checkpoint
 from tide_cache.pairing import TextTokenizer, encode_student
-from tide_cache.records import ChunkCandidates, SamplePair, ViewRecord
+from tide_cache.records import ChunkCandidates, Message, SamplePair, ViewRecord
+from tide_cache.student.convert import convert
 from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints
 from tide_cache.training.distributed import World
 from tide_cache.training.prepare import prepare
@@ -32,6 +35,9 @@ from tide_cache.training.run import train, train_prepared
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Mid-points of five equal strata."""
 TEMPERATURES = (1.0, 2.0)
+TEACHER_MAX_LENGTH = 192
+"""Tokens of what the teacher is trained on; those of `MAX_LENGTH` it is asked about."""
+_MAX_ANSWER = 96
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,11 @@ class Job:
     samples: int | None
     value: float
     seed: int
-    longer: float = 1.0
 
     @property
     def key(self) -> str:
         """Its folder, and its name in the results."""
-        steps = "" if self.longer == 1 else f"-longer-{self.longer:.3g}"
-        return f"{self.samples or 'all'}{steps}/{self.arm.slug}/{self.arm.tunes}-{self.value:g}/seed-{self.seed}"
+        return f"{self.samples or 'all'}/{self.arm.slug}/{self.arm.tunes}-{self.value:g}/seed-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -69,25 +73,29 @@ class Experiment:
         return self.root / "teacher"
 
     def train_teacher(self) -> None:
-        """Train the teacher on all training rows, or go on from its checkpoint."""
+        """Train the teacher on all text for training, or go on where that was cut."""
         if (self.teacher / "model" / "config.json").exists():
             return
+        size, rows = self.size, self.material.rows("text")
+        causal, start = self.root / "causal", self.root / "start"
+        if not (start / "config.json").exists():
+            shutil.rmtree(start, ignore_errors=True)
+            tokenizer = TextTokenizer.load(str(self.material.tokenizer("shared")))
+            pretrain(causal, rows, tokenizer, size.teacher, size.teacher_epochs, size.device)
+            convert(str(causal), start)
         resume = bool(committed_checkpoints(self.teacher / CHECKPOINTS))
         if not resume:
             shutil.rmtree(self.teacher, ignore_errors=True)
-        size = self.size
-        section = {"steps": size.teacher_steps, "global_batch": size.teacher_batch, "micro_batch": size.teacher_batch}
-        run = self._train_run(
-            self.teacher,
-            "shared",
-            size.teacher,
-            0,
-            {"corpus": {"spec": str(self.material.rows("train"))}},
-            ({"kind": "ce", "time_weight": "uniform"},),
-            2e-3,
-            section | {"views_per_step": 2, "checkpoint_every": 50},
-        )
-        train(run, resume=resume)
+        values = {
+            "student": {"model": str(start), "block_size": BLOCK_SIZE, "max_length": TEACHER_MAX_LENGTH},
+            "data": {"corpus": {"spec": str(rows)}},
+            "objective": [{"kind": "ce", "time_weight": "uniform"}],
+            "optimizer": {"lr": 1e-3, "weight_decay": 0.01},
+            "train": self._train_section(
+                self.teacher, size.teacher_steps, size.teacher_batch, size.teacher_views, checkpoint_every=100
+            ),
+        }
+        train(TrainRun.model_validate(values), resume=resume)
 
     def cache(self, arm: Arm, samples: int | None) -> Path:
         """Folder of the cache that an arm learns from."""
@@ -127,7 +135,7 @@ class Experiment:
         return measured
 
     def measure(self, model: Path, pipeline: Pipeline) -> dict[str, Any]:
-        """Give held-out NLL and accuracy by t, on validation and on test rows."""
+        """Give held-out NLL and accuracy by t on validation and on test rows, and the share of right final numbers."""
         tokenizer = TextTokenizer.load(str(self.material.tokenizer(pipeline)))
         backbone = load_backbone(read_checkpoint(str(model)), DTYPES["float32"], self.size.device)
         measured = {"parameters": sum(weight.numel() for weight in backbone.model.parameters())}
@@ -145,7 +153,24 @@ class Experiment:
                 "accuracy": report.mean_accuracy,
                 "times": [asdict(entry) for entry in report.times],
             }
+        measured["test"]["exact_match"] = self._exact_match(backbone, tokenizer)
         return measured
+
+    def _exact_match(self, backbone: Backbone, tokenizer: TextTokenizer) -> float:
+        """Answer the test problems and give the share of answers that end with the right number."""
+        lines = self.material.rows("test").read_text(encoding="utf-8").splitlines()
+        problems = [row for row in map(json.loads, lines) if FINAL in row["answer"]]
+        answers = generate_text(
+            backbone,
+            tokenizer,
+            [[Message("user", row["question"])] for row in problems],
+            block_size=BLOCK_SIZE,
+            max_new_tokens=_MAX_ANSWER,
+            steps_per_block=BLOCK_SIZE // 2,
+        )
+        pairs = zip(problems, answers, strict=True)
+        right = [text.partition(FINAL)[2].strip() == row["answer"].partition(FINAL)[2].strip() for row, text in pairs]
+        return sum(right) / max(len(right), 1)
 
     def pairs(self, part: str, tokenizer: TextTokenizer, pipeline: Pipeline) -> tuple[SamplePair, ...]:
         """Give held-out rows in a student's tokens."""
@@ -192,36 +217,8 @@ class Experiment:
         """Give the run file of a student."""
         arm, size = job.arm, self.size
         weight, share = (job.value, 1.0) if arm.tunes == "weight" else (1.0, job.value)
-        section = {
-            "steps": max(1, round(size.student_steps * job.longer * share)),
-            "checkpoint_every": 0,
-            "seed": job.seed,
-        }
-        batch = {"global_batch": size.student_batch, "micro_batch": size.student_batch}
-        data = {"num_views": arm.num_views, "signal_pass": arm.signal_pass, "seed": job.seed}
-        return self._train_run(
-            out,
-            arm.pipeline,
-            size.student,
-            job.seed,
-            {"cache": str(self.cache(arm, job.samples))} | data,
-            arm.objectives(weight),
-            size.student_rate,
-            section | batch,
-        )
-
-    def _train_run(
-        self,
-        out: Path,
-        pipeline: Pipeline,
-        hidden_and_layers: tuple[int, int],
-        init_seed: int,
-        data: dict[str, Any],
-        objectives: tuple[dict[str, Any], ...],
-        learning_rate: float,
-        section: dict[str, Any],
-    ) -> TrainRun:
-        hidden, layers = hidden_and_layers
+        hidden, layers = size.student
+        steps, views = max(1, round(size.student_steps * share)), min(size.student_views, arm.num_views)
         values = {
             "student": {
                 "shape": {
@@ -232,23 +229,26 @@ class Experiment:
                     "num_kv_heads": max(1, hidden // 64),
                     "head_dim": 32,
                     "rope_theta": 10_000.0,
-                    "init_seed": init_seed,
+                    "init_seed": job.seed,
                 },
-                "tokenizer": {"path": str(self.material.tokenizer(pipeline))},
-                "block_size": BLOCK_SIZE,
-                "max_length": MAX_LENGTH[pipeline],
+                "tokenizer": {"path": str(self.material.tokenizer(arm.pipeline))},
             },
-            "data": data,
-            "objective": objectives,
-            "optimizer": {"lr": learning_rate, "weight_decay": 0.01},
-            "train": {
-                "out": str(out),
-                "precision": self.size.precision,
-                "device": self.size.device,
-                **section,
+            "data": {
+                "cache": str(self.cache(arm, job.samples)),
+                "num_views": arm.num_views,
+                "signal_pass": arm.signal_pass,
+                "seed": job.seed,
             },
+            "objective": arm.objectives(weight),
+            "optimizer": {"lr": size.student_rate, "weight_decay": 0.01},
+            "train": self._train_section(out, steps, size.student_batch, views, checkpoint_every=0, seed=job.seed),
         }
         return TrainRun.model_validate(values)
+
+    def _train_section(self, out: Path, steps: int, batch: int, views: int, **more: int) -> dict[str, Any]:
+        of_size = {"precision": self.size.precision, "device": self.size.device}
+        batches = {"global_batch": batch, "micro_batch": batch, "views_per_step": views}
+        return {"out": str(out), "steps": steps, **batches, **of_size, **more}
 
 
 class CertainTeacher:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.arms import CALM, CHUNK_KL, FIRST, KL, STAGES, Stage, taught
-from experiments.plan import SIZES, Size
+from experiments.plan import SIZES
 from experiments.queue import best_job, known_jobs, next_job
 from experiments.report import arm_table, read_results, rows_of, tables, write_results
 from experiments.stages import CertainTeacher, Experiment, Job
@@ -16,7 +16,10 @@ from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest
 
-TOY = Size("cpu", "float32", (0, 0), (32, 1), 4, 4, (32, 1), 3, 4, 5e-3, 8, (0, 1))
+TOY = replace(
+    SIZES["cpu"], teacher=(32, 1), teacher_epochs=1, teacher_steps=4, teacher_batch=4, teacher_views=2,
+    student=(32, 1), student_steps=3, student_batch=4, seeds=(0, 1),
+)  # fmt: skip
 CROSS = taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,))
 ARMS = (
     CROSS,
@@ -33,6 +36,7 @@ def experiment(tmp_path_factory, vocabularies):
     shutil.copytree(vocabularies.first.parent, made.root / "material/tokenizers")
     for seed, part in enumerate(("train", "validation", "test")):
         write_tasks(made.material.rows(part), make_tasks(12, seed))
+    write_tasks(made.material.rows("text"), make_tasks(100, 3))
     made.train_teacher()
     return made
 
@@ -89,6 +93,19 @@ def test_the_grid_comes_first_and_its_best_value_gets_the_other_seeds():
         results[job.key] = measured_at(nll)
     assert [job.seed for job in known_jobs(stage, arm, (0, 1, 2), results)] == [0, 0, 0, 1, 2]
     assert next_job(stage, (0, 1, 2), results, frozenset()) == Job(arm, 8, 1.0, 1)
+
+
+def test_weights_of_fewer_samples_serve_more_and_shares_of_the_steps_are_tuned_again():
+    arm, ce = taught("kl", "shared", KL), FIRST[3]
+    tuned, stage = Stage("some", 8, (arm, ce)), Stage("more", 20, (arm, ce), tuned_on=8)
+    results = {}
+    assert not known_jobs(stage, arm, (0, 1), results)
+    for of in (arm, ce):
+        for value, nll in zip(of.grid, (3.0, 2.0, 2.5), strict=True):
+            results[Job(of, 8, value, 0).key] = measured_at(nll)
+    assert known_jobs(stage, arm, (0, 1), results) == (Job(arm, 20, 1.0, 0), Job(arm, 20, 1.0, 1))
+    assert known_jobs(tuned, arm, (0, 1), results)[3:] == (Job(arm, 8, 1.0, 1),)
+    assert [job.value for job in known_jobs(stage, ce, (0, 1), results)] == list(ce.grid)
 
 
 def test_the_next_arm_starts_while_a_grid_is_running():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from tide_cache.modeling.attention import attend, block_diffusion_mask, prepare_mask, with_padding
-from tide_cache.modeling.packing import pack_block
+from tide_cache.modeling.attention import Copies, attend, block_diffusion_mask, prepare_mask, with_padding
+from tide_cache.modeling.packing import Kept, pack_block
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -50,9 +50,10 @@ def test_copies_attend_as_under_the_mask_of_the_whole_sequence(kind, num_views, 
     packed = pack_block(ids_BL[:, None].expand(-1, num_views, -1), ids_BL, is_real_BL, 4, sample_BL)
     query, key, value = (torch.randn(2, heads, copies * 12, 16, generator=generator) for heads in (4, 2, 2))
     outcomes = []
-    for mask, views in ((whole_B1SS, 0), (prepare_mask(packed.mask_B1SS, kind, num_views), num_views)):
+    by_copy = prepare_mask(packed.mask_B1SS, kind, packed.copies)
+    for mask, of_views in ((whole_B1SS, None), (by_copy, Copies(num_views, 12))):
         inputs = [x.clone().requires_grad_(kind == "sdpa") for x in (query, key, value)]  # flex: no gradients on CPUs
-        out = attend(*inputs, mask, views)
+        out = attend(*inputs, mask, of_views)
         outcomes.append([out])
         if kind == "sdpa":
             (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
@@ -66,3 +67,45 @@ def test_a_mask_of_copies_does_not_grow_with_the_views():
     is_real_BL = torch.ones(2, 12, dtype=torch.bool)
     sizes = {pack_block(ids_BL[:, None].expand(-1, n, -1), ids_BL, is_real_BL, 4).mask_B1SS.shape for n in (1, 4)}
     assert sizes == {(2, 1, 24, 24)}
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "flex"])
+@pytest.mark.parametrize("num_views", [1, 3])
+@pytest.mark.parametrize("has_many_samples", [False, True])
+def test_what_is_kept_attends_as_in_the_whole(kind, num_views, has_many_samples):
+    """Blocks without a wanted position are left out of the masked copies: what is wanted stays as it was."""
+    generator = torch.Generator().manual_seed(num_views)
+    length, block_size = 14, 4
+    is_real_BL = torch.tensor([[True] * 14, [True] * 9 + [False] * 5])
+    sample_BL = torch.tensor([[0] * 14, [0] * 8 + [1] * 6]) if has_many_samples else None
+    wanted_BL = torch.zeros(2, length, dtype=torch.bool)
+    wanted_BL[0, [5, 9, 10]] = wanted_BL[1, [8]] = True
+    ids_BL = torch.arange(2 * length).view(2, length)
+    ids_BnL = ids_BL[:, None] + 100 * torch.arange(1, num_views + 1)[:, None]
+    whole = pack_block(ids_BnL, ids_BL, is_real_BL, block_size, sample_BL)
+    kept = Kept(wanted_BL, block_size)
+    packed = pack_block(ids_BnL, ids_BL, is_real_BL, block_size, sample_BL, kept)
+    assert (kept.view_length, kept.clean_length) == (8, 8)
+    assert packed.ids_BS.shape == packed.positions_BS.shape == (2, num_views * 8 + 8)
+
+    row_N, view_N, position_N = wanted_BL[:, None].expand(-1, num_views, -1).nonzero(as_tuple=True)
+    place_N = kept.places(row_N, view_N, position_N)
+    assert torch.equal(packed.ids_BS[row_N, place_N], ids_BnL[row_N, view_N, position_N])
+    tables = [torch.randn(1000, heads, 16, generator=generator) for heads in (4, 2, 2)]
+    outcomes = []
+    for one, places_N in ((whole, view_N * length + position_N), (packed, place_N)):
+        # Whatever stands in a token depends on its id and its place alone, as before the first layer of a model.
+        query, key, value = (
+            (table[one.ids_BS] + one.positions_BS[..., None, None] / 7).transpose(1, 2) for table in tables
+        )
+        out_BHSA = attend(query, key, value, prepare_mask(one.mask_B1SS, kind, one.copies, one.block_size), one.copies)
+        outcomes.append(out_BHSA[row_N, :, places_N])
+    torch.testing.assert_close(*outcomes, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_wanted_still_packs():
+    ids_BL = torch.zeros(2, 6, dtype=torch.int64)
+    kept = Kept(torch.zeros(2, 6, dtype=torch.bool), 4)
+    packed = pack_block(ids_BL[:, None], ids_BL, torch.ones_like(ids_BL, dtype=torch.bool), 4, kept=kept)
+    assert packed.ids_BS.shape == (2, 8)
+    assert not kept.is_kept_BR.any()

@@ -22,7 +22,7 @@ from tide_cache.modeling.backbone import (
     resolve_device,
 )
 from tide_cache.modeling.checkpoint import published_config, save_student
-from tide_cache.modeling.packing import pack_block, pack_full
+from tide_cache.modeling.packing import Kept, pack_block, pack_full
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,23 @@ def test_views_packed_on_one_clean_copy_equal_separate_views(golden):
             torch.testing.assert_close(
                 together[:, view * length : (view + 1) * length], alone[:, :length], atol=1e-5, rtol=0
             )
+
+
+def test_copies_without_their_unwanted_blocks_give_the_published_logits(golden):
+    folder, io = golden
+    backbone = load_backbone(read_checkpoint(str(folder)), torch.float32, "cpu")
+    x_0_BL, x_t_BL, is_real_BL = tensors(golden)
+    block_size, length = int(io["block_size"]), x_0_BL.shape[1]
+    wanted_BL = torch.zeros_like(is_real_BL)
+    wanted_BL[:, length // 2 : -block_size] = True
+    kept = Kept(wanted_BL, block_size)
+    row_N, position_N = wanted_BL.nonzero(as_tuple=True)
+    with torch.no_grad():
+        packed = pack_block(x_t_BL[:, None], x_0_BL, is_real_BL, block_size, kept=kept)
+        hidden_ND = backbone(packed)[row_N, kept.places(row_N, torch.zeros_like(row_N), position_N)]
+        logits_NV = hidden_ND @ backbone.head_VD.T
+    assert packed.ids_BS.shape[1] < 1.5 * length
+    np.testing.assert_allclose(logits_NV, io["logits_block"][row_N, position_N], atol=1e-5)
 
 
 def test_padding_changes_nothing(golden):

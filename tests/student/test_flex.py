@@ -15,7 +15,7 @@ from tide_cache.errors import ModelError
 from tide_cache.loading.collate import CollatePlan, collate_rows
 from tide_cache.loading.source import PlainSource
 from tide_cache.modeling import attention
-from tide_cache.modeling.attention import block_diffusion_mask, prepare_mask, try_flex, with_padding
+from tide_cache.modeling.attention import Copies, block_diffusion_mask, prepare_mask, try_flex, with_padding
 from tide_cache.modeling.backbone import new_backbone
 from tide_cache.objectives import ids_to_gather
 from tide_cache.student.model import Student
@@ -82,7 +82,7 @@ def test_blocks_found_once_for_a_shape_are_those_of_its_mask(length, block_size,
     is_real_BS = torch.ones(2, 2 * length, dtype=torch.bool)
     is_real_BS[1, length // 2 : length] = False
     mask_B1SS = with_padding(block_diffusion_mask(length, block_size), is_real_BS)
-    found, again = (prepare_mask(mask_B1SS, "flex", num_views, block_size) for _ in range(2))
+    found, again = (prepare_mask(mask_B1SS, "flex", Copies(num_views, length), block_size) for _ in range(2))
     assert found.kv_indices is again.kv_indices, "found anew for every batch"
     own = create_block_mask(lambda b, h, q, s: mask_SS[q, s], None, None, *mask_SS.shape, device="cpu")
     assert torch.equal(found.to_dense()[0, 0], own.to_dense()[0, 0])

@@ -1,11 +1,12 @@
 """Who may attend to whom: the masks of the two contexts, for one or several masked views on one clean copy.
 
 Shape suffixes: B samples, L tokens of one copy, Q queries, S keys; with n views the packed length is (n + 1) L.
-H query heads, G key and value heads, A head dimension; n masked views, U = H n.
+H query heads, G key and value heads, A head dimension; n masked views, U = H n. R tokens that masked copies keep,
+C tokens of the clean copy.
 """
 
 from functools import cache, lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,13 @@ SCORES_BLOCK = 128
 
 MOST_DIFFERENCE = 1e-2
 """Relative, where both kernels may round products of float32 numbers as a GPU's tensor cores do."""
+
+
+class Copies(NamedTuple):
+    """Masked copies in front of a clean one: how many, and the tokens of each; the clean one takes the rest."""
+
+    num_views: int
+    view_length: int
 
 
 @lru_cache(maxsize=8)  # batches of one length follow each other
@@ -62,7 +70,7 @@ def with_padding(
     A token always sees itself, so that no query row is empty and no backend yields NaN.
 
     Args:
-        is_allowed_QS: Bool mask without padding, queries and keys of the same sequence.
+        is_allowed_QS: Bool mask without padding, queries and keys of the same sequence; or one for each row, [B, Q, S].
         is_real_BS: False at padding.
         sample_BS: Which sample of its row each token belongs to; None where each has a row of its own.
 
@@ -77,39 +85,39 @@ def with_padding(
 
 
 def prepare_mask(
-    mask_B1SS: torch.Tensor, kind: AttentionKind, num_views: int = 0, block_size: int | None = None
+    mask_B1SS: torch.Tensor, kind: AttentionKind, copies: Copies | None = None, block_size: int | None = None
 ) -> torch.Tensor | BlockMask:
     """Turn a mask into what a kind of attention takes, once per forward; `attend` then follows the mask.
 
     Args:
         mask_B1SS: True where a query may attend to a key; as `PackedInput` has it.
         kind: Which attention.
-        num_views: As in `PackedInput`.
+        copies: As in `PackedInput`.
         block_size: As in `PackedInput`; with it, what is left out is found once for each shape, not for each mask.
     """
     if kind == "sdpa":
         return mask_B1SS
     num_samples, _, num_queries, num_keys = mask_B1SS.shape
-    length = num_queries // 2
+    if copies is None:
+        return create_block_mask(
+            lambda b, _, q, s: mask_B1SS[b, 0, q, s], num_samples, None, num_queries, num_keys,
+            device=str(mask_B1SS.device),
+        )  # fmt: skip
+    num_views, length = copies
+    of_views = num_views * length
 
     def is_allowed(b: torch.Tensor, _: torch.Tensor, q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        return mask_B1SS[b, 0, q, s]
-
-    def is_allowed_of_copies(b: torch.Tensor, _: torch.Tensor, q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """Look copies up as if there were one view: no view is ever allowed another."""
-        of_q, of_s = q // length, s // length
-        is_clean_q, is_clean_s = of_q == num_views, of_s == num_views
-        there = mask_B1SS[b, 0, q % length + is_clean_q * length, s % length + is_clean_s * length]
-        return there & ((of_q == of_s) | is_clean_s)
+        is_clean_q, is_clean_s = q >= of_views, s >= of_views
+        place_q = torch.where(is_clean_q, q - of_views + length, q % length)
+        place_s = torch.where(is_clean_s, s - of_views + length, s % length)
+        return mask_B1SS[b, 0, place_q, place_s] & (is_clean_s | (~is_clean_q & (q // length == s // length)))
 
-    rule = is_allowed
-    if num_views:
-        num_queries = num_keys = (num_views + 1) * length
-        rule = is_allowed_of_copies
-        if block_size is not None:
-            num_blocks, indices = _kept_blocks(length, block_size, num_views, mask_B1SS.device)
-            return BlockMask.from_kv_blocks(num_blocks, indices, mask_mod=rule, seq_lengths=(num_queries, num_keys))
-    return create_block_mask(rule, num_samples, None, num_queries, num_keys, device=str(mask_B1SS.device))
+    num_tokens = of_views + num_keys - length
+    if block_size is not None:
+        num_blocks, indices = _kept_blocks(length, block_size, num_views, mask_B1SS.device)
+        return BlockMask.from_kv_blocks(num_blocks, indices, mask_mod=is_allowed, seq_lengths=(num_tokens, num_tokens))
+    return create_block_mask(is_allowed, num_samples, None, num_tokens, num_tokens, device=str(mask_B1SS.device))
 
 
 @lru_cache(maxsize=8)
@@ -131,7 +139,7 @@ def attend(
     key_BGSA: torch.Tensor,
     value_BGSA: torch.Tensor,
     mask: torch.Tensor | BlockMask,
-    num_views: int = 0,
+    copies: Copies | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """Attend with grouped heads, scaled by 1 / sqrt(A).
@@ -141,7 +149,7 @@ def attend(
         key_BGSA: Each serves H / G query heads in turn.
         value_BGSA: As the keys.
         mask: From `prepare_mask`.
-        num_views: As in `PackedInput`.
+        copies: As in `PackedInput`.
         dropout: Share of the attention weights that is dropped; 0 in all that is not training.
 
     Returns:
@@ -154,8 +162,8 @@ def attend(
     per_head = query_BHSA.shape[1] // key_BGSA.shape[1]
     # With a mask, no fused kernel takes grouped heads: repeating them keeps the scores out of memory.
     key_BHSA, value_BHSA = (x.repeat_interleave(per_head, dim=1) for x in (key_BGSA, value_BGSA))
-    if num_views:
-        return _attend_by_copy(query_BHSA, key_BHSA, value_BHSA, mask, num_views, dropout)
+    if copies is not None:
+        return _attend_by_copy(query_BHSA, key_BHSA, value_BHSA, mask, copies, dropout)
     return F.scaled_dot_product_attention(query_BHSA, key_BHSA, value_BHSA, attn_mask=mask, dropout_p=dropout)
 
 
@@ -164,41 +172,40 @@ def _attend_by_copy(
     key_BHSA: torch.Tensor,
     value_BHSA: torch.Tensor,
     mask_B1SS: torch.Tensor,
-    num_views: int,
+    copies: Copies,
     dropout: float,
 ) -> torch.Tensor:
     """Attend on [x_t1, ..., x_tn, x_0] without the pairs that no mask of views allows.
 
-    A view sees itself and the clean copy, the clean copy sees itself: (2n + 1) L^2 pairs are computed instead of the
-    (n + 1)^2 L^2 of a dense mask. Views lie beside the heads, so that one mask of [L, 2 L] serves them all.
+    A view sees itself and the clean copy, the clean copy sees itself: n R (R + C) + C^2 pairs are computed instead of
+    the (n R + C)^2 of a dense mask. Views lie beside the heads, so that one mask of [R, R + C] serves them all.
     """
     samples, heads, _, dimension = query_BHSA.shape
-    length = mask_B1SS.shape[-1] // 2
+    num_views, length = copies
     of_views = num_views * length
 
     def cut(x_BHSA: torch.Tensor) -> torch.Tensor:
         return x_BHSA[:, :, :of_views].reshape(samples, heads, num_views, length, dimension)
 
     def beside_clean(x_BHSA: torch.Tensor) -> torch.Tensor:
-        views_BHnLA = cut(x_BHSA)
-        clean_BHnLA = x_BHSA[:, :, None, of_views:].expand_as(views_BHnLA)
-        return torch.cat([views_BHnLA, clean_BHnLA], dim=3).flatten(1, 2)
+        clean_BHnCA = x_BHSA[:, :, None, of_views:].expand(-1, -1, num_views, -1, -1)
+        return torch.cat([cut(x_BHSA), clean_BHnCA], dim=3).flatten(1, 2)
 
-    out_BULA = F.scaled_dot_product_attention(
+    out_BURA = F.scaled_dot_product_attention(
         cut(query_BHSA).flatten(1, 2),
         beside_clean(key_BHSA),
         beside_clean(value_BHSA),
         attn_mask=mask_B1SS[:, :, :length],
         dropout_p=dropout,
     )
-    clean_BHLA = F.scaled_dot_product_attention(
+    clean_BHCA = F.scaled_dot_product_attention(
         query_BHSA[:, :, of_views:],
         key_BHSA[:, :, of_views:],
         value_BHSA[:, :, of_views:],
         attn_mask=mask_B1SS[:, :, length:, length:],
         dropout_p=dropout,
     )
-    return torch.cat([out_BULA.reshape(samples, heads, of_views, dimension), clean_BHLA], dim=2)
+    return torch.cat([out_BURA.reshape(samples, heads, of_views, dimension), clean_BHCA], dim=2)
 
 
 def _waves(heads: int, length: int, device: torch.device) -> torch.Tensor:
@@ -230,11 +237,11 @@ def flex_problem(device: torch.device) -> str | None:
 def try_flex(device: torch.device) -> str | None:
     """Do what `flex_problem` says, on any device."""
     mask_B1SS = block_diffusion_mask(SCORES_BLOCK, 32, device=device)[None, None]
-    results = []
+    copies, results = Copies(1, SCORES_BLOCK), []
     try:
         for kind in get_args(AttentionKind):
             query, key, value = (_waves(heads, mask_B1SS.shape[2], device).requires_grad_() for heads in (4, 2, 2))
-            out_BHSA = attend(query, key, value, prepare_mask(mask_B1SS, kind, 1, 32), num_views=1)
+            out_BHSA = attend(query, key, value, prepare_mask(mask_B1SS, kind, copies, 32), copies)
             out_BHSA.square().sum().backward()  # type: ignore[no-untyped-call]
             results.append((out_BHSA.detach(), query.grad, key.grad, value.grad))
     except Exception as error:  # whatever a compiler on this machine may say

@@ -21,7 +21,7 @@ from transformers import Cache
 
 from tide_cache.errors import ModelError, fault_list
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, no_room
-from tide_cache.modeling.attention import attend, prepare_mask
+from tide_cache.modeling.attention import Copies, attend, prepare_mask
 from tide_cache.modeling.experts import grouped_experts, route, uses_grouped_gemm
 from tide_cache.modeling.fingerprint import local_folder
 from tide_cache.modeling.packing import PackedInput
@@ -120,7 +120,7 @@ class _Attention(nn.Module):
         x_BSD: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor | BlockMask,
-        num_views: int,
+        copies: Copies | None,
         cache: Cache | None,
     ) -> torch.Tensor:
         heads = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
@@ -130,7 +130,7 @@ class _Attention(nn.Module):
         key_BGSA = _rotate(self.key_layernorm(key_BGSA), *rotary)
         if cache is not None:
             key_BGSA, value_BGSA = cache.update(key_BGSA, value_BGSA, self._number)
-        out_BHSA = attend(query_BHSA, key_BGSA, value_BGSA, mask, num_views)
+        out_BHSA = attend(query_BHSA, key_BGSA, value_BGSA, mask, copies)
         result: torch.Tensor = self.dense(out_BHSA.transpose(1, 2).flatten(2))
         return result
 
@@ -228,10 +228,10 @@ class _Layer(nn.Module):
         x_BSD: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor | BlockMask,
-        num_views: int,
+        copies: Copies | None,
         cache: Cache | None,
     ) -> torch.Tensor:
-        x_BSD = x_BSD + self.attention(self.input_layernorm(x_BSD), rotary, mask, num_views, cache)
+        x_BSD = x_BSD + self.attention(self.input_layernorm(x_BSD), rotary, mask, copies, cache)
         result_BSD: torch.Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
         return result_BSD
 
@@ -249,13 +249,13 @@ class _Trunk(nn.Module):
         ids_BS: torch.Tensor,
         positions_BS: torch.Tensor,
         mask: torch.Tensor | BlockMask,
-        num_views: int = 0,
+        copies: Copies | None = None,
         cache: Cache | None = None,
     ) -> torch.Tensor:
         x_BSD = self.word_embeddings(ids_BS)
         rotary = _rotary(positions_BS, self._config, x_BSD.dtype)
         for layer in self.layers:
-            x_BSD = layer(x_BSD, rotary, mask, num_views, cache)
+            x_BSD = layer(x_BSD, rotary, mask, copies, cache)
         result_BSD: torch.Tensor = self.norm(x_BSD)
         return result_BSD
 
@@ -309,9 +309,9 @@ class LLaDA2Backbone(Backbone):
 
     def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
         """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
-        mask = prepare_mask(packed.mask_B1SS, self._attention, packed.num_views, packed.block_size)
+        mask = prepare_mask(packed.mask_B1SS, self._attention, packed.copies, packed.block_size)
         hidden_BSD: torch.Tensor = self.model.model(  # type: ignore[operator]
-            packed.ids_BS, packed.positions_BS, mask, packed.num_views, cache
+            packed.ids_BS, packed.positions_BS, mask, packed.copies, cache
         )
         return hidden_BSD
 

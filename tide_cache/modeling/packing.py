@@ -1,10 +1,16 @@
-"""What goes into one forward: [x_t1, ..., x_tn, x_0] under the block mask, or x_t alone."""
+"""What goes into one forward: [x_t1, ..., x_tn, x_0] under the block mask, or x_t alone.
+
+Shape suffixes: B rows, L tokens of one copy, S packed positions, n masked views; R tokens that a masked copy keeps,
+C tokens of the clean copy, M = R + C.
+"""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 
-from tide_cache.modeling.attention import block_diffusion_mask, with_padding
+from tide_cache.modeling.attention import Copies, block_diffusion_mask, with_padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,18 +20,66 @@ class PackedInput:
     Attributes:
         ids_BS: Token ids, int64.
         positions_BS: Position ids, int64, repeated for each copy.
-        mask_B1SS: True where a query may attend to a key. With views it is the mask of [x_t, x_0] for one of them, of
-            size 2 L: all views of a sample have the same.
-        num_views: Masked copies in front of the clean one; 0 where the mask is that of the whole sequence.
+        mask_B1SS: True where a query may attend to a key. With views it is the mask of [x_t, x_0] for one of them: all
+            views of a sample have the same.
+        copies: The masked copies in front of the clean one; None where the mask is that of the whole sequence.
         block_size: Tokens per block, where the mask lies within that of `block_diffusion_mask` and leaves out little
-            more; None elsewhere, as where samples share a row.
+            more; None elsewhere, as where samples share a row or copies are not whole.
     """
 
     ids_BS: torch.Tensor
     positions_BS: torch.Tensor
     mask_B1SS: torch.Tensor
-    num_views: int = 0
+    copies: Copies | None = None
     block_size: int | None = None
+
+
+class Kept:
+    """What of the copies has a part in the hidden states that are wanted; the rest need not be computed.
+
+    A block of a masked copy is seen by itself alone, so that one without a wanted position, as those of a prompt, can
+    be left out. A block of the clean copy is seen by later blocks: none is after the last that is kept. What is left
+    gives the same hidden states as the whole.
+    """
+
+    def __init__(self, wanted_BL: torch.Tensor, block_size: int):
+        """Find the blocks.
+
+        Args:
+            wanted_BL: True at positions whose hidden states are wanted, in whichever view. On the CPU: sizes depend on
+                what it holds.
+            block_size: Tokens per block.
+        """
+        rows, length = wanted_BL.shape
+        has_wanted_BK = F.pad(wanted_BL, (0, -length % block_size)).view(rows, -1, block_size).any(dim=2)
+        counts_B = has_wanted_BK.sum(dim=1)
+        num_kept = max(1, int(counts_B.max()))
+        blocks_BK = has_wanted_BK.int().argsort(dim=1, descending=True, stable=True)[:, :num_kept]
+        offset = torch.arange(block_size)
+        index_BR = (blocks_BK[:, :, None] * block_size + offset).flatten(1)
+        is_kept_BK = torch.arange(num_kept) < counts_B[:, None]
+        self.is_kept_BR = is_kept_BK.repeat_interleave(block_size, dim=1) & (index_BR < length)
+        self.index_BR = torch.where(self.is_kept_BR, index_BR, 0)
+        last_B = (has_wanted_BK * torch.arange(has_wanted_BK.shape[1])).amax(dim=1)
+        self.clean_length = min(length, max(1, int(last_B.max())) * block_size)
+        self._length = length
+
+    @property
+    def view_length(self) -> int:
+        """R."""
+        return self.index_BR.shape[1]
+
+    @cached_property
+    def _place_BL(self) -> torch.Tensor:
+        """Where in R each kept position lies."""
+        place_BL = torch.zeros(len(self.index_BR), self._length, dtype=torch.int64)
+        row_N, place_N = self.is_kept_BR.nonzero(as_tuple=True)
+        place_BL[row_N, self.index_BR[row_N, place_N]] = place_N
+        return place_BL
+
+    def places(self, row_N: torch.Tensor, view_N: torch.Tensor, position_N: torch.Tensor) -> torch.Tensor:
+        """Give where in S wanted positions of views lie, [N]; everything on the CPU."""
+        return view_N * self.view_length + self._place_BL[row_N, position_N]
 
 
 def pack_block(
@@ -34,10 +88,11 @@ def pack_block(
     is_real_BL: torch.Tensor,
     block_size: int,
     sample_BL: torch.Tensor | None = None,
+    kept: Kept | None = None,
 ) -> PackedInput:
     """Pack masked views of each sample in front of its clean copy: the `block` context.
 
-    Row (view v, position l) of the output lies at index v * L + l.
+    Row (view v, position l) of the output lies at index v * L + l, or where `kept.places` says.
 
     Args:
         x_t_BnL: n masked views, int64.
@@ -46,21 +101,40 @@ def pack_block(
         block_size: Tokens per block.
         sample_BL: Where several samples share a row, which of them each token belongs to; each begins at a multiple of
             the block size, has positions of its own, and sees no other.
+        kept: What of the copies is computed; None for all.
     """
     num_rows, num_views, length = x_t_BnL.shape
-    mask_SS = block_diffusion_mask(length, block_size, device=x_0_BL.device)
-    positions_BL = torch.arange(length, device=x_0_BL.device).expand(num_rows, -1)
+    device = x_0_BL.device
+    positions_BL = torch.arange(length, device=device).expand(num_rows, -1)
     if sample_BL is not None:
         is_first_BL = torch.ones_like(sample_BL, dtype=torch.bool)
         is_first_BL[:, 1:] = sample_BL[:, 1:] != sample_BL[:, :-1]
         positions_BL = positions_BL - torch.where(is_first_BL, positions_BL, 0).cummax(dim=1).values
         sample_BL = sample_BL.repeat(1, 2)
+    mask_SS, is_real_BS = block_diffusion_mask(length, block_size, device=device), is_real_BL.repeat(1, 2)
+    if kept is None:
+        return PackedInput(
+            ids_BS=torch.cat([x_t_BnL.flatten(1), x_0_BL], dim=1),
+            positions_BS=positions_BL.repeat(1, num_views + 1),
+            mask_B1SS=with_padding(mask_SS, is_real_BS, sample_BL),
+            copies=Copies(num_views, length),
+            block_size=block_size if sample_BL is None else None,
+        )
+    index_BR, clean_length = kept.index_BR.to(device, non_blocking=True), kept.clean_length
+    index_BM = torch.cat([index_BR, length + torch.arange(clean_length, device=device).expand(num_rows, -1)], dim=1)
+    is_real_BM = is_real_BS.gather(1, index_BM)
+    is_real_BM[:, : kept.view_length] &= kept.is_kept_BR.to(device, non_blocking=True)
+    x_t_BnR = x_t_BnL.gather(2, index_BR[:, None].expand(-1, num_views, -1))
+    view_positions_BR = positions_BL.gather(1, index_BR)
     return PackedInput(
-        ids_BS=torch.cat([x_t_BnL.reshape(num_rows, -1), x_0_BL], dim=1),
-        positions_BS=positions_BL.repeat(1, num_views + 1),
-        mask_B1SS=with_padding(mask_SS, is_real_BL.repeat(1, 2), sample_BL),
-        num_views=num_views,
-        block_size=block_size if sample_BL is None else None,
+        ids_BS=torch.cat([x_t_BnR.flatten(1), x_0_BL[:, :clean_length]], dim=1),
+        positions_BS=torch.cat([view_positions_BR.repeat(1, num_views), positions_BL[:, :clean_length]], dim=1),
+        mask_B1SS=with_padding(
+            mask_SS[index_BM[:, :, None], index_BM[:, None]],
+            is_real_BM,
+            None if sample_BL is None else sample_BL.gather(1, index_BM),
+        ),
+        copies=Copies(num_views, kept.view_length),
     )
 
 

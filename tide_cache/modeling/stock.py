@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tide_cache.errors import ModelError
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, Quantisation
-from tide_cache.modeling.attention import AttentionKind, attend, prepare_mask
+from tide_cache.modeling.attention import AttentionKind, Copies, attend, prepare_mask
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.safetensors_loading import require_all_weights
 
@@ -42,11 +42,11 @@ def _attention_of_copies(
     value_BGSA: torch.Tensor,
     attention_mask: torch.Tensor,
     dropout: float = 0.0,
-    num_copied_views: int = 0,
+    copies: Copies | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """`attend`, as transformers calls an attention: gives [B, S, H, A], and no weights."""
-    out_BHSA = attend(query_BHSA, key_BGSA, value_BGSA, attention_mask, num_copied_views, dropout)
+    out_BHSA = attend(query_BHSA, key_BGSA, value_BGSA, attention_mask, copies, dropout)
     return out_BHSA.transpose(1, 2).contiguous(), None
 
 
@@ -84,11 +84,11 @@ class StockBackbone(Backbone):
         """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
         output = self.model.model(  # type: ignore[operator]
             input_ids=packed.ids_BS,
-            attention_mask=prepare_mask(packed.mask_B1SS, self._attention, packed.num_views, packed.block_size),
+            attention_mask=prepare_mask(packed.mask_B1SS, self._attention, packed.copies, packed.block_size),
             position_ids=packed.positions_BS,
             past_key_values=cache,
             use_cache=cache is not None,
-            num_copied_views=packed.num_views,
+            copies=packed.copies,
         )
         hidden_BSD: torch.Tensor = output.last_hidden_state
         return hidden_BSD.to(self.device)  # spread over several GPUs, the last layer need not lie beside the head

@@ -11,7 +11,7 @@ import torch
 
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import Backbone
-from tide_cache.modeling.packing import PackedInput, pack_block, pack_full
+from tide_cache.modeling.packing import Kept, pack_block, pack_full
 from tide_cache.records import Int32s, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
 from tide_cache.teacher.batches import ViewGroup, plan_batches
 from tide_cache.teacher.chunks import ActiveChunks, Speller, chunk_candidates, take_chunks
@@ -145,13 +145,19 @@ class Teacher:
             for n, view in enumerate(views):
                 is_masked_BnL[b, n, : len(pair.teacher_ids_M)] = view.is_teacher_masked_M
         x_t_BnL = np.where(is_masked_BnL, self._plan.mask_id, x_0_BL[:, None])
-        packed = self._pack(*(self._moved(array) for array in (x_t_BnL, x_0_BL, is_real_BL)))
-        hidden_BSD = self._backbone(packed)[:, : num_views * length]
         sample_N, view_N, position_N = np.nonzero(is_masked_BnL)
+        x_t, x_0, is_real = (self._moved(array) for array in (x_t_BnL, x_0_BL, is_real_BL))
+        if self._plan.context == "block":
+            kept = Kept(torch.from_numpy(is_masked_BnL.any(axis=1)), self._plan.block_size)
+            place_N = kept.places(*(torch.from_numpy(x) for x in (sample_N, view_N, position_N))).numpy()
+            packed = pack_block(x_t, x_0, is_real, self._plan.block_size, kept=kept)
+        else:
+            place_N, packed = position_N, pack_full(x_t[:, 0], is_real)
+        hidden_BSD = self._backbone(packed)
         true_N = x_0_BL[sample_N, position_N]
         mass_N = self._wanted_mass([pair for pair, _ in batch], length)[sample_N, position_N]
         arriving_rows = start_row_signals(
-            hidden_BSD[self._moved(sample_N), self._moved(view_N * length + position_N)],
+            hidden_BSD[self._moved(sample_N), self._moved(place_N)],
             self._backbone.head_VD,
             self._moved(true_N),
             self._moved(mass_N),
@@ -172,11 +178,6 @@ class Teacher:
         _require_finite(rows, batch, answered.is_masked_BnL)
         signals = self._split(rows, answered.is_masked_BnL, batch)
         return self._with_chunks(batch, signals, rows, answered.true_N)
-
-    def _pack(self, x_t_BnL: torch.Tensor, x_0_BL: torch.Tensor, is_real_BL: torch.Tensor) -> PackedInput:
-        if self._plan.context == "block":
-            return pack_block(x_t_BnL, x_0_BL, is_real_BL, self._plan.block_size)
-        return pack_full(x_t_BnL[:, 0], is_real_BL)
 
     def _wanted_mass(self, pairs: Sequence[SamplePair], length: int) -> np.ndarray:
         """Mass that the kept ids of each teacher position must reach, [B, L]; a position without loss is never masked.

@@ -1,0 +1,89 @@
+"""The teacher's start: a causal model of the training text, as published teachers have one.
+
+A causal model learns from every token of a row; a denoiser of a block mask computes two or more copies of it and learns
+from the masked tokens of its answer. Where computing is scarce, a start from such a model is the better teacher.
+"""
+
+from pathlib import Path
+from random import Random
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, Qwen3Config, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from tide_cache.corpus import open_corpus
+from tide_cache.pairing import TextTokenizer, encode_student
+
+WINDOW = 256
+"""Tokens of a row of training; conversations follow each other in it."""
+_UNCUT = 4096
+
+
+def windows(rows: Path, tokenizer: TextTokenizer) -> Dataset:
+    """Give a file's conversations one after the other, in random order, cut into windows."""
+    pairs = encode_student(
+        list(open_corpus(str(rows), folder=rows.parent)),
+        tokenizer,
+        max_length=_UNCUT,
+        block_size=1,
+        fill_last_block=False,
+    ).pairs
+    texts = [pair.student_ids_L.tolist() for pair in pairs]
+    Random(0).shuffle(texts)
+    ids = [token for text in texts for token in text]
+    cut = [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW + 1, WINDOW)]
+    return Dataset.from_dict({"input_ids": cut, "labels": cut})
+
+
+def pretrain(
+    out: Path, rows: Path, tokenizer: TextTokenizer, hidden_and_layers: tuple[int, int], epochs: int, device: str
+) -> None:
+    """Train a causal Qwen3 on a file's conversations and save it with its tokenizer; go on where a run was cut.
+
+    Args:
+        out: Folder of the checkpoint.
+        rows: Conversations, JSON lines.
+        tokenizer: The model's.
+        hidden_and_layers: The model's size.
+        epochs: Passes over the text.
+        device: `cpu` or `cuda`.
+    """
+    hidden, layers = hidden_and_layers
+    config = Qwen3Config(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 32),
+        num_key_value_heads=max(1, hidden // 64),
+        head_dim=32,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
+    torch.manual_seed(0)
+    settings = TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=8,
+        learning_rate=1.5e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=100,
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        logging_steps=50,
+        save_steps=200,
+        save_total_limit=1,
+        use_cpu=device == "cpu",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    trainer = Trainer(model, settings, train_dataset=windows(rows, tokenizer))
+    cut = Path(settings.output_dir).exists() and get_last_checkpoint(settings.output_dir)
+    trainer.train(resume_from_checkpoint=cut or None)
+    tokenizer.save(out)
+    model.save_pretrained(out)
