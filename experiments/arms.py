@@ -133,8 +133,8 @@ VIEWS = (
 )
 
 SIGNALS = (
-    *(taught(f"kl, T = {t:g}", "shared", KL | {"temperature": t}, grid=(1.0,)) for t in (1.0, 2.0)),
-    *(taught(f"calm, T = {t:g}", "cross", CALM | {"temperature": t}, grid=(1.0,)) for t in (1.0, 5.0)),
+    VIEWS[2],
+    taught("kl, T = 1", "shared", KL | {"temperature": 1.0}, grid=(1.0,)),
     *(
         taught(f"kl, {name}", "shared", KL, grid=(1.0,), signals=tuple(signals.items()))
         for name, signals in (
@@ -143,7 +143,11 @@ SIGNALS = (
             ("top_p = 0.9", {"top_p": 0.9}),
         )
     ),
+    VIEWS[3],
+    taught("chunk_kl, T = 2", "cross", CHUNK_KL | {"temperature": 2.0}, grid=(1.0,)),
+    *(taught(f"calm, T = {t:g}", "cross", CALM | {"temperature": t}, grid=(1.0,)) for t in (1.0, 5.0)),
 )
+"""The arms with eight views are those of `VIEWS`, at T = 2 for `kl` and T = 1 for `chunk_kl`, k = 64 and top_p = 0.99."""
 
 STAGES = (
     Stage("300 samples", 300, FIRST),

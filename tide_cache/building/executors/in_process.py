@@ -1,6 +1,5 @@
 """Shards one after the other, in this process."""
 
-from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 
@@ -21,8 +20,9 @@ class InProcess:
     def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
         """Build shards; see `Executor`."""
         with closing(ShardWorker(run, prepared, resolve_device(run.teacher.device))) as worker:
-            writing = deque([worker.build(shards[0], log.on_views)])
+            writing = worker.build(shards[0], log.on_views)
             for shard in shards[1:]:
-                writing.append(worker.build(shard, log.on_views))
-                log.on_shard(writing.popleft().result())
-            log.on_shard(writing.popleft().result())
+                following = worker.build(shard, log.on_views)
+                log.on_shard(writing.result())
+                writing = following
+            log.on_shard(writing.result())
