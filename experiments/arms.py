@@ -147,7 +147,7 @@ SIGNALS = (
     taught("chunk_kl, T = 2", "cross", CHUNK_KL | {"temperature": 2.0}, grid=(1.0,)),
     *(taught(f"calm, T = {t:g}", "cross", CALM | {"temperature": t}, grid=(1.0,)) for t in (1.0, 5.0)),
 )
-"""The arms with eight views are those of `VIEWS`, at T = 2 for `kl` and T = 1 for `chunk_kl`, k = 64 and top_p = 0.99."""
+"""The arms with eight views are those of `VIEWS`: T = 2 for `kl` and 1 for `chunk_kl`, k = 64, top_p = 0.99."""
 
 STAGES = (
     Stage("300 samples", 300, FIRST),

@@ -98,7 +98,7 @@ def test_what_is_kept_attends_as_in_the_whole(kind, num_views, has_many_samples)
         query, key, value = (
             (table[one.ids_BS] + one.positions_BS[..., None, None] / 7).transpose(1, 2) for table in tables
         )
-        out_BHSA = attend(query, key, value, prepare_mask(one.mask_B1SS, kind, one.copies, one.block_size), one.copies)
+        out_BHSA = attend(query, key, value, prepare_mask(one.mask_B1SS, kind, one.copies), one.copies)
         outcomes.append(out_BHSA[row_N, :, places_N])
     torch.testing.assert_close(*outcomes, atol=1e-5, rtol=1e-5)
 

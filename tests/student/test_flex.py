@@ -77,15 +77,15 @@ def test_losses_and_gradients_are_those_of_sdpa(backbone, eager_flex, case, chec
 
 
 @pytest.mark.parametrize(("length", "block_size", "num_views"), [(200, 32, 1), (96, 32, 3), (128, 64, 1), (5, 4, 1)])
-def test_blocks_found_once_for_a_shape_are_those_of_its_mask(length, block_size, num_views):
-    mask_SS = block_diffusion_mask(length, block_size, num_views)
-    is_real_BS = torch.ones(2, 2 * length, dtype=torch.bool)
-    is_real_BS[1, length // 2 : length] = False
-    mask_B1SS = with_padding(block_diffusion_mask(length, block_size), is_real_BS)
-    found, again = (prepare_mask(mask_B1SS, "flex", Copies(num_views, length), block_size) for _ in range(2))
-    assert found.kv_indices is again.kv_indices, "found anew for every batch"
-    own = create_block_mask(lambda b, h, q, s: mask_SS[q, s], None, None, *mask_SS.shape, device="cpu")
-    assert torch.equal(found.to_dense()[0, 0], own.to_dense()[0, 0])
+def test_the_blocks_that_are_computed_are_those_of_the_whole_mask(length, block_size, num_views):
+    is_real_BL = torch.ones(2, length, dtype=torch.bool)
+    is_real_BL[1, : length // 2] = False
+    mask_B1SS = with_padding(block_diffusion_mask(length, block_size), is_real_BL.repeat(1, 2))
+    whole_B1SS = with_padding(block_diffusion_mask(length, block_size, num_views), is_real_BL.repeat(1, num_views + 1))
+    found = prepare_mask(mask_B1SS, "flex", Copies(num_views, length))
+    size = (num_views + 1) * length
+    own = create_block_mask(lambda b, h, q, s: whole_B1SS[b, 0, q, s], 2, None, size, size, device="cpu")
+    assert torch.equal(found.to_dense(), own.to_dense())
 
 
 def test_on_a_cpu_auto_trains_with_sdpa_and_says_so(backbone):

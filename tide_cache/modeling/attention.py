@@ -85,7 +85,7 @@ def with_padding(
 
 
 def prepare_mask(
-    mask_B1SS: torch.Tensor, kind: AttentionKind, copies: Copies | None = None, block_size: int | None = None
+    mask_B1SS: torch.Tensor, kind: AttentionKind, copies: Copies | None = None
 ) -> torch.Tensor | BlockMask:
     """Turn a mask into what a kind of attention takes, once per forward; `attend` then follows the mask.
 
@@ -93,7 +93,6 @@ def prepare_mask(
         mask_B1SS: True where a query may attend to a key; as `PackedInput` has it.
         kind: Which attention.
         copies: As in `PackedInput`.
-        block_size: As in `PackedInput`; with it, what is left out is found once for each shape, not for each mask.
     """
     if kind == "sdpa":
         return mask_B1SS
@@ -114,24 +113,27 @@ def prepare_mask(
         return mask_B1SS[b, 0, place_q, place_s] & (is_clean_s | (~is_clean_q & (q // length == s // length)))
 
     num_tokens = of_views + num_keys - length
-    if block_size is not None:
-        num_blocks, indices = _kept_blocks(length, block_size, num_views, mask_B1SS.device)
-        return BlockMask.from_kv_blocks(num_blocks, indices, mask_mod=is_allowed, seq_lengths=(num_tokens, num_tokens))
-    return create_block_mask(is_allowed, num_samples, None, num_tokens, num_tokens, device=str(mask_B1SS.device))
-
-
-@lru_cache(maxsize=8)
-def _kept_blocks(
-    length: int, block_size: int, num_views: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give, for each block of queries, how many blocks of keys it needs, and which, those first."""
-    mask_SS = block_diffusion_mask(length, block_size, num_views, device)
-    num = -(-len(mask_SS) // SCORES_BLOCK)
-    missing = num * SCORES_BLOCK - len(mask_SS)
-    blocks = F.pad(mask_SS, (0, missing, 0, missing)).view(num, SCORES_BLOCK, num, SCORES_BLOCK)
-    is_kept = blocks.any(dim=3).any(dim=1)
-    order = is_kept.int().argsort(dim=1, descending=True, stable=True)
-    return is_kept.sum(dim=1, dtype=torch.int32)[None, None], order.int()[None, None]
+    token_S = torch.arange(num_tokens, device=mask_B1SS.device)
+    sample_B11 = torch.arange(num_samples, device=mask_B1SS.device)[:, None, None]
+    missing = -num_tokens % SCORES_BLOCK
+    # By blocks of queries: all pairs at once, for several views of long samples, would fill a GPU.
+    is_kept_BQS = torch.stack(
+        [
+            F.pad(is_allowed(sample_B11, sample_B11, query_Q[:, None], token_S), (0, missing))
+            .view(num_samples, len(query_Q), -1, SCORES_BLOCK)
+            .any(dim=3)
+            .any(dim=1)
+            for query_Q in token_S.split(SCORES_BLOCK)
+        ],
+        dim=1,
+    )
+    order = is_kept_BQS.int().argsort(dim=2, descending=True, stable=True)
+    return BlockMask.from_kv_blocks(
+        is_kept_BQS.sum(dim=2, dtype=torch.int32)[:, None],
+        order.int()[:, None],
+        mask_mod=is_allowed,
+        seq_lengths=(num_tokens, num_tokens),
+    )
 
 
 def attend(
@@ -241,7 +243,7 @@ def try_flex(device: torch.device) -> str | None:
     try:
         for kind in get_args(AttentionKind):
             query, key, value = (_waves(heads, mask_B1SS.shape[2], device).requires_grad_() for heads in (4, 2, 2))
-            out_BHSA = attend(query, key, value, prepare_mask(mask_B1SS, kind, copies, 32), copies)
+            out_BHSA = attend(query, key, value, prepare_mask(mask_B1SS, kind, copies), copies)
             out_BHSA.square().sum().backward()  # type: ignore[no-untyped-call]
             results.append((out_BHSA.detach(), query.grad, key.grad, value.grad))
     except Exception as error:  # whatever a compiler on this machine may say

@@ -309,7 +309,7 @@ class LLaDA2Backbone(Backbone):
 
     def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
         """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
-        mask = prepare_mask(packed.mask_B1SS, self._attention, packed.copies, packed.block_size)
+        mask = prepare_mask(packed.mask_B1SS, self._attention, packed.copies)
         hidden_BSD: torch.Tensor = self.model.model(  # type: ignore[operator]
             packed.ids_BS, packed.positions_BS, mask, packed.copies, cache
         )

@@ -23,15 +23,12 @@ class PackedInput:
         mask_B1SS: True where a query may attend to a key. With views it is the mask of [x_t, x_0] for one of them: all
             views of a sample have the same.
         copies: The masked copies in front of the clean one; None where the mask is that of the whole sequence.
-        block_size: Tokens per block, where the mask lies within that of `block_diffusion_mask` and leaves out little
-            more; None elsewhere, as where samples share a row or copies are not whole.
     """
 
     ids_BS: torch.Tensor
     positions_BS: torch.Tensor
     mask_B1SS: torch.Tensor
     copies: Copies | None = None
-    block_size: int | None = None
 
 
 class Kept:
@@ -118,7 +115,6 @@ def pack_block(
             positions_BS=positions_BL.repeat(1, num_views + 1),
             mask_B1SS=with_padding(mask_SS, is_real_BS, sample_BL),
             copies=Copies(num_views, length),
-            block_size=block_size if sample_BL is None else None,
         )
     index_BR, clean_length = kept.index_BR.to(device, non_blocking=True), kept.clean_length
     index_BM = torch.cat([index_BR, length + torch.arange(clean_length, device=device).expand(num_rows, -1)], dim=1)

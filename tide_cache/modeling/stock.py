@@ -84,7 +84,7 @@ class StockBackbone(Backbone):
         """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
         output = self.model.model(  # type: ignore[operator]
             input_ids=packed.ids_BS,
-            attention_mask=prepare_mask(packed.mask_B1SS, self._attention, packed.copies, packed.block_size),
+            attention_mask=prepare_mask(packed.mask_B1SS, self._attention, packed.copies),
             position_ids=packed.positions_BS,
             past_key_values=cache,
             use_cache=cache is not None,
