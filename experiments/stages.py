@@ -81,7 +81,8 @@ class Experiment:
         if not (start / "config.json").exists():
             shutil.rmtree(start, ignore_errors=True)
             tokenizer = TextTokenizer.load(str(self.material.tokenizer("shared")))
-            pretrain(causal, rows, tokenizer, size.teacher, size.teacher_epochs, size.device)
+            if not (causal / "config.json").exists():
+                pretrain(causal, rows, tokenizer, size.teacher, size.teacher_epochs, size.device)
             convert(str(causal), start)
         resume = bool(committed_checkpoints(self.teacher / CHECKPOINTS))
         if not resume:
