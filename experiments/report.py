@@ -97,10 +97,12 @@ def find(rows: list[Row], name: str, pipeline: Pipeline) -> Row | None:
 
 
 def arm_table(rows: list[Row], pipeline: Pipeline, baselines: list[Row]) -> str:
-    """Give a Markdown table of a pipeline's arms: chosen value, NLL and accuracy, and the paired differences."""
+    """Give a Markdown table of a pipeline's arms: chosen value, NLL, paired differences, accuracy and right numbers."""
     baseline = find(baselines, BASELINE, pipeline)
-    lines = ["| arm | chosen | seeds | test NLL | minus " + BASELINE + " | minus its p = 1 | token accuracy |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = [
+        "| arm | chosen | seeds | test NLL | minus " + BASELINE + " | minus its p = 1 | token accuracy | exact match |"
+    ]
+    lines.append("|---" * 8 + "|")
     for row in (row for row in rows if row.arm.pipeline == pipeline):
         control = find(baselines, f"{row.arm.name}, p = 1", pipeline)
         chosen = f"{row.value:g}" if row.arm.tunes == "weight" else f"{row.value:.0%} of the steps"
@@ -113,7 +115,7 @@ def arm_table(rows: list[Row], pipeline: Pipeline, baselines: list[Row]) -> str:
             str(interval(list(row.test().values()))),
             "" if baseline is None or row is baseline else difference(row.test(), baseline.test()),
             "" if control is None else difference(row.test(), control.test()),
-            f"{interval(list(row.test('accuracy').values())).mean:.1%}",
+            *(f"{interval(list(row.test(name).values())).mean:.1%}" for name in ("accuracy", "exact_match")),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -165,6 +167,7 @@ def teacher_table(results: dict[str, Any]) -> str:
     for name in ("nll", "accuracy"):
         cells = [f"{entry[name]:.3f}" for entry in teacher["times"]]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {teacher[name]:.3f} |")
+    lines += ["", f"Right final numbers of the GSM8K problems among the test rows: {teacher['exact_match']:.1%}."]
     return "\n".join(lines)
 
 
