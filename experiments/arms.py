@@ -39,6 +39,7 @@ class Arm:
             `live`: the teacher beside the student, with fresh masks in every epoch.
         signal_pass: Of the cache.
         num_views: Of the cache's views.
+        views_per_step: Of a sample, at a time; None for the size's own.
         signals: Keys of `[signals]` in which the cache differs from the usual one.
     """
 
@@ -51,6 +52,7 @@ class Arm:
     source: Literal["cache", "certain", "live"] = "cache"
     signal_pass: Literal["plain", "compdemo"] = "plain"
     num_views: int = 8
+    views_per_step: int | None = None
     signals: tuple[tuple[str, Any], ...] = ()
 
     def objectives(self, weight: float) -> tuple[Entry, ...]:
@@ -61,7 +63,15 @@ class Arm:
     @property
     def slug(self) -> str:
         """Folder name."""
-        return f"{self.pipeline}-" + "".join(c if c.isalnum() else "-" for c in self.name)
+        return f"{self.pipeline}-" + "".join(c if c.isalnum() else "-" for c in self.full_name)
+
+    @property
+    def full_name(self) -> str:
+        """The name, and how the sample is shown where that is not as usual."""
+        if self.source == "live":
+            return f"{self.name}, fresh masks"
+        views = "1 view" if self.num_views == 1 else f"{self.num_views} views"
+        return self.name if self.num_views == 8 else f"{self.name}, {views}"
 
 
 @dataclass(frozen=True)
@@ -106,34 +116,46 @@ FIRST = (
 FURTHER = (
     taught("reverse_calm", "cross", REVERSE_CALM),
     taught("tide-shared", "shared", TIDAL | {"over": "kl", "temperature": 2.0}, signal_pass="compdemo"),
-    taught("tidal", "shared", TIDAL | {"over": "kl", "temperature": 2.0}),
+    Arm("chunk_kl alone", "cross", (CHUNK_KL,), grid=(1.0,)),
+    Arm("kl alone", "shared", (KL,), grid=(1.0,)),
     taught("tide-chunk", "cross", *TIDE_CHUNK),
+)
+
+LAST = (
+    taught("tidal", "shared", TIDAL | {"over": "kl", "temperature": 2.0}),
     taught("bernoulli_kl", "cross", BERNOULLI_KL),
     taught("chunk_kl", "shared", CHUNK_KL),
     taught("tidal", "cross", TIDAL | {"over": "calm", "temperature": 5.0}),
     taught("reverse_calm, p = 1", "cross", REVERSE_CALM, source="certain"),
-)
-
-MAIN = (*FIRST[:7], *FURTHER[:2])
-"""What is also run on more samples."""
-
-WEIGHTED = (
     Arm("1/t and chunk_kl", "cross", (CHUNK_KL,), CE),
-    Arm("1/t and calm", "cross", (CALM,), CE),
     Arm("1/t and kl", "shared", (KL,), CE),
-    Arm("chunk_kl alone", "cross", (CHUNK_KL,), grid=(1.0,)),
-    Arm("kl alone", "shared", (KL,), grid=(1.0,)),
 )
-"""As the paper trains, beside the cross-entropy with 1/t; and without any."""
 
-VIEWED = (taught("kl", "shared", KL, grid=(1.0,)), taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))
-VIEWS = (
-    *(replace(arm, name=f"{arm.name}, {n} views", num_views=n) for n in (1, 8, 4, 2) for arm in VIEWED),
-    *(replace(arm, name=f"{arm.name}, fresh masks", source="live") for arm in VIEWED),
+MAIN = (*(replace(arm, grid=(1.0,)) if arm.tunes == "steps" else arm for arm in FIRST[:5]), FURTHER[0])
+"""What is also run on more samples. No arm sees them more often than about once, so that none is stopped early."""
+
+VIEWED = (
+    untaught("ce, unweighted", "shared", CE_UNWEIGHTED),
+    taught("kl", "shared", KL, grid=(1.0,)),
+    untaught("ce, unweighted", "cross", CE_UNWEIGHTED),
+    taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)),
 )
+VIEWS = tuple(
+    replace(arm, views_per_step=1, **changed)
+    for changed in (
+        {"num_views": 1},
+        {"num_views": 8},
+        {"num_views": 4},
+        {"num_views": 2},
+        {"source": "live"},
+    )
+    for arm in VIEWED
+    if arm.taught or changed == {"num_views": 8}
+)
+"""On few samples, which are seen so often that every view comes again."""
 
 SIGNALS = (
-    VIEWS[2],
+    taught("kl, T = 2", "shared", KL, grid=(1.0,)),
     taught("kl, T = 1", "shared", KL | {"temperature": 1.0}, grid=(1.0,)),
     *(
         taught(f"kl, {name}", "shared", KL, grid=(1.0,), signals=tuple(signals.items()))
@@ -143,19 +165,19 @@ SIGNALS = (
             ("top_p = 0.9", {"top_p": 0.9}),
         )
     ),
-    VIEWS[3],
+    taught("chunk_kl, T = 1", "cross", CHUNK_KL, grid=(1.0,)),
     taught("chunk_kl, T = 2", "cross", CHUNK_KL | {"temperature": 2.0}, grid=(1.0,)),
     *(taught(f"calm, T = {t:g}", "cross", CALM | {"temperature": t}, grid=(1.0,)) for t in (1.0, 5.0)),
 )
-"""The arms with eight views are those of `VIEWS`: T = 2 for `kl` and 1 for `chunk_kl`, k = 64, top_p = 0.99."""
+"""Where nothing else is said, k = 64 and top_p = 0.99."""
 
 STAGES = (
     Stage("300 samples", 300, FIRST),
     Stage("300 samples, further arms", 300, FURTHER),
+    Stage("views", 100, VIEWS),
     Stage("all samples", None, MAIN, tuned_on=300),
-    Stage("views", 300, VIEWS),
+    Stage("300 samples, last arms", 300, LAST),
     Stage("1000 samples", 1000, MAIN, tuned_on=300),
     Stage("signals", 300, SIGNALS),
-    Stage("300 samples, 1/t or none", 300, WEIGHTED),
 )
 """In order of priority: a cut loses the end."""

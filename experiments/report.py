@@ -107,7 +107,7 @@ def arm_table(rows: list[Row], pipeline: Pipeline, baselines: list[Row]) -> str:
         control = find(baselines, f"{row.arm.name}, p = 1", pipeline)
         chosen = f"{row.value:g}" if row.arm.tunes == "weight" else f"{row.value:.0%} of the steps"
         cells = [
-            row.arm.name,
+            row.arm.full_name,
             (chosen if row.is_tuned else f"{chosen} (grid not finished)")
             if len(row.arm.grid) > 1
             else f"{chosen} (fixed)",
@@ -140,7 +140,7 @@ def time_table(rows: list[Row], pipeline: Pipeline) -> str:
 
 
 def cost_table(results: dict[str, Any]) -> str:
-    """Give a Markdown table of CPU seconds: of captures, and of student steps with and without the teacher."""
+    """Give a Markdown table of CPU seconds: of captures, and of steps of one view with and without the teacher."""
     lines = ["| capture | CPU s | views | ms per view | MB |", "|---|---|---|---|---|"]
     for name, found in results["captures"].items():
         views = found["samples"] * 8
@@ -153,7 +153,7 @@ def cost_table(results: dict[str, Any]) -> str:
         found = [
             measured["cpu_s"]["train"] / steps
             for key, measured in results["students"].items()
-            if key.startswith(f"300/{arm}/") and "/steps-0" not in key
+            if key.startswith(f"100/{arm}/") and "/steps-0" not in key
         ]
         if found:
             lines.append(f"| {arm} | {len(found)} | {1000 * sum(found) / len(found):.0f} |")
@@ -183,8 +183,9 @@ def tables(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{samples} {pipeline} by t", time_table(rows, pipeline)
     first = rows_of(results, STAGES[0].name)
     for name in ("views", "signals"):
+        rows = rows_of(results, name)
         for pipeline in COLOURS:
-            yield f"{name} {pipeline}", arm_table(rows_of(results, name), pipeline, first)
+            yield f"{name} {pipeline}", arm_table(rows, pipeline, rows if name == "views" else first)
     yield "grid", grid_table(results)
 
 
@@ -221,16 +222,15 @@ def grid_table(results: dict[str, Any]) -> str:
 def draw_arms(results: dict[str, Any], file: Path) -> None:
     """Draw every arm's difference to the baseline of as many samples and steps, with its interval."""
     figure = Figure(figsize=(11, 5), dpi=130, layout="constrained")
-    of_stages = {stage.name: rows_of(results, stage.name) for stage in STAGES}
+    rows = [row for stage in STAGES for row in rows_of(results, stage.name)]
     for axes, pipeline in zip(figure.subplots(1, 2), COLOURS, strict=True):
         labels = []
-        for name, row in ((name, row) for name, rows in of_stages.items() for row in rows):
-            peers = [r for rows in of_stages.values() for r in rows if r.stage.samples == row.stage.samples]
-            baseline = find(peers, BASELINE, pipeline)
+        for row in rows:
+            baseline = find([peer for peer in rows if peer.stage.samples == row.stage.samples], BASELINE, pipeline)
             found = None if baseline is None else paired(row.test(), baseline.test())
             if row.arm.pipeline == pipeline and row.arm.name != BASELINE and found and found.num_values > 1:
                 _point(axes, found, len(labels), COLOURS[pipeline])
-                labels.append(f"{row.arm.name} ({name})")
+                labels.append(f"{row.arm.full_name} ({row.stage.samples or 'all'})")
         axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
         axes.axvline(0, color="grey", linewidth=0.8)
@@ -251,7 +251,7 @@ def draw_views(results: dict[str, Any], file: Path) -> None:
     figure = Figure(figsize=(6, 3.8), dpi=130, layout="constrained")
     axes = figure.subplots()
     for pipeline, colour in COLOURS.items():
-        chosen = [row for row in rows if row.arm.pipeline == pipeline]
+        chosen = [row for row in rows if row.arm.pipeline == pipeline and row.arm.taught]
         if not chosen:
             continue
         places = [16 if row.arm.source == "live" else row.arm.num_views for row in chosen]

@@ -219,7 +219,7 @@ class Experiment:
         arm, size = job.arm, self.size
         weight, share = (job.value, 1.0) if arm.tunes == "weight" else (1.0, job.value)
         hidden, layers = size.student
-        steps, views = max(1, round(size.student_steps * share)), min(size.student_views, arm.num_views)
+        steps, views = max(1, round(size.student_steps * share)), arm.views_per_step or size.student_views
         values = {
             "student": {
                 "shape": {

@@ -24,7 +24,7 @@ CROSS = taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,))
 ARMS = (
     CROSS,
     replace(CROSS, name="chunk_kl, p = 1", source="certain"),
-    taught("kl, fresh masks", "shared", KL, grid=(1.0,), source="live"),
+    taught("kl", "shared", KL, grid=(1.0,), source="live"),
     taught("calm, compdemo", "cross", CALM, grid=(1.0,), signal_pass="compdemo"),
 )
 
