@@ -108,8 +108,6 @@ FIRST = (
     taught("kl", "shared", KL),
     taught("calm", "cross", CALM),
     taught("calm, p = 1", "cross", CALM, source="certain"),
-    untaught("ce, 1/t", "cross", CE),
-    untaught("ce, 1/t", "shared", CE),
 )
 """What decides the question; the other arms refine it."""
 
@@ -122,6 +120,8 @@ FURTHER = (
 )
 
 LAST = (
+    untaught("ce, 1/t", "cross", CE),
+    untaught("ce, 1/t", "shared", CE),
     taught("tidal", "shared", TIDAL | {"over": "kl", "temperature": 2.0}),
     taught("bernoulli_kl", "cross", BERNOULLI_KL),
     taught("chunk_kl", "shared", CHUNK_KL),
@@ -134,23 +134,10 @@ LAST = (
 MAIN = (*(replace(arm, grid=(1.0,)) if arm.tunes == "steps" else arm for arm in FIRST[:5]), FURTHER[0])
 """What is also run on more samples. No arm sees them more often than about once, so that none is stopped early."""
 
-VIEWED = (
-    untaught("ce, unweighted", "shared", CE_UNWEIGHTED),
-    taught("kl", "shared", KL, grid=(1.0,)),
-    untaught("ce, unweighted", "cross", CE_UNWEIGHTED),
-    taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)),
-)
-VIEWS = tuple(
-    replace(arm, views_per_step=1, **changed)
-    for changed in (
-        {"num_views": 1},
-        {"num_views": 8},
-        {"num_views": 4},
-        {"num_views": 2},
-        {"source": "live"},
-    )
-    for arm in VIEWED
-    if arm.taught or changed == {"num_views": 8}
+VIEWED = (taught("kl", "shared", KL, grid=(1.0,)), taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))
+VIEWS = (
+    *(replace(arm, views_per_step=1, num_views=n) for n in (1, 8, 4, 2) for arm in VIEWED),
+    *(replace(arm, views_per_step=1, source="live") for arm in VIEWED),
 )
 """On few samples, which are seen so often that every view comes again."""
 

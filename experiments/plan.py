@@ -56,7 +56,7 @@ SIZES = {
         student_steps=300,
         student_batch=4,
         student_views=2,
-        student_rate=4e-3,
+        student_rate=1e-3,
         held_out=160,
     ),
     "gpu": Size(
@@ -72,7 +72,7 @@ SIZES = {
         student_steps=2_000,
         student_batch=32,
         student_views=2,
-        student_rate=2e-3,
+        student_rate=1e-3,
         held_out=240,
     ),
 }
