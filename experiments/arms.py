@@ -20,7 +20,7 @@ BERNOULLI_KL: Entry = {"kind": "bernoulli_kl", "temperature": 5.0}
 CHUNK_KL: Entry = {"kind": "chunk_kl", "temperature": 1.0}
 TIDAL: Entry = {"kind": "tidal", "time_weight": "midrange"}
 
-WEIGHTS = (0.3, 1.0, 3.0)
+WEIGHTS = (0.3, 1.0, 3.0, 10.0)
 STEPS = (0.5, 0.75, 1.0)
 
 

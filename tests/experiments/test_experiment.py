@@ -85,7 +85,7 @@ def measured_at(nll):
 
 
 def test_the_grid_comes_first_and_its_best_value_gets_the_other_seeds():
-    arm = taught("kl", "shared", KL)
+    arm = taught("kl", "shared", KL, grid=(0.3, 1.0, 3.0))
     stage, results = Stage("some", 8, (arm, CROSS)), {}
     for value, nll in zip(arm.grid, (3.0, 2.0, 2.5), strict=True):
         job = next_job(stage, (0, 1, 2), results, frozenset())
@@ -96,7 +96,7 @@ def test_the_grid_comes_first_and_its_best_value_gets_the_other_seeds():
 
 
 def test_weights_of_fewer_samples_serve_more_and_shares_of_the_steps_are_tuned_again():
-    arm, ce = taught("kl", "shared", KL), FIRST[3]
+    arm, ce = taught("kl", "shared", KL, grid=(0.3, 1.0, 3.0)), FIRST[3]
     tuned, stage = Stage("some", 8, (arm, ce)), Stage("more", 20, (arm, ce), tuned_on=8)
     results = {}
     assert not known_jobs(stage, arm, (0, 1), results)
