@@ -116,10 +116,10 @@ FURTHER = (
     taught("tide-shared", "shared", TIDAL | {"over": "kl", "temperature": 2.0}, signal_pass="compdemo"),
     Arm("chunk_kl alone", "cross", (CHUNK_KL,), grid=(1.0,)),
     Arm("kl alone", "shared", (KL,), grid=(1.0,)),
-    taught("tide-chunk", "cross", *TIDE_CHUNK),
 )
 
 LAST = (
+    taught("tide-chunk", "cross", *TIDE_CHUNK),
     untaught("ce, 1/t", "cross", CE),
     untaught("ce, 1/t", "shared", CE),
     taught("tidal", "shared", TIDAL | {"over": "kl", "temperature": 2.0}),
@@ -131,13 +131,16 @@ LAST = (
     Arm("1/t and kl", "shared", (KL,), CE),
 )
 
-MAIN = (*(replace(arm, grid=(1.0,)) if arm.tunes == "steps" else arm for arm in FIRST[:5]), FURTHER[0])
+MAIN = (replace(FIRST[0], grid=(1.0,)), FIRST[1], replace(FIRST[3], grid=(1.0,)), FIRST[4])
 """What is also run on more samples. No arm sees them more often than about once, so that none is stopped early."""
 
+MORE = (FIRST[2], FURTHER[0], FURTHER[1])
+
 VIEWED = (taught("kl", "shared", KL, grid=(1.0,)), taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))
-VIEWS = (
-    *(replace(arm, views_per_step=1, num_views=n) for n in (1, 8, 4, 2) for arm in VIEWED),
-    *(replace(arm, views_per_step=1, source="live") for arm in VIEWED),
+VIEWS = tuple(
+    replace(arm, views_per_step=1, **shown)
+    for arm in VIEWED
+    for shown in ({"num_views": 1}, {"num_views": 8}, {"source": "live"}, {"num_views": 4}, {"num_views": 2})
 )
 """On few samples, which are seen so often that every view comes again."""
 
@@ -161,10 +164,13 @@ SIGNALS = (
 STAGES = (
     Stage("300 samples", 300, FIRST),
     Stage("300 samples, further arms", 300, FURTHER),
-    Stage("views", 100, VIEWS),
     Stage("all samples", None, MAIN, tuned_on=300),
-    Stage("300 samples, last arms", 300, LAST),
+    Stage("views", 100, VIEWS[: len(VIEWS) // 2]),
     Stage("1000 samples", 1000, MAIN, tuned_on=300),
+    Stage("300 samples, last arms", 300, LAST),
+    Stage("views, another tokenizer", 100, VIEWS[len(VIEWS) // 2 :]),
     Stage("signals", 300, SIGNALS),
+    Stage("all samples, more arms", None, MORE, tuned_on=300),
+    Stage("1000 samples, more arms", 1000, MORE, tuned_on=300),
 )
 """In order of priority: a cut loses the end."""

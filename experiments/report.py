@@ -91,6 +91,11 @@ def rows_of(results: dict[str, Any], stage_name: str) -> list[Row]:
     return rows
 
 
+def rows_under(results: dict[str, Any], prefix: str) -> list[Row]:
+    """Give the rows of all stages whose names begin like this."""
+    return [row for stage in STAGES if stage.name.startswith(prefix) for row in rows_of(results, stage.name)]
+
+
 def find(rows: list[Row], name: str, pipeline: Pipeline) -> Row | None:
     """Give the row of an arm."""
     return next((row for row in rows if (row.arm.name, row.arm.pipeline) == (name, pipeline)), None)
@@ -176,16 +181,15 @@ def tables(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "teacher", teacher_table(results)
     yield "cost", cost_table(results)
     for samples in ("300", "1000", "all"):
-        names = [stage.name for stage in STAGES if stage.name.startswith(f"{samples} samples")]
-        rows = [row for name in names for row in rows_of(results, name)]
+        rows = rows_under(results, f"{samples} samples")
         for pipeline in COLOURS:
             yield f"{samples} {pipeline}", arm_table(rows, pipeline, rows)
             yield f"{samples} {pipeline} by t", time_table(rows, pipeline)
     first = rows_of(results, STAGES[0].name)
-    for name in ("views", "signals"):
-        rows = rows_of(results, name)
-        for pipeline in COLOURS:
-            yield f"{name} {pipeline}", arm_table(rows, pipeline, rows if name == "views" else first)
+    views = rows_under(results, "views")
+    for pipeline in COLOURS:
+        yield f"views {pipeline}", arm_table(views, pipeline, views)
+        yield f"signals {pipeline}", arm_table(rows_of(results, "signals"), pipeline, first)
     yield "grid", grid_table(results)
 
 
@@ -222,7 +226,7 @@ def grid_table(results: dict[str, Any]) -> str:
 def draw_arms(results: dict[str, Any], file: Path) -> None:
     """Draw every arm's difference to the baseline of as many samples and steps, with its interval."""
     figure = Figure(figsize=(11, 5), dpi=130, layout="constrained")
-    rows = [row for stage in STAGES for row in rows_of(results, stage.name)]
+    rows = rows_under(results, "")
     for axes, pipeline in zip(figure.subplots(1, 2), COLOURS, strict=True):
         labels = []
         for row in rows:
@@ -245,7 +249,7 @@ def _point(axes: Any, found: Interval, place: int, colour: str) -> None:
 
 def draw_views(results: dict[str, Any], file: Path) -> None:
     """Draw NLL against views per sample; fresh masks from the live teacher at the right end."""
-    rows = rows_of(results, "views")
+    rows = rows_under(results, "views")
     if not rows:
         return
     figure = Figure(figsize=(6, 3.8), dpi=130, layout="constrained")
