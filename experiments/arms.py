@@ -164,9 +164,9 @@ SIGNALS = (
 STAGES = (
     Stage("300 samples", 300, FIRST),
     Stage("300 samples, further arms", 300, FURTHER),
-    Stage("all samples", None, MAIN, tuned_on=300),
-    Stage("views", 100, VIEWS[: len(VIEWS) // 2]),
     Stage("1000 samples", 1000, MAIN, tuned_on=300),
+    Stage("views", 100, VIEWS[: len(VIEWS) // 2]),
+    Stage("all samples", None, MAIN, tuned_on=300),
     Stage("300 samples, last arms", 300, LAST),
     Stage("views, another tokenizer", 100, VIEWS[len(VIEWS) // 2 :]),
     Stage("signals", 300, SIGNALS),
