@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.arms import STAGES
 from experiments.material import make_material
 from experiments.plan import SIZES
-from experiments.queue import num_processes, run_stage
+from experiments.queue import make_starts, num_processes, run_stage
 from experiments.report import read_results, write_report, write_results
 from experiments.stages import Experiment
 from tide_cache.errors import TideCacheError
@@ -45,6 +45,8 @@ def run(experiment: Experiment, processes: int, until: float) -> None:
     make_material(experiment.root / "material", SHARED, experiment.size.held_out, experiment.size.vocabularies)
     say("teacher")
     experiment.train_teacher()
+    say("students' starts")
+    make_starts(experiment)
     results = {}
     for stage in STAGES:
         if time.monotonic() > until:

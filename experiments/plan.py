@@ -17,6 +17,7 @@ class Size:
         teacher_batch: Samples of its steps.
         teacher_views: Views of each of them, on one clean copy.
         student: Hidden size and layers.
+        student_epochs: Passes over the text of the causal models that the students start from.
         student_steps: Optimizer steps of every student.
         student_batch: Samples of its steps.
         student_views: Views of each of them, on one clean copy.
@@ -34,6 +35,7 @@ class Size:
     teacher_batch: int
     teacher_views: int
     student: tuple[int, int]
+    student_epochs: int
     student_steps: int
     student_batch: int
     student_views: int
@@ -53,6 +55,7 @@ SIZES = {
         teacher_batch=8,
         teacher_views=4,
         student=(128, 4),
+        student_epochs=2,
         student_steps=300,
         student_batch=4,
         student_views=2,
@@ -69,6 +72,7 @@ SIZES = {
         teacher_batch=32,
         teacher_views=4,
         student=(192, 4),
+        student_epochs=4,
         student_steps=2_000,
         student_batch=32,
         student_views=2,

@@ -1,7 +1,7 @@
-"""The teacher's start: a causal model of the training text, as published teachers have one.
+"""Where teacher and students start: causal models of the training text, as those of the paper start from causal ones.
 
 A causal model learns from every token of a row; a denoiser of a block mask computes two or more copies of it and learns
-from the masked tokens of its answer. Where computing is scarce, a start from such a model is the better teacher.
+from the masked tokens of its answer. Where computing is scarce, a start from such a model gives the better denoiser.
 """
 
 from pathlib import Path

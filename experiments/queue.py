@@ -8,11 +8,11 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from experiments.arms import Arm, Stage
+from experiments.arms import Arm, Pipeline, Stage
 from experiments.stages import Experiment, Job
 
 Measured = dict[str, Any]
@@ -50,6 +50,13 @@ def next_job(
             if job.key not in results and job.key not in running:
                 return job
     return None
+
+
+def make_starts(experiment: Experiment) -> None:
+    """Make what the students of both tokenizers start from, side by side."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, initializer=_use_one_thread) as pool:
+        list(pool.map(experiment.make_student_start, get_args(Pipeline)))
 
 
 def run_stage(

@@ -72,24 +72,37 @@ class Experiment:
         """Run folder of the teacher."""
         return self.root / "teacher"
 
+    def start(self, name: str, pipeline: Pipeline) -> Path:
+        """Give a denoiser to start from, made of a causal model of all text for training."""
+        size, start = self.size, self.root / "starts" / name
+        if not (start / "config.json").exists():
+            shutil.rmtree(start, ignore_errors=True)
+            causal = self.root / "causal" / name
+            shape, epochs = (
+                (size.teacher, size.teacher_epochs) if name == "teacher" else (size.student, size.student_epochs)
+            )
+            if not (causal / "config.json").exists():
+                tokenizer = TextTokenizer.load(str(self.material.tokenizer(pipeline)))
+                pretrain(causal, self.material.rows("text"), tokenizer, shape, epochs, size.device)
+            convert(str(causal), start)
+        return start
+
+    def make_student_start(self, pipeline: Pipeline) -> Path:
+        """Give what the students with a tokenizer start from."""
+        return self.start(f"student-{pipeline}", pipeline)
+
     def train_teacher(self) -> None:
         """Train the teacher on all text for training, or go on where that was cut."""
         if (self.teacher / "model" / "config.json").exists():
             return
-        size, rows = self.size, self.material.rows("text")
-        causal, start = self.root / "causal", self.root / "start"
-        if not (start / "config.json").exists():
-            shutil.rmtree(start, ignore_errors=True)
-            tokenizer = TextTokenizer.load(str(self.material.tokenizer("shared")))
-            if not (causal / "config.json").exists():
-                pretrain(causal, rows, tokenizer, size.teacher, size.teacher_epochs, size.device)
-            convert(str(causal), start)
+        size = self.size
+        start = self.start("teacher", "shared")
         resume = bool(committed_checkpoints(self.teacher / CHECKPOINTS))
         if not resume:
             shutil.rmtree(self.teacher, ignore_errors=True)
         values = {
             "student": {"model": str(start), "block_size": BLOCK_SIZE, "max_length": TEACHER_MAX_LENGTH},
-            "data": {"corpus": {"spec": str(rows)}},
+            "data": {"corpus": {"spec": str(self.material.rows("text"))}},
             "objective": [{"kind": "ce", "time_weight": "uniform"}],
             "optimizer": {"lr": 1e-3, "weight_decay": 0.01},
             "train": self._train_section(
@@ -218,22 +231,9 @@ class Experiment:
         """Give the run file of a student."""
         arm, size = job.arm, self.size
         weight, share = (job.value, 1.0) if arm.tunes == "weight" else (1.0, job.value)
-        hidden, layers = size.student
         steps, views = max(1, round(size.student_steps * share)), arm.views_per_step or size.student_views
         values = {
-            "student": {
-                "shape": {
-                    "hidden_size": hidden,
-                    "intermediate_size": 3 * hidden,
-                    "num_layers": layers,
-                    "num_heads": max(1, hidden // 32),
-                    "num_kv_heads": max(1, hidden // 64),
-                    "head_dim": 32,
-                    "rope_theta": 10_000.0,
-                    "init_seed": job.seed,
-                },
-                "tokenizer": {"path": str(self.material.tokenizer(arm.pipeline))},
-            },
+            "student": {"model": str(self.make_student_start(arm.pipeline))},
             "data": {
                 "cache": str(self.cache(arm, job.samples)),
                 "num_views": arm.num_views,
