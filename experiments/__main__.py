@@ -9,9 +9,9 @@ from pathlib import Path
 from experiments.arms import STAGES
 from experiments.material import make_material
 from experiments.plan import SIZES
-from experiments.queue import make_starts, num_processes, run_stage
+from experiments.queue import make_starts, run_stage
 from experiments.report import read_results, write_report, write_results
-from experiments.stages import Experiment
+from experiments.stages import Experiment, num_cores
 from tide_cache.errors import TideCacheError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--out", type=Path, help="folder of everything; by default runs/experiments-SIZE")
     parser.add_argument("--hours", type=float, default=float("inf"), help="start nothing after so long")
-    parser.add_argument("--processes", type=int, default=num_processes(), help="students at a time")
+    parser.add_argument("--processes", type=int, default=num_cores(), help="students at a time")
     args = parser.parse_args()
     experiment = Experiment((args.out or ROOT / f"runs/experiments-{args.size}").resolve(), SIZES[args.size])
     results_file = ROOT / f"experiments/results/{args.size}.json"

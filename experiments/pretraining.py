@@ -4,6 +4,7 @@ A causal model learns from every token of a row; a denoiser of a block mask comp
 from the masked tokens of its answer. Where computing is scarce, a start from such a model gives the better denoiser.
 """
 
+import os
 from pathlib import Path
 from random import Random
 
@@ -37,18 +38,31 @@ def windows(rows: Path, tokenizer: TextTokenizer) -> Dataset:
 
 
 def pretrain(
-    out: Path, rows: Path, tokenizer: TextTokenizer, hidden_and_layers: tuple[int, int], epochs: int, device: str
+    out: Path,
+    rows: Path,
+    tokenizer_folder: Path,
+    hidden_and_layers: tuple[int, int],
+    epochs: int,
+    device: str,
+    threads: int,
 ) -> None:
     """Train a causal Qwen3 on a file's conversations and save it with its tokenizer; go on where a run was cut.
+
+    Wants a process of its own, whose environment and threads it sets.
 
     Args:
         out: Folder of the checkpoint.
         rows: Conversations, JSON lines.
-        tokenizer: The model's.
+        tokenizer_folder: The model's tokenizer.
         hidden_and_layers: The model's size.
         epochs: Passes over the text.
         device: `cpu` or `cuda`.
+        threads: Of the CPU.
     """
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # DeepSpeed leaves some: the Trainer would wait for others
+        os.environ.pop(name, None)
+    torch.set_num_threads(threads)
+    tokenizer = TextTokenizer.load(str(tokenizer_folder))
     hidden, layers = hidden_and_layers
     config = Qwen3Config(
         vocab_size=tokenizer.vocab_size,

@@ -5,9 +5,8 @@ with the other seeds. What is running is not waited for: the next arm starts mea
 """
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from typing import Any, get_args
 
 import torch
@@ -54,8 +53,7 @@ def next_job(
 
 def make_starts(experiment: Experiment) -> None:
     """Make what the students of both tokenizers start from, side by side."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context, initializer=_use_one_thread) as pool:
+    with ThreadPoolExecutor() as pool:
         list(pool.map(experiment.make_student_start, get_args(Pipeline)))
 
 
@@ -90,11 +88,6 @@ def run_stage(
                 job = running.pop(future)
                 results[job.key] = future.result()
                 yield job
-
-
-def num_processes() -> int:
-    """One for each core."""
-    return len(os.sched_getaffinity(0))
 
 
 def _use_one_thread() -> None:

@@ -1,8 +1,11 @@
 """Teacher, caches and students: the calls that `tide-cache` makes, and two other sources to learn from."""
 
 import json
+import multiprocessing
+import os
 import shutil
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,13 +80,15 @@ class Experiment:
         size, start = self.size, self.root / "starts" / name
         if not (start / "config.json").exists():
             shutil.rmtree(start, ignore_errors=True)
-            causal = self.root / "causal" / name
-            shape, epochs = (
-                (size.teacher, size.teacher_epochs) if name == "teacher" else (size.student, size.student_epochs)
-            )
+            causal, tokenizer = self.root / "causal" / name, self.material.tokenizer(pipeline)
+            if name == "teacher":
+                how = (size.teacher, size.teacher_epochs, size.device, num_cores())
+            else:
+                how = (size.student, size.student_epochs, size.device, 1)
             if not (causal / "config.json").exists():
-                tokenizer = TextTokenizer.load(str(self.material.tokenizer(pipeline)))
-                pretrain(causal, self.material.rows("text"), tokenizer, shape, epochs, size.device)
+                # A Trainer joins the process group that is there, and sets RANK for all that follows.
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                    pool.submit(pretrain, causal, self.material.rows("text"), tokenizer, *how).result()
             convert(str(causal), start)
         return start
 
@@ -250,6 +255,11 @@ class Experiment:
         of_size = {"precision": self.size.precision, "device": self.size.device}
         batches = {"global_batch": batch, "micro_batch": batch, "views_per_step": views}
         return {"out": str(out), "steps": steps, **batches, **of_size, **more}
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 class CertainTeacher:

@@ -123,7 +123,7 @@ def prepare_mask(
             .view(num_samples, len(query_Q), -1, SCORES_BLOCK)
             .any(dim=3)
             .any(dim=1)
-            for query_Q in token_S.split(SCORES_BLOCK)
+            for query_Q in (token_S[start : start + SCORES_BLOCK] for start in range(0, num_tokens, SCORES_BLOCK))
         ],
         dim=1,
     )
