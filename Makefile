@@ -5,7 +5,6 @@ STAMP := .venv/.installed
 export DS_BUILD_OPS := 0
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
-export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo test faults check format schemas docs pictures clean
 

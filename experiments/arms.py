@@ -136,13 +136,14 @@ MAIN = (replace(FIRST[0], grid=(1.0,)), FIRST[1], replace(FIRST[3], grid=(1.0,))
 
 MORE = (FIRST[2], FURTHER[0], FURTHER[1])
 
-VIEWED = (taught("kl", "shared", KL, grid=(1.0,)), taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))
-VIEWS = tuple(
-    replace(arm, views_per_step=1, **shown)
-    for arm in VIEWED
-    for shown in ({"num_views": 1}, {"num_views": 8}, {"source": "live"}, {"num_views": 4}, {"num_views": 2})
-)
-"""On few samples, which are seen so often that every view comes again."""
+
+def by_views(arm: Arm) -> tuple[Arm, ...]:
+    """Give an arm with more and fewer views, for samples so few that every view comes again."""
+    shown: tuple[dict[str, Any], ...] = (
+        {"num_views": 1}, {"num_views": 8}, {"source": "live"}, {"num_views": 4}, {"num_views": 2}
+    )  # fmt: skip
+    return tuple(replace(arm, views_per_step=1, **options) for options in shown)
+
 
 SIGNALS = (
     taught("kl, T = 2", "shared", KL, grid=(1.0,)),
@@ -165,10 +166,10 @@ STAGES = (
     Stage("300 samples", 300, FIRST),
     Stage("300 samples, further arms", 300, FURTHER),
     Stage("1000 samples", 1000, MAIN, tuned_on=300),
-    Stage("views", 100, VIEWS[: len(VIEWS) // 2]),
+    Stage("views", 100, by_views(taught("kl", "shared", KL, grid=(1.0,)))),
     Stage("all samples", None, MAIN, tuned_on=300),
     Stage("300 samples, last arms", 300, LAST),
-    Stage("views, another tokenizer", 100, VIEWS[len(VIEWS) // 2 :]),
+    Stage("views, another tokenizer", 100, by_views(taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))),
     Stage("signals", 300, SIGNALS),
     Stage("all samples, more arms", None, MORE, tuned_on=300),
     Stage("1000 samples, more arms", 1000, MORE, tuned_on=300),

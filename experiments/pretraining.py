@@ -10,11 +10,13 @@ from random import Random
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, Qwen3Config, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from tide_cache.config.train import ModelShape
 from tide_cache.corpus import open_corpus
 from tide_cache.pairing import TextTokenizer, encode_student
+from tide_cache.training.prepare import shape_config
 
 WINDOW = 256
 """Tokens of a row of training; conversations follow each other in it."""
@@ -35,6 +37,19 @@ def windows(rows: Path, tokenizer: TextTokenizer) -> Dataset:
     ids = [token for text in texts for token in text]
     cut = [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW + 1, WINDOW)]
     return Dataset.from_dict({"input_ids": cut, "labels": cut})
+
+
+def model_shape(hidden_and_layers: tuple[int, int]) -> ModelShape:
+    """Give a shape in the proportions of all models here: heads of 32, two of them to each key."""
+    hidden, layers = hidden_and_layers
+    return ModelShape(
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_layers=layers,
+        num_heads=max(1, hidden // 32),
+        num_kv_heads=max(1, hidden // 64),
+        rope_theta=10_000.0,
+    )
 
 
 def pretrain(
@@ -63,21 +78,7 @@ def pretrain(
         os.environ.pop(name, None)
     torch.set_num_threads(threads)
     tokenizer = TextTokenizer.load(str(tokenizer_folder))
-    hidden, layers = hidden_and_layers
-    config = Qwen3Config(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 32),
-        num_key_value_heads=max(1, hidden // 64),
-        head_dim=32,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.pad_id,
-    )
+    config = shape_config(model_shape(hidden_and_layers), tokenizer)
     torch.manual_seed(0)
     settings = TrainingArguments(
         output_dir=str(out / "checkpoints"),

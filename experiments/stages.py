@@ -75,33 +75,30 @@ class Experiment:
         """Run folder of the teacher."""
         return self.root / "teacher"
 
-    def start(self, name: str, pipeline: Pipeline) -> Path:
-        """Give a denoiser to start from, made of a causal model of all text for training."""
-        size, start = self.size, self.root / "starts" / name
-        if not (start / "config.json").exists():
-            shutil.rmtree(start, ignore_errors=True)
-            causal, tokenizer = self.root / "causal" / name, self.material.tokenizer(pipeline)
-            if name == "teacher":
-                how = (size.teacher, size.teacher_epochs, size.device, num_cores())
-            else:
-                how = (size.student, size.student_epochs, size.device, 1)
-            if not (causal / "config.json").exists():
-                # A Trainer joins the process group that is there, and sets RANK for all that follows.
-                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                    pool.submit(pretrain, causal, self.material.rows("text"), tokenizer, *how).result()
-            convert(str(causal), start)
-        return start
-
     def make_student_start(self, pipeline: Pipeline) -> Path:
         """Give what the students with a tokenizer start from."""
-        return self.start(f"student-{pipeline}", pipeline)
+        return self._start(f"student-{pipeline}", pipeline, self.size.student, self.size.student_epochs, threads=1)
+
+    def _start(self, name: str, pipeline: Pipeline, shape: tuple[int, int], epochs: int, threads: int) -> Path:
+        """Give a denoiser to start from, made of a causal model of all text for training."""
+        start, causal = self.root / "starts" / name, self.root / "causal" / name
+        if not (start / "config.json").exists():
+            shutil.rmtree(start, ignore_errors=True)
+            if not (causal / "config.json").exists():
+                rows, tokenizer = self.material.rows("text"), self.material.tokenizer(pipeline)
+                how = (causal, rows, tokenizer, shape, epochs, self.size.device, threads)
+                # A Trainer joins the process group that is there, and sets RANK for all that follows.
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                    pool.submit(pretrain, *how).result()
+            convert(str(causal), start)
+        return start
 
     def train_teacher(self) -> None:
         """Train the teacher on all text for training, or go on where that was cut."""
         if (self.teacher / "model" / "config.json").exists():
             return
         size = self.size
-        start = self.start("teacher", "shared")
+        start = self._start("teacher", "shared", size.teacher, size.teacher_epochs, num_cores())
         resume = bool(committed_checkpoints(self.teacher / CHECKPOINTS))
         if not resume:
             shutil.rmtree(self.teacher, ignore_errors=True)

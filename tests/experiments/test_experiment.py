@@ -8,6 +8,7 @@ import pytest
 
 from experiments.arms import CALM, CHUNK_KL, FIRST, KL, STAGES, Stage, taught
 from experiments.plan import SIZES
+from experiments.pretraining import model_shape
 from experiments.queue import best_job, known_jobs, next_job
 from experiments.report import arm_table, read_results, rows_of, tables, write_results
 from experiments.stages import CertainTeacher, Experiment, Job
@@ -155,3 +156,11 @@ def test_intervals_are_those_of_students_t():
 def test_differences_are_taken_over_the_seeds_that_both_have():
     assert paired({0: 1.0, 1: 2.0, 2: 9.0}, {0: 2.0, 1: 3.0}).mean == -1.0
     assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("model", ["teacher", "student"])
+def test_heads_share_keys_evenly(size, model):
+    shape = model_shape(getattr(size, model))
+    assert shape.hidden_size % 32 == 0
+    assert shape.num_heads % shape.num_kv_heads == 0

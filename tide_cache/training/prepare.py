@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, Qwen3Config
 
 from tide_cache import __version__
 from tide_cache.config.common import TokenizerConfig
-from tide_cache.config.train import StudentConfig, TrainRun
+from tide_cache.config.train import ModelShape, StudentConfig, TrainRun
 from tide_cache.corpus import open_corpus
 from tide_cache.errors import PairingError, RunFileError, fault_list
 from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
@@ -129,8 +129,12 @@ def student_tokenizer_config(student: StudentConfig) -> TokenizerConfig:
 
 
 def _new_config(student: StudentConfig, tokenizer: TextTokenizer) -> PretrainedConfig:
-    shape = student.shape
-    assert shape is not None, "the run-file model requires one of the two"
+    assert student.shape is not None, "the run-file model requires one of the two"
+    return shape_config(student.shape, tokenizer)
+
+
+def shape_config(shape: ModelShape, tokenizer: TextTokenizer) -> Qwen3Config:
+    """Give the configuration of a new Qwen3 with a tokenizer's vocabulary."""
     return Qwen3Config(
         vocab_size=tokenizer.vocab_size,
         hidden_size=shape.hidden_size,
