@@ -20,6 +20,8 @@ BERNOULLI_KL: Entry = {"kind": "bernoulli_kl", "temperature": 5.0}
 CHUNK_KL: Entry = {"kind": "chunk_kl", "temperature": 1.0}
 TIDAL: Entry = {"kind": "tidal", "time_weight": "midrange"}
 
+BASELINE = "ce, unweighted"
+"""What every arm is compared with."""
 WEIGHTS = (0.3, 1.0, 3.0, 10.0)
 STEPS = (0.5, 0.75, 1.0)
 
@@ -101,10 +103,10 @@ def untaught(name: str, pipeline: Pipeline, ce: Entry) -> Arm:
 TIDE_CHUNK = (CHUNK_KL, CALM | {"chunks": "without_candidates"})
 
 FIRST = (
-    untaught("ce, unweighted", "cross", CE_UNWEIGHTED),
+    untaught(BASELINE, "cross", CE_UNWEIGHTED),
     taught("chunk_kl", "cross", CHUNK_KL),
     taught("chunk_kl, p = 1", "cross", CHUNK_KL, source="certain"),
-    untaught("ce, unweighted", "shared", CE_UNWEIGHTED),
+    untaught(BASELINE, "shared", CE_UNWEIGHTED),
     taught("kl", "shared", KL),
     taught("calm", "cross", CALM),
     taught("calm, p = 1", "cross", CALM, source="certain"),
@@ -132,17 +134,18 @@ LAST = (
 )
 
 MAIN = (replace(FIRST[0], grid=(1.0,)), FIRST[1], replace(FIRST[3], grid=(1.0,)), FIRST[4])
-"""What is also run on more samples. No arm sees them more often than about once, so that none is stopped early."""
+"""What is also run on more samples. They are seen about once, so that no arm is stopped early."""
 
 MORE = (FIRST[2], FURTHER[0], FURTHER[1])
 
 
 def by_views(arm: Arm) -> tuple[Arm, ...]:
-    """Give an arm with more and fewer views, for samples so few that every view comes again."""
+    """Give cross-entropy, and an arm with more and fewer views, for samples so few that every view comes again."""
     shown: tuple[dict[str, Any], ...] = (
         {"num_views": 1}, {"num_views": 8}, {"source": "live"}, {"num_views": 4}, {"num_views": 2}
     )  # fmt: skip
-    return tuple(replace(arm, views_per_step=1, **options) for options in shown)
+    ce = replace(untaught(BASELINE, arm.pipeline, CE_UNWEIGHTED), views_per_step=1)
+    return ce, *(replace(arm, views_per_step=1, **options) for options in shown)
 
 
 SIGNALS = (
@@ -169,8 +172,8 @@ STAGES = (
     Stage("views", 100, by_views(taught("kl", "shared", KL, grid=(1.0,)))),
     Stage("all samples", None, MAIN, tuned_on=300),
     Stage("300 samples, last arms", 300, LAST),
-    Stage("views, another tokenizer", 100, by_views(taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))),
     Stage("signals", 300, SIGNALS),
+    Stage("views, another tokenizer", 100, by_views(taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))),
     Stage("all samples, more arms", None, MORE, tuned_on=300),
     Stage("1000 samples, more arms", 1000, MORE, tuned_on=300),
 )

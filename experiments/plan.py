@@ -18,7 +18,9 @@ class Size:
         teacher_views: Views of each of them, on one clean copy.
         student: Hidden size and layers.
         student_epochs: Passes over the text of the causal models that the students start from.
-        student_steps: Optimizer steps of every student.
+        student_steps: Optimizer steps of a student.
+        all_steps: The same where it learns from all samples: about one pass over them.
+        all_views: Views that are captured of each of all samples; of fewer samples 8.
         student_batch: Samples of its steps.
         student_views: Views of each of them, on one clean copy.
         student_rate: Peak learning rate.
@@ -37,6 +39,8 @@ class Size:
     student: tuple[int, int]
     student_epochs: int
     student_steps: int
+    all_steps: int
+    all_views: int
     student_batch: int
     student_views: int
     student_rate: float
@@ -57,6 +61,8 @@ SIZES = {
         student=(128, 4),
         student_epochs=2,
         student_steps=300,
+        all_steps=1_000,
+        all_views=4,
         student_batch=4,
         student_views=2,
         student_rate=1e-3,
@@ -74,6 +80,8 @@ SIZES = {
         student=(192, 4),
         student_epochs=4,
         student_steps=2_000,
+        all_steps=2_000,
+        all_views=8,
         student_batch=32,
         student_views=2,
         student_rate=1e-3,

@@ -9,12 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.arms import STAGES, Arm, Pipeline, Stage
+from experiments.arms import BASELINE, STAGES, Arm, Pipeline, Stage
 from experiments.queue import best_job, grid_jobs
 from experiments.stages import TIMES, Experiment, Job
 from experiments.statistics import Interval, interval, paired
 
-BASELINE = "ce, unweighted"
 COLOURS = {"cross": "#b4472b", "shared": "#1f5fa8"}
 
 
@@ -148,7 +147,7 @@ def cost_table(results: dict[str, Any]) -> str:
     """Give a Markdown table of CPU seconds: of captures, and of steps of one view with and without the teacher."""
     lines = ["| capture | CPU s | views | ms per view | MB |", "|---|---|---|---|---|"]
     for name, found in results["captures"].items():
-        views = found["samples"] * 8
+        views = found["samples"] * found["views"]
         cells = f"{found['cpu_s']:.0f} | {views} | {1000 * found['cpu_s'] / views:.1f} | {found['bytes'] / 1e6:.1f}"
         lines.append(f"| {name} | {cells} |")
     lines += ["", "| student | runs | CPU ms per step |", "|---|---|---|"]

@@ -37,6 +37,8 @@ from tide_cache.training.run import train, train_prepared
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Mid-points of five equal strata."""
+NUM_VIEWS = 8
+"""Of a cache of some of the samples."""
 TEMPERATURES = (1.0, 2.0)
 TEACHER_MAX_LENGTH = 192
 """Tokens of what the teacher is trained on; those of `MAX_LENGTH` it is asked about."""
@@ -117,6 +119,9 @@ class Experiment:
         """Folder of the cache that an arm learns from."""
         variant = "".join(f"-{key}-{value:g}" for key, value in arm.signals)
         return self.root / "caches" / f"{arm.pipeline}-{samples or 'all'}{variant}"
+
+    def _num_views(self, samples: int | None) -> int:
+        return NUM_VIEWS if samples else self.size.all_views
 
     def capture(self, arm: Arm, samples: int | None) -> None:
         """Ask the teacher what an arm needs; how long it took is kept beside the cache."""
@@ -223,7 +228,7 @@ class Experiment:
                 "max_length": MAX_LENGTH[arm.pipeline],
                 "block_size": BLOCK_SIZE,
             },
-            "views": {"num_views": 8},
+            "views": {"num_views": self._num_views(samples)},
             "signals": signals,
             "build": {"out": str(self.cache(arm, samples)), "samples_per_shard": 128, "passes": passes},
         }
@@ -233,12 +238,13 @@ class Experiment:
         """Give the run file of a student."""
         arm, size = job.arm, self.size
         weight, share = (job.value, 1.0) if arm.tunes == "weight" else (1.0, job.value)
-        steps, views = max(1, round(size.student_steps * share)), arm.views_per_step or size.student_views
+        steps = max(1, round(share * (size.student_steps if job.samples else size.all_steps)))
+        views = arm.views_per_step or size.student_views
         values = {
             "student": {"model": str(self.make_student_start(arm.pipeline))},
             "data": {
                 "cache": str(self.cache(arm, job.samples)),
-                "num_views": arm.num_views,
+                "num_views": min(arm.num_views, self._num_views(job.samples)),
                 "signal_pass": arm.signal_pass,
                 "seed": job.seed,
             },
