@@ -65,7 +65,7 @@ SIZES = {
         all_views=4,
         student_batch=4,
         student_views=2,
-        student_rate=1e-3,
+        student_rate=5e-4,
         held_out=160,
     ),
     "gpu": Size(
