@@ -128,6 +128,9 @@ LAST = (
     taught("bernoulli_kl", "cross", BERNOULLI_KL),
     taught("chunk_kl", "shared", CHUNK_KL),
     taught("tidal", "cross", TIDAL | {"over": "calm", "temperature": 5.0}),
+)
+
+EXTRA = (
     taught("reverse_calm, p = 1", "cross", REVERSE_CALM, source="certain"),
     Arm("1/t and chunk_kl", "cross", (CHUNK_KL,), CE),
     Arm("1/t and kl", "shared", (KL,), CE),
@@ -161,9 +164,11 @@ SIGNALS = (
     ),
     taught("chunk_kl, T = 1", "cross", CHUNK_KL, grid=(1.0,)),
     taught("chunk_kl, T = 2", "cross", CHUNK_KL | {"temperature": 2.0}, grid=(1.0,)),
+    taught("chunk_kl, 4 candidates", "cross", CHUNK_KL, grid=(1.0,), signals=(("chunk_k", 4),)),
+    taught("chunk_kl, 64 candidates", "cross", CHUNK_KL, grid=(1.0,), signals=(("chunk_k", 64),)),
     *(taught(f"calm, T = {t:g}", "cross", CALM | {"temperature": t}, grid=(1.0,)) for t in (1.0, 5.0)),
 )
-"""Where nothing else is said, k = 64 and top_p = 0.99."""
+"""Where nothing else is said, k = 64, top_p = 0.99, and a chunk has up to 16 candidates."""
 
 STAGES = (
     Stage("300 samples", 300, FIRST),
@@ -174,6 +179,7 @@ STAGES = (
     Stage("300 samples, last arms", 300, LAST),
     Stage("signals", 300, SIGNALS),
     Stage("views, another tokenizer", 100, by_views(taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))),
+    Stage("300 samples, controls of the last arms", 300, EXTRA),
     Stage("all samples, more arms", None, MORE, tuned_on=300),
     Stage("1000 samples, more arms", 1000, MORE, tuned_on=300),
 )
