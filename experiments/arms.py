@@ -164,11 +164,11 @@ SIGNALS = (
     ),
     taught("chunk_kl, T = 1", "cross", CHUNK_KL, grid=(1.0,)),
     taught("chunk_kl, T = 2", "cross", CHUNK_KL | {"temperature": 2.0}, grid=(1.0,)),
-    taught("chunk_kl, 4 candidates", "cross", CHUNK_KL, grid=(1.0,), signals=(("chunk_k", 4),)),
-    taught("chunk_kl, 64 candidates", "cross", CHUNK_KL, grid=(1.0,), signals=(("chunk_k", 64),)),
+    taught("chunk_kl, k = 16", "cross", CHUNK_KL, grid=(1.0,), signals=(("top_k", 16),)),
+    taught("chunk_kl, k = 256", "cross", CHUNK_KL, grid=(1.0,), signals=(("top_k", 256),)),
     *(taught(f"calm, T = {t:g}", "cross", CALM | {"temperature": t}, grid=(1.0,)) for t in (1.0, 5.0)),
 )
-"""Where nothing else is said, k = 64, top_p = 0.99, and a chunk has up to 16 candidates."""
+"""Where nothing else is said, k = 64, top_p = 0.99."""
 
 STAGES = (
     Stage("300 samples", 300, FIRST),
