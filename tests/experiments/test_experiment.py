@@ -127,9 +127,14 @@ def test_the_best_value_is_chosen_on_the_validation_rows():
 
 def test_different_jobs_have_different_folders():
     jobs = [job for stage in STAGES for arm in stage.arms for job in known_jobs(stage, arm, (0,), {})]
-    by_key = {job.key: job for job in jobs}
+    by_key = {job.key: _without_grid(job) for job in jobs}
     assert len(by_key) > 50
-    assert all(by_key[job.key] == job for job in jobs)
+    assert all(by_key[job.key] == _without_grid(job) for job in jobs)
+
+
+def _without_grid(job):
+    """Where a value comes from makes no other student."""
+    return replace(job, arm=replace(job.arm, grid=()))
 
 
 def test_an_arm_is_compared_with_the_baseline_seed_by_seed():
