@@ -126,11 +126,11 @@ LAST = (
     untaught("ce, 1/t", "shared", CE),
     taught("tidal", "shared", TIDAL | {"over": "kl", "temperature": 2.0}),
     taught("bernoulli_kl", "cross", BERNOULLI_KL),
-    taught("chunk_kl", "shared", CHUNK_KL),
-    taught("tidal", "cross", TIDAL | {"over": "calm", "temperature": 5.0}),
 )
 
 EXTRA = (
+    taught("chunk_kl", "shared", CHUNK_KL),
+    taught("tidal", "cross", TIDAL | {"over": "calm", "temperature": 5.0}),
     taught("reverse_calm, p = 1", "cross", REVERSE_CALM, source="certain"),
     Arm("1/t and chunk_kl", "cross", (CHUNK_KL,), CE),
     Arm("1/t and kl", "shared", (KL,), CE),
@@ -176,12 +176,12 @@ STAGES = (
     Stage("300 samples, further arms", 300, FURTHER),
     Stage("1000 samples", 1000, MAIN, tuned_on=300),
     Stage("views", 100, by_views(taught("kl", "shared", KL, grid=(1.0,)))),
-    Stage("all samples", None, MAIN, tuned_on=300),
     Stage("300 samples, last arms", 300, LAST),
+    Stage("all samples", None, MAIN),
     Stage("signals", 300, SIGNALS),
     Stage("views, another tokenizer", 100, by_views(taught("chunk_kl", "cross", CHUNK_KL, grid=(1.0,)))),
-    Stage("300 samples, controls of the last arms", 300, EXTRA),
-    Stage("all samples, more arms", None, MORE, tuned_on=300),
+    Stage("300 samples, controls and others", 300, EXTRA),
+    Stage("all samples, more arms", None, MORE),
     Stage("1000 samples, more arms", 1000, MORE, tuned_on=300),
 )
 """In order of priority: a cut loses the end."""
