@@ -9,12 +9,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.arms import BASELINE, STAGES, Arm, Pipeline, Stage
+from experiments.arms import BASELINE, CE_UNWEIGHTED, STAGES, Arm, Pipeline, Stage
 from experiments.queue import best_job, grid_jobs
 from experiments.stages import TIMES, Experiment, Job
 from experiments.statistics import Interval, interval, paired
 
 COLOURS = {"cross": "#b4472b", "shared": "#1f5fa8"}
+TITLES = {"cross": "another tokenizer", "shared": "the teacher's tokenizer"}
 
 
 @dataclass(frozen=True)
@@ -102,27 +103,32 @@ def find(rows: list[Row], name: str, pipeline: Pipeline) -> Row | None:
 
 def arm_table(rows: list[Row], pipeline: Pipeline, baselines: list[Row]) -> str:
     """Give a Markdown table of a pipeline's arms: chosen value, NLL, paired differences, accuracy and right numbers."""
-    baseline = find(baselines, BASELINE, pipeline)
-    lines = [
-        "| arm | chosen | seeds | test NLL | minus " + BASELINE + " | minus its p = 1 | token accuracy | exact match |"
-    ]
-    lines.append("|---" * 8 + "|")
-    for row in (row for row in rows if row.arm.pipeline == pipeline):
-        control = find(baselines, f"{row.arm.name}, p = 1", pipeline)
-        chosen = f"{row.value:g}" if row.arm.tunes == "weight" else f"{row.value:.0%} of the steps"
+    rows = [row for row in rows if row.arm.pipeline == pipeline]
+    controls = {row.arm.name: find(baselines, f"{row.arm.name}, p = 1", pipeline) for row in rows}
+    against = {f"minus {BASELINE}": dict.fromkeys(controls, find(baselines, BASELINE, pipeline))}
+    if any(controls.values()):
+        against["minus its p = 1"] = controls
+    head = ["arm", "chosen", "seeds", "test NLL", *against, "token accuracy", "exact match"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        others = [of[row.arm.name] for of in against.values()]
         cells = [
             row.arm.full_name,
-            (chosen if row.is_tuned else f"{chosen} (grid not finished)")
-            if len(row.arm.grid) > 1
-            else f"{chosen} (fixed)",
+            _chosen(row),
             str(len(row.students)),
             str(interval(list(row.test().values()))),
-            "" if baseline is None or row is baseline else difference(row.test(), baseline.test()),
-            "" if control is None else difference(row.test(), control.test()),
+            *("" if other in (None, row) else difference(row.test(), other.test()) for other in others),
             *(f"{interval(list(row.test(name).values())).mean:.1%}" for name in ("accuracy", "exact_match")),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _chosen(row: Row) -> str:
+    value = f"{row.value:g}" if row.arm.tunes == "weight" else f"{row.value:.0%} of the steps"
+    if len(row.arm.grid) == 1:
+        return f"{value} (fixed)"
+    return value if row.is_tuned else f"{value} (grid not finished)"
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> str:
@@ -223,21 +229,23 @@ def grid_table(results: dict[str, Any]) -> str:
 
 
 def draw_arms(results: dict[str, Any], file: Path) -> None:
-    """Draw every arm's difference to the baseline of as many samples and steps, with its interval."""
+    """Draw what each teacher adds to cross-entropy on as many samples, with its interval."""
     figure = Figure(figsize=(11, 5), dpi=130, layout="constrained")
-    rows = rows_under(results, "")
+    rows = [row for samples in ("300", "1000", "all") for row in rows_under(results, f"{samples} samples")]
     for axes, pipeline in zip(figure.subplots(1, 2), COLOURS, strict=True):
         labels = []
-        for row in rows:
+        for row in (row for row in rows if row.arm.pipeline == pipeline):
+            if not row.arm.taught or row.arm.ce != CE_UNWEIGHTED:
+                continue
             baseline = find([peer for peer in rows if peer.stage.samples == row.stage.samples], BASELINE, pipeline)
             found = None if baseline is None else paired(row.test(), baseline.test())
-            if row.arm.pipeline == pipeline and row.arm.name != BASELINE and found and found.num_values > 1:
+            if found and found.num_values > 1:
                 _point(axes, found, len(labels), COLOURS[pipeline])
                 labels.append(f"{row.arm.full_name} ({row.stage.samples or 'all'})")
         axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
         axes.axvline(0, color="grey", linewidth=0.8)
-        axes.set(title=f"{pipeline} tokenizer", xlabel=f"test NLL minus {BASELINE} (nats, paired; 95%)")
+        axes.set(title=TITLES[pipeline], xlabel=f"test NLL minus {BASELINE} (nats, paired; 95%)")
         axes.grid(alpha=0.3)
     figure.savefig(file)
 
@@ -261,11 +269,15 @@ def draw_views(results: dict[str, Any], file: Path) -> None:
         found = [interval(list(row.test().values())) for _, row in sorted(zip(places, chosen, strict=True), key=_place)]
         widths = [entry.half_width or 0 for entry in found]
         axes.errorbar(sorted(places), [entry.mean for entry in found], widths, marker="o", capsize=3, color=colour,
-                      label=pipeline)  # fmt: skip
+                      label=TITLES[pipeline])  # fmt: skip
+        baseline = find(rows, BASELINE, pipeline)
+        if baseline is not None:
+            mean = interval(list(baseline.test().values())).mean
+            axes.axhline(mean, color=colour, linestyle="--", label=f"{BASELINE}, 8 views")
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "fresh"])
     axes.set(xlabel="masked views per sample", ylabel="test NLL (nats per masked token)")
-    axes.legend(title="tokenizer")
+    axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(file)
 
