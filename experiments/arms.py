@@ -18,11 +18,14 @@ CALM: Entry = {"kind": "calm", "temperature": 5.0}
 REVERSE_CALM: Entry = {"kind": "reverse_calm", "temperature": 5.0}
 BERNOULLI_KL: Entry = {"kind": "bernoulli_kl", "temperature": 5.0}
 CHUNK_KL: Entry = {"kind": "chunk_kl", "temperature": 1.0}
-TIDAL: Entry = {"kind": "tidal", "time_weight": "midrange"}
+TIDAL_KL: Entry = {"kind": "tidal", "over": "kl", "temperature": 2.0, "time_weight": "midrange"}
+TIDAL_CALM: Entry = {"kind": "tidal", "over": "calm", "temperature": 5.0, "time_weight": "midrange"}
 
 BASELINE = "ce, unweighted"
 """What every arm is compared with."""
 WEIGHTS = (0.3, 1.0, 3.0, 10.0)
+LARGE_WEIGHTS = (*WEIGHTS, 30.0)
+"""For what was best at the largest weight of the others."""
 STEPS = (0.5, 0.75, 1.0)
 
 
@@ -107,7 +110,7 @@ FIRST = (
     taught("chunk_kl", "cross", CHUNK_KL),
     taught("chunk_kl, p = 1", "cross", CHUNK_KL, source="certain"),
     untaught(BASELINE, "shared", CE_UNWEIGHTED),
-    taught("kl", "shared", KL),
+    taught("kl", "shared", KL, grid=LARGE_WEIGHTS),
     taught("calm", "cross", CALM),
     taught("calm, p = 1", "cross", CALM, source="certain"),
 )
@@ -115,7 +118,7 @@ FIRST = (
 
 FURTHER = (
     taught("reverse_calm", "cross", REVERSE_CALM),
-    taught("tide-shared", "shared", TIDAL | {"over": "kl", "temperature": 2.0}, signal_pass="compdemo"),
+    taught("tide-shared", "shared", TIDAL_KL, grid=LARGE_WEIGHTS, signal_pass="compdemo"),
     Arm("chunk_kl alone", "cross", (CHUNK_KL,), grid=(1.0,)),
     Arm("kl alone", "shared", (KL,), grid=(1.0,)),
 )
@@ -124,19 +127,24 @@ LAST = (
     taught("tide-chunk", "cross", *TIDE_CHUNK),
     untaught("ce, 1/t", "cross", CE),
     untaught("ce, 1/t", "shared", CE),
-    taught("tidal", "shared", TIDAL | {"over": "kl", "temperature": 2.0}),
+    taught("tidal", "shared", TIDAL_KL, grid=LARGE_WEIGHTS),
     taught("bernoulli_kl", "cross", BERNOULLI_KL),
 )
 
 EXTRA = (
     taught("chunk_kl", "shared", CHUNK_KL),
-    taught("tidal", "cross", TIDAL | {"over": "calm", "temperature": 5.0}),
+    taught("tidal", "cross", TIDAL_CALM),
     taught("reverse_calm, p = 1", "cross", REVERSE_CALM, source="certain"),
     Arm("1/t and chunk_kl", "cross", (CHUNK_KL,), CE),
     Arm("1/t and kl", "shared", (KL,), CE),
 )
 
-MAIN = (replace(FIRST[0], grid=(1.0,)), FIRST[1], replace(FIRST[3], grid=(1.0,)), FIRST[4])
+MAIN = (
+    replace(FIRST[0], grid=(1.0,)),
+    FIRST[1],
+    replace(FIRST[3], grid=(1.0,)),
+    replace(FIRST[4], grid=WEIGHTS),
+)
 """What is also run on more samples. They are seen about once, so that no arm is stopped early."""
 
 MORE = (FIRST[2], FURTHER[0], FURTHER[1])
