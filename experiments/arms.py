@@ -138,6 +138,7 @@ EXTRA = (
     Arm("1/t and chunk_kl", "cross", (CHUNK_KL,), CE),
     Arm("1/t and kl", "shared", (KL,), CE),
 )
+"""What would refine it further."""
 
 MAIN = (
     replace(FIRST[0], grid=(1.0,)),
