@@ -6,7 +6,8 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -41,7 +42,12 @@ def results() -> Console:
 
 
 def messages() -> Console:
-    """Give the console of messages: stderr."""
+    """Give the console of messages: stderr; one for all, so that lines and bars of several places do not collide."""
+    return _messages(sys.stderr)
+
+
+@lru_cache(maxsize=1)
+def _messages(stream: TextIO) -> Console:
     return Console(stderr=True, highlight=False)
 
 

@@ -6,8 +6,10 @@ import sys
 from enum import StrEnum
 
 from tide_cache.errors import RunFileError
+from tide_cache.progress import listen
 
 from .console import stamp
+from .phases import PhasePrinter
 
 VARIABLE = "TIDE_CACHE_LOG"
 
@@ -35,6 +37,7 @@ def choose_verbosity(quiet: bool, verbose: bool) -> None:
     if said not in list(Verbosity):
         raise RunFileError(f"{VARIABLE}: found {said!r}; expected one of {', '.join(Verbosity)}")
     os.environ[VARIABLE] = said
+    listen(None if said == Verbosity.quiet else PhasePrinter())
     if said == Verbosity.normal:
         return
     for name in _LIBRARIES:

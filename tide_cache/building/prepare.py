@@ -21,6 +21,7 @@ from tide_cache.manifest import (
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, unsupported_loading
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint, local_folder, resolved_commit
 from tide_cache.pairing import PairedRows, PreparedPairer, SamplePairer, Spelling, TextTokenizer, shared_vocab_size
+from tide_cache.progress import doing
 from tide_cache.teacher.capture import CapturePlan
 from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan
@@ -68,7 +69,8 @@ class PreparedBuild:
         """Spell the teacher's vocabulary for the student, where candidate chunks are wanted; takes seconds."""
         if not self.capture.signals.chunk_k:
             return None
-        return self.pairer.spelling(self.checkpoint.vocab_size)
+        with doing("Spelling the teacher's vocabulary in student tokens", self.checkpoint.vocab_size, "ids"):
+            return self.pairer.spelling(self.checkpoint.vocab_size)
 
 
 def prepare_build(run: BuildRun) -> PreparedBuild:

@@ -13,6 +13,7 @@ from tide_cache.corpus.sources import sources_of
 from tide_cache.corpus.spec import Part, parse_spec
 from tide_cache.corpus.store import CHAT_ROWS, Corpus, Row, RowKind, store_rows
 from tide_cache.errors import CorpusError, RunFileError, fault_list
+from tide_cache.progress import doing
 from tide_cache.records import ChatRow, SampleId
 
 _SHOWN_FAULTS = 5
@@ -111,11 +112,15 @@ def read_rows(spec: str, folder: Path, on_bad_row: str, reading: RowReading[Row]
     selector = _Selector(reading, on_bad_row == "skip")
     found = _all_sources(parts, folder, reading.fields)
 
-    def rows() -> Iterator[Row]:
-        for number, (part, sources) in enumerate(zip(parts, found, strict=True)):
-            yield from selector.select(number, part, sources)
+    with doing(f"Reading corpus {spec}", unit="rows") as phase:
 
-    return store_rows(rows(), selector.skipped, reading.kind)
+        def rows() -> Iterator[Row]:
+            for number, (part, sources) in enumerate(zip(parts, found, strict=True)):
+                for row in selector.select(number, part, sources):
+                    phase.advance()
+                    yield row
+
+        return store_rows(rows(), selector.skipped, reading.kind)
 
 
 def _all_sources(parts: Sequence[Part], folder: Path, wanted: frozenset[str]) -> list[tuple[Source, ...]]:

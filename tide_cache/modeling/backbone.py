@@ -17,8 +17,10 @@ from tide_cache.errors import ModelError, fault_list
 from tide_cache.locations import nowhere
 from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadPlan, Quantisation, no_room
 from tide_cache.modeling.attention import AttentionKind
+from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.llada2_moe import LLaDA2Adapter
 from tide_cache.modeling.stock import STOCK_ADAPTERS, new_backbone
+from tide_cache.progress import doing
 
 __all__ = [
     "ADAPTERS",
@@ -133,7 +135,8 @@ def load_backbone(
     require_means(device, quantisation, device_map, attention, compile)
     plan = LoadPlan(dtype, device, revision, quantisation, device_map, attention, compile)
     try:
-        backbone = ADAPTERS[info.model_type].load(info, plan)
+        with doing(f"Loading weights of {info.location}", weights_bytes(Path(info.location))):
+            backbone = ADAPTERS[info.model_type].load(info, plan)
     except torch.OutOfMemoryError as error:
         raise no_room(info, plan, error) from None
     if compile:

@@ -9,9 +9,11 @@ from huggingface_hub import snapshot_download
 
 from tide_cache.errors import ModelError
 from tide_cache.locations import nowhere
+from tide_cache.progress import doing
 
 CHECKPOINT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_BLOCK_BYTES = 1 << 22
 
 
 def local_folder(location: str, revision: str | None = None) -> Path:
@@ -26,7 +28,8 @@ def local_folder(location: str, revision: str | None = None) -> Path:
     if reason := nowhere(location):
         raise ModelError(reason)
     try:
-        return Path(snapshot_download(location, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
+        with doing(f"Fetching {location}"):
+            return Path(snapshot_download(location, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
@@ -72,9 +75,19 @@ def checkpoint_fingerprint(folder: Path) -> dict[str, str]:
     if not files:
         raise ModelError(f"{folder}: found no .safetensors file; convert the weights, pickles are never read")
     weights = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            weights.update(f"{path.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    with doing(f"Hashing weights of {folder}", weights_bytes(folder)) as phase:
+        for path in files:
+            digest = hashlib.sha256()
+            with path.open("rb") as stream:
+                while block := stream.read(_BLOCK_BYTES):
+                    digest.update(block)
+                    phase.advance(len(block))
+            weights.update(f"{path.name}:{digest.hexdigest()}\n".encode())
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
     return {"config_sha256": hashlib.sha256(canonical).hexdigest(), "weights_sha256": weights.hexdigest()}
+
+
+def weights_bytes(folder: Path) -> int | None:
+    """Give the size of a checkpoint's safetensors files; None where there is none, as for a hub name."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None

@@ -18,6 +18,7 @@ from tide_cache.errors import PairingError
 from tide_cache.locations import nowhere
 from tide_cache.pairing.encoding import Encoded, TokenBytes, ends_by_offsets
 from tide_cache.pairing.rendering import ChatTemplate, Conversation, Rendered
+from tide_cache.progress import doing
 from tide_cache.records import Bools, Message
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
@@ -98,7 +99,8 @@ class TextTokenizer:
         Raises:
             PairingError: It cannot be loaded, or lacks a mask token, an end-of-text token or a chat template.
         """
-        tokenizer = _load(path, revision)
+        with doing(f"Loading tokenizer {path}"):
+            tokenizer = _load(path, revision)
         if mask_token is None and mask_id is not None and not add_mask_token:
             mask_token = _token_of(tokenizer, path, mask_id)
         own: str | None = tokenizer.mask_token

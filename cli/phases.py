@@ -1,0 +1,77 @@
+"""Slow parts of a command say what they do: silent for two seconds, then a bar on a terminal, and lines elsewhere."""
+
+import os
+import sys
+import time
+from threading import Event, Thread
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tide_cache.progress import Phase
+
+from .console import is_quiet, messages, number, say, size, stamp
+
+PATIENCE_S = 2.0
+"""What takes no longer is not spoken of."""
+SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_DRAWINGS = 0.2
+BAR_WIDTH = 12
+
+
+class PhasePrinter:
+    """Shows phases that last; each is watched by a thread of its own, since the work may be in C for minutes."""
+
+    def __init__(self) -> None:
+        """Begin with nothing to show."""
+        self._watched: dict[int, tuple[Event, Thread]] = {}
+
+    def begin(self, phase: Phase) -> None:
+        """Watch a phase; see `Listener`."""
+        if is_quiet() or os.environ.get("RANK", "0") != "0":
+            return
+        ended = Event()
+        watcher = Thread(target=_watch, args=(phase, ended), name="tide-cache-phase", daemon=True)
+        self._watched[id(phase)] = ended, watcher
+        watcher.start()
+
+    def end(self, phase: Phase) -> None:
+        """Stop watching it, and take its bar away; see `Listener`."""
+        if id(phase) not in self._watched:
+            return
+        ended, watcher = self._watched.pop(id(phase))
+        ended.set()
+        watcher.join()
+
+
+def _watch(phase: Phase, ended: Event) -> None:
+    started_s = time.monotonic()
+    if ended.wait(PATIENCE_S):
+        return
+    if sys.stderr.isatty():
+        _draw(phase, ended)
+        return
+    say(f"{stamp()}{describe(phase)} ...")
+    while not ended.wait(SECONDS_BETWEEN_LINES):
+        say(f"{stamp()}{describe(phase)} ... {time.monotonic() - started_s:.0f} s")
+
+
+def _draw(phase: Phase, ended: Event) -> None:
+    """Show a bar that goes away with the phase; it runs to and fro where nobody counts."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(BAR_WIDTH), TimeElapsedColumn())
+    with Progress(*columns, console=messages(), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task(describe(phase), total=None)
+        while not ended.wait(SECONDS_BETWEEN_DRAWINGS):
+            bar.update(
+                task, description=describe(phase), completed=phase.done, total=phase.total if phase.done else None
+            )
+
+
+def describe(phase: Phase) -> str:
+    """Say in words what a phase does and how far it is, for example `Hashing weights of teacher (1.2 GB of 2.1 GB)`."""
+    count = size if phase.unit == "bytes" else number
+    unit = "" if phase.unit == "bytes" else f" {phase.unit}"
+    if phase.total is None:
+        return f"{phase.title} ({count(round(phase.done))}{unit})" if phase.done else phase.title
+    if not phase.done:
+        return f"{phase.title} ({count(round(phase.total))}{unit})"
+    return f"{phase.title} ({count(round(phase.done))} of {count(round(phase.total))}{unit})"
