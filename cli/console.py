@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from tide_cache.disk import writing
+from tide_cache.errors import WriteError
 from tide_cache.reporting.wording import BARS, PLAIN_BARS, number, percent, size
 
 __all__ = [
@@ -63,8 +65,9 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Tell the user what went wrong, and the way out."""
-    messages().print(text, markup=False, soft_wrap=True)
+    """Tell the user what went wrong, and the way out; a log that cannot be written must not end hours of work."""
+    with contextlib.suppress(OSError):
+        messages().print(text, markup=False, soft_wrap=True)
 
 
 def stamp() -> str:
@@ -77,12 +80,14 @@ def stamp() -> str:
 def print_json(document: Any) -> None:
     """Print the one JSON document of a command."""
     text = json.dumps(document, indent=2, ensure_ascii=False, default=str)
-    print(text if _writable(text) == text else json.dumps(document, indent=2, default=str), flush=True)
+    with _to_stdout():
+        print(text if _writable(text) == text else json.dumps(document, indent=2, default=str), flush=True)
 
 
 def print_text(text: str) -> None:
     """Print a result as it stands."""
-    results().print(_writable(text), markup=False, soft_wrap=True)
+    with _to_stdout():
+        results().print(_writable(text), markup=False, soft_wrap=True)
 
 
 def print_fields(title: str, fields: Iterable[tuple[str, str]]) -> None:
@@ -132,8 +137,26 @@ def chatter_to_stderr() -> Iterator[None]:
 def _print_titled(title: str, table: Table) -> None:
     """Print a title above a table; rich's own titles are folded at the table's width."""
     console = results()
-    console.print(_writable(title), style="bold", markup=False, soft_wrap=True)
-    console.print(table)
+    with _to_stdout():
+        console.print(_writable(title), style="bold", markup=False, soft_wrap=True)
+        console.print(table)
+
+
+@contextlib.contextmanager
+def _to_stdout() -> Iterator[None]:
+    """Have a stdout that cannot be written, such as a file on a full disk, named like any other file.
+
+    Raises:
+        WriteError: It cannot; what it still holds is thrown away, or Python would try again at its end.
+    """
+    try:
+        with writing("standard output"):
+            yield
+            sys.stdout.flush()
+    except WriteError:
+        with contextlib.suppress(OSError, ValueError):  # a test's stdout has no descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def spark_bars() -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tide_cache.disk import write_whole
 from tide_cache.errors import CacheMismatchError, RunFileError, fault_list
 from tide_cache.locations import CachePath, cache_path
 
@@ -186,7 +187,7 @@ def _measure_on_text(
         if agreement is not None:
             _print_agreement(agreement)
     if out is not None:
-        out.write_text(json_format.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_whole(out, json_format.dumps(document, indent=2) + "\n")
 
 
 def _paired(rows: list[Any], model: OpenModel, max_length: int) -> "PairedRows":

@@ -1,6 +1,5 @@
 """The command line: puts the subcommands together, and turns errors into messages and exit codes."""
 
-import errno
 import os
 from typing import Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from tide_cache import __version__
+from tide_cache.disk import told_refusal
 from tide_cache.errors import Interrupted, TideCacheError
 
 from .build_teacher_shards import build_teacher_shards
@@ -52,12 +52,10 @@ class _Commands(TyperGroup):
         except TideCacheError as error:
             complain(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
-        except OSError as error:
-            if error.filename is None or error.errno == errno.EPIPE:
+        except Exception as error:
+            if (told := told_refusal(error)) is None:
                 raise
-            complain(
-                f"error: {error.filename}: {error.strerror}; check that the path can be written and has free space"
-            )
+            complain(f"error: {told}")
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             if os.environ.get("RANK", "0") == "0":

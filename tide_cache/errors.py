@@ -61,6 +61,12 @@ class TeacherOutputError(TideCacheError):
     exit_code = 1
 
 
+class WriteError(TideCacheError):
+    """A disk is full, or the file system refuses a write; nothing is half-written."""
+
+    exit_code = 1
+
+
 class DeviceMemoryError(TideCacheError):
     """A run needs more memory than its device has."""
 

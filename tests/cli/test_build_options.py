@@ -109,7 +109,7 @@ def test_what_cannot_be_combined_is_refused(call, tmp_path):
 
 
 def test_a_full_disk_is_foreseen(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"total": 2000, "free": 1000}))
     refused = call(*build(out=tmp_path / "cache"))
     assert refused.exit_code == 1
     assert "found 0.000 GB free, and 6 shards are still to be written" in refused.stderr

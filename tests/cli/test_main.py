@@ -68,7 +68,8 @@ def test_a_path_that_cannot_be_written_is_named_without_a_traceback(tmp_path):
     (tmp_path / "file").write_text("")
     result = call("schema", "--out", str(tmp_path / "file" / "below"))
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: {tmp_path / 'file' / 'below'}: Not a directory; check that the path")
+    named = f"error: {tmp_path / 'file' / 'below'}: cannot be written: Not a directory (errno 20)."
+    assert result.stderr.startswith(named)
     assert isinstance(result.exception, SystemExit)
 
 

@@ -20,7 +20,7 @@ def test_a_plan_shows_bytes_time_and_break_even(call, workshop, tmp_path):
 
 
 def test_too_small_a_disk_is_told(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"total": 2000, "free": 1000}))
     result = call("plan", "build.toml", "--out", tmp_path / "cache")
     assert result.exit_code == 0
     assert "DOES NOT FIT" in result.stdout

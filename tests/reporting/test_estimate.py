@@ -49,8 +49,8 @@ def test_sampled_rows_reach_from_the_first_to_the_last(built):
 def test_a_build_that_the_disk_may_not_hold_is_refused_before_anything_is_written(built, tmp_path, monkeypatch):
     build = prepare_build(built.run)
     needed = estimate_build(build).cache_bytes
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(needed - 1))
+    usage = namedtuple("usage", "total free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(needed, needed - 1))
     run = built.run.model_copy(update={"build": built.run.build.model_copy(update={"out": tmp_path / "new" / "cache"})})
     message = rf"found {(needed - 1) / 1e9:.3f} GB free, and 3 shards are still .*, at most about {needed / 1e9:.3f} GB"
     with pytest.raises(TideCacheError, match=message) as caught:

@@ -79,10 +79,10 @@ def test_break_even_is_the_capture_over_the_forwards_of_one_student(planned):
 
 def test_whether_it_fits_is_told(built, monkeypatch):
     build = prepare_build(built.run)
-    usage = namedtuple("usage", "free")
+    usage = namedtuple("usage", "total free")
     found = []
     for free in (10**12, 100):
-        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: usage(free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: usage(10**12, free))
         found.append(plan_build(built.run, build, sample_rows=2))
     assert [(plan.free_bytes, plan.fits) for plan in found] == [(10**12, True), (100, False)]
 

@@ -9,6 +9,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
+from tide_cache.disk import new_folder
+from tide_cache.progress import doing
+
 PUBLISHED_TYPE = {
     "qwen3": ("a2d-qwen3", "A2DQwen3LMHeadModel"),
     "qwen2": ("a2d-qwen2", "A2DQwen2LMHeadModel"),
@@ -39,15 +42,19 @@ def save_student(
         config: Its configuration.
         tokenizer: Saved beside it.
         provenance: What the student learned from; goes to `tide_cache.json`.
+
+    Raises:
+        WriteError: The disk is full, or the folder cannot be written; a new folder is not left behind.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name not in tied}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    _write_json(folder / "tide_cache.json", dict(provenance))
-    tokenizer.save(folder)
-    _write_json(folder / "config.json", published_config(config) | {"dtype": dtype})  # last: without it, no model
+    with new_folder(folder, needed=sum(tensor.nbytes for tensor in tensors.values())):
+        with doing(f"Writing {folder}", sum(tensor.nbytes for tensor in tensors.values())):
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        _write_json(folder / "tide_cache.json", dict(provenance))
+        tokenizer.save(folder)
+        _write_json(folder / "config.json", published_config(config) | {"dtype": dtype})  # last: without it, no model
 
 
 def published_config(config: PretrainedConfig) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """What a build will hold, guessed from some of its rows before anything is paid, and whether the disk holds it."""
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from tide_cache.building.prepare import PreparedBuild
 from tide_cache.corpus import Corpus, Row
-from tide_cache.errors import TideCacheError
+from tide_cache.disk import free_bytes
+from tide_cache.errors import WriteError
 from tide_cache.locations import CachePath
 from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
@@ -96,14 +95,6 @@ def spread_rows(corpus: Corpus[Row], count: int) -> list[Row]:
     return [corpus[index] for index in chosen.tolist()]
 
 
-def free_bytes(folder: CachePath) -> int | None:
-    """Give the free space where a folder is or will be; None for an object store, which has no end."""
-    if not isinstance(folder, Path):
-        return None
-    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    return shutil.disk_usage(there).free
-
-
 def require_disk(build: PreparedBuild, out: CachePath, num_shards: int) -> None:
     """Refuse a build that the disk may not hold.
 
@@ -113,14 +104,14 @@ def require_disk(build: PreparedBuild, out: CachePath, num_shards: int) -> None:
         num_shards: Shards that are still to be written.
 
     Raises:
-        TideCacheError: There is less free space than the estimate.
+        WriteError: There is less free space than the estimate.
     """
     free = free_bytes(out)
     if free is None:
         return
     needed = estimate_build(build).cache_bytes * num_shards / build.plan.num_shards
     if needed > free:
-        raise TideCacheError(
+        raise WriteError(
             f"{out}: found {free / 1e9:.3f} GB free, and {num_shards} shards are still to be written, at most about "
             f"{needed / 1e9:.3f} GB. Nothing was computed.\n"
             "Free space, give build.out a larger disk, or keep less (signals.top_k, views.num_views). `tide-cache "

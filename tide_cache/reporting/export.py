@@ -40,6 +40,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from tide_cache.disk import new_folder, writing
 from tide_cache.errors import RunFileError
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
@@ -149,6 +150,7 @@ def export_view(
     Raises:
         RunFileError: There is no such view or pass, the format is not told, or the file exists.
         CacheMismatchError: The tokenizer is another one than the cache's.
+        WriteError: The disk is full, or the folder cannot be written.
         TideCacheError: The cache is not complete, or damaged.
     """
     chosen = format or _format_of(out)
@@ -344,12 +346,12 @@ _WRITERS: dict[ExportFormat, Callable[[Path, Any], contextlib.AbstractContextMan
 @contextlib.contextmanager
 def _new_file(out: Path) -> Iterator[Path]:
     """Give a temporary name beside the file; at the end it gets the final one, unless that is taken by then."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.link(temporary, out)
-    except FileExistsError:
-        raise _exists(out) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_folder(out.parent), writing(out):
+        try:
+            yield temporary
+            os.link(temporary, out)
+        except FileExistsError:
+            raise _exists(out) from None
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Pages of HTML: one file that holds all it shows, reads without a script, and escapes every text of a corpus."""
 
-import os
 from collections.abc import Mapping
 from math import exp
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tide_cache import __version__
+from tide_cache.disk import write_whole
 from tide_cache.errors import RunFileError
 from tide_cache.reporting.viewing import worth_showing
 from tide_cache.reporting.wording import number, percent, size, visible
@@ -75,13 +75,12 @@ def require_writable(out: Path, force: bool) -> None:
 
 
 def write_page(out: Path, page: str) -> None:
-    """Write a page; it appears whole or not at all."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a page; it appears whole or not at all.
+
+    Raises:
+        WriteError: The disk is full, or the folder cannot be written.
+    """
+    write_whole(out, page)
 
 
 def duration(seconds: float) -> str:

@@ -18,12 +18,13 @@ from tide_cache.building.prepare import PreparedBuild
 from tide_cache.building.shard import capture_records
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
+from tide_cache.disk import free_bytes
 from tide_cache.errors import PairingError, fault_list
 from tide_cache.manifest import CommitRecord
 from tide_cache.modeling.backbone import resolve_device
 from tide_cache.pairing import PairedRows
 from tide_cache.records import MaskedView, SamplePair
-from tide_cache.reporting.estimate import free_bytes, spread_rows
+from tide_cache.reporting.estimate import spread_rows
 from tide_cache.shards import (
     EncodedShard,
     PassName,

@@ -11,6 +11,7 @@ from tide_cache import __version__
 from tide_cache.config.base import Frozen
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
+from tide_cache.disk import new_folder, write_whole
 from tide_cache.manifest import CommitRecord, Manifest, PlanDocument
 from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, SignalParts, signals_schema
 
@@ -58,13 +59,11 @@ def schema_texts() -> dict[str, str]:
 
 def write_schemas(folder: Path) -> list[Path]:
     """Write every schema file; gives their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, text in schema_texts().items():
-        path = folder / name
-        path.write_text(text, encoding="utf-8")
-        paths.append(path)
-    return paths
+    texts = schema_texts()
+    with new_folder(folder):
+        for name, text in texts.items():
+            write_whole(folder / name, text)
+    return [folder / name for name in texts]
 
 
 def drifted_schemas(folder: Path) -> list[str]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tide_cache.errors import ShardCorruptError, TideCacheError
+from tide_cache.disk import writing
+from tide_cache.errors import ShardCorruptError
 from tide_cache.locations import CachePath
 from tide_cache.shards.files import Files
 from tide_cache.shards.remote_files import files_of
@@ -80,15 +81,10 @@ def naming_refusals(path: CachePath) -> Iterator[None]:
     """Turn what the file system refuses into an error that names the file and the reason.
 
     Raises:
-        TideCacheError: Instead of an OSError.
+        WriteError: Instead of an OSError.
     """
-    try:
+    with writing(path, kept="nothing was published"):
         yield
-    except OSError as error:
-        raise TideCacheError(
-            f"{path}: cannot be written: {error.strerror or error} (errno {error.errno}); nothing was published.\n"
-            "Mend the cause (free space, quota, permissions) and run the same command again."
-        ) from error
 
 
 def _require_same_bytes(path: CachePath, data: bytes, files: Files) -> None:

@@ -14,10 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from tide_cache import __version__
+from tide_cache.disk import require_room
 from tide_cache.errors import ModelError, RunFileError
 from tide_cache.modeling.backbone import CheckpointInfo, load_backbone, read_checkpoint
 from tide_cache.modeling.checkpoint import PUBLISHED_TYPE, save_student
-from tide_cache.modeling.fingerprint import local_folder
+from tide_cache.modeling.fingerprint import local_folder, weights_bytes
 from tide_cache.modeling.safetensors_loading import stored_dtype
 from tide_cache.pairing import TextTokenizer
 
@@ -66,6 +67,7 @@ def convert(
         RunFileError: `out` exists, or the tokenizer has another mask token than `mask_token`.
         ModelError: No causal checkpoint of a supported family, or its tokenizer is not its own.
         PairingError: The tokenizer cannot be used.
+        WriteError: The disk has no room for the model, or refuses it; no folder is left behind.
     """
     if out.exists():
         raise RunFileError(f"--out {out}: exists already; give a new folder")
@@ -87,6 +89,7 @@ def convert(
         )
     _require_own_tokenizer(info, tokenizer)
     folder = local_folder(source, revision)
+    require_room(out, weights_bytes(folder) or 0, "the model")
     backbone = load_backbone(info, stored_dtype(folder), "cpu", revision)
     assert isinstance(backbone.model, PreTrainedModel)
     if tokenizer.is_mask_added:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tide_cache.config.train import TrainRun
 from tide_cache.corpus import Corpus, open_corpus
+from tide_cache.disk import write_whole
 from tide_cache.errors import CheckpointError, RunFileError, TideCacheError, fault_list
 from tide_cache.evaluation import held_out_nll
 from tide_cache.evaluation.held_out import text_bytes
@@ -147,8 +148,7 @@ def _measure(run: TrainRun, held_out: HeldOut, prepared: Prepared) -> None:
     )
     file = run.train.out / SCORES
     document = {"corpus": _measured_on(held_out, corpus), "max_length": max_length, "nll": asdict(nll)}
-    file.with_suffix(".tmp").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    file.with_suffix(".tmp").rename(file)
+    write_whole(file, json.dumps(document, indent=2) + "\n")
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tide_cache.disk import new_folder, write_whole
 from tide_cache.evaluation.comparison import Comparison, Spread, compare, spread
 from tide_cache.sweep.arms import Job
 from tide_cache.sweep.job import read_scores
@@ -68,8 +69,8 @@ def summarise(ends: Sequence[JobEnd]) -> list[ArmResult]:
 def write_document(out: Path, rows: Sequence[ArmResult], held_out: str | None) -> dict[str, Any]:
     """Write `sweep.json` into the sweep's folder, and give its content."""
     document = {"out": str(out), "held_out": held_out, "baseline": rows[0].name, "arms": [asdict(row) for row in rows]}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / DOCUMENT).write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    with new_folder(out):
+        write_whole(out / DOCUMENT, json.dumps(document, indent=2, default=str) + "\n")
     return document
 
 

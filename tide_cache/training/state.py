@@ -24,7 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from tide_cache.disk import writing
 from tide_cache.errors import CheckpointError
+from tide_cache.progress import doing
 
 MASTER = "master"
 """The float32 weight itself, beside the optimizer's states."""
@@ -47,7 +49,9 @@ def save_state(engine: Any, folder: Path) -> None:
             whole = _gather(engine, parameter, kind)
             if index % size == rank:
                 mine[f"{kind}/{name}"] = whole.detach().cpu().clone()
-    save_file(mine, folder / f"state-{rank:05d}.safetensors", metadata={STEPS: str(_adamw_steps(engine))})
+    path, needed = folder / f"state-{rank:05d}.safetensors", sum(tensor.nbytes for tensor in mine.values())
+    with writing(path, needed=needed), doing(f"Writing checkpoint {folder}", needed):
+        save_file(mine, path, metadata={STEPS: str(_adamw_steps(engine))})
 
 
 class SavedState:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from lm_eval.evaluator import evaluate
 
 from tide_cache import __version__
+from tide_cache.disk import new_folder
 from tide_cache.errors import EvaluationError, Interrupted, RunFileError, fault_list
 from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions, Progress
 from tide_cache.evaluation.harness.tasks import DefinedTask
@@ -245,8 +246,7 @@ def _pooled(
 
 def _keep(folder: Path, name: str, document: Document, samples: Mapping[str, Sequence[Document]]) -> None:
     """Write a result, and what the model was asked and answered; the result last, since it says done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.samples.jsonl").open("w", encoding="utf-8") as stream:
+    with new_folder(folder), (folder / f"{name}.samples.jsonl").open("w", encoding="utf-8") as stream:
         for task, entries in samples.items():
             for entry in sorted(entries, key=lambda entry: (entry["doc_id"], entry["filter"])):
                 stream.write(json.dumps({"task": task, **entry}, ensure_ascii=False, default=str) + "\n")
