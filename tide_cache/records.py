@@ -270,7 +270,7 @@ class Targets:
         true_id_N: The token under each mask, int64.
         t_N: Diffusion time of each row's view, float32.
         time_weight_N: -alpha'(t) / (1 - alpha(t)) of the view's mask schedule, 1/t for the linear one, float32.
-        mask_ratio_N: Realised share of masked tokens among the supervised ones of the row's sample, float32.
+        mask_weight_N: What makes each token count alike whatever its chunk, as `views.weights` says, float32.
         num_supervised: Supervised tokens of the batch, masked or not.
         temperatures: The T of the last axis of `log_tail_NT` and `log_partition_NT`.
         has_topk_N: Rows that carry teacher candidates.
@@ -298,7 +298,7 @@ class Targets:
     true_id_N: torch.Tensor
     t_N: torch.Tensor
     time_weight_N: torch.Tensor
-    mask_ratio_N: torch.Tensor
+    mask_weight_N: torch.Tensor
     num_supervised: int
     temperatures: tuple[float, ...]
     has_topk_N: torch.Tensor

@@ -14,6 +14,7 @@ from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.records import TeacherSignal, TopK, ViewRecord
 from tide_cache.teacher.statistics import SignalPlan, row_signals
 from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
 
 TEACHER_VOCAB, SHARED = 14, 9
 TEMPERATURES = (1.0, 2.0, 0.5)
@@ -80,7 +81,6 @@ def expected_rows(records):
             )
             if t1 - t0 == s1 - s0 == 1 and pair.teacher_ids_M[t0] == pair.student_ids_L[s0] < SHARED:
                 topk_of[s0] = candidates[teacher_row[t0]]
-        num_masked, num_supervised = int(view.is_student_masked_L.sum()), int(pair.is_supervised_L.sum())
         for position in np.flatnonzero(view.is_student_masked_L).tolist():
             rows.append(
                 {
@@ -92,12 +92,18 @@ def expected_rows(records):
                     / 2
                     * math.sin(math.pi / 2 * (1 - view.t))
                     / (math.sin(math.pi / 2 * view.t) + 1e-6),
-                    "ratio": num_masked / num_supervised,
                     "chunk": chunk_of.get(position, -1),
                     "kept": kept_of(signal.topk, topk_of[position]) if position in topk_of else None,
                 }
             )
     return rows, chunks
+
+
+def weights_alone(record):
+    """What tests/views/test_weights.py holds to its law, of one view."""
+    pair, mask_L = record.pair, record.view.is_student_masked_L
+    unit_L = unit_sizes(pair.is_supervised_L, pair.chunks_C4[:, 2:])
+    return denoising_weights(unit_L, mask_L, np.zeros(len(mask_L), np.int64), [ViewLaw("cosine", False)]).tolist()
 
 
 def kept_of(topk, place):
@@ -127,7 +133,8 @@ def test_everything_equals_the_slow_reference(records):
     assert targets.true_id_N.tolist() == [row["true_id"] for row in rows]
     assert targets.t_N.tolist() == pytest.approx([row["t"] for row in rows])
     assert targets.time_weight_N.tolist() == pytest.approx([row["weight"] for row in rows], rel=1e-6)
-    assert targets.mask_ratio_N.tolist() == pytest.approx([row["ratio"] for row in rows])
+    alone = [weights_alone(record) for record in records]
+    assert targets.mask_weight_N.tolist() == pytest.approx([weight for weights in alone for weight in weights])
     assert targets.chunk_of_row_N.tolist() == [row["chunk"] for row in rows]
     assert targets.chunk_logprob_C.tolist() == pytest.approx([chunk["logprob"] for chunk in chunks], abs=1e-4)
     assert targets.chunk_t_C.tolist() == pytest.approx([chunk["t"] for chunk in chunks])
@@ -202,7 +209,7 @@ def test_a_record_gives_the_same_targets_alone_as_in_a_batch(records):
     assert together.num_supervised == sum(targets.num_supervised for targets in alone)
 
 
-PER_ROW = ("true_id_N", "t_N", "time_weight_N", "mask_ratio_N", "has_topk_N", "log_tail_NT", "log_partition_NT")
+PER_ROW = ("true_id_N", "t_N", "time_weight_N", "mask_weight_N", "has_topk_N", "log_tail_NT", "log_partition_NT")
 PER_CHUNK = ("chunk_logprob_C", "chunk_t_C")
 INTEGERS = (
     "true_id_N", "kept_ids_NK", "chunk_of_row_N", "extra_ids_NX", "drawn_column_ND", "candidate_chunk_J",
@@ -228,7 +235,7 @@ def test_dtypes_are_those_of_the_records(with_signal):
 def test_without_a_teacher_there_are_rows_but_neither_chunks_nor_candidates(records):
     batch, targets = collate([replace(record, signal=None) for record in records], replace(PLAN, temperatures=()))
     _, taught = collate(records, PLAN)
-    for name in ("true_id_N", "t_N", "time_weight_N", "mask_ratio_N"):
+    for name in ("true_id_N", "t_N", "time_weight_N", "mask_weight_N"):
         assert torch.equal(getattr(targets, name), getattr(taught, name))
     assert (targets.chunk_of_row_N == -1).all()
     assert not targets.has_topk_N.any()

@@ -83,7 +83,7 @@ def test_ragged_rows_equal_each_row_alone(example, objective, top_p):
                 "true_id_N",
                 "t_N",
                 "time_weight_N",
-                "mask_ratio_N",
+                "mask_weight_N",
                 "has_topk_N",
                 "log_tail_NT",
                 "extra_ids_NX",

@@ -9,6 +9,7 @@ import torch
 from tide_cache.objectives.ce import CrossEntropy
 from tide_cache.objectives.tidal import Tidal
 from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views.weights import ViewLaw, denoising_weights
 
 NUM_TOKENS, NUM_VIEWS = 64, 4000
 
@@ -35,12 +36,18 @@ def test_the_number_of_masked_tokens_is_uniform_and_both_weights_estimate_one_bo
 
 @pytest.fixture(scope="module")
 def draws(pair_in_chunks):
-    """Masked share and t of views of one sample, whose tokens come in chunks of a size."""
+    """Masked share, t and `realised_ratio` of views of one sample, whose tokens come in chunks of a size."""
 
     def make(chunk_size):
         plan = ViewPlan(NUM_VIEWS, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
         views = [draw_view(pair_in_chunks(NUM_TOKENS, chunk_size), v, plan) for v in range(NUM_VIEWS)]
-        return np.array([(view.is_student_masked_L.mean(), view.t) for view in views]).T
+        masked_VL = np.array([view.is_student_masked_L for view in views])
+        view_VL = np.repeat(np.arange(NUM_VIEWS)[:, None], NUM_TOKENS, axis=1)
+        unit_VL = np.full(masked_VL.shape, chunk_size, np.int32)
+        flat = unit_VL.ravel(), masked_VL.ravel(), view_VL.ravel()
+        weight_N = denoising_weights(*flat, [ViewLaw("linear", False)] * NUM_VIEWS)
+        of_view = np.bincount(flat[2][flat[1]], weights=weight_N, minlength=NUM_VIEWS) / NUM_TOKENS
+        return masked_VL.mean(axis=1), np.array([view.t for view in views]), of_view
 
     return make
 
@@ -51,7 +58,7 @@ def draws(pair_in_chunks):
 )
 def test_whole_chunks_bias_one_over_t_upwards(draws, chunk_size, mean_share, mean_weight, spread):
     """With n tokens a chunk, E[share] = n / (n + 1) and E[share / t] = 1 + 1/2 + ... + 1/n."""
-    share, t = draws(chunk_size)
+    share, t, _ = draws(chunk_size)
     assert share.mean() == pytest.approx(mean_share, abs=0.005)
     assert share.mean() == pytest.approx(chunk_size / (chunk_size + 1), abs=0.005)
     weight = share / t
@@ -61,14 +68,26 @@ def test_whole_chunks_bias_one_over_t_upwards(draws, chunk_size, mean_share, mea
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 4])
-def test_one_over_the_share_weighs_every_sample_alike_but_those_without_a_mask(draws, chunk_size):
-    share, _ = draws(chunk_size)
-    assert (share > 0).mean() == pytest.approx(0.99, abs=0.005)
-    assert (share > 0).std() == pytest.approx(0.11, abs=0.005)
+def test_its_own_chance_counts_every_token_once_with_little_noise(draws, chunk_size):
+    _, _, weight = draws(chunk_size)
+    assert weight.mean() == pytest.approx(1, abs=0.01)
+    assert weight.std() == pytest.approx(0.11, abs=0.005)
+
+
+def test_what_weights_at_the_wrong_t_or_by_the_share_gave():
+    """Complements of cosine views at their own t; and 1/share where chunks of one and of four tokens meet."""
+    t = (np.arange(20_000) + 0.5) / 20_000
+    own_t = 2 / np.pi * np.arcsin(1 - np.sin(np.pi / 2 * t))
+    assert (np.pi / 2 * np.cos(np.pi / 2 * own_t)).mean() == pytest.approx(1.345, abs=0.002)
+    assert np.sin(np.pi / 2 * t).mean() == pytest.approx(0.637, abs=5e-4)
+    of_four, of_one = 1 - (1 - t) ** 4, t
+    share = (of_four + of_one) / 2  # in the limit of a long sample
+    assert (of_one / share).mean() == pytest.approx(0.71, abs=0.04)
+    assert (of_four / share).mean() == pytest.approx(1.26, abs=0.04)
 
 
 def test_the_two_weights_are_these(example):
-    """Held on the objectives: where every token costs the same, a sample's weight is share / t, or 1."""
+    """Held on the objectives: where every token costs the same, a sample's weight is share / t, or 1 + 1/L."""
     case = example(1, num_samples=1, student=lambda teacher_NV: torch.zeros_like(teacher_NV))
     nll = math.log(12)
     (view,) = case.views
@@ -79,7 +98,7 @@ def test_the_two_weights_are_these(example):
     )
     assert 0 < share < 1
     assert of_scheduler == pytest.approx(share / view.t, rel=1e-4)
-    assert of_ratio == pytest.approx(1, rel=1e-5)
+    assert of_ratio == pytest.approx(10 / 9, rel=1e-4)
 
 
 def test_a_count_shrinks_the_midrange_term_to_376_thousandths():

@@ -21,8 +21,8 @@ class CrossEntropyConfig(_Objective):
     kind: Literal["ce"]
     time_weight: Literal["scheduler", "realised_ratio", "uniform"] | None = Field(
         default=None,
-        description="1/t as BD3LM, 1/(realised mask ratio), or none with a mean over masked tokens; by default "
-        "scheduler with semantics = 'paper' and realised_ratio with 'corrected'.",
+        description="1/t as BD3LM, 1/(the token's own chance to be masked, given what is masked), or none with a mean "
+        "over masked tokens; by default scheduler with semantics = 'paper' and realised_ratio with 'corrected'.",
     )
 
 

@@ -90,4 +90,5 @@ def cache_collate_plan(manifest: Manifest, mask_id: int, pad_id: int, block_size
         shared_vocab_size=identity.pairing.shared_vocab_size,
         temperatures=identity.signals.temperatures,
         schedule=identity.views.schedule,
+        complementary=identity.views.complementary,
     )

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tide_cache.loading.candidates import candidate_targets
 from tide_cache.loading.joining import ActiveChunks, counts_before, join_views, starts_of
 from tide_cache.loading.sharing import shared_topk
 from tide_cache.records import StudentBatch, Targets, ViewRecord
+from tide_cache.views.masking import is_complement
 from tide_cache.views.schedule import Schedule, time_weight
+from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,9 @@ class CollatePlan:
         shared_vocab_size: Teacher ids from here on mean something else to the student: they count as rest.
         temperatures: T of the cache, in its order; empty without a teacher.
         schedule: Mask schedule of the views, for the weight of the denoising loss.
-        sources: For a mix, the plan of each source, whose `shared_vocab_size`, `temperatures` and `schedule` hold for
-            its records; `temperatures` of the mix itself are those of the batch.
+        sources: For a mix, the plan of each source, whose `shared_vocab_size`, `temperatures`, `schedule` and
+            `complementary` hold for its records; `temperatures` of the mix itself are those of the batch.
+        complementary: Whether views come in pairs, for the same weight.
     """
 
     mask_id: int
@@ -38,6 +42,7 @@ class CollatePlan:
     temperatures: tuple[float, ...] = ()
     schedule: Schedule = "linear"
     sources: tuple["CollatePlan", ...] = ()
+    complementary: bool = False
 
     def of(self, record: ViewRecord) -> "CollatePlan":
         """Give the plan of the source that a record comes from."""
@@ -104,14 +109,18 @@ def _targets(records: Sequence[ViewRecord], plan: CollatePlan) -> Targets:
     active = ActiveChunks.of(joined)
     sample_A = np.repeat(np.arange(len(records)), rows_B)[active.first_row_A]
     t_B = np.array([record.view.t for record in records])
-    weight_B = np.array([time_weight(record.view.t, own.schedule) for record, own in zip(records, plans, strict=True)])
+    laws = [
+        ViewLaw(own.schedule, is_complement(record.view.view, own.complementary))
+        for record, own in zip(records, plans, strict=True)
+    ]
+    weight_B = np.array([time_weight(t, law.schedule, law.is_complement) for t, law in zip(t_B, laws, strict=True)])
     vocab_B = np.array([own.shared_vocab_size for own in plans])
     topk = shared_topk(joined, active, vocab_B[sample_A], plan.temperatures)
     return Targets(
         true_id_N=_tensor(joined.pair.student_ids_L[joined.view.is_student_masked_L], np.int64),
         t_N=_tensor(np.repeat(t_B, rows_B), np.float32),
         time_weight_N=_tensor(np.repeat(weight_B, rows_B), np.float32),
-        mask_ratio_N=_tensor(np.repeat(rows_B / np.maximum(supervised_B, 1), rows_B), np.float32),
+        mask_weight_N=_tensor(_mask_weights(records, joined, token_start_B, laws), np.float32),
         num_supervised=int(supervised_B.sum()),
         temperatures=plan.temperatures,
         **candidate_targets(int(rows_B.sum()), topk, joined.signal, active, len(plan.temperatures)),
@@ -119,6 +128,17 @@ def _targets(records: Sequence[ViewRecord], plan: CollatePlan) -> Targets:
         chunk_logprob_C=_tensor(active.teacher_logprobs(joined), np.float32),
         chunk_t_C=_tensor(t_B[sample_A], np.float32),
     )
+
+
+def _mask_weights(
+    records: Sequence[ViewRecord], joined: ViewRecord, token_start_B: npt.NDArray[np.int64], laws: Sequence[ViewLaw]
+) -> npt.NDArray[np.float64]:
+    """Give each masked row's weight; chunks count without a teacher too, since they decide what is masked at once."""
+    shift_C = np.repeat(token_start_B[:-1], [len(record.pair.chunks_C4) for record in records])
+    spans_C2 = np.concatenate([record.pair.chunks_C4[:, 2:] for record in records]) + shift_C.astype(np.int32)[:, None]
+    view_L = np.repeat(np.arange(len(records)), np.diff(token_start_B))
+    unit_L = unit_sizes(joined.pair.is_supervised_L, spans_C2)
+    return denoising_weights(unit_L, joined.view.is_student_masked_L, view_L, laws)
 
 
 def _tensor(array: np.ndarray, dtype: type) -> torch.Tensor:

@@ -14,8 +14,9 @@ class CrossEntropy:
     """Sum -w log q(true) over masked rows.
 
     `scheduler`: w = 1/t (for the linear schedule), divided by all supervised tokens, masked or not: an estimate of the
-    diffusion bound per token. `realised_ratio`: w = 1 / share of the sample's tokens that really are masked, which
-    chunk-consistent masking raises above t. `uniform`: w = 1, divided by the masked tokens.
+    diffusion bound per token. `realised_ratio`: w = the mean of 1 / (the token's own chance to be masked) over the
+    noise levels that could have given the mask; about 1 / share of the sample that is masked where each token is masked
+    by itself, and the same bound where chunks are masked whole. `uniform`: w = 1, divided by the masked tokens.
 
     Source: `scheduler` is BD3LM's, arXiv:2503.09573, as used by TIDE, arXiv:2604.26951; `realised_ratio` the form of
     the same bound in LLaDA, arXiv:2502.09992; docs/decisions/semantics.md.
@@ -39,5 +40,5 @@ class CrossEntropy:
         if self.time_weight == "scheduler":
             nll_N = nll_N * targets.time_weight_N
         elif self.time_weight == "realised_ratio":
-            nll_N = nll_N / targets.mask_ratio_N
+            nll_N = nll_N * targets.mask_weight_N
         return nll_N.sum()

@@ -219,7 +219,8 @@ def _open_data(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextToke
         title = f"{run.data.corpus.spec}: no row of the corpus became a sample:"
         raise PairingError(fault_list(title, reasons, "Raise student.max_length, or mend the corpus."))
     views = ViewPlan(**run.data.views.model_dump())
-    plan = CollatePlan(tokenizer.mask_id, tokenizer.pad_id, block_size, schedule=views.schedule)
+    ids = tokenizer.mask_id, tokenizer.pad_id
+    plan = CollatePlan(*ids, block_size, schedule=views.schedule, complementary=views.complementary)
     source, key = PlainSource(paired.pairs, views), corpus.content_hash
     order = SampleOrder(source.group_sizes, key, run.data.seed)
     return _OpenedData(source, plan, key, order, paired.report.remarks(corpus.skipped))

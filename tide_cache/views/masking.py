@@ -20,6 +20,11 @@ class ViewPlan:
     complementary: bool
 
 
+def is_complement(view: int, complementary: bool) -> bool:
+    """Tell whether a view masks what the one before it shows."""
+    return complementary and view % 2 == 1
+
+
 def draw_view(pair: SamplePair, view: int, plan: ViewPlan) -> MaskedView:
     """Draw a masked view; the same pair, number and plan always give the same one.
 
@@ -31,15 +36,15 @@ def draw_view(pair: SamplePair, view: int, plan: ViewPlan) -> MaskedView:
         view: Number of the view; numbers from `num_views` on give further, fresh views.
         plan: How to draw.
     """
-    is_complement = plan.complementary and view % 2 == 1
-    drawn = view - 1 if is_complement else view
+    is_second = is_complement(view, plan.complementary)
+    drawn = view - 1 if is_second else view
     rounds = plan.num_views // 2 if plan.complementary else plan.num_views
     time_index = drawn // 2 if plan.complementary else drawn
     t = draw_time(plan.seed, pair.sample_id, time_index, max(rounds, 1), plan.time_sampling)
     uniform_L = KeyedRandom("mask", plan.seed, pair.sample_id, drawn).uniform(len(pair.student_ids_L))
     is_drawn_L = (uniform_L < np.float32(mask_probability(t, plan.schedule))) & pair.is_supervised_L
     is_student_masked_L, is_teacher_masked_M = expand_to_chunks(pair, is_drawn_L)
-    if is_complement:
+    if is_second:
         t = max(MIN_T, time_of_probability(1 - mask_probability(t, plan.schedule), plan.schedule))
         is_student_masked_L, is_teacher_masked_M = expand_to_chunks(pair, pair.is_supervised_L & ~is_student_masked_L)
     return MaskedView(pair.sample_id, view, t, is_student_masked_L, is_teacher_masked_M)

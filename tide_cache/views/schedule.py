@@ -25,13 +25,27 @@ def time_of_probability(probability: float, schedule: Schedule) -> float:
     return probability if schedule == "linear" else 1 - 2 / math.pi * math.acos(probability)
 
 
-def time_weight(t: float, schedule: Schedule) -> float:
+def slope(t: float, schedule: Schedule) -> float:
+    """Give -alpha'(t), by how much the chance to be masked grows with t."""
+    return 1.0 if schedule == "linear" else math.pi / 2 * math.sin(math.pi / 2 * (1 - t))
+
+
+def time_weight(t: float, schedule: Schedule, is_complement: bool = False) -> float:
     """Give the weight of the denoising loss at t: -alpha'(t) / (1 - alpha(t) + 1e-6), about 1/t when linear.
+
+    Over the chance to be masked stands the inverse of its density. Of a drawn view that is -alpha'(t). The t of a
+    complementary view was not drawn; its chance has the density of the other view's, at whose t the slope is taken.
+
+    Args:
+        t: Of the view.
+        schedule: Of the view.
+        is_complement: It masks what another view shows.
 
     Source: BD3LM training as in TIDE, arXiv:2604.26951 (golden/schedule.npz).
     """
-    slope = 1.0 if schedule == "linear" else math.pi / 2 * math.sin(math.pi / 2 * (1 - t))
-    return slope / (mask_probability(t, schedule) + 1e-6)
+    chance = mask_probability(t, schedule)
+    drawn_t = time_of_probability(1 - chance, schedule) if is_complement else t
+    return slope(drawn_t, schedule) / (chance + 1e-6)
 
 
 def draw_time(seed: int, sample_id: str, view: int, num_views: int, sampling: TimeSampling) -> float:

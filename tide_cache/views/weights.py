@@ -1,0 +1,123 @@
+"""How much a masked token counts in the denoising loss: over its own chance to be masked, at noise levels drawn evenly.
+
+A unit is what is masked at once: the supervised tokens of a chunk, or one token outside every chunk. Where each token
+is drawn with probability p, a unit of n tokens is masked with probability r = 1 - (1 - p)^n, and in the complement of
+that view with r = (1 - p)^n. With g(p) the density of p over views, the weight 1 / (g r) makes every p count alike, and
+its mean over views, times the mask, is 1 for every token, whatever its unit.
+
+Several p could have given the mask that came, and a student sees nothing but the mask. So the weight is replaced by its
+mean over all of them, given the mask: the same expectation with the least noise (Rao-Blackwell). With m of L tokens
+masked, each its own unit, and the linear schedule it is (L + 1) / m. It depends on what a cache stores: mask, chunks,
+number of the view, and the schedule.
+
+In complements 1 / (1 - p)^n has no finite variance for n > 1. There the mean is taken given only how many units of the
+own size are masked: it times the mask still has the mean 1, but high noise levels count for more.
+
+Source: docs/decisions/semantics.md.
+
+Shape suffixes: L tokens of all views laid end to end, N masked ones, C chunks, B views, U sizes of units, J nodes of
+the quadrature over t, E pairs of a view and a size, M those of several tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from tide_cache.records import Bools, Int32s
+from tide_cache.views.schedule import MIN_T, Schedule, mask_probability, slope
+
+NUM_NODES = 256
+"""Exact for polynomials of degree 511: for the linear schedule up to as many supervised tokens of a sample."""
+
+Float64s = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ViewLaw:
+    """How the mask of a view came about.
+
+    Attributes:
+        schedule: How much is masked at each t.
+        is_complement: It masks what another view shows.
+    """
+
+    schedule: Schedule
+    is_complement: bool
+
+
+def unit_sizes(is_supervised_L: Bools, student_spans_C2: Int32s) -> Int32s:
+    """Give how many supervised tokens are masked at once with each token, itself included; 0 where it never is [L].
+
+    Args:
+        is_supervised_L: Tokens that may be masked.
+        student_spans_C2: Where each chunk starts and ends; chunks do not overlap.
+    """
+    starts_C, ends_C = student_spans_C2.T
+    before_L = np.concatenate([[0], np.cumsum(is_supervised_L, dtype=np.int32)])
+    length_C = ends_C - starts_C
+    offset_C = np.cumsum(length_C) - length_C
+    token_I = np.repeat(starts_C - offset_C, length_C) + np.arange(length_C.sum())
+    size_L = np.ones(len(is_supervised_L), np.int32)
+    size_L[token_I] = np.repeat(before_L[ends_C] - before_L[starts_C], length_C)
+    result: Int32s = np.where(is_supervised_L, size_L, np.int32(0))
+    return result
+
+
+def denoising_weights(
+    unit_L: Int32s, is_masked_L: Bools, view_L: npt.NDArray[np.int64], laws: Sequence[ViewLaw]
+) -> Float64s:
+    """Give the weight of each masked token [N].
+
+    Args:
+        unit_L: From `unit_sizes`.
+        is_masked_L: What the views mask; only what `unit_L` has a size for.
+        view_L: Which view each token belongs to.
+        laws: Of each view.
+    """
+    sizes_U = np.unique(unit_L[unit_L > 0])
+    size_L = np.searchsorted(sizes_U, unit_L)
+    place_L = view_L * len(sizes_U) + size_L
+    shape = (len(laws), len(sizes_U))
+    units_BU, masked_BU = (
+        (np.bincount(place_L[is_counted_L], minlength=shape[0] * shape[1]).reshape(shape) / sizes_U)
+        for is_counted_L in (unit_L > 0, is_masked_L)
+    )
+    weight_BU = np.zeros(shape)
+    for law in set(laws):
+        of_law_B = np.array([other == law for other in laws])
+        weight_BU[of_law_B] = _weights(masked_BU[of_law_B], units_BU[of_law_B], sizes_U, law)
+    result: Float64s = weight_BU.ravel()[place_L[is_masked_L]]
+    return result
+
+
+def _weights(masked_BU: Float64s, units_BU: Float64s, sizes_U: Int32s, law: ViewLaw) -> Float64s:
+    """Give the mean of dp/dt / r over t, given how many units of each size are masked; 0 where none is."""
+    log_node_J, log_slope_J, log_shown_J = _nodes(law.schedule)
+    untouched_UJ = sizes_U[:, None] * log_shown_J
+    touched_UJ = np.log(-np.expm1(untouched_UJ))
+    masked_UJ, shown_UJ = (untouched_UJ, touched_UJ) if law.is_complement else (touched_UJ, untouched_UJ)
+    view_E, size_E = masked_BU.nonzero()
+    log_posterior_EJ = (masked_BU @ masked_UJ + (units_BU - masked_BU) @ shown_UJ)[view_E]
+    if law.is_complement:
+        view_M, size_M = view_E[is_several_E := sizes_U[size_E] > 1], size_E[is_several_E]
+        masked_M1, units_M1 = masked_BU[view_M, size_M, None], units_BU[view_M, size_M, None]
+        log_posterior_EJ[is_several_E] = masked_M1 * masked_UJ[size_M] + (units_M1 - masked_M1) * shown_UJ[size_M]
+    log_posterior_EJ += log_node_J
+    log_posterior_EJ -= log_posterior_EJ.max(axis=1, keepdims=True)
+    sum_E = np.exp(log_posterior_EJ).sum(axis=1)
+    weight_BU = np.zeros_like(masked_BU)
+    weight_BU[view_E, size_E] = np.exp(log_posterior_EJ + log_slope_J - masked_UJ[size_E]).sum(axis=1) / sum_E
+    return weight_BU
+
+
+@lru_cache(maxsize=4)
+def _nodes(schedule: Schedule) -> tuple[Float64s, Float64s, Float64s]:
+    """Give nodes over t in [MIN_T, 1]: logs of their weights, of dp/dt and of the chance to be shown, all [J]."""
+    x_J, weight_J = np.polynomial.legendre.leggauss(NUM_NODES)
+    t_J = MIN_T + (1 - MIN_T) * (x_J + 1) / 2
+    slope_J = np.array([slope(t, schedule) for t in t_J.tolist()])
+    p_J = np.array([mask_probability(t, schedule) for t in t_J.tolist()])
+    return np.log(weight_J), np.log(slope_J), np.log1p(-p_J)
