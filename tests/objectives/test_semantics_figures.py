@@ -82,8 +82,8 @@ def test_what_weights_at_the_wrong_t_or_by_the_share_gave():
     assert np.sin(np.pi / 2 * t).mean() == pytest.approx(0.637, abs=5e-4)
     of_four, of_one = 1 - (1 - t) ** 4, t
     share = (of_four + of_one) / 2  # in the limit of a long sample
-    assert (of_one / share).mean() == pytest.approx(0.71, abs=0.04)
-    assert (of_four / share).mean() == pytest.approx(1.26, abs=0.04)
+    assert (of_one / share).mean() == pytest.approx(0.70, abs=0.005)
+    assert (of_four / share).mean() == pytest.approx(1.30, abs=0.005)
 
 
 def test_the_two_weights_are_these(example):
