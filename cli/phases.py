@@ -42,6 +42,10 @@ class PhasePrinter:
         ended.set()
         watcher.join()
 
+    def hear(self, text: str) -> None:
+        """Say it, above any bar; see `Listener`."""
+        say(stamp() + text)
+
 
 def _watch(phase: Phase, ended: Event) -> None:
     started_s = time.monotonic()

@@ -44,6 +44,9 @@ class Listener(Protocol):
     def end(self, phase: Phase) -> None:
         """Hear that a phase has ended, well or badly."""
 
+    def hear(self, text: str) -> None:
+        """Hear something that whoever waits should know now."""
+
 
 _listener: Listener | None = None
 
@@ -72,3 +75,9 @@ def doing(title: str, total: float | None = None, unit: str = "bytes") -> Iterat
         yield phase
     finally:
         listener.end(phase)
+
+
+def tell(text: str) -> None:
+    """Say something that whoever waits should know now, rather than at the end."""
+    if _listener is not None:
+        _listener.hear(text)

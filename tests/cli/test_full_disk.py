@@ -4,9 +4,22 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+
+from tide_cache.config.base import load_run_file
+from tide_cache.config.train import TrainRun
+from tide_cache.errors import WriteError
+from tide_cache.modeling.backbone import load_backbone, read_checkpoint
+from tide_cache.progress import listen
+from tide_cache.training.metrics import MetricsFile, StepMetrics, read_metrics
+from tide_cache.training.run import _close as close_reporter
+from tide_cache.training.run import train
+from tide_cache_cli.phases import PhasePrinter
 
 from .conftest import COMMAND, ENVIRONMENT, LIMIT_S
 
@@ -131,3 +144,76 @@ def causal(workshop):
         config |= {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
         (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_begins(small_disk, call):
+    disk = small_disk(32)
+    options = ("--dataset", "tasks.jsonl", "--out", disk / "run", "--set", "train.checkpoint_every=1")
+    result = call("train", "train.toml", *options)
+    assert result.exit_code == 1
+    assert f"error: {disk}/run: found 32.8 kB free, the run, a model of " in result.stderr
+    assert "and 3 new checkpoints of " in result.stderr
+    assert list(disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_costs_neither_the_run_nor_the_weights(
+    workshop, small_disk, tmp_path, monkeypatch, capsys
+):
+    """From the first step on there is no byte: the run ends all the same, and its model is on another disk."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    monkeypatch.chdir(workshop.root)
+    disk = small_disk(4000)
+    values = {"data.corpus.spec": "tasks.jsonl", "train.out": str(disk / "run"), "train.checkpoint_every": 2}
+    run = load_run_file(TrainRun, Path("train.toml"), values)
+
+    def fill(metrics, steps):
+        with suppress(OSError), (disk / "filler").open("ab") as file:
+            while True:
+                file.write(b"0" * 512)
+                file.flush()
+
+    listen(PhasePrinter())
+    try:
+        with pytest.raises(WriteError) as caught:
+            train(run, on_step=fill)
+    finally:
+        listen(None)
+    [model] = elsewhere.glob("tide-cache-run-*/model")
+    assert f"{disk}/run/model: cannot be written: No space left on device (errno 28); found " in str(caught.value)
+    assert f"The finished weights are in {model} instead; move them to {disk}/run/model." in str(caught.value)
+    assert read_checkpoint(str(model)).vocab_size
+    load_backbone(read_checkpoint(str(model)), torch.float32, "cpu")
+    assert "No checkpoint after step 2, the run goes on: " in capsys.readouterr().err
+    assert sorted(path.name for path in (disk / "run").iterdir()) == ["checkpoints", "metrics.jsonl", "run.json"]
+    assert list((disk / "run" / "checkpoints").iterdir()) == []
+
+
+def test_figures_that_are_lost_do_not_cost_the_weights(capsys):
+    class Full:
+        def close(self):
+            raise WriteError("metrics.jsonl: cannot be written")
+
+    listen(PhasePrinter())
+    try:
+        close_reporter(Full())
+    finally:
+        listen(None)
+    assert "The last figures are lost: metrics.jsonl: cannot be written" in capsys.readouterr().err
+
+
+def test_figures_are_held_back_until_there_is_room(small_disk):
+    disk = small_disk(8)
+    file, full = MetricsFile(disk / "metrics.jsonl", 0), disk / "filler"
+    lines = [StepMetrics(step, 0.0, 1.0, {}, [None] * 10, 0.1, None, None, 1.0, 0.0, 1, 1.0) for step in range(30)]
+    file.write(lines[0])
+    full.write_bytes(b"0" * 4096)
+    for line in lines[1:]:
+        file.write(line)
+    assert read_metrics(disk / "metrics.jsonl") == lines[: len(read_metrics(disk / "metrics.jsonl"))]
+    with pytest.raises(WriteError, match=r"metrics\.jsonl: cannot be written: No space left on device"):
+        file.close()
+    full.unlink()
+    file.close()
+    assert read_metrics(disk / "metrics.jsonl") == lines

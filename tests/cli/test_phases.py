@@ -105,6 +105,9 @@ def test_hashing_counts_its_bytes_and_gives_what_it_always_gave(tmp_path):
         def end(self, phase):
             heard.append(phase.done)
 
+        def hear(self, text):
+            raise AssertionError(text)
+
     listen(Ear())
     try:
         found = checkpoint_fingerprint(tmp_path)

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from pydantic import Field, ValidationError
 
 from tide_cache.config.base import Frozen
-from tide_cache.errors import CheckpointError, fault_list
+from tide_cache.disk import writing
+from tide_cache.errors import CheckpointError, WriteError, fault_list
 from tide_cache.training.distributed import World
 
 CHECKPOINTS = "checkpoints"
@@ -58,8 +59,22 @@ def save_checkpoint(write: Callable[[Path], None], folder: Path, step: int, run:
         step: Optimizer steps taken.
         run: What `Marker.run` holds.
         world: This process.
+
+    Raises:
+        WriteError: The disk is full, or refuses; nothing of this checkpoint is left.
     """
     target = folder / f"step-{step:08d}"
+    try:
+        with writing(target):
+            _save(write, target, folder, step, run, world)
+    except WriteError:
+        shutil.rmtree(target, ignore_errors=True)  # its bytes are wanted for what comes
+        raise
+
+
+def _save(
+    write: Callable[[Path], None], target: Path, folder: Path, step: int, run: dict[str, Any], world: World
+) -> None:
     if world.is_first:
         shutil.rmtree(target, ignore_errors=True)  # left by a run that died before its marker
         target.mkdir(parents=True)
@@ -72,9 +87,14 @@ def save_checkpoint(write: Callable[[Path], None], folder: Path, step: int, run:
         marker = Marker(version=1, step=step, world_size=world.size, run=run, files=_hashes(target))
         _write_durably(target / MARKER, marker.model_dump_json(indent=2))
         for old in committed_checkpoints(folder)[:-KEPT]:
-            (old / MARKER).unlink()  # first: a folder that is half removed must not look whole
-            shutil.rmtree(old)
+            remove_checkpoint(old)
     dist.barrier()
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a committed checkpoint."""
+    (path / MARKER).unlink()  # first: a folder that is half removed must not look whole
+    shutil.rmtree(path)
 
 
 def committed_checkpoints(folder: Path) -> list[Path]:

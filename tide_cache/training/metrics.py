@@ -1,12 +1,15 @@
 """What a run reports: one JSON line per logged step, and a callback for the terminal."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from tide_cache.disk import write_whole, writing
 from tide_cache.errors import RunFolderError
 
 
@@ -56,15 +59,36 @@ class MetricsFile:
     def __init__(self, path: Path, resumed_at: int):
         self._path = path
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_at] if resumed_at else []
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_whole(path, "".join(f"{line}\n" for line in kept))
+        self._held = ""
 
     def write(self, metrics: StepMetrics) -> None:
-        """Append one line."""
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(metrics)) + "\n")
+        """Append one line; where the disk is full it is held back until there is room, for it must not end a run."""
+        self._held += json.dumps(asdict(metrics)) + "\n"
+        with suppress(OSError):
+            self._append()
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Write what was held back.
+
+        Raises:
+            WriteError: The disk is still full.
+        """
+        with writing(self._path):
+            self._append()
+
+    def _append(self) -> None:
+        """Write all lines that are held, or none of them."""
+        if not self._held:
+            return
+        before = self._path.stat().st_size
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(self._held)
+        except OSError:
+            os.truncate(self._path, before)
+            raise
+        self._held = ""
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:

@@ -28,6 +28,7 @@ from tide_cache.training.checkpoints import CHECKPOINTS, Checkpoint, as_json, co
 from tide_cache.training.distributed import World
 from tide_cache.training.lora import lora_faults
 from tide_cache.training.reporters import reporter_faults
+from tide_cache.training.room import require_room_for
 from tide_cache.training.step import WeightedObjective
 from tide_cache.views import ViewPlan
 
@@ -82,6 +83,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
         RunFileError: Something in the run file cannot work; lists every fault.
         CacheMismatchError: The cache lacks what the run needs.
         CheckpointError: There is no checkpoint to resume, or it belongs to another run.
+        WriteError: The disk has no room for what the run will write.
     """
     tokenizer = TextTokenizer.load(**dict(student_tokenizer_config(run.student)))
     checkpoint = read_checkpoint(run.student.model, run.student.revision) if run.student.model else None
@@ -111,6 +113,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     data = _open_data(run, caches, tokenizer)
     num_turns = (run.train.epochs or 0) * data.order.num_samples
     steps = run.train.steps or max(1, math.ceil(num_turns / run.train.global_batch))
+    require_room_for(run, checkpoint, config, steps)
     continuity = _continuity(run, data, caches, steps)
     return Prepared(
         tokenizer, checkpoint, config, data.source, data.order, data.collate_plan, _longest(run, caches), data.remarks,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from tide_cache.config.train import TrainRun
-from tide_cache.errors import DeviceMemoryError, ModelError, fault_list
+from tide_cache.disk import new_folder, write_whole
+from tide_cache.errors import DeviceMemoryError, ModelError, WriteError, fault_list
 from tide_cache.interruption import StopRequest
 from tide_cache.loading.micro_batches import BatchPlan, step_micro_batches
 from tide_cache.loading.prefetch import Prefetcher, pinned
@@ -20,6 +21,7 @@ from tide_cache.modeling.checkpoint import save_student
 from tide_cache.modeling.stock import StockBackbone
 from tide_cache.objectives import Objective
 from tide_cache.objectives.tidal import Tidal
+from tide_cache.progress import tell
 from tide_cache.records import StudentBatch, Targets
 from tide_cache.student.model import Student
 from tide_cache.training.checkpoints import CHECKPOINTS, save_checkpoint
@@ -30,6 +32,7 @@ from tide_cache.training.lora import add_adapters, merged
 from tide_cache.training.metrics import OnStep, StepMetrics, objective_names
 from tide_cache.training.prepare import Prepared, prepare
 from tide_cache.training.reporters import Reporter, open_reporters
+from tide_cache.training.room import save_finished
 from tide_cache.training.schedule import learning_rate
 from tide_cache.training.state import SavedState, gathered_weights, save_state
 from tide_cache.training.step import StepSums, train_step
@@ -113,8 +116,8 @@ class _Loop:
         self._started_s = time.monotonic()
         self._last: StepMetrics | None = None
         if world.is_first:
-            self._out.mkdir(parents=True, exist_ok=True)
-            (self._out / "run.json").write_text(run.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            with new_folder(self._out):
+                write_whole(self._out / "run.json", run.model_dump_json(indent=2) + "\n")
 
     def _make_engine(self) -> Any:
         run, prepared = self._run, self._prepared
@@ -141,7 +144,7 @@ class _Loop:
         reporters = open_reporters(self._run, self._steps_done) if self._world.is_first else []
         with ExitStack() as stack:
             for reporter in reporters:
-                stack.callback(reporter.close)
+                stack.callback(_close, reporter)
             self._take_reported_steps(stop, reporters)
 
     def _take_reported_steps(self, stop: StopRequest, reporters: Sequence[Reporter]) -> None:
@@ -163,7 +166,7 @@ class _Loop:
                     "Run the same command with --resume to continue."
                 )
             if train.checkpoint_every and self._steps_done % train.checkpoint_every == 0 and not is_last:
-                self._save_checkpoint()
+                self._save_checkpoint_if_there_is_room()
 
     def finish(self) -> TrainSummary:
         """Save the final model, and the running mean of its weights where there is one."""
@@ -179,7 +182,11 @@ class _Loop:
             lora = self._run.student.lora
             provenance = {**self._prepared.provenance, "run": self._prepared.continuity}
             tensors = weights if lora is None else merged(weights, lora)
-            save_student(folder, tensors, self._backbone.config, self._prepared.tokenizer, provenance)
+            save_finished(
+                lambda where: save_student(where, tensors, self._backbone.config, self._prepared.tokenizer, provenance),
+                folder,
+                sum(tensor.nbytes for tensor in tensors.values()),
+            )
 
     def _step(self) -> tuple[StepSums, int, float]:
         stalled_s = self._prefetcher.stall_s
@@ -236,11 +243,28 @@ class _Loop:
             return stop.is_set
         return bool(sum_over_ranks(torch.tensor(int(stop.is_set), device=self._engine.device)) > 0)
 
+    def _save_checkpoint_if_there_is_room(self) -> None:
+        """Save a checkpoint; a full disk costs that one, not the run, which may end well before it is needed."""
+        try:
+            self._save_checkpoint()
+        except WriteError as error:
+            if self._world.size > 1:
+                raise
+            tell(f"No checkpoint after step {self._steps_done}, the run goes on: {error}")
+
     def _save_checkpoint(self) -> None:
         folder, step = self._out / CHECKPOINTS, self._steps_done
         save_checkpoint(
             lambda target: save_state(self._engine, target), folder, step, self._prepared.continuity, self._world
         )
+
+
+def _close(reporter: Reporter) -> None:
+    """Close a reporter; figures that cannot be written must not cost the weights."""
+    try:
+        reporter.close()
+    except (OSError, WriteError) as error:
+        tell(f"The last figures are lost: {error}")
 
 
 def _checkpoint_activations(model: Any) -> None:
