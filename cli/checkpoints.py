@@ -46,13 +46,15 @@ class OpenModel:
         if faults := self.info.require_fits(self.tokenizer.vocab_size, length, "eval"):
             raise RunFileError(fault_list("The evaluation cannot start:", faults, "Nothing was loaded."))
 
-    def load(self) -> "Backbone":
-        """Load the weights in float32 onto the GPU, where there is one."""
-        import torch
+    def load(self, dtype: str = "float32") -> "Backbone":
+        """Load the weights onto the GPU, where there is one.
 
-        from tide_cache.modeling.backbone import load_backbone, resolve_device
+        Args:
+            dtype: Of the weights: `float32` or `bfloat16`.
+        """
+        from tide_cache.modeling.backbone import DTYPES, load_backbone, resolve_device
 
-        return load_backbone(self.info, torch.float32, resolve_device("auto"))
+        return load_backbone(self.info, DTYPES[dtype], resolve_device("auto"))
 
 
 def open_model(checkpoint: str, block_size: int | None) -> OpenModel:

@@ -11,7 +11,10 @@ from .options import Json
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Causal Qwen3, Qwen2 or Llama checkpoint: a folder, or a hub name.")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Causal Qwen3, Qwen2 or Llama checkpoint: a folder, a hub name, or a GGUF file."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write; must not exist.", show_default=False)],
     mask_token: Annotated[
@@ -29,23 +32,65 @@ def convert(
     revision: Annotated[
         str | None, typer.Option(metavar="COMMIT", help="Of a hub checkpoint.", show_default=False)
     ] = None,
+    num_layers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep so many layers, evenly spaced from the first to the last.", show_default=False),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="0,1,..", help="Keep these layers, numbered from 0.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Another tokenizer for the student; its rows are made from those of the checkpoint's tokens.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Turn a causal checkpoint into a block-diffusion student to train."""
     from dataclasses import asdict
 
+    chosen = None if layers is None else _numbers(layers)
     with chatter_to_stderr():
         from tide_cache.student.convert import convert as converted
 
-        done = converted(source, out, mask_token=mask_token, chat_template=chat_template, revision=revision)
+        done = converted(
+            source,
+            out,
+            mask_token=mask_token,
+            chat_template=chat_template,
+            revision=revision,
+            num_layers=num_layers,
+            layers=chosen,
+            tokenizer=tokenizer,
+        )
     if json:
         print_json({"source": source, "out": str(out), **asdict(done)})
         return
     token = f"{done.mask_token}, id {done.mask_id}"
-    if not done.is_mask_added:
+    if done.tokenizer is not None:
+        what = f"Mask token {token}"
+    elif not done.is_mask_added:
         what = f"Mask token {token}: was there already, all weights are kept"
     elif done.num_rows == done.num_rows_before:
         what = f"Mask token {token}: added, in a padding row of the embedding's {done.num_rows:,}"
     else:
         what = f"Mask token {token}: added; the embedding grew from {done.num_rows_before:,} to {done.num_rows:,} rows"
+    if done.layers is not None:
+        what += f".\nLayers kept: {', '.join(map(str, done.layers))}"
+    if done.tokenizer is not None:
+        what = (
+            f"Tokenizer: {done.tokenizer}; {done.num_rows:,} rows made from the {done.num_rows_before:,} of the source"
+            f".\n{what}"
+        )
     print_text(f"{what}.\n{out}: a {done.model_type} student to start from; train it before it is asked anything.")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"found {text!r}, expected numbers with commas between, like 0,1,2") from None

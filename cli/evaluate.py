@@ -135,7 +135,7 @@ def evaluate(
         score_on_tasks(flags)
     elif dataset is not None:
         _measure_on_text(
-            checkpoint, dataset, cache, block_size, max_length, limit, seed, context, on_bad_row, json, out
+            checkpoint, dataset, cache, block_size, max_length, limit, seed, context, on_bad_row, json, out, dtype.value
         )
     else:
         raise RunFileError("nothing to measure on; give --dataset SPEC, --suite tide or --tasks NAMES")
@@ -153,6 +153,7 @@ def _measure_on_text(
     on_bad_row: OnBadRow | None,
     json: bool,
     out: Path | None,
+    dtype: str,
 ) -> None:
     if out is not None and not out.parent.is_dir():
         raise RunFileError(f"--out {out}: found no folder {out.parent}; make it first")
@@ -166,7 +167,7 @@ def _measure_on_text(
         corpus = open_corpus(dataset, folder=Path.cwd(), on_bad_row=on_bad_row.value if on_bad_row else "error")
         paired = _paired(list(corpus.rows(0, limit or len(corpus))), model, max_length)
         pairs, remarks = paired.pairs, paired.report.remarks(corpus.skipped)
-        backbone = model.load()
+        backbone = model.load(dtype)
         nll = _held_out_nll(backbone, model, pairs, seed, context)
         agreement = _agreement(backbone, model, root, manifest, limit) if root and manifest else None
     document = {
@@ -174,6 +175,7 @@ def _measure_on_text(
         "dataset": dataset,
         "block_size": model.block_size,
         "max_length": max_length,
+        "dtype": dtype,
         "remarks": remarks,
         "nll": asdict(nll),
         "agreement": asdict(agreement) if agreement else None,

@@ -232,3 +232,174 @@ def test_a_student_that_was_scaled_in_rope_is_saved_so(causal, tmp_path):
     save_student(tmp_path / "saved", backbone.model.state_dict(), info.config, tokenizer, {})
     assert json.loads((tmp_path / "saved/config.json").read_text())["rope_scaling"]["factor"] == 4.0
     assert read_checkpoint(str(tmp_path / "saved")).config.rope_parameters == info.config.rope_parameters
+
+
+def test_layers_are_kept_by_number_and_evenly(causal, tmp_path):
+    """Which layers is a stated rule, and nothing of them changes but their number."""
+    source = causal("qwen3")
+    write_deep(source, 6)
+    before = load_file(source / "model.safetensors")
+    for name, options, layers in (
+        ("even", {"num_layers": 3}, (0, 2, 5)),
+        ("named", {"layers": [1, 4]}, (1, 4)),
+        ("one", {"num_layers": 1}, (0,)),
+    ):
+        done = convert(str(source), tmp_path / name, **options)
+        after = load_file(tmp_path / name / "model.safetensors")
+        assert done.layers == layers
+        assert json.loads((tmp_path / name / "config.json").read_text())["num_hidden_layers"] == len(layers)
+        for new, old in enumerate(layers):
+            part = f"model.layers.{old}."
+            for key in (key for key in before if key.startswith(part)):
+                assert torch.equal(before[key], after[key.replace(part, f"model.layers.{new}.")])
+        load_backbone(read_checkpoint(str(tmp_path / name)), torch.float32, "cpu")
+    assert json.loads((tmp_path / "even" / "tide_cache.json").read_text())["layers"] == [0, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_layers": 3}, "--num-layers 3: the checkpoint has 2 layers; expected 1 to 2"),
+        ({"layers": [1, 0]}, "--layers 1,0: expected increasing numbers from 0 to 1"),
+        ({"layers": [0, 2]}, "--layers 0,2: expected increasing numbers from 0 to 1"),
+        ({"layers": [0], "num_layers": 1}, "--num-layers and --layers: give one of them"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(causal, tmp_path, options, message):
+    with pytest.raises(RunFileError, match=message):
+        convert(str(causal("llama")), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def write_deep(folder, num_layers):
+    torch.manual_seed(0)
+    shape = SHAPE | FAMILIES["qwen3"] | {"num_hidden_layers": num_layers}
+    config = AutoConfig.for_model("qwen3", vocab_size=383, **shape)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2"])
+def test_another_tokenizer_gets_rows_made_of_the_old_ones(causal, tmp_path, vocabularies, family):
+    """Tied and untied: a token of the same text keeps its row, another one is the mean of what spells it."""
+    source, out = causal(family, dtype=torch.float32), tmp_path / "student"
+    done = convert(str(source), out, tokenizer=str(vocabularies.second))
+    old, new = (TextTokenizer.load(str(folder), add_mask_token=True) for folder in (source, vocabularies.second))
+    assert (done.num_rows, done.mask_id) == (new.vocab_size, new.mask_id)
+    assert TextTokenizer.load(str(out)).fingerprint() == new.fingerprint()
+    before, after = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
+    assert ("lm_head.weight" in after) == (family == "qwen2")
+    ids = {old.token_bytes.of(i): i for i in range(380) if not old.is_special_V[i]}
+    names = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in before]
+    for name in names:
+        rows, made = before[name], after[name]
+        same = [i for i in range(new.vocab_size) if not new.is_special_V[i] and new.token_bytes.of(i) in ids]
+        assert 256 <= len(same) < new.vocab_size
+        for i in same:
+            assert torch.equal(made[i], rows[ids[new.token_bytes.of(i)]])
+        split = next(i for i in range(256, new.vocab_size) if not new.is_special_V[i] and i not in same)
+        pieces, text = [], new.token_bytes.of(split)
+        while text:
+            length = max(n for n in range(1, len(text) + 1) if text[:n] in ids)
+            pieces.append(ids[text[:length]])
+            text = text[length:]
+        torch.testing.assert_close(made[split], rows[pieces].mean(dim=0))
+        assert torch.equal(made[new.eos_id], rows[old.eos_id])
+        torch.testing.assert_close(made[new.mask_id], rows[: old.mask_id].mean(dim=0), atol=1e-6, rtol=1e-5)
+    for name in before.keys() - set(names):
+        assert torch.equal(before[name], after[name])
+
+
+def test_where_the_source_lay_is_not_a_part_of_the_student(causal, tmp_path):
+    """The configuration is hashed into a cache's identity: a path in it would make two caches of one teacher."""
+    source = causal("llama")
+    shutil.copytree(source, tmp_path / "elsewhere")
+    for place, out in ((source, "a"), (tmp_path / "elsewhere", "b")):
+        convert(str(place), tmp_path / out)
+    assert (tmp_path / "a/config.json").read_bytes() == (tmp_path / "b/config.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory, vocabularies):
+    """A tiny Llama as llama.cpp stores it, in float16 and Q8_0, with a byte-level tokenizer and a chat template."""
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    torch.manual_seed(0)
+    content = json.loads((vocabularies.first / "tokenizer.json").read_text())
+    special = sorted((t["id"], t["content"]) for t in content["added_tokens"] if t["content"] != "<|mask|>")
+    tokens = [t for t, _ in sorted(content["model"]["vocab"].items(), key=lambda item: item[1])]
+    tokens += [text for _, text in special]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(16)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(tokens) - len(special)) + [3] * len(special))
+    merges = content["model"]["merges"]
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    writer.add_eos_token_id(tokens.index("<|im_end|>"))
+    writer.add_bos_token_id(tokens.index("<|im_end|>"))
+    config = json.loads((vocabularies.first / "tokenizer_config.json").read_text())
+    writer.add_chat_template(config["chat_template"])
+    shapes = {"token_embd.weight": (len(tokens), 32), "output_norm.weight": (32,)}
+    for layer in range(2):
+        part = f"blk.{layer}."
+        shapes |= {
+            part + "attn_norm.weight": (32,), part + "ffn_norm.weight": (32,), part + "attn_q.weight": (32, 32),
+            part + "attn_k.weight": (16, 32), part + "attn_v.weight": (16, 32), part + "attn_output.weight": (32, 32),
+            part + "ffn_gate.weight": (64, 32), part + "ffn_up.weight": (64, 32), part + "ffn_down.weight": (32, 64),
+        }  # fmt: skip
+    stored = {name: torch.randn(shape).numpy() for name, shape in shapes.items()}
+    for name, values in stored.items():
+        if "ffn_up" in name:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, stored
+
+
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_a_gguf_file_becomes_a_student(gguf_file, tmp_path, named):
+    """What is stored unquantised arrives to the bit, what is quantised within a step of its scale."""
+    path, stored = gguf_file
+    done = convert(str(path if named == "file" else path.parent), tmp_path / "student")
+    assert (done.model_type, done.is_mask_added) == ("a2d-llama", True)
+    weights = load_file(tmp_path / "student/model.safetensors")
+    down = torch.from_numpy(stored["blk.1.ffn_down.weight"])
+    assert torch.equal(weights["model.layers.1.mlp.down_proj.weight"], down)
+    up, got = torch.from_numpy(stored["blk.0.ffn_up.weight"]), weights["model.layers.0.mlp.up_proj.weight"]
+    assert 0 < (up - got).abs().max() < 0.03
+    tokenizer = TextTokenizer.load(str(tmp_path / "student"))
+    ids = tokenizer.encode("copy: abc").ids_L
+    assert tokenizer.decode(ids) == "copy: abc"
+    said = tokenizer.render([Message("user", "a"), Message("assistant", "b")]).text
+    assert said.startswith("<|user|>a<|im_end|>")
+    provenance = json.loads((tmp_path / "student/tide_cache.json").read_text())
+    assert provenance["converted_from"] == "tiny.gguf"
+    read_checkpoint(str(tmp_path / "student"))
+
+
+def test_gguf_that_cannot_be_read_says_what_is_wrong(gguf_file, tmp_path):
+    path, _ = gguf_file
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        shutil.copy(path, folder / name)
+    with pytest.raises(ModelError, match=r"found 2 GGUF files, expected one; name it: a.gguf, b.gguf"):
+        convert(str(folder), tmp_path / "out")
+    (tmp_path / "cut.gguf").write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"cut.gguf: transformers cannot read this GGUF file"):
+        convert(str(tmp_path / "cut.gguf"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -63,9 +63,10 @@ def published_config(config: PretrainedConfig) -> dict[str, Any]:
     transformers 5 writes only `rope_parameters`; a 4.57 reader would then fall back to theta = 10,000 in silence, and
     to no scaling.
     The mask token is left to the tokenizer saved beside it: the model may have been trained with another than the
-    checkpoint it started from.
+    checkpoint it started from. Where the checkpoint lay is no property of the model, and would change its fingerprint.
     """
-    content = {name: value for name, value in config.to_dict().items() if name != "mask_token_id"}
+    left_out = {"mask_token_id", "_name_or_path"}
+    content = {name: value for name, value in config.to_dict().items() if name not in left_out}
     content["model_type"], architecture = PUBLISHED_TYPE[config.model_type]
     content["architectures"] = [architecture]
     rope = config.rope_parameters

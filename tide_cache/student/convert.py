@@ -2,13 +2,17 @@
 
 Only the attention mask tells a denoiser from a causal model, and that is not stored. What is missing is a token that
 stands for "not known yet": its name in the tokenizer and its row in the embedding. A converted model predicts nothing
-useful until it is trained.
+useful until it is trained. On the way it can lose layers, and get another tokenizer, so that a large checkpoint gives
+a small student a start.
 
 Shape suffixes: V vocabulary, D hidden size.
 """
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -19,8 +23,10 @@ from tide_cache.errors import ModelError, RunFileError
 from tide_cache.modeling.backbone import CheckpointInfo, load_backbone, read_checkpoint
 from tide_cache.modeling.checkpoint import PUBLISHED_TYPE, save_student
 from tide_cache.modeling.fingerprint import local_folder, weights_bytes
+from tide_cache.modeling.gguf import find_gguf, unpack_gguf
 from tide_cache.modeling.safetensors_loading import stored_dtype
 from tide_cache.pairing import TextTokenizer
+from tide_cache.student.cutting import evenly_spaced, keep_layers, rows_for_tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Conversion:
         is_mask_added: The tokenizer lacked it; its row of the embedding is new. Else nothing was changed for it.
         num_rows_before: Rows of the embedding of the source.
         num_rows: Rows of the embedding of the student.
+        layers: Which layers of the source the student has; None for all.
+        tokenizer: The tokenizer whose rows were made anew; None for the source's own.
     """
 
     model_type: str
@@ -42,6 +50,8 @@ class Conversion:
     is_mask_added: bool
     num_rows_before: int
     num_rows: int
+    layers: tuple[int, ...] | None = None
+    tokenizer: str | None = None
 
 
 def convert(
@@ -51,68 +61,120 @@ def convert(
     mask_token: str | None = None,
     chat_template: Path | None = None,
     revision: str | None = None,
+    num_layers: int | None = None,
+    layers: Sequence[int] | None = None,
+    tokenizer: str | None = None,
 ) -> Conversion:
     """Write a student that `train`, `eval` and `generate` take, with the weights of a causal checkpoint.
 
-    All weights stay as they are, to the bit, but for the row of a mask token that the tokenizer lacked.
+    All weights that are kept stay as they are, to the bit, but for the row of a mask token that the tokenizer lacked.
 
     Args:
-        source: Folder or hub name of a Qwen3, Qwen2 or Llama checkpoint with its tokenizer.
+        source: Folder or hub name of a Qwen3, Qwen2 or Llama checkpoint with its tokenizer, or a GGUF file of one.
         out: Folder to write; must not exist.
         mask_token: The mask token's text; by default the tokenizer's own, else `<|mask|>`.
         chat_template: Jinja file for a tokenizer without a chat template.
         revision: Commit of a hub checkpoint.
+        num_layers: Keep so many layers, evenly spaced from the first to the last.
+        layers: Or keep these, numbered from 0.
+        tokenizer: Folder or hub name of another tokenizer for the student; see `rows_for_tokenizer`.
 
     Raises:
-        RunFileError: `out` exists, or the tokenizer has another mask token than `mask_token`.
+        RunFileError: `out` exists, the layers are not there, or the tokenizer has another mask token than `mask_token`.
         ModelError: No causal checkpoint of a supported family, or its tokenizer is not its own.
-        PairingError: The tokenizer cannot be used.
+        PairingError: A tokenizer cannot be used.
         WriteError: The disk has no room for the model, or refuses it; no folder is left behind.
     """
     if out.exists():
         raise RunFileError(f"--out {out}: exists already; give a new folder")
-    info = read_checkpoint(source, revision)
-    if info.model_type not in PUBLISHED_TYPE:
-        is_student = info.model_type in {name for name, _ in PUBLISHED_TYPE.values()}
-        raise ModelError(
-            f"{source}: found model_type {info.model_type!r}, expected a causal one of "
-            f"{', '.join(sorted(PUBLISHED_TYPE))}"
-            + ("; this is a student already, train it as it is" if is_student else "; give another checkpoint")
-        )
-    tokenizer = TextTokenizer.load(
-        source, revision=revision, mask_token=mask_token, add_mask_token=True, chat_template=chat_template
-    )
+    if num_layers is not None and layers is not None:
+        raise RunFileError("--num-layers and --layers: give one of them")
+    if (file := find_gguf(source)) is None:
+        return _convert(source, out, source, mask_token, chat_template, revision, num_layers, layers, tokenizer)
+    with tempfile.TemporaryDirectory(prefix="tide-cache-gguf-") as folder:
+        unpack_gguf(file, Path(folder))
+        return _convert(folder, out, str(file), mask_token, chat_template, None, num_layers, layers, tokenizer)
+
+
+def _convert(
+    source: str,
+    out: Path,
+    named: str,
+    mask_token: str | None,
+    chat_template: Path | None,
+    revision: str | None,
+    num_layers: int | None,
+    layers: Sequence[int] | None,
+    other: str | None,
+) -> Conversion:
+    """Convert a checkpoint in Hugging Face layout; `named` is what the user calls it."""
+    info = _read_causal(source, named, revision)
+    options: dict[str, Any] = {"mask_token": mask_token, "add_mask_token": True, "chat_template": chat_template}
+    if other is None:
+        own = tokenizer = TextTokenizer.load(source, revision=revision, **options)
+    else:
+        own = TextTokenizer.load(source, revision=revision, add_mask_token=True, chat_template=chat_template)
+        tokenizer = TextTokenizer.load(other, **options)
     if tokenizer.own_mask_token not in (None, tokenizer.mask_token):
         raise RunFileError(
-            f"--mask-token {mask_token!r}: the tokenizer of {source} has a mask token already, "
+            f"--mask-token {mask_token!r}: the tokenizer of {other or named} has a mask token already, "
             f"{tokenizer.own_mask_token!r}; leave --mask-token out to keep it"
         )
-    _require_own_tokenizer(info, tokenizer)
+    _require_own_tokenizer(info, own, named)
+    config, all_layers = info.config, int(info.config.num_hidden_layers)
+    if num_layers is not None:
+        layers = evenly_spaced(num_layers, all_layers)
     folder = local_folder(source, revision)
     require_room(out, weights_bytes(folder) or 0, "the model")
     backbone = load_backbone(info, stored_dtype(folder), "cpu", revision)
-    assert isinstance(backbone.model, PreTrainedModel)
-    if tokenizer.is_mask_added:
-        with torch.no_grad():
-            _add_row(backbone.model, tokenizer.mask_id)
-    provenance = {"tide_cache_version": __version__, "converted_from": Path(source).name, "revision": revision}
-    save_student(out, backbone.model.state_dict(), backbone.config, tokenizer, provenance)
+    model, config = backbone.model, backbone.config
+    assert isinstance(model, PreTrainedModel)
+    with torch.no_grad():
+        if other is not None:
+            _change_tokenizer(model, own, tokenizer)
+        elif tokenizer.is_mask_added:
+            _add_row(model, tokenizer.mask_id)
+    weights: dict[str, torch.Tensor] = dict(model.state_dict())
+    if layers is not None:
+        weights = keep_layers(weights, config, layers)
+    provenance: dict[str, Any] = {
+        "tide_cache_version": __version__,
+        "converted_from": Path(named).name,
+        "revision": revision,
+    }
+    provenance |= {} if layers is None else {"layers": list(layers)}
+    provenance |= {} if other is None else {"tokenizer_from": Path(other).name}
+    save_student(out, weights, config, tokenizer, provenance)
     return Conversion(
         model_type=PUBLISHED_TYPE[info.model_type][0],
         mask_token=tokenizer.mask_token,
         mask_id=tokenizer.mask_id,
         is_mask_added=tokenizer.is_mask_added,
         num_rows_before=info.vocab_size,
-        num_rows=int(backbone.config.vocab_size),
+        num_rows=int(config.vocab_size),
+        layers=None if layers is None else tuple(layers),
+        tokenizer=other,
     )
 
 
-def _require_own_tokenizer(info: CheckpointInfo, tokenizer: TextTokenizer) -> None:
+def _read_causal(source: str, named: str, revision: str | None) -> CheckpointInfo:
+    info = read_checkpoint(source, revision)
+    if info.model_type not in PUBLISHED_TYPE:
+        is_student = info.model_type in {name for name, _ in PUBLISHED_TYPE.values()}
+        raise ModelError(
+            f"{named}: found model_type {info.model_type!r}, expected a causal one of "
+            f"{', '.join(sorted(PUBLISHED_TYPE))}"
+            + ("; this is a student already, train it as it is" if is_student else "; give another checkpoint")
+        )
+    return info
+
+
+def _require_own_tokenizer(info: CheckpointInfo, tokenizer: TextTokenizer, named: str) -> None:
     """Refuse a tokenizer with tokens that the embedding lacks, the new mask token apart."""
     num_known = tokenizer.vocab_size - int(tokenizer.is_mask_added)
     if num_known > info.vocab_size:
         raise ModelError(
-            f"{info.location}: the tokenizer has ids up to {num_known - 1}, the embedding has {info.vocab_size} rows; "
+            f"{named}: the tokenizer has ids up to {num_known - 1}, the embedding has {info.vocab_size} rows; "
             "put the checkpoint's own tokenizer beside it"
         )
 
@@ -130,3 +192,13 @@ def _add_row(model: PreTrainedModel, mask_id: int) -> None:
     }
     for weight_VD in weights.values():  # one of them when tied
         weight_VD[mask_id] = weight_VD[:mask_id].mean(dim=0, dtype=torch.float32).to(weight_VD.dtype)
+
+
+def _change_tokenizer(model: PreTrainedModel, old: TextTokenizer, new: TextTokenizer) -> None:
+    """Make the rows of the embedding and of the output head for another tokenizer, and set the configuration to it."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    made = {id(part.weight): rows_for_tokenizer(part.weight, old, new) for part in (embedding, head)}
+    for part in (embedding, head):
+        part.weight = torch.nn.Parameter(made[id(part.weight)])
+    model.config.vocab_size = new.vocab_size
+    model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id = None, new.eos_id, new.pad_id

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tide_cache.config.base import Frozen, load_run_file
+from tide_cache.config.common import Precision
 from tide_cache.config.sweep import ArmConfig, SweepRun
 from tide_cache.config.train import TrainRun
 from tide_cache.errors import RunFileError, fault_list
@@ -18,11 +19,13 @@ class HeldOut(Frozen):
         spec: A corpus, as for `train`.
         folder: Where its relative file names are looked up.
         limit: Samples at most; None for all.
+        dtype: Of the student's weights while it is measured.
     """
 
     spec: str
     folder: Path
     limit: int | None = None
+    dtype: Precision = "float32"
 
 
 class Job(Frozen):

@@ -139,7 +139,7 @@ def _measure(run: TrainRun, held_out: HeldOut, prepared: Prepared) -> None:
     pairs = encode_student(rows, tokenizer, max_length=max_length, block_size=block_size, fill_last_block=True).pairs
     info = read_checkpoint(str(run.train.out / "model"))
     nll = held_out_nll(
-        load_backbone(info, DTYPES["float32"], resolve_device(run.train.device)),
+        load_backbone(info, DTYPES[held_out.dtype], resolve_device(run.train.device)),
         pairs,
         mask_id=tokenizer.mask_id,
         pad_id=tokenizer.pad_id,
@@ -158,4 +158,5 @@ def _open(held_out: HeldOut) -> Corpus[ChatRow]:
 
 
 def _measured_on(held_out: HeldOut, corpus: Corpus[ChatRow]) -> dict[str, Any]:
-    return {"spec": held_out.spec, "limit": held_out.limit, "content_hash": corpus.content_hash}
+    how = {} if held_out.dtype == "float32" else {"dtype": held_out.dtype}  # as files without the key were measured
+    return {"spec": held_out.spec, "limit": held_out.limit, "content_hash": corpus.content_hash, **how}
