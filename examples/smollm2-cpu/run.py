@@ -1,4 +1,4 @@
-"""A real pretrained model on two CPU cores: SmolLM2-135M becomes a diffusion teacher, and students learn from its cache.
+"""A pretrained model on two CPU cores: SmolLM2-135M becomes a diffusion teacher, and students learn from its cache.
 
 Every step is a command that a person could type, printed before it runs; what is finished is not run again, so an
 interrupted run goes on where it stopped. README.md beside this file says what was chosen, and why.
