@@ -180,6 +180,9 @@ def _score(flags: HarnessFlags, world: "World") -> dict[str, Any]:
     from tide_cache.evaluation.harness.tasks import define_tasks
 
     defined = define_tasks(plans, flags.task_data, sandbox)
+    for task in defined if world.is_first else ():
+        if names := task.without_effect():
+            say(f"{task.plan.name}: generation_kwargs that the block sampler has no use for: {', '.join(names)}")
     contestants = [_contestant(role, model, flags, world) for role, model in models.items()]
     options = ScoringOptions(flags.limit, flags.chat_template, flags.dtype)
     with _Reports() as reports:

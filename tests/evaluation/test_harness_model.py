@@ -176,3 +176,12 @@ def test_a_task_by_likelihood_takes_the_likelier_choice(make_lm, tmp_path):
     (task,) = define_tasks([lm._plan], tmp_path, None)
     result = score_task(lm, task, task.open(), ScoringOptions(None, False, "float32"))
     assert (result["metric"], result["score"], result["num_questions"]) == ("acc,none", 0.75, 4)
+
+
+def test_a_budget_by_another_name_and_a_temperature_alone_are_heard(make_lm):
+    short = {"max_new_tokens": 3, "until": []}
+    assert make_lm().generate_until([ask("one two", short)]) == make_lm().generate_until(
+        [ask("one two", {"max_gen_toks": 3, "until": []})]
+    )
+    drawn = {"max_gen_toks": 12, "until": [], "temperature": 1.0}
+    assert len(set(make_lm().generate_until([ask("one two", drawn)] * 4))) == 4

@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from tide_cache.evaluation.harness.generation import BUDGET, normalised, temperature_of
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
 from tide_cache.evaluation.harness.suite import TaskPlan
 from tide_cache.evaluation.sampler import generate
@@ -112,8 +113,9 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         num_done = 0
         for batch in _alike(order, [str(request.args[1]) for request in requests], self._plan.batch_size):
             how = requests[batch[0]].args[1]
-            new_tokens = int(how["max_gen_toks"])
-            texts = self._generate([prompts[k] for k in batch], new_tokens, _temperature(how), generator)
+            how = normalised(how, BUDGET, self._plan.name)
+            new_tokens = how["max_gen_toks"]
+            texts = self._generate([prompts[k] for k in batch], new_tokens, temperature_of(how), generator)
             for k, ids in zip(batch, texts, strict=True):
                 answers[k] = cut_at(self.tokenizer.decode(ids), how.get("until") or [])
             num_done += len(batch)
@@ -236,11 +238,6 @@ def cut_at(text: str, stops: str | Iterable[str]) -> str:
         if stop:
             text = text.partition(stop)[0]
     return text
-
-
-def _temperature(how: dict[str, Any]) -> float:
-    """Read lm-eval's way of saying it: without `do_sample` the temperature has no say."""
-    return float(how.get("temperature", 1.0)) if how.get("do_sample") else 0.0
 
 
 def _alike(order: Sequence[int], kinds: Sequence[str], batch_size: int) -> Iterable[list[int]]:

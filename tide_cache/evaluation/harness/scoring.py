@@ -213,6 +213,7 @@ def score_task(lm: BlockDiffusionLM, task: DefinedTask, opened: Mapping[str, Any
         "stderr": stderr,
         "num_questions": sum(sizes.values()),
         "num_cut_prompts": num_cut,
+        "settings_without_effect": task.without_effect(),
         "seconds": round(time.monotonic() - begin_s, 1),
         "tide_cache_version": __version__,
         "figures": figures,

@@ -21,13 +21,11 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from tide_cache.errors import EvaluationError, RunFileError
+from tide_cache.evaluation.harness.generation import BUDGET, normalised, without_effect
 from tide_cache.evaluation.harness.local_data import Wanted, find_files, read_rows
 from tide_cache.evaluation.harness.programs import PROGRAMS, scored_by
 from tide_cache.evaluation.harness.sandbox import Sandbox
 from tide_cache.evaluation.harness.suite import INSTALL, TaskPlan
-
-BUDGET = 256
-"""New tokens where neither the plan nor the task says how many; lm-eval's own default too."""
 
 Config = dict[str, Any]
 _ROOT = Path(lm_eval.tasks.__file__).parent
@@ -57,6 +55,11 @@ class DefinedTask:
                 with path.open("rb") as stream:
                     digest.update(f"{wanted}{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
         return digest.hexdigest()
+
+    def without_effect(self) -> list[str]:
+        """Name the generation settings that the sampler has no use for."""
+        named = [name for config in self.configs for name in without_effect(config.get("generation_kwargs") or {})]
+        return list(dict.fromkeys(named))
 
     def open(self) -> dict[str, ConfigurableTask]:
         """Read the data and make lm-eval's tasks, by name.
@@ -186,8 +189,8 @@ def _with_protocol(plan: TaskPlan, config: Config, sandbox: Sandbox | None) -> C
         for name in ("fewshot_split", "fewshot_config", "training_split"):
             config.pop(name, None)
     if config.get("output_type") == "generate_until":
-        generation = {"until": [], **config.get("generation_kwargs", {})}
-        new_tokens = plan.new_tokens or generation.get("max_gen_toks", BUDGET)
+        generation = normalised({"until": [], **(config.get("generation_kwargs") or {})}, BUDGET, plan.name)
+        new_tokens = plan.new_tokens or generation["max_gen_toks"]
         config["generation_kwargs"] = generation | {"max_gen_toks": new_tokens, "steps": plan.steps or new_tokens}
     if sandbox is not None and config.get("unsafe_code", False):
         config |= scored_by(sandbox, plan.name)
