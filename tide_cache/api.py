@@ -147,14 +147,15 @@ class Cache:
         global_batch: int,
         micro_batch: int,
         first_step: int = 0,
-        batching: Batching = "order",
+        batching: Batching = BatchPlan.batching,
         row_tokens: int = BatchPlan.row_tokens,
         views_per_step: int = BatchPlan.views_per_step,
+        num_views: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> MicroBatches:
-        """Give micro-batches (StudentBatch, Targets) of some steps, as `tide-cache train` would take them.
+        """Give micro-batches (StudentBatch, Targets) of some steps: those of `tide-cache train` with the same settings.
 
         Step e of an epoch shows the samples in the project's global order, view `epoch mod num_views` of each. Epochs
         follow each other without a gap: `steps = epochs * cache.num_samples // global_batch`.
@@ -169,7 +170,8 @@ class Cache:
             batching: Who shares a forward; see `Batching`.
             row_tokens: With `packed`, tokens of a row.
             views_per_step: Views of a sample that are shown together.
-            seed: Of the order.
+            num_views: Use only the first so many views; `data.num_views` of a run file.
+            seed: Of the order; `data.seed` of a run file.
             rank: This process.
             world: Number of processes.
 
@@ -184,8 +186,10 @@ class Cache:
             )
         if not 0 <= rank < world:
             raise RunFileError(f"rank: found {rank}, expected 0 to {world - 1}, below world")
-        if not 1 <= views_per_step <= self.num_views:
-            raise RunFileError(f"views_per_step: found {views_per_step}, expected 1 to {self.num_views} views")
+        if num_views is not None and not 1 <= num_views <= self.num_views:
+            raise RunFileError(f"num_views: found {num_views}, expected 1 to {self.num_views} views")
+        if not 1 <= views_per_step <= (most := num_views or self.num_views):
+            raise RunFileError(f"views_per_step: found {views_per_step}, expected 1 to {most} views")
         tokenizer = TextTokenizer.load(str(student))
         needs = [objective.needs for objective in objectives]
         self._require_fits(tokenizer, needs)
@@ -193,6 +197,7 @@ class Cache:
             CacheSource,
             self.root,
             self.manifest,
+            num_views=num_views,
             held_groups=HELD_GROUPS * views_per_step,
             signal_pass=self.signal_pass,
             signals=kinds_to_read(union_of_needs(needs).signals),

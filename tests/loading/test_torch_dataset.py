@@ -1,18 +1,26 @@
 """The stream of micro-batches: that of `tide-cache train`, whoever shares it."""
 
+import json
 import pickle
 from dataclasses import fields
+from inspect import signature
+from itertools import islice
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 import tide_cache
+from tide_cache.config.base import load_run_file
+from tide_cache.config.train import TrainConfig, TrainRun
+from tide_cache.errors import RunFileError
 from tide_cache.loading.cache import CacheSource, cache_collate_plan
 from tide_cache.loading.micro_batches import BatchPlan, step_micro_batches
 from tide_cache.loading.order import SampleOrder
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
+from tide_cache.training.distributed import World
+from tide_cache.training.prepare import prepare
 
 STEPS, PLAN = 4, {"global_batch": 8, "micro_batch": 2}
 
@@ -33,9 +41,9 @@ def of_training(tiny_cache, tiny_teacher):
     order = SampleOrder(source.group_sizes, manifest.identity.cache_id, 0)
     collate_plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, 8)
 
-    def load(steps=range(STEPS), rank=0, world=1, **plan):
-        where = source, order, collate_plan, BatchPlan(**PLAN, **plan)
-        return [batch for step in steps for batch in step_micro_batches(*where, step, rank, world)]
+    def load(steps=range(STEPS)):
+        where = source, order, collate_plan, BatchPlan(**PLAN)
+        return [batch for step in steps for batch in step_micro_batches(*where, step, 0, 1)]
 
     return load
 
@@ -52,12 +60,48 @@ def assert_same(found, expected):
                     assert left == right
 
 
-@pytest.mark.parametrize("batching", ["order", "length", "packed"])
-def test_the_stream_is_that_of_training(make, of_training, batching):
-    dataset = make(batching=batching)
-    assert len(dataset) == 16
-    assert dataset.micro_batches_per_step == 4
-    assert_same(list(dataset), of_training(batching=batching))
+BATCHINGS = [*({"batching": name} for name in ("order", "length", "packed")), {"batching": "packed", "row_tokens": 64}]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_cache, tiny_teacher, tmp_path_factory):
+    """What `tide-cache train` loads in all ranks with some settings, as its own code reads a run file."""
+
+    def load(rank, world, **settings):
+        out = tmp_path_factory.mktemp("run")
+        values = {
+            "student": {"model": str(tiny_teacher)},
+            "data": {"cache": str(tiny_cache)},
+            "objective": [{"kind": "ce"}, {"kind": "kl", "temperature": 2.0}],
+            "train": {"out": str(out / "out"), "steps": STEPS, "global_batch": 12, "micro_batch": 2, **settings},
+        }
+        run = load_run_file(TrainRun, None, values)
+        prepared = prepare(run, World(rank, world, rank), resume=False)
+        train = run.train
+        plan = BatchPlan(train.global_batch, train.micro_batch, train.batching, train.row_tokens, train.views_per_step)
+        where = prepared.source, prepared.order, prepared.collate_plan, plan
+        return [batch for step in range(STEPS) for batch in step_micro_batches(*where, step, rank, world)]
+
+    return load
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("settings", [{}, *BATCHINGS, {"batching": "length", "views_per_step": 2}], ids=str)
+def test_every_rank_gets_the_batches_of_training(make, trained, settings, world):
+    for rank in range(world):
+        dataset = make(global_batch=12, rank=rank, world=world, **settings)
+        assert len(dataset) == STEPS * dataset.micro_batches_per_step == STEPS * 6 // world
+        assert_same(list(dataset), trained(rank, world, **settings))
+
+
+def test_defaults_are_those_of_the_run_file():
+    of_training = {name: field.default for name, field in TrainConfig.model_fields.items()}
+    for name in ("batching", "row_tokens", "views_per_step"):
+        assert signature(tide_cache.Cache.torch_dataset).parameters[name].default == of_training[name]
+
+
+def test_an_iteration_starts_over(make):
+    dataset = make()
     assert_same(list(dataset), list(dataset))
 
 
@@ -66,9 +110,47 @@ def test_a_worker_that_is_not_forked_gets_the_same(make, of_training):
     assert_same(list(pickle.loads(pickle.dumps(make()))), of_training())
 
 
-def test_ranks_share_it_without_repeats(make, of_training):
-    for rank in (0, 1):
-        assert_same(list(make(rank=rank, world=2)), of_training(rank=rank, world=2))
+@pytest.mark.parametrize("taken", [0, 3, 5, 16])
+def test_a_state_goes_on_where_it_was_taken_and_then_starts_over(make, taken):
+    whole, dataset = list(make()), make()
+    stream = iter(dataset)
+    assert_same(list(islice(stream, taken)), whole[:taken])
+    state = json.loads(json.dumps(dataset.state_dict()))
+    assert state == dataset.state_after(taken)
+    other = make()
+    other.load_state_dict(state)
+    assert_same(list(other), whole[taken:])
+    assert_same(list(other), whole)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning", "ignore:Length of IterableDataset")
+def test_a_state_reaches_the_workers_of_a_plain_loader(make):
+    dataset = make()
+    dataset.load_state_dict(dataset.state_after(5))
+    assert_same(list(DataLoader(dataset, batch_size=None, num_workers=3)), list(make())[5:])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_a_stateful_loader_goes_on(make, num_workers):
+    loading = pytest.importorskip("torchdata.stateful_dataloader")
+    how = {"batch_size": None, "num_workers": num_workers}
+    first = loading.StatefulDataLoader(make(), **how)
+    stream = iter(first)
+    begun = [next(stream) for _ in range(5)]
+    state = first.state_dict()
+    second = loading.StatefulDataLoader(make(), **how)
+    second.load_state_dict(state)
+    assert_same(begun + list(second), list(make()))
+
+
+def test_a_state_of_other_batches_is_refused(make):
+    with pytest.raises(
+        RunFileError, match="state of other micro-batches: seed 0 is not 1; batching 'length' is not 'order'"
+    ):
+        make(seed=1, batching="order").load_state_dict(make().state_dict())
+    with pytest.raises(RunFileError, match="state of worker 1 of 2, loaded in no worker"):
+        make().load_state_dict(make().state_dict() | {"workers": [1, 2]})
 
 
 def test_a_stream_can_go_on_from_a_later_step(make, of_training):

@@ -4,12 +4,15 @@ Ranks and `DataLoader` workers share the stream without repeats. A worker prepar
 the loader asks its workers in turn, so the order that arrives is the same for any number of them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from tide_cache.errors import RunFileError
 from tide_cache.loading.collate import CollatePlan
-from tide_cache.loading.micro_batches import BatchPlan, step_micro_batches
+from tide_cache.loading.micro_batches import BatchPlan, share_of_rank, step_micro_batches
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import TeacherSource
 from tide_cache.records import StudentBatch, Targets
@@ -18,7 +21,9 @@ from tide_cache.records import StudentBatch, Targets
 class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
     """One rank's micro-batches of some steps, in order; give it to a `DataLoader` with `batch_size=None`.
 
-    `Cache.torch_dataset` makes it. Every iteration begins at the first of its steps.
+    `Cache.torch_dataset` makes it. Every iteration begins at the first of its steps, but for the one after
+    `load_state_dict`, which begins where the state was taken. (Workers that a plain `DataLoader` starts each time get
+    the dataset as it was given: there every iteration begins there.)
 
     Attributes:
         micro_batches_per_step: Of this rank: so many together make an optimizer step.
@@ -53,7 +58,11 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         self._plan, self._steps, self._rank, self._world = plan, steps, rank, world
         self.collate_plan = collate_plan
         self._batches_of_all_ranks = plan.global_batch // plan.micro_batch
-        self.micro_batches_per_step = self._batches_of_all_ranks // world
+        self._own_batches = share_of_rank(self._batches_of_all_ranks, rank, world, plan.batching)
+        self.micro_batches_per_step = len(self._own_batches)
+        self._next = 0
+        self._resume: tuple[int, bool] | None = None
+        """Where to begin, and whether that is this worker's own place."""
 
     def __len__(self) -> int:
         """Micro-batches in all, of this rank and of all its workers."""
@@ -63,11 +72,59 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         """Give this worker's micro-batches."""
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        begin, is_own = self._resume or (0, False)
+        self._next, self._resume = begin if is_own else begin + first, None
+        return self._from_next(stride)
+
+    def _from_next(self, stride: int) -> Iterator[tuple[StudentBatch, Targets]]:
         source = self._open_source()
         order = SampleOrder(source.group_sizes, self._key, self._seed)
-        for number in range(first, len(self), stride):
+        for number in range(self._next, len(self), stride):
             step, own = divmod(number, self.micro_batches_per_step)
-            # Micro-batch k goes to rank k modulo the ranks; alone it is the share of rank k of as many as there are.
-            k = self._rank + own * self._world
-            where = source, order, self.collate_plan, self._plan
-            yield from step_micro_batches(*where, self._steps[step], k, self._batches_of_all_ranks)
+            # A micro-batch alone is the share of one of as many ranks as there are micro-batches.
+            place = self._own_batches[own], self._batches_of_all_ranks
+            (batch,) = step_micro_batches(source, order, self.collate_plan, self._plan, self._steps[step], *place)
+            self._next = number + stride
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give how far the iteration has come, as plain numbers; in a loader's worker, that of the worker.
+
+        `StatefulDataLoader` of torchdata asks its workers. The workers of a plain `DataLoader` run ahead of what it has
+        given and do not say so: there count what was taken, and use `state_after`.
+        """
+        worker = get_worker_info()
+        return self.state_after(self._next) | ({} if worker is None else {"workers": [worker.id, worker.num_workers]})
+
+    def state_after(self, num_taken: int) -> dict[str, Any]:
+        """Give the state after so many micro-batches of this rank, for any number of workers."""
+        return {"next": num_taken, "stream": self._stream()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration begin where a state was taken, in this process or, before they start, in workers.
+
+        Raises:
+            RunFileError: It is of other batches, or of a worker among another number of them.
+        """
+        found = dict(state.get("stream", {}))
+        expected = self._stream()
+        if faults := [
+            f"{key} {found.get(key)!r} is not {value!r}" for key, value in expected.items() if found.get(key) != value
+        ]:
+            raise RunFileError(
+                f"state of other micro-batches: {'; '.join(faults)}. Make the dataset with the settings of the state."
+            )
+        worker = get_worker_info()
+        own = None if worker is None else [worker.id, worker.num_workers]
+        if "workers" in state and list(state["workers"]) != own:
+            raise RunFileError(
+                f"state of worker {state['workers'][0]} of {state['workers'][1]}, loaded in "
+                f"{'no worker' if own is None else f'worker {own[0]} of {own[1]}'}. Use as many workers, or "
+                "state_after(what was taken)."
+            )
+        self._resume = int(state["next"]), "workers" in state
+
+    def _stream(self) -> dict[str, Any]:
+        """Say what is iterated over."""
+        steps, ranks = [self._steps.start, self._steps.stop], [self._rank, self._world]
+        return {"key": self._key, "seed": self._seed, "steps": steps, "ranks": ranks} | asdict(self._plan)
