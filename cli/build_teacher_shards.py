@@ -189,8 +189,7 @@ def _next_command(run: BuildRun, cache: CachePath) -> str:
 
     identity = Manifest.load(cache).identity
     is_mostly_shared = identity.pairing.shared_vocab_size > 0.9 * identity.vocab_sizes.student
-    has_default_kl = "topk" in run.signals.kinds and 2.0 in run.signals.temperatures
-    objective = "kl" if is_mostly_shared and has_default_kl else "calm"
+    objective = "kl" if is_mostly_shared and "topk" in run.signals.kinds else "calm"
     return (
         f"tide-cache train --student CHECKPOINT --cache {shlex.quote(str(cache))} --objective {objective} "
         "--out runs/student --set train.epochs=10"

@@ -91,11 +91,18 @@ class SignalsConfig(Frozen):
         description="truth: of every masked token. topk: candidates at aligned pairs. chunks: candidates of whole "
         "chunks, spelled for the student.",
     )  # fmt: skip
-    top_k: int = Field(default=64, ge=1, description="At most this many ids per position.")
-    top_p: float = Field(default=0.999, gt=0, le=1, description="The fewest ids that hold this mass.")
+    top_k: int = Field(
+        default=64, ge=1,
+        description="At most this many ids per position. With 16 half of the gain of kl was left: docs/experiments.md.",
+    )  # fmt: skip
+    top_p: float = Field(
+        default=0.99, gt=0, le=1,
+        description="The fewest ids that hold this mass. docs/experiments.md; reverse_kl and tidal want 1.",
+    )  # fmt: skip
     temperatures: tuple[float, ...] = Field(
-        default=(1.0, 2.0), min_length=1, description="Each T an objective may use."
-    )
+        default=(1.0, 2.0), min_length=1,
+        description="Each T an objective may use: 1 for kl and chunk_kl, 2 for reverse_kl and tidal by default.",
+    )  # fmt: skip
     logprob_dtype: Literal["float16", "float32"] = Field(default="float16", description="Rounding of stored log-probs.")
     codec: Literal["plain", "compact"] = Field(
         default="plain",

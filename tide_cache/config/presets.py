@@ -21,7 +21,7 @@ class Preset:
 
 
 CE = {"kind": "ce"}
-KL = {"kind": "kl", "temperature": 2.0}
+KL = {"kind": "kl", "temperature": 2.0}  # the paper's; alone, T = 1 was better: docs/experiments.md
 CALM = {"kind": "calm", "temperature": 5.0}
 TIDAL = {"kind": "tidal", "time_weight": "midrange"}
 TIDE_CHUNK = (CE, {"kind": "chunk_kl", "temperature": 1.0}, CALM | {"chunks": "without_candidates"})

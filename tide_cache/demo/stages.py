@@ -93,7 +93,7 @@ def build(folder: DemoFolder, pipeline: Pipeline, on_progress: OnProgress) -> Bu
                 "block_size": BLOCK_SIZE,
             },
             "views": {"num_views": NUM_VIEWS},
-            "signals": {"kinds": SIGNALS[pipeline]},
+            "signals": {"kinds": SIGNALS[pipeline], "top_p": 0.999},
             "build": {"out": str(folder.cache(pipeline)), "samples_per_shard": 128, "passes": ["plain"]},
         }
     )

@@ -62,6 +62,7 @@ class ForwardKL(_GroupedKL):
     """
 
     kind: ClassVar[str] = "kl"
+    temperature: float = 1.0
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats; its gradient in a logit is T (q_T - p_T)."""
