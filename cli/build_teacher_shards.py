@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tide_cache.building.shard_range import check_shard_range, shard_range
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import RunFileError
@@ -76,13 +77,14 @@ def build_teacher_shards(
     """
     flags = build_flags(teacher, student, dataset, on_bad_row, out, passes)
     run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
+    if shards is not None:
+        check_shard_range(shards, os.environ)
     if dry_run:
         _dry_run(run, json)
         return
     with chatter_to_stderr():
         from tide_cache.building.driver import PartialBuild, build_shards
         from tide_cache.building.prepare import prepare_build
-        from tide_cache.building.shard_range import shard_range
 
         hands = _executor(workers or 1, executor or ExecutorName.process, ray_address)
         build = prepare_build(run)

@@ -37,6 +37,20 @@ def shard_range(text: str, num_shards: int, environment: Mapping[str, str]) -> r
     )
 
 
+def check_shard_range(text: str, environment: Mapping[str, str]) -> None:
+    """Check what can be checked before the corpus is read: the form, and what the environment tells for `auto`.
+
+    Args:
+        text: As for `shard_range`.
+        environment: Of this process.
+
+    Raises:
+        RunFileError: As `shard_range`.
+    """
+    if not re.fullmatch(r"\d+:\d+", text):
+        shard_range(text, 1, environment)
+
+
 def _part(rank: int, size: int, num_shards: int) -> range:
     return range(rank * num_shards // size, (rank + 1) * num_shards // size)
 
@@ -45,9 +59,8 @@ def _place(environment: Mapping[str, str]) -> tuple[int, int]:
     """Give the number of this process, and how many there are: elements of a Slurm array times processes of each."""
     rank, size, is_known = 0, 1, False
     if "SLURM_ARRAY_TASK_ID" in environment:
-        count = _number(environment, "SLURM_ARRAY_TASK_COUNT")
-        first, step = (_number(environment, f"SLURM_ARRAY_TASK_{name}", d) for name, d in (("MIN", 0), ("STEP", 1)))
-        rank, size, is_known = (_number(environment, "SLURM_ARRAY_TASK_ID") - first) // max(step, 1), count, True
+        rank, size = _array_place(environment)
+        is_known = True
     for name, of in RANKS:
         if name in environment and of in environment:
             rank, size = rank * _number(environment, of) + _number(environment, name), size * _number(environment, of)
@@ -61,6 +74,26 @@ def _place(environment: Mapping[str, str]) -> tuple[int, int]:
     if not 0 <= rank < size:
         raise RunFileError(f"--shard-range auto: the environment makes this process {rank} of {size}; say A:B or K/N")
     return rank, size
+
+
+def _array_place(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Give the place of a Slurm array's element among its elements.
+
+    Slurm tells the smallest and the largest id, a step and a count. They describe the ids of `--array=0-6:2`; for a
+    list such as `--array=1,3` the step is 1 whatever the ids are, and which of them come before this one is not told.
+    """
+    task, count = (_number(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT"))
+    first, step = (_number(environment, f"SLURM_ARRAY_TASK_{name}", d) for name, d in (("MIN", 0), ("STEP", 1)))
+    step = max(step, 1)
+    last = _number(environment, "SLURM_ARRAY_TASK_MAX", first + step * (count - 1) if count else 0)
+    if last != first + step * (count - 1) or (task - first) % step or not first <= task <= last:
+        raise RunFileError(
+            f"--shard-range auto: this is element {task} of a Slurm array of {count} ids from {first} to {last}, step "
+            f"{step}: a list such as --array=1,3, of which Slurm does not tell the ids. Say --shard-range "
+            "$SLURM_ARRAY_TASK_ID/N, where N is the number of elements of the whole array counted from 0; or submit "
+            "a range, such as --array=0-15"
+        )
+    return (task - first) // step, count
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
