@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ShardCorruptError,
         TeacherOutputError,
         TideCacheError,
+        UnreadableError,
     )
     from tide_cache.loading.torch_dataset import MicroBatches
     from tide_cache.manifest import CacheIdentity
@@ -102,6 +103,7 @@ __all__ = [
     "TideCacheError",
     "TopK",
     "TrainRun",
+    "UnreadableError",
     "ViewRecord",
     "WeightedObjective",
     "__version__",
@@ -128,7 +130,8 @@ _MODULES = {
     "config.presets": "PRESETS Preset",
     "config.train": "TrainRun",
     "errors": "CacheIncompleteError CacheMismatchError CheckpointError CorpusError DeviceMemoryError Interrupted "
-    "ModelError PairingError RunFileError ShardCorruptError TeacherOutputError TideCacheError",
+    "ModelError PairingError RunFileError ShardCorruptError TeacherOutputError TideCacheError "
+    "UnreadableError",
     "loading.torch_dataset": "MicroBatches",
     "manifest": "CacheIdentity",
     "modeling.backbone": "Backbone load_backbone read_checkpoint",

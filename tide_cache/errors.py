@@ -49,6 +49,12 @@ class ShardCorruptError(TideCacheError):
     exit_code = 3
 
 
+class UnreadableError(TideCacheError):
+    """A file cannot be read now: permissions, credentials, a device or a server; nothing says that it is damaged."""
+
+    exit_code = 1
+
+
 class CacheIncompleteError(TideCacheError):
     """A cache has no manifest, or a planned shard is not committed."""
 

@@ -156,6 +156,7 @@ def build_shards(
     lacking = {s: [t for t in tables_of(build.passes) if not folder.is_committed(t, s)] for s in shards}
     missing = {shard: tables for shard, tables in lacking.items() if tables}
     if missing:
+        folder.require_exclusive()
         with StopRequest(STOP_WITHIN_S) as stop:
             log = _Log(build, folder, len(shards), missing, stop, on_progress)
             log.on_views(0)

@@ -72,6 +72,16 @@ class CacheFolder:
             self._make_folder(folder)
             self._files.remove_leftovers(folder)
 
+    def require_exclusive(self) -> None:
+        """Prove, on `plan.json`, that this place refuses a name that is taken; called once, before anything is paid.
+
+        Raises:
+            RunFileError: Two writers could mix here.
+        """
+        path = self.root / "plan.json"
+        with naming_refusals(path):
+            self._files.prove_exclusive(path)
+
     def require_fits(self, identity: CacheIdentity, plan: ShardPlan) -> None:
         """Check, without writing, that `begin` would take this build; raises what it would raise."""
         path = self.root / "plan.json"
@@ -266,7 +276,7 @@ class CacheFolder:
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError:
-            return True  # something is there; whoever reads it says what
+            return True  # something else is there; whoever reads it says what
         else:
             return True
         if names:

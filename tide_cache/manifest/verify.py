@@ -1,10 +1,10 @@
 """Whether a cache is what it says, file by file: collects every problem instead of stopping at the first."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tide_cache.config.base import Frozen
-from tide_cache.errors import CacheMismatchError, ShardCorruptError, TideCacheError
+from tide_cache.errors import CacheMismatchError, ShardCorruptError, TideCacheError, UnreadableError, fault_list
 from tide_cache.locations import CachePath
 from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord
 from tide_cache.manifest.documents import read_document
@@ -54,6 +54,7 @@ def verify(
     Raises:
         CacheIncompleteError: The build has not finished, or the folder is no cache.
         CacheMismatchError: It was written in a newer format.
+        UnreadableError: A file cannot be read now, so nothing can be said of it; tells what was wrong with others.
     """
     files = files or files_of(root)
     try:
@@ -66,21 +67,41 @@ def verify(
     found = _plan_problems(root, manifest, files)
     problems = [Problem(shard="plan.json", file="plan.json", problem=problem) for problem in found]
     for record in records:
-        shard = shard_path(Path(), record.table, record.shard)
-        beside = shard.with_suffix(".json").as_posix()
-        found = _record_problems(root, record, files)
-        problems += [Problem(shard=shard.as_posix(), file=beside, problem=problem) for problem in found]
-        found = _shard_problems(root, manifest, record, deep, files)
-        problems += [Problem(shard=shard.as_posix(), file=shard.as_posix(), problem=problem) for problem in found]
+        try:
+            problems += _problems_of(root, manifest, record, deep, files)
+        except UnreadableError as error:
+            raise _with_problems(error, problems) from error
         done_bytes += record.size
         if progress is not None:
             progress(done_bytes, total_bytes)
     return VerifyReport(ok=not problems, shards=len(records), bytes=total_bytes, problems=tuple(problems))
 
 
+def _problems_of(
+    root: CachePath, manifest: Manifest, record: CommitRecord, deep: bool, files: Files
+) -> Iterator[Problem]:
+    """Check one shard and the record beside it."""
+    shard = shard_path(Path(), record.table, record.shard)
+    beside = shard.with_suffix(".json").as_posix()
+    for problem in _record_problems(root, record, files):
+        yield Problem(shard=shard.as_posix(), file=beside, problem=problem)
+    for problem in _shard_problems(root, manifest, record, deep, files):
+        yield Problem(shard=shard.as_posix(), file=shard.as_posix(), problem=problem)
+
+
+def _with_problems(error: UnreadableError, problems: Sequence[Problem]) -> UnreadableError:
+    """Add to what cannot be read what was found before it."""
+    if not problems:
+        return error
+    faults = [f"{problem.file}: {problem.problem}" for problem in problems]
+    return UnreadableError(fault_list(f"{error}\nBefore it, problems were found:", faults))
+
+
 def _plan_problems(root: CachePath, manifest: Manifest, files: Files) -> Iterator[str]:
     try:
         found = read_plan(root, files)
+    except UnreadableError:
+        raise
     except TideCacheError as error:
         yield str(error)
         return

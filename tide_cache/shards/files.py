@@ -15,13 +15,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from tide_cache.errors import UnreadableError
 from tide_cache.locations import CachePath
+from tide_cache.shards.exclusive_rename import rename_exclusively
 
 _TEMPORARY_SUFFIX = ".tmp"
+_WITHOUT_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NOT_PLAIN = {errno.ELOOP: "is a symbolic link, expected a plain file", errno.ENXIO: "is not a plain file"}
+_PERMISSION = "Give this user the right to read it, and to enter every folder above it"
+_DEVICE = "The disk or network file system failed: see what `dmesg` says of it"
+_WAYS_OUT = {
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EIO: _DEVICE,
+    errno.ESTALE: _DEVICE,
+    errno.ETIMEDOUT: _DEVICE,
+    errno.EMFILE: "Too many files are open: raise `ulimit -n`",
+}
+
+
+class NotPlainFileError(OSError):
+    """In the place of a file lies a link, a folder, a pipe or a device."""
 
 
 class Files(Protocol):
-    """A place where files appear whole and durable, or not at all."""
+    """A place where files appear whole and durable, or not at all.
+
+    What reads them raises FileNotFoundError, NotADirectoryError or NotPlainFileError for what lies there, and
+    UnreadableError where that cannot be known now. The first are for callers to judge; the last is for the user.
+    """
 
     def create(self, path: CachePath, data: bytes) -> None:
         """Put a file under a name that is free; a name that is taken keeps its file (FileExistsError)."""
@@ -49,6 +71,16 @@ class Files(Protocol):
 
     def list_folder(self, folder: CachePath) -> list[str]:
         """Names in a folder, sorted; none where the folder is missing."""
+
+    def prove_exclusive(self, path: CachePath) -> None:
+        """Find out whether this place keeps the promise of `create`.
+
+        Args:
+            path: A file that is there and whose bytes never change; it stays as it is.
+
+        Raises:
+            RunFileError: It does not.
+        """
 
 
 class LocalFiles:
@@ -79,8 +111,16 @@ class LocalFiles:
             os.fsync(file.fileno())
 
     def link(self, source: CachePath, target: CachePath) -> None:
-        """Give a file a second name; an existing target is never replaced (FileExistsError)."""
-        os.link(str(source), str(target))
+        """Give a file its final name; an existing target is never replaced (FileExistsError).
+
+        File systems without hard links (exFAT, FAT, some of FUSE) get an exclusive rename in place of the link.
+        """
+        try:
+            os.link(str(source), str(target))
+        except OSError as error:
+            if error.errno not in _WITHOUT_LINKS:
+                raise
+            rename_exclusively(source, target)
 
     def rename(self, source: CachePath, target: CachePath) -> None:
         """Give a file another name at one stroke; an existing target is replaced."""
@@ -116,17 +156,18 @@ class LocalFiles:
 
     def size(self, path: CachePath) -> int:
         """Bytes of a plain file; anything else is refused as `read` refuses it."""
-        with _opened(path) as descriptor:
+        with reading(path), _opened(path) as descriptor:
             return os.fstat(descriptor).st_size
 
     def read(self, path: CachePath, start: int, size: int) -> bytes:
         """Read a byte range of a plain file; shorter only where the file ends.
 
         Raises:
-            OSError: The file cannot be read, or is a link, a pipe or a device: a cache ends at its own folder, and
-                nothing in it may make a reader wait.
+            NotPlainFileError: It is a link, a pipe or a device: a cache ends at its own folder, and nothing in it may
+                make a reader wait.
+            UnreadableError: It cannot be read now.
         """
-        with _opened(path) as descriptor:
+        with reading(path), _opened(path) as descriptor:
             parts = []
             while size > 0 and (part := os.pread(descriptor, size, start)):
                 parts.append(part)
@@ -135,7 +176,14 @@ class LocalFiles:
 
     def list_folder(self, folder: CachePath) -> list[str]:
         """Names in a folder, sorted; none where the folder is missing."""
-        return sorted(os.listdir(str(folder))) if os.path.isdir(str(folder)) else []
+        with reading(folder):
+            try:
+                return sorted(os.listdir(str(folder)))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def prove_exclusive(self, path: CachePath) -> None:
+        """Do nothing: a link is exclusive on every file system that has links."""
 
     @contextmanager
     def _temporary(self, path: CachePath, data: bytes) -> Iterator[CachePath]:
@@ -148,6 +196,25 @@ class LocalFiles:
         finally:
             with contextlib.suppress(OSError):  # the error before it counts; the next build of this host clears it
                 self.remove(temporary)
+
+
+@contextmanager
+def reading(path: CachePath) -> Iterator[None]:
+    """Tell what cannot be read now from what is missing, or is no file.
+
+    Raises:
+        UnreadableError: In place of any other OSError.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, NotPlainFileError):
+        raise
+    except OSError as error:
+        raise UnreadableError(
+            f"{path}: cannot be read now: {error.strerror or error} (errno {error.errno}). "
+            f"{_WAYS_OUT.get(error.errno or 0, 'Mend the cause')}, then run the same command again; nothing says that "
+            "it is damaged."
+        ) from error
 
 
 def is_temporary(name: str) -> bool:
@@ -175,12 +242,12 @@ def _opened(path: CachePath) -> Iterator[int]:
     try:
         descriptor = os.open(str(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "is a symbolic link, expected a plain file", str(path)) from None
+        if (code := error.errno or 0) in _NOT_PLAIN:
+            raise NotPlainFileError(code, _NOT_PLAIN[code], str(path)) from None
         raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is not a plain file", str(path))
+            raise NotPlainFileError(errno.EINVAL, "is not a plain file", str(path))
         yield descriptor
     finally:
         os.close(descriptor)

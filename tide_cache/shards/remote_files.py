@@ -6,17 +6,31 @@ put. Stores that offer that (S3, Google Cloud Storage, Azure) are taken, others 
 
 import errno
 import inspect
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.spec import AbstractFileSystem
 
-from tide_cache.errors import RunFileError
+from tide_cache.errors import RunFileError, UnreadableError
 from tide_cache.locations import CachePath
 from tide_cache.shards.files import LOCAL_FILES, Files
+from tide_cache.shards.store_faults import (
+    CONNECT_S,
+    SAME_STORE,
+    SILENCE_S,
+    explained,
+    is_refused,
+    may_pass,
+    persistently,
+)
+
+SINGLE_WRITER = "TIDE_CACHE_SINGLE_WRITER"
+"""Variable by which a user promises that one build at a time writes into a folder."""
 
 
 class FsspecFiles:
@@ -25,32 +39,51 @@ class FsspecFiles:
     def create(self, path: CachePath, data: bytes) -> None:
         """Put an object under a name that is free; a name that is taken keeps its object (FileExistsError)."""
         system, name = _open(path)
-        if not _creates_exclusively(system):
-            raise RunFileError(
-                f"{path}: fsspec's {type(system).__name__} cannot refuse to overwrite, so two writers could mix.\n"
-                "Build into a local folder and copy it there, or use a store with conditional writes (s3, gs, az)."
-            )
-        with _as_os_errors(path):
+        with _writing(path):
+            if _has_single_writer():
+                if _total(system, name) is not None:
+                    raise FileExistsError(errno.EEXIST, "already there", str(path))
+                _ask(system, "pipe_file", name, data, num_bytes=len(data))
+                return
+            if not _creates_exclusively(system):
+                raise RunFileError(
+                    f"{path}: fsspec's {type(system).__name__} cannot refuse to overwrite, so two writers could mix.\n"
+                    f"{_WITHOUT_CONDITION}"
+                )
             try:
-                system.pipe_file(name, data, mode="create")
+                _ask(system, "pipe_file", name, data, mode="create", num_bytes=len(data))
             except Exception as error:
                 # Stores name the refusal differently, and a put that was sent twice is refused the second time.
-                if system.exists(name):
+                if not is_refused(error) and not may_pass(error) and _is_there(system, name):
                     raise FileExistsError(errno.EEXIST, "already there", str(path)) from error
                 raise
 
+    def prove_exclusive(self, path: CachePath) -> None:
+        """Put an object a second time under its own name: a store that takes it would let two writers mix."""
+        if _has_single_writer():
+            return
+        data = self.read(path, 0, self.size(path))
+        try:
+            self.create(path, data)
+        except FileExistsError:
+            return
+        raise RunFileError(
+            f"{path}: the store ignores conditional writes: it took a second put of a name that was taken, so two "
+            f"writers could mix.\n{_WITHOUT_CONDITION}"
+        )
+
     def replace(self, path: CachePath, data: bytes) -> None:
         """Put an object in the place of another."""
-        with _as_os_errors(path):
+        with _writing(path):
             system, name = _open(path)
-            system.pipe_file(name, data)
+            _ask(system, "pipe_file", name, data, num_bytes=len(data))
 
     def remove(self, path: CachePath) -> None:
         """Remove an object if it is there."""
-        with _as_os_errors(path):
+        with _writing(path):
             system, name = _open(path)
-            if system.exists(name):
-                system.rm_file(name)
+            if _total(system, name) is not None:
+                _ask(system, "rm_file", name)
 
     def make_folder(self, folder: CachePath) -> None:
         """Do nothing: object stores have no folders."""
@@ -63,30 +96,47 @@ class FsspecFiles:
 
     def size(self, path: CachePath) -> int:
         """Bytes of an object."""
-        with _as_os_errors(path):
+        with _reading(path):
             system, name = _open(path)
-            info = system.info(name)
-            if info["type"] != "file":
+            total = _total(system, name)
+            if total is None:
                 raise FileNotFoundError(errno.ENOENT, "No such object", str(path))
-            return int(info["size"])
+            return total
 
     def read(self, path: CachePath, start: int, size: int) -> bytes:
-        """Read a byte range; shorter only where the object ends."""
-        with _as_os_errors(path):
+        """Read a byte range; shorter only where the object ends.
+
+        Raises:
+            UnreadableError: The store does not give it now, or gives another range than was asked for.
+        """
+        if size <= 0:
+            return b""
+        with _reading(path):
             system, name = _open(path)
             try:
-                return bytes(system.cat_file(name, start=start, end=start + size)) if size > 0 else b""
-            except Exception:  # some stores refuse a range that begins at or after the end
-                if start < int(system.info(name)["size"]):
+                found = bytes(_ask(system, "cat_file", name, start=start, end=start + size, num_bytes=size))
+            except Exception as error:  # some stores refuse a range that begins at or after the end
+                is_other = isinstance(error, FileNotFoundError) or is_refused(error) or may_pass(error)
+                if is_other or start < (_total(system, name) or 0):
                     raise
                 return b""
+            total = start + size if len(found) == size else _total(system, name) or 0
+        expected = max(0, min(size, total - start))
+        if len(found) == expected:
+            return found
+        wrong = f"asked for {expected} bytes from byte {start}, got {len(found)}"
+        if len(found) > expected:
+            wrong += (
+                ": the server ignores ranges (the HTTP header Range); take another one, or copy the cache to a folder"
+            )
+        raise UnreadableError(f"{path}: cannot be read now: {wrong}.\n{_TRY_AGAIN}")
 
     def list_folder(self, folder: CachePath) -> list[str]:
         """Names below a prefix, sorted; none where there are none."""
-        with _as_os_errors(folder):
+        with _reading(folder):
             system, name = _open(folder)
             try:
-                found = system.ls(name, detail=False)
+                found = _ask(system, "ls", name, detail=False)
             except FileNotFoundError:
                 return []
             return sorted({entry.rstrip("/").rpartition("/")[2] for entry in found} - {""})
@@ -100,16 +150,69 @@ def files_of(path: CachePath) -> Files:
     return LOCAL_FILES if isinstance(path, Path) else FSSPEC_FILES
 
 
+_TRY_AGAIN = "Mend that, then run the same command again; nothing says that it is damaged."
+_WITHOUT_CONDITION = (
+    "Build into a local folder and copy it there, or use a store with conditional writes (s3, gs, az). If nothing else "
+    f"ever writes there while this command runs, say so with {SINGLE_WRITER}=1."
+)
+
+
+def _has_single_writer() -> bool:
+    return os.environ.get(SINGLE_WRITER, "") not in {"", "0"}
+
+
 def _open(path: CachePath) -> tuple[AbstractFileSystem, str]:
     """Open the file system of a URL; listings are never cached, since other writers are at work."""
+    protocol = _protocol(path)
+    options: dict[str, Any] = {}
+    if SAME_STORE.get(protocol, protocol) == "s3":  # its own times are a minute each, and repeated five times
+        ours = {"connect_timeout": CONNECT_S, "read_timeout": SILENCE_S, "retries": {"max_attempts": 0}}
+        theirs = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+        options["config_kwargs"] = {**ours, **theirs}
     try:
-        system, name = fsspec.core.url_to_fs(str(path), use_listings_cache=False)
+        system, name = fsspec.core.url_to_fs(str(path), use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
         raise RunFileError(
             f"{path}: cannot be opened: {error}.\n"
             "Install fsspec's package for this kind of URL (s3fs for s3://, gcsfs for gs://), or give a folder."
         ) from None
+    if options:
+        system.retries = 1  # this module asks again; the instance is ours alone, by its options
     return system, name
+
+
+def _ask(system: AbstractFileSystem, method: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:
+    """Call a method of a file system, again where that may help, and never wait for ever.
+
+    Args:
+        system: Of the URL.
+        method: Its name.
+        arguments: For it.
+        num_bytes: How much it sends or receives.
+        options: For it.
+    """
+    if isinstance(system, AsyncFileSystem) and not system.asynchronous:
+        coroutine = getattr(system, f"_{method}")
+        return persistently(lambda s: sync(system.loop, coroutine, *arguments, timeout=s, **options), num_bytes)
+    call = getattr(system, method)
+    return persistently(lambda s: call(*arguments, **options), num_bytes)
+
+
+def _total(system: AbstractFileSystem, name: str) -> int | None:
+    """Bytes of an object, None where there is none."""
+    try:
+        info = _ask(system, "info", name)
+    except FileNotFoundError:
+        return None
+    return int(info["size"]) if info["type"] == "file" else None
+
+
+def _is_there(system: AbstractFileSystem, name: str) -> bool:
+    """Whether there is an object, as far as can be known: what is met in asking must not hide what was met before."""
+    try:
+        return _total(system, name) is not None
+    except Exception:
+        return False
 
 
 def _creates_exclusively(system: AbstractFileSystem) -> bool:
@@ -119,14 +222,33 @@ def _creates_exclusively(system: AbstractFileSystem) -> bool:
 
 
 @contextmanager
-def _as_os_errors(path: CachePath) -> Iterator[None]:
-    """Stores raise errors of their own libraries; for callers they are errors of input and output."""
+def _reading(path: CachePath) -> Iterator[None]:
+    """Tell what a store does not give now from what is not there; stores raise errors of their own libraries."""
     try:
         yield
-    except (OSError, RunFileError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            code = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO)
-            raise type(error)(code, error.strerror or str(error), str(path)) from error
+    except (RunFileError, UnreadableError):
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise type(error)(error.errno or errno.ENOENT, error.strerror or str(error), str(path)) from error
+    except Exception as error:
+        raise UnreadableError(
+            f"{path}: cannot be read now: {explained(error, _protocol(path))}.\n{_TRY_AGAIN}"
+        ) from error
+
+
+@contextmanager
+def _writing(path: CachePath) -> Iterator[None]:
+    """Make of what a store's library raises an error of input and output, with the reason that the store gave."""
+    try:
+        yield
+    except (RunFileError, UnreadableError, FileExistsError):
         raise
     except Exception as error:
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", str(path)) from error
+        is_denied = is_refused(error)
+        usual = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO
+        code = errno.EACCES if is_denied else (error.errno if isinstance(error, OSError) else None) or usual
+        raise OSError(code, explained(error, _protocol(path)), str(path)) from error
+
+
+def _protocol(path: CachePath) -> str:
+    return str(path).partition("://")[0]

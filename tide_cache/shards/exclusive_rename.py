@@ -1,0 +1,46 @@
+"""The second way to give a name that nobody has: a rename that refuses to replace, for file systems without links."""
+
+import ctypes
+import errno
+import os
+from functools import cache
+from typing import Any
+
+from tide_cache.locations import CachePath
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+
+
+def rename_exclusively(source: CachePath, target: CachePath) -> None:
+    """Give a file another name at one stroke; an existing target is never replaced.
+
+    Raises:
+        FileExistsError: The name is taken.
+        OSError: The file system has no such rename either, or refuses.
+    """
+    rename = _renameat2()
+    code = errno.ENOSYS
+    if rename is not None:
+        names = os.fsencode(str(source)), os.fsencode(str(target))
+        if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+    if code in _NO_SUCH_CALL:
+        raise OSError(
+            errno.ENOTSUP,
+            "this file system has neither hard links nor a rename that refuses to replace, so two writers could mix; "
+            "build on another one (ext4, XFS, NFS, Lustre) and copy the finished cache here",
+            str(target),
+        )
+    raise OSError(code, os.strerror(code), str(target))  # FileExistsError for EEXIST
+
+
+@cache
+def _renameat2() -> Any:
+    """The call of the C library, None where it has none."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None:
+        call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    return call
