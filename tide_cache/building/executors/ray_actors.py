@@ -14,6 +14,7 @@ from typing import Any
 from tide_cache.building.executors.answers import Answer, answer_of, attempted, built_of
 from tide_cache.building.executors.base import TICK_S, BuildLog
 from tide_cache.building.executors.queue import ShardQueue
+from tide_cache.building.executors.ray_words import heard_stderr, refusal
 from tide_cache.building.prepare import PreparedBuild
 from tide_cache.building.shard import BuiltShard
 from tide_cache.building.worker import ShardWorker
@@ -256,16 +257,17 @@ def _connect(ray: Any, address: str | None, num_workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # whoever asked for a cache has not agreed to reports
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     own = {"num_cpus": max(num_workers, os.cpu_count() or 1), "include_dashboard": False}
+    heard: list[str] = []
     try:
-        ray.init(
-            **({"address": address} if address is not None else {"address": "local", **own}),
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        with heard_stderr() as heard:
+            ray.init(
+                **({"address": address} if address is not None else {"address": "local", **own}),
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address} cannot be joined" if address is not None else "Ray cannot be started"
-        raise TideCacheError(f"{where}: {reason}. Use the versions of Ray and Python that its nodes have.") from None
+        raise TideCacheError(f"{where}: {refusal(error, heard)}") from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
