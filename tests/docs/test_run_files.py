@@ -23,7 +23,9 @@ WHOLE = [
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_run_files_are_valid(path):
-    load_run_file(BuildRun if "build" in tomllib.loads(path.read_text()) else TrainRun, path)
+    sections = tomllib.loads(path.read_text())
+    model = BuildRun if "build" in sections else SweepRun if "sweep" in sections else TrainRun
+    load_run_file(model, path)
 
 
 @pytest.mark.parametrize("text", WHOLE)
@@ -34,7 +36,7 @@ def test_run_files_in_the_docs_are_valid(text, tmp_path):
 
 
 def test_there_are_run_files_to_check():
-    assert len(EXAMPLES) == 10
+    assert len(EXAMPLES) == 15
     assert len(WHOLE) >= 8
 
 
