@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tide_cache.building.shard_size import samples_per_shard
 from tide_cache.config.build import BuildRun
 from tide_cache.config.common import PassName, TokenizerConfig
 from tide_cache.corpus import Corpus, open_corpus, open_prepared
@@ -18,7 +19,7 @@ from tide_cache.manifest import (
     ViewsIdentity,
     VocabSizes,
 )
-from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, unsupported_loading
+from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device, unsupported_loading
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint, local_folder, resolved_commit
 from tide_cache.pairing import PairedRows, PreparedPairer, SamplePairer, Spelling, TextTokenizer, shared_vocab_size
 from tide_cache.progress import doing
@@ -104,7 +105,7 @@ def prepare_build(run: BuildRun) -> PreparedBuild:
         identity=_identity(run, corpus, checkpoint, fingerprint, teacher, student, shared),
         plan=ShardPlan(
             num_rows=len(corpus),
-            samples_per_shard=run.build.samples_per_shard,
+            samples_per_shard=samples_per_shard(run, checkpoint.config, resolve_device(run.teacher.device)),
             batch_tokens=run.build.batch_tokens,
             head_rows=run.build.head_rows,
             views_per_forward=run.build.views_per_forward,

@@ -141,7 +141,12 @@ class BuildConfig(Frozen):
     passes: tuple[PassName, ...] = Field(
         default=("plain",), min_length=1, description="What to capture; a pass can be added to a finished cache."
     )
-    samples_per_shard: int = Field(default=512, ge=1, description="Samples of one shard; aim at 64-128 MiB.")
+    samples_per_shard: int | None = Field(
+        default=None,
+        ge=1,
+        description="Samples of one shard, which is what an interruption costs; by default what takes the teacher "
+        "about five minutes, at most 512.",
+    )
     batch_tokens: int = Field(default=8192, ge=1, description="Tokens per teacher forward, padding included.")
     head_rows: int = Field(default=1024, ge=1, description="Masked rows per slice of the output head.")
     views_per_forward: int = Field(default=4, ge=1, description="Views packed on one clean copy in the block context.")

@@ -1,0 +1,80 @@
+"""How many samples a shard has where the run file does not say: as many as the teacher answers in minutes.
+
+A shard that is not committed is lost when a build is stopped, so that its size is what an interruption costs. The size
+is decided once, when a build is planned, and stands in `plan.json`: whoever goes on with the build takes it from there.
+It is no part of a cache's identity. docs/decisions/shard-size.md.
+"""
+
+from typing import Any
+
+from tide_cache.config.build import BuildRun
+from tide_cache.errors import CacheIncompleteError
+from tide_cache.manifest.manifest import read_plan
+
+MOST = 512
+"""About 64 MiB with the usual signals, views and lengths; larger files gain nothing."""
+FEWEST = 8
+FLOP_PER_SHARD = {"cuda": 6e16, "cpu": 6e13}
+"""Five minutes at 200 TFLOP/s, and at 200 GFLOP/s: what a large GPU and a few cores were seen to keep up."""
+
+
+def samples_per_shard(run: BuildRun, config: Any, device: str) -> int:
+    """Return the size of a build's shards: the run file's, else that of the build in its folder, else a new one.
+
+    Args:
+        run: The run file.
+        config: Of the teacher.
+        device: Where the teacher runs, `auto` resolved.
+    """
+    if run.build.samples_per_shard is not None:
+        return run.build.samples_per_shard
+    try:
+        return read_plan(run.build.out).plan.samples_per_shard
+    except CacheIncompleteError:
+        return fitting(config, run.teacher.max_length * tokens_per_sample(run), device)
+
+
+def tokens_per_sample(run: BuildRun) -> int:
+    """Return how many times the teacher reads a sample of the longest length, over all views and passes.
+
+    Under the block mask the views of a forward share one clean copy. Each view of `compdemo` takes two forwards.
+    """
+    forwards = sum({"plain": 1, "compdemo": 2}[name] for name in run.build.passes)
+    views = run.views.num_views
+    clean = -(-views // run.build.views_per_forward) if run.teacher.context == "block" else 0
+    return forwards * (views + clean)
+
+
+def fitting(config: Any, tokens: int, device: str) -> int:
+    """Return the power of two that comes nearest to a shard of minutes, within `FEWEST` and `MOST`.
+
+    Args:
+        config: Of the teacher.
+        tokens: That it reads for a sample.
+        device: Where it runs.
+    """
+    budget = FLOP_PER_SHARD["cuda" if device.startswith("cuda") else "cpu"]
+    wanted = budget / (2 * active_parameters(config) * tokens)
+    size = FEWEST
+    while size < MOST and size * 1.5 <= wanted:
+        size *= 2
+    return size
+
+
+def active_parameters(config: Any) -> float:
+    """Return about how many weights a token passes through, embedding and output head left out.
+
+    Args:
+        config: Of a model; experts that a token does not visit do not count.
+    """
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or hidden // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    attention = 2 * hidden * width * (heads + groups)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if chosen:
+        inner = config.moe_intermediate_size * (chosen + (getattr(config, "num_shared_experts", None) or 0))
+    else:
+        inner = config.intermediate_size
+    return float(layers * (attention + 3 * hidden * inner))
