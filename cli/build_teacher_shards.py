@@ -15,7 +15,20 @@ from tide_cache.errors import RunFileError
 from tide_cache.locations import CachePath
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_text, say, size
-from .options import BadRow, Dataset, DryRun, Json, Out, Passes, RunFile, Set, StudentTokenizer, Teacher, build_flags
+from .options import (
+    AllowUntrained,
+    BadRow,
+    Dataset,
+    DryRun,
+    Json,
+    Out,
+    Passes,
+    RunFile,
+    Set,
+    StudentTokenizer,
+    Teacher,
+    build_flags,
+)
 from .progress import ProgressReport
 from .run_toml import run_toml
 
@@ -41,6 +54,7 @@ def build_teacher_shards(
     on_bad_row: BadRow = None,
     out: Out = None,
     passes: Passes = None,
+    allow_untrained: AllowUntrained = False,
     assignments: Set = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Workers that build at the same time, one device each.", show_default="1")
@@ -75,7 +89,7 @@ def build_teacher_shards(
 
     An interrupted build goes on where it stopped when the same command is run again.
     """
-    flags = build_flags(teacher, student, dataset, on_bad_row, out, passes)
+    flags = build_flags(teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
     run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
     if shards is not None:
         check_shard_range(shards, os.environ)
@@ -123,15 +137,21 @@ def _dry_run(run: BuildRun, json: bool) -> None:
         from tide_cache.manifest import CacheFolder
         from tide_cache.reporting.estimate import estimate_build
 
-        build = prepare_build(run)
-        CacheFolder(run.build.out).require_fits(build.identity, build.plan)
+        build = prepare_build(run, needs_weights=False)
+        is_known = build.identity.teacher["weights_sha256"] is not None
+        if is_known:
+            CacheFolder(run.build.out).require_fits(build.identity, build.plan)
         estimate = estimate_build(build)
+    day = build.identity.pairing.date
+    run = run if day is None else run.model_copy(update={"pairing": run.pairing.model_copy(update={"date": day})})
+    cache_id = build.identity.cache_id if is_known else None
+    named = cache_id or "(its id is known when the weights are here)"
     if json:
-        document = {"run": run.model_dump(mode="json"), "cache_id": build.identity.cache_id}
+        document = {"run": run.model_dump(mode="json"), "cache_id": cache_id}
         print_json({**document, "estimate": asdict(estimate)})
         return
     print_text(
-        f"# cache {build.identity.cache_id}: {number(estimate.num_rows)} rows in {number(estimate.num_shards)} shards, "
+        f"# cache {named}: {number(estimate.num_rows)} rows in {number(estimate.num_shards)} shards, "
         f"{run.views.num_views} views each\n"
         f"# about {number(estimate.masked_positions)} masked positions, at most about {size(estimate.cache_bytes)}; "
         f"rough, from {number(estimate.rows_sampled)} rows, {percent(estimate.coverage)} of whose supervised tokens "

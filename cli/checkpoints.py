@@ -1,13 +1,15 @@
 """Opening a trained model for `eval` and `generate`."""
 
-import json
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tide_cache.errors import ModelError, RunFileError, fault_list
+
+from .console import say
 
 if TYPE_CHECKING:
     from tide_cache.modeling.backbone import Backbone, CheckpointInfo
@@ -57,34 +59,50 @@ class OpenModel:
         return load_backbone(self.info, DTYPES[dtype], resolve_device("auto"))
 
 
-def open_model(checkpoint: str, block_size: int | None) -> OpenModel:
-    """Read a checkpoint's configuration and tokenizer.
+def open_model(checkpoint: str, block_size: int | None, as_trained: bool = False) -> OpenModel:
+    """Read a checkpoint's configuration and tokenizer; warn of a model that was never trained.
 
     Args:
         checkpoint: Folder or hub name.
         block_size: Tokens per block; None for what the model was trained with.
+        as_trained: A template that writes the date writes the day that it wrote in training, so that figures do not
+            change overnight; else today's.
 
     Raises:
         TideCacheError: There is no usable model or tokenizer.
     """
     from tide_cache.modeling.backbone import read_checkpoint
+    from tide_cache.modeling.checkpoint import read_provenance
     from tide_cache.pairing import TextTokenizer
 
     info = read_checkpoint(checkpoint)
-    return OpenModel(
-        info, TextTokenizer.load(checkpoint, mask_id=info.mask_id), block_size or _trained_block_size(checkpoint)
+    provenance = read_provenance(info.folder)
+    if info.converted_from is not None:
+        say(
+            f"warning: {checkpoint} was converted from {info.converted_from} and never trained to denoise: what it "
+            "says means nothing yet. Train it first: tide-cache train --student."
+        )
+    tokenizer = TextTokenizer.load(
+        checkpoint,
+        revision=info.commit,
+        mask_id=info.mask_id,
+        today=_day_of_training(provenance) if as_trained else None,
     )
+    return OpenModel(info, tokenizer, block_size or _trained_block_size(info.folder / "tide_cache.json", provenance))
 
 
-def _trained_block_size(checkpoint: str) -> int:
-    provenance = Path(checkpoint, "tide_cache.json")
-    if not provenance.is_file():
-        return DEFAULT_BLOCK_SIZE
+def _trained_block_size(path: Path, provenance: dict[str, Any]) -> int:
     try:
-        content = json.loads(provenance.read_text(encoding="utf-8"))
-        return int(content.get("block_size", DEFAULT_BLOCK_SIZE))
-    except (ValueError, TypeError, AttributeError):
+        return int(provenance.get("block_size", DEFAULT_BLOCK_SIZE))
+    except (ValueError, TypeError):
         raise ModelError(
-            f"{provenance}: found no JSON object with the block_size of training; restore the file, or remove it and "
-            "give --block-size"
+            f"{path}: found no JSON object with the block_size of training; restore the file, or remove it and give "
+            "--block-size"
         ) from None
+
+
+def _day_of_training(provenance: dict[str, Any]) -> datetime.date | None:
+    """Give the day that the template wrote in training; None where it writes none, or several were mixed."""
+    identity = provenance.get("cache_identity") or {}
+    day = provenance.get("template_date") or identity.get("pairing", {}).get("date")
+    return datetime.date.fromisoformat(day) if day else None

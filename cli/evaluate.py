@@ -160,7 +160,7 @@ def _measure_on_text(
     with chatter_to_stderr():
         from tide_cache.corpus import open_corpus
 
-        model = open_model(checkpoint, block_size)
+        model = open_model(checkpoint, block_size, as_trained=True)
         model.require_fits(max_length)
         root = cache_path(cache) if cache is not None else None
         manifest = _fitting_manifest(root, model) if root is not None else None
@@ -180,6 +180,8 @@ def _measure_on_text(
         "nll": asdict(nll),
         "agreement": asdict(agreement) if agreement else None,
     }
+    if (day := model.tokenizer.today) is not None:
+        document["template_date"] = day.isoformat()
     for remark in remarks:
         say(remark)
     if json:

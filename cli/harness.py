@@ -169,9 +169,10 @@ def _score(flags: HarnessFlags, world: "World") -> dict[str, Any]:
         raise RunFileError(f"--task-data {flags.task_data}: found no such folder")
     if find_spec("lm_eval") is None:
         raise RunFileError(f"lm-eval is not installed. {INSTALL}")
-    models = {"student": open_model(flags.checkpoint, flags.block_size)}
+    models = {"student": open_model(flags.checkpoint, flags.block_size, as_trained=True)}
     if not flags.no_baseline:
-        models["baseline"] = open_model(flags.baseline or start_checkpoint(flags.checkpoint), flags.block_size)
+        start = flags.baseline or start_checkpoint(flags.checkpoint)
+        models["baseline"] = open_model(start, flags.block_size, as_trained=True)
     for model in models.values():
         model.require_fits(model.block_size)
     sandbox = _sandbox(flags)
@@ -214,11 +215,12 @@ def _contestant(role: str, model: OpenModel, flags: HarnessFlags, world: "World"
 
     from tide_cache.evaluation.harness.model import ModelOptions
     from tide_cache.evaluation.harness.scoring import Contestant
-    from tide_cache.modeling.backbone import DTYPES, load_backbone
-    from tide_cache.modeling.fingerprint import checkpoint_fingerprint, local_folder
+    from tide_cache.modeling.backbone import DTYPES, fetch_weights, load_backbone
+    from tide_cache.modeling.fingerprint import checkpoint_fingerprint
 
     device = f"cuda:{world.local_rank}" if torch.cuda.is_available() else "cpu"
-    fingerprint = checkpoint_fingerprint(local_folder(model.info.location))
+    fetch_weights(model.info)
+    fingerprint = checkpoint_fingerprint(model.info.folder)
     options = ModelOptions(model.block_size, flags.seed, flags.num_samples, flags.think_prefix.value)
     return Contestant(
         role,

@@ -147,7 +147,7 @@ app.command(
     ),
 )(export)
 app.command("verify", epilog=_example("tide-cache verify cache --deep"))(verify_cache)
-app.command("repair", epilog=_example("tide-cache repair build.toml", "tide-cache repair cache --dry-run"))(repair)
+app.command("repair", epilog=_example("tide-cache repair cache", "tide-cache repair cache --dry-run"))(repair)
 app.command(
     "eval",
     epilog=_example(

@@ -35,6 +35,10 @@ Teacher = Annotated[str | None, typer.Option(help="Teacher checkpoint: a folder 
 StudentTokenizer = Annotated[
     str | None, typer.Option("--student", help="Student tokenizer: a folder or a hub name.", show_default=False)
 ]
+AllowUntrained = Annotated[
+    bool,
+    typer.Option("--allow-untrained", help="Take a teacher that `convert` made and nobody trained: it knows nothing."),
+]
 Passes = Annotated[
     str | None,
     typer.Option(
@@ -87,6 +91,7 @@ def build_flags(
     on_bad_row: OnBadRow | None,
     out: str | None,
     passes: str | None,
+    allow_untrained: bool = False,
 ) -> dict[str, Any]:
     """Turn the short options of a build into entries of its run file.
 
@@ -97,9 +102,11 @@ def build_flags(
         on_bad_row: As given.
         out: As given.
         passes: As given.
+        allow_untrained: As given.
     """
     flags = {
         "teacher.model": teacher,
+        "teacher.allow_untrained": allow_untrained or None,
         "student.tokenizer.path": student,
         **corpus_flags("corpus", dataset, on_bad_row),
         "build.out": out,

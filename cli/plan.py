@@ -9,7 +9,19 @@ from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say, size
-from .options import BadRow, Dataset, Json, Out, Passes, RunFile, Set, StudentTokenizer, Teacher, build_flags
+from .options import (
+    AllowUntrained,
+    BadRow,
+    Dataset,
+    Json,
+    Out,
+    Passes,
+    RunFile,
+    Set,
+    StudentTokenizer,
+    Teacher,
+    build_flags,
+)
 
 if TYPE_CHECKING:
     from tide_cache.reporting.planning import CachePlan
@@ -23,6 +35,7 @@ def plan(
     on_bad_row: BadRow = None,
     out: Out = None,
     passes: Passes = None,
+    allow_untrained: AllowUntrained = False,
     sample_rows: Annotated[int, typer.Option(min=1, help="Rows to pair, spread over the corpus.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Devices like this one to foresee the time for.")] = 1,
     epochs: Annotated[
@@ -35,14 +48,14 @@ def plan(
 
     Loads the teacher and runs a few of the build's forwards on this device; writes nothing.
     """
-    flags = build_flags(teacher, student, dataset, on_bad_row, out, passes)
+    flags = build_flags(teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
     run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
     with chatter_to_stderr():
         from tide_cache.building.prepare import prepare_build
         from tide_cache.reporting.planning import plan_build
 
         say(f"Measuring {sample_rows} rows and a few forwards ...")
-        found = plan_build(run, prepare_build(run), sample_rows, workers, epochs)
+        found = plan_build(run, prepare_build(run, needs_weights=False), sample_rows, workers, epochs)
     if json:
         print_json(asdict(found))
     else:

@@ -7,6 +7,8 @@ import typer
 
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
+from tide_cache.errors import CacheIncompleteError, RunFileError
+from tide_cache.locations import CachePath, cache_path
 
 from .console import chatter_to_stderr, complain, number, print_fields, print_json, print_table, say
 from .options import Json, Out, Set, given
@@ -20,11 +22,11 @@ REFUSED = 3
 
 def repair(
     where: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="RUN.toml|CACHE",
-            help="Run file that the cache was built with. The cache's folder is enough for --dry-run, and to mend "
-            "everything but shards.",
+            metavar="CACHE|RUN.toml",
+            help="Folder or URL of the cache, or the run file that it was built with. A cache that an older release "
+            "began needs the run file where shards must be computed again.",
         ),
     ],
     out: Out = None,
@@ -37,9 +39,7 @@ def repair(
     A shard that is computed again must have the very bytes that manifest.json says it had. Bad files go to a folder
     `quarantine` inside the cache; nothing is deleted. Exit 3 when --dry-run finds damage.
     """
-    overrides = {**given({"build.out": out}), **parse_assignments(assignments or ())}
-    run = None if where.is_dir() else load_run_file(BuildRun, where, overrides)
-    cache = where if run is None else run.build.out
+    cache, run = _find(where, {**given({"build.out": out}), **parse_assignments(assignments or ())})
     with chatter_to_stderr():
         from tide_cache.building.repair import find_damage, repair_cache
 
@@ -55,8 +55,39 @@ def repair(
     if not found.is_mended:
         complain(f"error: {cache} is damaged: {', '.join(found.bad_files)}")
         if dry_run:
-            complain("Run the same command without --dry-run, with the run file in place of the folder, to mend it.")
+            complain("Run the same command without --dry-run to mend it.")
         raise typer.Exit(REFUSED)
+
+
+def _find(where: str, overrides: dict[str, Any]) -> tuple[CachePath, BuildRun | None]:
+    """Give the cache that is meant, and how it was built, where that is known.
+
+    Raises:
+        RunFileError: A run file cannot be used, or options change a run that is not known.
+        CacheIncompleteError: There is no such folder.
+    """
+    cache = cache_path(where)
+    if isinstance(cache, Path) and not cache.is_dir():
+        if cache.exists() or cache.suffix == ".toml":
+            run = load_run_file(BuildRun, cache, overrides)
+            return run.build.out, run
+        raise CacheIncompleteError(
+            f"{where}: no such folder; give the folder of a cache, or its URL: s3://bucket/cache"
+        )
+    from tide_cache.building.run_record import read_record
+
+    if "build.out" in overrides:
+        raise RunFileError(f"--out {overrides['build.out']}: found the cache {where} already; leave one of them out")
+    record = read_record(cache)
+    if record is not None:
+        whole = {**record.run, "build": {**record.run["build"], "out": str(cache)}}
+        return cache, load_run_file(BuildRun, None, {**whole, **overrides})
+    if overrides:
+        raise RunFileError(
+            f"{where}: found {', '.join(overrides)}, but no run.json that they could change; give the run file in "
+            "place of the folder, or leave them out"
+        )
+    return cache, None
 
 
 def _document(found: "RepairReport", dry_run: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from .options import Json
 from .progress import ProgressReport
 
 REFUSED = 3
-WAY_OUT = "`tide-cache repair RUN.toml`, with the run file of the build, moves them aside and computes only them again."
+WAY_OUT = "`tide-cache repair CACHE` moves them aside and computes only them again."
 
 
 def verify_cache(

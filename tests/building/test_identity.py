@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 
+import huggingface_hub.constants
 import pytest
 from safetensors.torch import load_file, save_file
 
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import ModelError
-from tide_cache.modeling.fingerprint import resolved_commit
+from tide_cache.hub import open_repository
 
 
 def identity_of(values):
@@ -163,7 +164,12 @@ def test_a_hub_name_is_resolved_to_the_commit_that_was_read(build_values, tiny_t
     assert ids[2] == ids[4] != ids[0]
 
 
-def test_a_snapshot_without_a_commit_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=re.escape("whose name is no commit of 40 hex digits; give teacher.revision")):
-        resolved_commit("owner/teacher", tmp_path / "main", None)
-    assert resolved_commit(str(tmp_path), tmp_path, "as given") == "as given"
+def test_a_snapshot_without_a_commit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "models--owner--teacher/refs").mkdir(parents=True)
+    (tmp_path / "models--owner--teacher/refs/main").write_text("main")
+    (tmp_path / "models--owner--teacher/snapshots/main").mkdir(parents=True)
+    with pytest.raises(ModelError, match=re.escape("whose name is no commit of 40 hex digits; give its revision")):
+        open_repository("owner/teacher")
+    assert open_repository(str(tmp_path), "as given").commit is None

@@ -44,7 +44,7 @@ def test_verify_accepts_the_cache_and_names_the_shard_with_a_flipped_byte(worksh
     found = installed("verify", "copy", cwd=tmp_path)
     assert found.returncode == 3
     assert found.stderr.splitlines()[-2] == "error: copy is damaged: signals/plain/shard-000001.parquet"
-    assert found.stderr.splitlines()[-1].startswith("`tide-cache repair RUN.toml`, with the run file of the build,")
+    assert found.stderr.splitlines()[-1].startswith("`tide-cache repair CACHE` moves them aside")
     assert "found sha256" in " ".join(found.stdout.split())
 
 
@@ -59,13 +59,18 @@ def test_repair_lists_what_is_bad_and_mends_it(workshop, tmp_path, call):
     listed = call("repair", copy, "--dry-run")
     assert listed.exit_code == 3
     assert name in listed.stdout
-    assert "with the run file in place of the folder" in listed.stderr
+    assert "without --dry-run to mend it" in listed.stderr
+    record = (copy / "run.json").read_text()
+    (copy / "run.json").unlink()
     refused = call("repair", copy)
     assert refused.exit_code == 2
     assert "takes the run file" in refused.stderr
+    assert "no run.json that they could change" in call("repair", copy, "--set", "teacher.device=cpu").stderr
+    (copy / "run.json").write_text(record)
+    assert "found the cache" in call("repair", copy, "--out", "elsewhere").stderr
     document = json.loads(call("repair", "build.toml", "--out", copy, "--dry-run", "--json").stdout)
     assert (document["ok"], document["moved"], document["problems"][0]["file"]) == (False, [], name)
-    mended = call("repair", "build.toml", "--out", copy)
+    mended = call("repair", copy)  # the folder alone: run.json in it says how it was built
     assert mended.exit_code == 0, mended.stderr
     assert "Mended" in mended.stdout
     assert (copy / name).read_bytes() == (workshop.cache / name).read_bytes()
@@ -74,6 +79,14 @@ def test_repair_lists_what_is_bad_and_mends_it(workshop, tmp_path, call):
         "cache": str(copy), "ok": True, "dry_run": False, "problems": [], "quarantine": None, "moved": [],
         "recomputed": [],
     }  # fmt: skip
+
+
+def test_repair_of_a_folder_that_is_not_there_speaks_of_folders(call, tmp_path):
+    done = call("repair", tmp_path / "gone")
+    assert done.exit_code == 3
+    assert f"{tmp_path / 'gone'}: no such folder; give the folder of a cache" in done.stderr
+    assert "run file" not in done.stderr
+    assert "no such run file" in call("repair", tmp_path / "gone.toml").stderr
 
 
 def test_two_processes_train_a_student_and_one_of_them_speaks(student_run):

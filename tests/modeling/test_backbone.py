@@ -144,7 +144,7 @@ def test_random_weights_depend_on_the_seed_alone(golden):
 
 
 def test_unsupported_checkpoints_are_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"no readable config.json"):
+    with pytest.raises(ModelError, match=r"found no config.json; expected a checkpoint"):
         read_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(ModelError, match=r"model_type 'mamba' is not supported; supported: a2d-llama"):
@@ -211,7 +211,7 @@ def test_damaged_weights_are_refused(tmp_path, golden):
     for file in folder.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
-    with pytest.raises(ModelError, match=r"the weights cannot be loaded: .*Copy or download them again"):
+    with pytest.raises(ModelError, match=r"the weights cannot be (read|loaded): .*Copy or download them again"):
         load_backbone(read_checkpoint(str(tmp_path)), torch.float32, "cpu")
 
 

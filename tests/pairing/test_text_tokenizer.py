@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,8 +151,27 @@ def test_no_mask_token(make_tokenizer: MakeTokenizer, options: dict[str, str], f
     folder = make_tokenizer("unmasked")
     with pytest.raises(PairingError, match=found) as error:
         TextTokenizer.load(str(folder), **options)
-    for way_out in ("mask_token = '...'", "add_mask_token = true", "'<|mask|>' = 151669"):
+    for way_out in ("mask_token = '...'", "add_mask_token = true"):
         assert way_out in str(error.value)
+    assert "convert" not in str(error.value), "there is no model here to convert"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "found", "absent"),
+    [
+        ("qwen3", r"causal model \(qwen3\), which cannot denoise yet: convert it .*, then train it", "151669"),
+        ("a2d-qwen3", r"Name the one that this a2d-qwen3 was trained with: .*'<\|mask\|>' = 151669", "convert"),
+    ],
+)
+def test_the_way_to_a_mask_token_depends_on_the_model_beside(
+    make_tokenizer: MakeTokenizer, tmp_path: Path, model_type: str, found: str, absent: str
+) -> None:
+    """A denoiser is not sent to `convert`, which would send it back."""
+    shutil.copytree(make_tokenizer("unmasked"), tmp_path / "model")
+    (tmp_path / "model/config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(PairingError, match=found) as error:
+        TextTokenizer.load(str(tmp_path / "model"))
+    assert absent not in str(error.value)
 
 
 def test_an_unregistered_mask_token_is_pointed_out(make_tokenizer: MakeTokenizer, tmp_path: Path):

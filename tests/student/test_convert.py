@@ -178,7 +178,8 @@ class TestRefusals:
     def test_a_student(self, causal, tmp_path):
         convert(str(causal("qwen3")), tmp_path / "student")
         with pytest.raises(
-            ModelError, match=r"'a2d-qwen3', expected a causal one of llama, qwen2, qwen3; this is a st"
+            ModelError,
+            match=r"'a2d-qwen3', expected a causal one of llama, qwen2, qwen3; this is a denoiser already, train",
         ):
             convert(str(tmp_path / "student"), tmp_path / "again")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tide_cache.building.executors import Executor, InProcess
 from tide_cache.building.prepare import PreparedBuild, prepare_build
+from tide_cache.building.run_record import keep_record, require_same_tokens
 from tide_cache.building.shard import SHOWINGS, BuiltShard
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
@@ -149,10 +150,12 @@ def build_shards(
     executor.check(run)
     folder = CacheFolder(run.build.out)
     folder.require_fits(build.identity, build.plan)
+    require_same_tokens(run, build)
     num_committed = _num_committed(folder, build, shards)
     if check_disk and num_committed < len(shards):
         require_disk(build, run.build.out, len(shards) - num_committed)
     folder.begin(build.identity, build.plan, build.passes)
+    keep_record(run, build)
     lacking = {s: [t for t in tables_of(build.passes) if not folder.is_committed(t, s)] for s in shards}
     missing = {shard: tables for shard, tables in lacking.items() if tables}
     if missing:

@@ -1,15 +1,17 @@
 """Everything of a build that can be known, and found wrong, before the teacher's weights are loaded."""
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tide_cache.building.run_record import begun_on
 from tide_cache.building.shard_size import samples_per_shard
 from tide_cache.config.build import BuildRun
 from tide_cache.config.common import PassName, TokenizerConfig
 from tide_cache.corpus import Corpus, open_corpus, open_prepared
-from tide_cache.errors import CorpusError, RunFileError, fault_list
+from tide_cache.errors import CorpusError, RunFileError, TideCacheError, fault_list
 from tide_cache.manifest import (
     CacheIdentity,
     PairingIdentity,
@@ -19,9 +21,17 @@ from tide_cache.manifest import (
     ViewsIdentity,
     VocabSizes,
 )
-from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device, unsupported_loading
-from tide_cache.modeling.fingerprint import checkpoint_fingerprint, local_folder, resolved_commit
+from tide_cache.manifest.manifest import read_plan
+from tide_cache.modeling.backbone import (
+    CheckpointInfo,
+    fetch_weights,
+    read_checkpoint,
+    resolve_device,
+    unsupported_loading,
+)
+from tide_cache.modeling.fingerprint import checkpoint_fingerprint, stated_fingerprint
 from tide_cache.pairing import PairedRows, PreparedPairer, SamplePairer, Spelling, TextTokenizer, shared_vocab_size
+from tide_cache.pairing.dates import today
 from tide_cache.progress import doing
 from tide_cache.teacher.capture import CapturePlan
 from tide_cache.teacher.statistics import SignalPlan
@@ -54,6 +64,7 @@ class PreparedBuild:
         demo_ratio: How the views of the compdemo pass are split.
         passes: What is captured.
         capture: How the teacher is run.
+        special_tokens: What teacher's and student's tokenizers call their special tokens.
     """
 
     corpus: Corpus[Any]
@@ -65,6 +76,7 @@ class PreparedBuild:
     demo_ratio: float
     passes: tuple[PassName, ...]
     capture: CapturePlan
+    special_tokens: dict[str, dict[str, str | list[str]]]
 
     def spelling(self) -> Spelling | None:
         """Spell the teacher's vocabulary for the student, where candidate chunks are wanted; takes seconds."""
@@ -74,35 +86,40 @@ class PreparedBuild:
             return self.pairer.spelling(self.checkpoint.vocab_size)
 
 
-def prepare_build(run: BuildRun) -> PreparedBuild:
-    """Check a build and open its corpus.
+def prepare_build(run: BuildRun, needs_weights: bool = True) -> PreparedBuild:
+    """Check a build and open its corpus: configuration, tokenizers, corpus, and the teacher's weights at last.
+
+    Args:
+        run: The run file.
+        needs_weights: Whether the weights of a hub's teacher are fetched. Without, their hash is what the hub states.
 
     Raises:
         RunFileError: Something in the run file cannot work; lists every fault.
         TideCacheError: Corpus, tokenizer or checkpoint cannot be read.
     """
-    folder = local_folder(run.teacher.model, run.teacher.revision)
-    checkpoint = read_checkpoint(str(folder))
-    section = run.teacher.tokenizer or TokenizerConfig(path=str(folder))
+    checkpoint = read_checkpoint(run.teacher.model, run.teacher.revision)
+    section = run.teacher.tokenizer or TokenizerConfig(path=str(checkpoint.folder))
     teacher = TextTokenizer.load(**dict(section), mask_id=checkpoint.mask_id)
     student = TextTokenizer.load(**dict(run.student.tokenizer))
     shared = shared_vocab_size(teacher, student)
     faults = checkpoint.require_fits(teacher.vocab_size, run.teacher.max_length, "teacher")
     faults += checkpoint.mask_faults(teacher.mask_id, teacher.mask_token, "teacher.tokenizer")
     faults += unsupported_loading(checkpoint, run.teacher.quantisation, run.teacher.device_map)
-    faults += _setting_faults(run, checkpoint, shared)
+    faults += _setting_faults(run, checkpoint, shared) + _untrained_faults(run, checkpoint)
+    day, day_faults = _fix_day(run, teacher, student)
+    faults += day_faults
     if faults:
         raise RunFileError(fault_list("The build cannot start:", faults, "Nothing was loaded or written."))
     corpus, pairer = _rows_and_pairer(run, teacher, student)
     if run.pairing.shared_vocab_size is not None:
         shared = run.pairing.shared_vocab_size
-    commit = resolved_commit(run.teacher.model, folder, run.teacher.revision)
-    fingerprint = {"revision": commit, **checkpoint_fingerprint(folder)}
+    # For a folder `revision` is as given, since nothing resolves it.
+    fingerprint = {"revision": checkpoint.commit or run.teacher.revision, **_weights(checkpoint, needs_weights)}
     return PreparedBuild(
         corpus=corpus,
         pairer=pairer,
         checkpoint=checkpoint,
-        identity=_identity(run, corpus, checkpoint, fingerprint, teacher, student, shared),
+        identity=_identity(run, corpus, checkpoint, fingerprint, teacher, student, shared, day),
         plan=ShardPlan(
             num_rows=len(corpus),
             samples_per_shard=samples_per_shard(run, checkpoint.config, resolve_device(run.teacher.device)),
@@ -124,7 +141,43 @@ def prepare_build(run: BuildRun) -> PreparedBuild:
             signals=_signal_plan(run),
             seed=run.views.seed,
         ),
+        special_tokens={"teacher": teacher.special_tokens, "student": student.special_tokens},
     )
+
+
+def _weights(checkpoint: CheckpointInfo, needs_weights: bool) -> dict[str, str | None]:
+    """Fetch and hash the teacher's weights, or ask the hub for their hash; None where it cannot say."""
+    if not needs_weights and checkpoint.repository is not None and checkpoint.commit is not None:
+        return stated_fingerprint(checkpoint.repository)
+    fetch_weights(checkpoint)
+    return {**checkpoint_fingerprint(checkpoint.folder)}
+
+
+def _fix_day(run: BuildRun, teacher: TextTokenizer, student: TextTokenizer) -> tuple[datetime.date | None, list[str]]:
+    """Have templates that write the date all write one day: the run file's, the cache's own, or today.
+
+    Returns:
+        The day, None where no template writes one; and faults.
+    """
+    dated = [tokenizer for tokenizer in (teacher, student) if tokenizer.writes_date]
+    if run.corpus.format != "chat" or not dated:
+        faults = [] if run.pairing.date is None else [
+            f"pairing.date: found {run.pairing.date}, but no chat template of this build writes the date; leave it out"
+        ]  # fmt: skip
+        return None, faults
+    day = run.pairing.date or _day_begun(run) or today()
+    for tokenizer in dated:
+        tokenizer.show_day(day)
+    return day, []
+
+
+def _day_begun(run: BuildRun) -> datetime.date | None:
+    """Give the day of the cache that is there already; whoever needs more of it says what is wrong with it."""
+    try:
+        day = read_plan(run.build.out).identity.pairing.date
+    except TideCacheError:
+        return begun_on(run.build.out)
+    return datetime.date.fromisoformat(day) if day else None
 
 
 def _rows_and_pairer(run: BuildRun, teacher: TextTokenizer, student: TextTokenizer) -> tuple[Corpus[Any], Pairer]:
@@ -165,6 +218,16 @@ def _signal_plan(run: BuildRun) -> SignalPlan:
     )
 
 
+def _untrained_faults(run: BuildRun, checkpoint: CheckpointInfo) -> list[str]:
+    if checkpoint.converted_from is None or run.teacher.allow_untrained:
+        return []
+    return [
+        f"teacher.model: {checkpoint.location} was converted from {checkpoint.converted_from} and never trained to "
+        "denoise, so it predicts nothing useful; train it first (tide-cache train --student), or say "
+        "--allow-untrained (teacher.allow_untrained). If it was trained elsewhere, remove its tide_cache.json"
+    ]
+
+
 def _setting_faults(run: BuildRun, checkpoint: CheckpointInfo, shared: int) -> list[str]:
     faults = []
     if _signal_plan(run).top_k > checkpoint.vocab_size:
@@ -192,6 +255,7 @@ def _identity(
     teacher: TextTokenizer,
     student: TextTokenizer,
     shared: int,
+    day: datetime.date | None,
 ) -> CacheIdentity:
     return CacheIdentity(
         corpus_hash=corpus.content_hash,
@@ -211,6 +275,7 @@ def _identity(
             # A preprocessed set was not tokenised here, and its own spans were held against the bytes.
             aligner=run.pairing.aligner if run.corpus.format == "chat" else run.corpus.format,
             shared_vocab_size=shared,
+            date=None if day is None else day.isoformat(),
         ),
         views=ViewsIdentity(**run.views.model_dump()),
         signals=SignalsIdentity(**run.signals.model_dump() | {"chunk_k": _signal_plan(run).chunk_k}),

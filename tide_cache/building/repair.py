@@ -228,7 +228,9 @@ def _required(run: BuildRun | None, root: CachePath, lost: Sequence[str]) -> Bui
             fault_list(
                 f"{root}: these must be computed again, which takes the run file that the cache was built with:",
                 lost,
-                "Give it in place of the folder: tide-cache repair RUN.toml. Nothing was changed.",
+                "The release that began this cache did not keep it. Give it in place of the folder: tide-cache repair "
+                "RUN.toml; or write one anew with the same options (build-teacher-shards --dry-run prints it). Nothing "
+                "was changed.",
             )
         )
     return run

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from tide_cache.building.prepare import PreparedBuild, prepare_build
+from tide_cache.building.run_record import require_same_tokens
 from tide_cache.building.shard import BuiltShard, capture_shard
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import CacheIncompleteError
@@ -54,6 +55,7 @@ class ShardWorker:
             ) from None
         build = prepare_build(run)
         folder.require_fits(build.identity, build.plan)
+        require_same_tokens(run, build)
         return cls(run, build, device)
 
     def build(self, shard: int, on_views: Callable[[int], None]) -> "Future[BuiltShard]":

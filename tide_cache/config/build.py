@@ -1,5 +1,6 @@
 """The run file of `tide-cache build-teacher-shards`."""
 
+import datetime
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -42,6 +43,10 @@ class TeacherConfig(Frozen):
         default=False, description="Compile the model by torch.compile: minutes at first, faster forwards afterwards."
     )
 
+    allow_untrained: bool = Field(
+        default=False, description="Take a model that `convert` made and nobody trained; it predicts nothing useful."
+    )
+
     @property
     def loading(self) -> dict[str, Any]:
         """Options of `load_backbone`."""
@@ -71,6 +76,11 @@ class PairingConfig(Frozen):
     )
     shared_vocab_size: int | None = Field(
         default=None, ge=0, description="Ids below it mean the same token for both; by default found by comparison."
+    )
+    date: datetime.date | None = Field(
+        default=None,
+        description="Day that chat templates take for today, where one writes the date; by default the day on which "
+        "the cache was begun.",
     )
 
 

@@ -1,5 +1,6 @@
 """The run file of `tide-cache train`."""
 
+import datetime
 from pathlib import Path
 from typing import Literal, Self
 
@@ -94,6 +95,11 @@ class DataConfig(Frozen):
     signal_pass: PassName = Field(default="plain", description="Which of the cache's passes the teacher speaks from.")
     num_views: int | None = Field(default=None, ge=1, description="Use only this many of the cache's views.")
     seed: int = Field(default=0, ge=0, description="Order of the samples.")
+    date: datetime.date | None = Field(
+        default=None,
+        description="Day that the chat template takes for today, where a corpus is rendered by one that writes the "
+        "date; by default the day on which the run began.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

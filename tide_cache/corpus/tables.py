@@ -65,15 +65,13 @@ def read_hub(name: str, config: str | None, split: str | None, wanted: frozenset
 
     No code of the dataset is ever run: `trust_remote_code` stays off.
     """
-    import datasets
-
     if os.path.isdir(name):
         raise CorpusError(
             f"{name}: is a folder of the working directory and would be taken for the hub dataset of that name. "
             f"Give its path as ./{name} from corpus.folder, or start from another directory."
         )
     try:
-        dataset = datasets.load_dataset(name, config, split=split or "train")
+        dataset = _load_split(name, config, split or "train")
     except Exception as error:  # the network, the hub and every builder have their own
         raise CorpusError(
             f"{name}: no such local file, and not loadable as a hub dataset "
@@ -82,6 +80,33 @@ def read_hub(name: str, config: str | None, split: str | None, wanted: frozenset
             "copy its HF_HOME here, or save it there with save_to_disk of datasets and give that folder."
         ) from None
     yield from _dataset_rows(dataset, wanted)
+
+
+def _load_split(name: str, config: str | None, split: str) -> Any:
+    """Load one split of a hub dataset, without fetching the files of the others.
+
+    `datasets.load_dataset` prepares all splits whichever is asked for. A split alone is kept in a cache folder of its
+    own, `splits/NAME` of the usual one, so that the usual one never holds a dataset that lacks some of its splits.
+    """
+    import datasets
+
+    root = os.path.join(datasets.config.HF_DATASETS_CACHE, "splits", split)
+    try:
+        builder = datasets.load_dataset_builder(name, config, cache_dir=root)
+    except Exception:  # not reachable, and not kept alone: the usual way has the rest of the answers
+        return datasets.load_dataset(name, config, split=split)
+    files = builder.config.data_files
+    if files is not None and split not in files:
+        raise ValueError(f"Unknown split {split!r}. Should be one of {list(map(str, files))}.")
+    kept_whole = os.path.join(datasets.config.HF_DATASETS_CACHE, os.path.relpath(builder.cache_dir, root))
+    if os.path.isdir(kept_whole):
+        return datasets.load_dataset(name, config, split=split)
+    if files is not None:
+        builder.config.data_files = datasets.data_files.DataFilesDict({split: files[split]})
+        builder.info.splits = None  # it lists all of them, and is compared with what is prepared
+        builder.info.download_checksums = None
+    builder.download_and_prepare(verification_mode="no_checks")
+    return builder.as_dataset(split=split)
 
 
 def _dataset_rows(dataset: Any, wanted: frozenset[str]) -> Iterator[RawRow]:

@@ -15,7 +15,7 @@ from tide_cache.shards import FORMAT_VERSION, CodecName, ShardRules, canonical_j
 
 ABSENT = "(absent)"
 
-UNWRITTEN: dict[str, Any] = {"demo_ratio": 0.5, "tail_samples": 0, "chunk_k": 0, "codec": "plain"}
+UNWRITTEN: dict[str, Any] = {"demo_ratio": 0.5, "tail_samples": 0, "chunk_k": 0, "codec": "plain", "date": None}
 """Values left out of documents, so that a cache from before these fields keeps its id, and can get another pass."""
 
 Scalar = str | int | float | bool | None
@@ -29,13 +29,6 @@ class StudentIdentity(Frozen):
     fill_last_block: bool
 
 
-class PairingIdentity(Frozen):
-    """How the two tokenizers were tied together."""
-
-    aligner: str
-    shared_vocab_size: int
-
-
 class _Sparse(Frozen):
     """Written without the fields that hold their value of `UNWRITTEN`."""
 
@@ -43,6 +36,14 @@ class _Sparse(Frozen):
     def _to_document(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = dump(self)
         return {name: value for name, value in written.items() if name not in UNWRITTEN or UNWRITTEN[name] != value}
+
+
+class PairingIdentity(_Sparse):
+    """How the two tokenizers were tied together, and the day that their templates wrote, where one writes it."""
+
+    aligner: str
+    shared_vocab_size: int
+    date: Annotated[str | None, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = UNWRITTEN["date"]
 
 
 class ViewsIdentity(_Sparse):

@@ -7,6 +7,7 @@ Shape suffixes: B samples, S packed positions, D hidden size, V vocabulary.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import Cache
 
 from tide_cache.errors import ModelError
+from tide_cache.hub import Repository
 from tide_cache.modeling.attention import AttentionKind
 from tide_cache.modeling.packing import PackedInput
 
@@ -68,12 +70,26 @@ class CheckpointInfo:
         model_type: As published, for example `wedlm`.
         config: The configuration that loads it.
         mask_id: The mask token it was trained with, where config.json or its authors' code says so.
+        repository: Where its files lie; None for the folder `location`.
+        converted_from: What `tide-cache convert` made it of, where it was not trained since.
     """
 
     location: str
     model_type: str
     config: Any
     mask_id: int | None = None
+    repository: Repository | None = None
+    converted_from: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return Path(self.location) if self.repository is None else self.repository.folder
+
+    @property
+    def commit(self) -> str | None:
+        """Commit of a hub's repository; None for a folder."""
+        return None if self.repository is None else self.repository.commit
 
     @property
     def vocab_size(self) -> int:
@@ -123,7 +139,6 @@ class LoadPlan:
     Attributes:
         dtype: Of the parameters.
         device: Where they are put.
-        revision: Commit of a hub checkpoint.
         quantisation: Of the weights, by bitsandbytes.
         device_map: `auto` spreads the layers over all GPUs, by accelerate; then `device` has no say.
         attention: Which kernel computes it.
@@ -132,7 +147,6 @@ class LoadPlan:
 
     dtype: torch.dtype
     device: str
-    revision: str | None = None
     quantisation: Quantisation = "none"
     device_map: Literal["auto"] | None = None
     attention: AttentionKind = "sdpa"
@@ -165,7 +179,7 @@ class Adapter(Protocol):
         """Give the mask token that such checkpoints are trained with where config.json leaves it open."""
 
     def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
-        """Load the weights.
+        """Load the weights, which lie in `info.folder` by then.
 
         Raises:
             ModelError: They are missing, left over, or of another shape; lists them.

@@ -6,19 +6,20 @@ Remote code is never run. A new family of checkpoints is one small file with an 
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers.utils import cached_file
 
 from tide_cache.errors import ModelError, fault_list
-from tide_cache.locations import nowhere
+from tide_cache.hub import Repository, open_repository
 from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadPlan, Quantisation, no_room
 from tide_cache.modeling.attention import AttentionKind
+from tide_cache.modeling.checkpoint import read_provenance
 from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.llada2_moe import LLaDA2Adapter
+from tide_cache.modeling.safetensors_loading import weight_names
 from tide_cache.modeling.stock import STOCK_ADAPTERS, new_backbone
 from tide_cache.progress import doing
 
@@ -27,6 +28,7 @@ __all__ = [
     "DTYPES",
     "Backbone",
     "CheckpointInfo",
+    "fetch_weights",
     "load_backbone",
     "new_backbone",
     "read_checkpoint",
@@ -39,19 +41,24 @@ __all__ = [
 ADAPTERS: dict[str, Adapter] = {**STOCK_ADAPTERS, "llada2_moe": LLaDA2Adapter()}
 """Who loads a checkpoint, by its `model_type`."""
 
+_SHOWN_FILES = 6
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInfo:
-    """Read a checkpoint's configuration.
+    """Read a checkpoint's configuration; of a hub's repository the small files are fetched, and no weights.
+
+    Args:
+        location: Folder, or name on a hub.
+        revision: Branch, tag or commit of a hub's repository.
 
     Raises:
-        ModelError: No config.json there, not JSON, an unsupported model_type, code of its own, or features we would
-            get wrong.
+        ModelError: No config.json there, not JSON, an unsupported model_type, code of its own, an adapter beside the
+            weights, or features we would get wrong.
     """
-    if reason := nowhere(location):
-        raise ModelError(reason)
-    raw = _read_config(location, revision)
+    repository = open_repository(location, revision)
+    raw = _read_config(repository)
     model_type = str(raw.get("model_type"))
     adapter = ADAPTERS.get(model_type)
     own_code = _own_code(raw)
@@ -75,8 +82,14 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
         )
     config = adapter.read_config(raw, location)
     stated = raw.get("mask_token_id")
-    mask_id = stated if isinstance(stated, int) else adapter.mask_id(raw)
-    return CheckpointInfo(location, model_type, config, mask_id)
+    return CheckpointInfo(
+        location,
+        model_type,
+        config,
+        mask_id=stated if isinstance(stated, int) else adapter.mask_id(raw),
+        repository=repository,
+        converted_from=read_provenance(repository.folder).get("converted_from"),
+    )
 
 
 def _own_code(raw: dict[str, Any]) -> str:
@@ -85,12 +98,17 @@ def _own_code(raw: dict[str, Any]) -> str:
     return ", ".join(sorted({str(name) for name in named.values()})) if isinstance(named, dict) else ""
 
 
-def _read_config(location: str, revision: str | None) -> dict[str, Any]:
-    folder = Path(location)
-    try:
-        path = (
-            folder / "config.json" if folder.is_dir() else Path(cached_file(location, "config.json", revision=revision))
+def _read_config(repository: Repository) -> dict[str, Any]:
+    location, path = repository.location, repository.folder / "config.json"
+    if not path.is_file():
+        raise ModelError(_no_checkpoint(location, repository.names()))
+    if (repository.folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{location}: found adapter_config.json beside the weights; expected a whole model. Whether such an "
+            "adapter is applied depends on what is installed, so it is never read here. Merge it into the weights "
+            "first (peft: merge_and_unload, then save_pretrained), or, if they hold it already, take the file away."
         )
+    try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -101,6 +119,26 @@ def _read_config(location: str, revision: str | None) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ModelError(f"{location}/config.json: found {type(raw).__name__}, expected an object")
     return raw
+
+
+def _no_checkpoint(location: str, names: Sequence[str]) -> str:
+    """Say what lies in a place without config.json, and what to take in its stead."""
+    found = ", ".join(names[:_SHOWN_FILES]) + (", ..." if len(names) > _SHOWN_FILES else "")
+    if "adapter_config.json" in names:
+        return (
+            f"{location}: found an adapter (adapter_config.json) without the model that it changes; expected a whole "
+            "model. Load both with peft, merge them (merge_and_unload), save that (save_pretrained), and give its "
+            "folder."
+        )
+    if any(name.endswith(".gguf") for name in names):
+        return (
+            f"{location}: found GGUF files and no config.json; expected a checkpoint in Hugging Face layout. Give the "
+            "one that they were made from; `tide-cache convert` alone reads GGUF."
+        )
+    return (
+        f"{location}: found no config.json{f' among {found}' if found else ''}; expected a checkpoint in Hugging Face "
+        "layout: config.json, safetensors and a tokenizer"
+    )
 
 
 def load_backbone(
@@ -120,7 +158,7 @@ def load_backbone(
         info: From `read_checkpoint`.
         dtype: Of the parameters.
         device: Where to put them.
-        revision: Commit of a hub checkpoint.
+        revision: Of no effect: `read_checkpoint` has chosen the commit.
         quantisation: See `LoadPlan`.
         device_map: See `LoadPlan`.
         attention: See `LoadPlan`.
@@ -133,15 +171,29 @@ def load_backbone(
     if faults := unsupported_loading(info, quantisation, device_map):
         raise ModelError(fault_list(f"{info.location} cannot be loaded so:", faults, "Nothing was loaded."))
     require_means(device, quantisation, device_map, attention, compile)
-    plan = LoadPlan(dtype, device, revision, quantisation, device_map, attention, compile)
+    plan = LoadPlan(dtype, device, quantisation, device_map, attention, compile)
+    fetch_weights(info)
     try:
-        with doing(f"Loading weights of {info.location}", weights_bytes(Path(info.location))):
+        with doing(f"Loading weights of {info.location}", weights_bytes(info.folder)):
             backbone = ADAPTERS[info.model_type].load(info, plan)
     except torch.OutOfMemoryError as error:
         raise no_room(info, plan, error) from None
     if compile:
         backbone.compile_trunk()
     return backbone
+
+
+def fetch_weights(info: CheckpointInfo) -> None:
+    """Fetch the weights of a hub's repository, where they are not here yet; done last, when all else is checked.
+
+    Args:
+        info: From `read_checkpoint`.
+
+    Raises:
+        ModelError: The hub does not give them.
+    """
+    if info.repository is not None:
+        info.repository.fetch(weight_names(info.folder))
 
 
 def unsupported_loading(info: CheckpointInfo, quantisation: Quantisation, device_map: str | None) -> list[str]:

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
 from tide_cache.disk import new_folder
+from tide_cache.errors import ModelError
+from tide_cache.modeling.safetensors_loading import EMBEDDING, HEAD
 from tide_cache.progress import doing
 
 PUBLISHED_TYPE = {
@@ -46,7 +48,11 @@ def save_student(
     Raises:
         WriteError: The disk is full, or the folder cannot be written; a new folder is not left behind.
     """
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    head, embedding = weights.get(HEAD), weights.get(EMBEDDING)
+    is_tied = bool(config.tie_word_embeddings)
+    if is_tied and head is not None and embedding is not None and not torch.equal(head, embedding):
+        is_tied = False  # whatever the configuration says: what was learnt is kept
+    tied = {HEAD} if is_tied else set()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name not in tied}
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     with new_folder(folder, needed=sum(tensor.nbytes for tensor in tensors.values())):
@@ -54,7 +60,31 @@ def save_student(
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "tide_cache.json", dict(provenance))
         tokenizer.save(folder)
-        _write_json(folder / "config.json", published_config(config) | {"dtype": dtype})  # last: without it, no model
+        stored = {"dtype": dtype, "tie_word_embeddings": is_tied}
+        _write_json(folder / "config.json", published_config(config) | stored)  # last: without it, no model
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Read `tide_cache.json`, which says what a model was made of; empty where there is none.
+
+    Args:
+        folder: Of the model.
+
+    Raises:
+        ModelError: It is no JSON object.
+    """
+    path = folder / "tide_cache.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}; restore the file, or remove it") from None
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path}: found {type(content).__name__}, expected a JSON object; restore the file, or remove it"
+        )
+    return content
 
 
 def published_config(config: PretrainedConfig) -> dict[str, Any]:

@@ -7,9 +7,8 @@ Shape suffixes: B samples, S packed positions, D hidden size, H query heads, G k
 E experts, I inner size of an expert, J = 2 I.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -23,7 +22,6 @@ from tide_cache.errors import ModelError, fault_list
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, no_room
 from tide_cache.modeling.attention import Copies, attend, prepare_mask
 from tide_cache.modeling.experts import grouped_experts, route, uses_grouped_gemm
-from tide_cache.modeling.fingerprint import local_folder
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.safetensors_loading import load_tensors
 
@@ -333,7 +331,7 @@ class LLaDA2Adapter:
                 fault_list(
                     f"{location}/config.json: no usable llada2_moe configuration:",
                     faults,
-                    "Copy or download the file again; a feature not listed as expected is not implemented.",
+                    _way_out(error.errors()),
                 )
             ) from None
 
@@ -343,7 +341,6 @@ class LLaDA2Adapter:
 
     def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
         """Load the weights onto the device, tensor by tensor."""
-        folder = local_folder(info.location, plan.revision)
         with torch.device("meta"):
             model = LLaDA2MoE(info.config).to(plan.dtype)
         for module in model.modules():
@@ -353,8 +350,21 @@ class LLaDA2Adapter:
             model.to_empty(device=plan.device).requires_grad_(False)
         except RuntimeError as error:  # of main memory; a full GPU raises a subclass of it
             raise no_room(info, plan, error) from None
-        load_tensors(Path(folder), model.published_tensors())
+        load_tensors(info.folder, model.published_tensors())
         return LLaDA2Backbone(model, plan.attention)
+
+
+def _way_out(entries: Sequence[Any]) -> str:
+    """Say what helps: a feature that is not implemented comes back with every download."""
+    damaged = any(entry["type"] != "literal_error" for entry in entries)
+    unsupported = any(entry["type"] in ("literal_error", "value_error") for entry in entries)
+    ways = ["Copy or download the file again, if it was changed or cut short."] if damaged else []
+    if unsupported:
+        ways.append(
+            "Values other than the expected ones are variants that are not implemented: use another checkpoint, or an "
+            "adapter of your own (docs/teachers.md)."
+        )
+    return " ".join(ways)
 
 
 def _fault(entry: Any) -> str:

@@ -14,6 +14,8 @@ from tide_cache.errors import ModelError
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_ROWS_COMPARED = 8192
 _SHOWN = 8
 
 
@@ -31,7 +33,7 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
             shape; lists them.
     """
     device = str(next(iter(into.values())).device)
-    files = _files_of(folder)
+    files = weight_files(folder)
     try:
         _require_fit(folder, files, into)
         for path in files:
@@ -55,7 +57,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
         ModelError: A file is missing or damaged, or holds no floating point numbers.
     """
     found: set[str] = set()
-    for path in _files_of(folder):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as opened:
                 found |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no mapping
@@ -67,6 +69,39 @@ def stored_dtype(folder: Path) -> torch.dtype:
     if not found or not found <= FLOATS.keys():
         raise ModelError(f"{folder}: found weights of {sorted(found)}, expected floating point: {', '.join(FLOATS)}")
     return reduce(torch.promote_types, (FLOATS[name] for name in found))
+
+
+def has_own_head(folder: Path) -> bool:
+    """Tell whether a checkpoint stores an output head that is not its embedding.
+
+    Args:
+        folder: Of a stock checkpoint.
+
+    Raises:
+        ModelError: A file is missing or damaged.
+    """
+    files = {name: path for path in weight_files(folder) for name in _tensor_names(path)}
+    if HEAD not in files or EMBEDDING not in files:
+        return False
+    with safe_open(files[HEAD], framework="pt") as one, safe_open(files[EMBEDDING], framework="pt") as other:
+        head_VD, embedding_VD = one.get_slice(HEAD), other.get_slice(EMBEDDING)
+        if head_VD.get_shape() != embedding_VD.get_shape():
+            return True
+        rows = range(0, head_VD.get_shape()[0], _ROWS_COMPARED)
+        return not all(
+            torch.equal(head_VD[at : at + _ROWS_COMPARED], embedding_VD[at : at + _ROWS_COMPARED]) for at in rows
+        )
+
+
+def _tensor_names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path}: the weights cannot be read: {error}; expected whole .safetensors files. Copy or download them "
+            "again."
+        ) from None
 
 
 def require_all_weights(
@@ -90,14 +125,18 @@ def require_all_weights(
         raise ModelError(f"{location}: the weights do not fit its config.json: {shown}")
 
 
-def _files_of(folder: Path) -> list[Path]:
+def weight_names(folder: Path) -> list[str]:
+    """Give the names of the files that a checkpoint's weights are in, whether they are there or not.
+
+    Args:
+        folder: Of the checkpoint. Its one file goes before an index, as in transformers.
+
+    Raises:
+        ModelError: The index cannot be used.
+    """
     index = folder / INDEX
-    if not index.is_file():
-        if not (folder / SINGLE).is_file():
-            raise ModelError(
-                f"{folder}: found neither {SINGLE} nor {INDEX}; expected safetensors weights, pickles are never read"
-            )
-        return [folder / SINGLE]
+    if (folder / SINGLE).is_file() or not index.is_file():
+        return [SINGLE]
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if strange := [name for name in names if not _PLAIN_NAME.fullmatch(name)]:
@@ -107,7 +146,25 @@ def _files_of(folder: Path) -> list[Path]:
             f"{index}: no usable index ({type(error).__name__}: {error}); expected an object with weight_map, from "
             "tensor to file. Copy or download it again."
         ) from None
-    if absent := [name for name in names if not (folder / name).is_file()]:
+    return names
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Give the files that a checkpoint's weights are in.
+
+    Args:
+        folder: Of the checkpoint.
+
+    Raises:
+        ModelError: One is missing, or the index cannot be used.
+    """
+    names = weight_names(folder)
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent == [SINGLE]:
+        raise ModelError(
+            f"{folder}: found neither {SINGLE} nor {INDEX}; expected safetensors weights, pickles are never read"
+        )
+    if absent:
         raise ModelError(
             f"{folder}: {len(absent)} of the {len(names)} files that {INDEX} names are missing: {', '.join(absent)}; "
             "copy or download them"

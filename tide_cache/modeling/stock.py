@@ -4,6 +4,7 @@ A stock `Qwen3ForCausalLM` with an explicit mask equals the published `A2DQwen3L
 weights load into it by name, so no remote code is ever needed.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from tide_cache.errors import ModelError
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, Quantisation
 from tide_cache.modeling.attention import AttentionKind, Copies, attend, prepare_mask
 from tide_cache.modeling.packing import PackedInput
-from tide_cache.modeling.safetensors_loading import require_all_weights
+from tide_cache.modeling.safetensors_loading import INDEX, SINGLE, has_own_head, require_all_weights
 
 disable_progress_bar()  # a bar of its own for every load would cut through ours
 
@@ -119,6 +120,11 @@ class StockAdapter:
         """Turn config.json into the stock configuration; see `Adapter`."""
         if faults := self.find_faults(raw):
             raise ModelError(f"{location}/config.json: does not fit a stock {self.stock_type}: {'; '.join(faults)}")
+        if named := raw.get("transformers_weights"):
+            raise ModelError(
+                f"{location}/config.json: it names a file of weights of its own ({named!r}); expected {SINGLE} or "
+                f"{INDEX}. Rename that file, and remove transformers_weights from config.json."
+            )
         known = {k: v for k, v in raw.items() if k not in {"model_type", "architectures", "auto_map"}}
         if known.get("rope_scaling") is None:
             known.pop("rope_scaling", None)  # transformers 5 warns of the key alone; theta stands beside it
@@ -138,12 +144,11 @@ class StockAdapter:
 
     def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
         """Load the weights from safetensors; see `Adapter`."""
-        placed = _placement(plan)
+        placed, config = _placement(plan), _with_stored_head(info)
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
-                info.location,
-                config=info.config,
-                revision=plan.revision,
+                str(info.folder),
+                config=config,
                 dtype=plan.dtype,
                 attn_implementation="sdpa",
                 use_safetensors=True,
@@ -164,7 +169,7 @@ class StockAdapter:
                 f"{info.location}: transformers cannot load it with {settings}: {error}; change these settings, or "
                 "leave them out"
             ) from None
-        is_tied = info.config.tie_word_embeddings
+        is_tied = config.tie_word_embeddings
         require_all_weights(
             info.location,
             missing=set(report["missing_keys"]) - ({"lm_head.weight"} if is_tied else set()),
@@ -177,6 +182,20 @@ class StockAdapter:
                 f"{away[0]} among them; use more GPUs, or quantisation = '8bit' or '4bit'"
             )
         return StockBackbone(model if placed else model.to(plan.device), plan.attention)
+
+
+def _with_stored_head(info: CheckpointInfo) -> PretrainedConfig:
+    """Give the configuration as the weights have it: not tied where they hold an output head of its own.
+
+    Some checkpoints say `tie_word_embeddings` and store a head that differs from the embedding. transformers then
+    computes with the stored head, and training changes both; a saved model that says it is tied would lose it.
+    """
+    config = info.config
+    if not config.tie_word_embeddings or not has_own_head(info.folder):
+        return config
+    untied = copy.deepcopy(config)
+    untied.tie_word_embeddings = False
+    return untied
 
 
 def _placement(plan: LoadPlan) -> dict[str, Any]:

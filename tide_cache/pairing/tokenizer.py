@@ -1,5 +1,6 @@
 """One tokenizer with its chat template and mask token: how a teacher or a student sees text."""
 
+import datetime
 import hashlib
 import json
 import shutil
@@ -12,16 +13,18 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PretrainedConfig
-from transformers.utils import cached_file
 
 from tide_cache.errors import PairingError
-from tide_cache.locations import nowhere
+from tide_cache.hub import open_repository
+from tide_cache.pairing import dates
+from tide_cache.pairing.dates import on_day, random_names, writes_date
 from tide_cache.pairing.encoding import Encoded, TokenBytes, ends_by_offsets
 from tide_cache.pairing.rendering import ChatTemplate, Conversation, Rendered
 from tide_cache.progress import doing
 from tide_cache.records import Bools, Message
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
+_CAUSAL = ("qwen3", "qwen2", "llama")
 _COPIED_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
 
 
@@ -43,29 +46,31 @@ class TextTokenizer:
         self,
         tokenizer: Any,
         name: str,
-        revision: str | None,
+        folder: Path,
         template: str,
         is_mask_added: bool,
         own_mask_token: str | None = None,
+        today: datetime.date | None = None,
     ) -> None:
         """Wrap a tokenizer whose tokens and template are known to be there; use `load`.
 
         Args:
             tokenizer: The Hugging Face tokenizer, mask token set.
             name: Where it was loaded from.
-            revision: Commit of a hub tokenizer.
+            folder: Where its original files lie.
             template: Its chat template.
             is_mask_added: The mask token is not in the original files.
             own_mask_token: The one that the original files name.
+            today: What the template takes for today; by default the day on which it is loaded.
         """
         self._tokenizer = tokenizer
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._revision = revision
+        self._folder = folder
         self._template = template
-        self._chat = ChatTemplate(self._render_texts, template, name)
         self.name = name
+        self.show_day(today or dates.today())
         self.is_mask_added = is_mask_added
         self.own_mask_token = own_mask_token
         self.mask_token: str = tokenizer.mask_token
@@ -84,6 +89,7 @@ class TextTokenizer:
         mask_id: int | None = None,
         add_mask_token: bool = False,
         chat_template: Path | None = None,
+        today: datetime.date | None = None,
     ) -> "TextTokenizer":
         """Load a tokenizer; code that comes with it is never run.
 
@@ -95,25 +101,47 @@ class TextTokenizer:
             mask_id: The mask token's id, where the checkpoint says it; goes before the tokenizer's own mask token.
             add_mask_token: Append the mask token (`<|mask|>` unless named) to a vocabulary that lacks it.
             chat_template: Jinja file that replaces the tokenizer's template.
+            today: What a template that writes the date takes for today; by default the day on which it is loaded.
 
         Raises:
             PairingError: It cannot be loaded, or lacks a mask token, an end-of-text token or a chat template.
         """
         with doing(f"Loading tokenizer {path}"):
-            tokenizer = _load(path, revision)
+            folder = open_repository(path, revision, PairingError).folder
+        tokenizer = _load(path, folder)
         if mask_token is None and mask_id is not None and not add_mask_token:
             mask_token = _token_of(tokenizer, path, mask_id)
         own: str | None = tokenizer.mask_token
-        text = _mask_token_of(tokenizer, path, mask_token, add_mask_token)
+        text = _mask_token_of(tokenizer, path, folder, mask_token, add_mask_token)
         is_mask_added = text not in tokenizer.get_vocab()
         if own != text:
-            tokenizer = _load(path, revision, mask_token=text)
+            tokenizer = _load(path, folder, mask_token=text)
         if tokenizer.eos_token_id is None:
             raise PairingError(
                 f"{path}: the tokenizer has no end-of-text token (eos_token), which fills the last block of a sample. "
                 'Name one in its tokenizer_config.json: "eos_token": "<|endoftext|>".'
             )
-        return cls(tokenizer, path, revision, _template_of(tokenizer, path, chat_template), is_mask_added, own)
+        return cls(tokenizer, path, folder, _template_of(tokenizer, path, chat_template), is_mask_added, own, today)
+
+    @property
+    def writes_date(self) -> bool:
+        """Whether the chat template asks for the date."""
+        return writes_date(self._template)
+
+    @property
+    def today(self) -> datetime.date | None:
+        """What the chat template takes for today; None for one that does not ask."""
+        return self._today if self.writes_date else None
+
+    def show_day(self, today: datetime.date) -> None:
+        """Have the chat template take a day for today, from the next text on.
+
+        Args:
+            today: Which day.
+        """
+        self._today = today
+        self._shown_template = on_day(self._template, today)
+        self._chat = ChatTemplate(self._render_texts, self._template, self.name)  # it remembers what it has rendered
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
         """Render a conversation by the chat template and say where each content is.
@@ -187,14 +215,19 @@ class TextTokenizer:
             "mask_token_id": str(self.mask_id),
         }
 
+    @property
+    def special_tokens(self) -> dict[str, str | list[str]]:
+        """Special tokens by what they are for, as templates see them; fingerprints leave them out."""
+        return dict(self._tokenizer.special_tokens_map)
+
     def reads_like(self, other: "TextTokenizer") -> bool:
         """Say whether both give the same text and the same tokens for every conversation.
 
         Args:
             other: Another tokenizer. Templates may write the special tokens, which fingerprints leave out.
         """
-        mine, others = self._tokenizer.special_tokens_map, other._tokenizer.special_tokens_map
-        return bool(mine == others) and self.fingerprint() == other.fingerprint()
+        is_alike = self.special_tokens == other.special_tokens and self.today == other.today
+        return is_alike and self.fingerprint() == other.fingerprint()
 
     def save(self, folder: Path) -> None:
         """Write the original tokenizer files, with the mask token and the chat template in them.
@@ -206,17 +239,17 @@ class TextTokenizer:
         """
         folder.mkdir(parents=True, exist_ok=True)
         for name in _COPIED_FILES:
-            if (source := _file_of(self.name, name, self._revision)) is not None:
+            if (source := self._folder / name).is_file():
                 shutil.copyfile(source, folder / name)
-        original = _file_of(self.name, "tokenizer.json", self._revision)
+        original = self._folder / "tokenizer.json"
         if self.is_mask_added:
             backend = Tokenizer.from_file(str(original))
             backend.add_special_tokens([AddedToken(self.mask_token, special=True, normalized=False)])
             backend.save(str(folder / "tokenizer.json"))
         else:
-            shutil.copyfile(str(original), folder / "tokenizer.json")
-        config_file = _file_of(self.name, "tokenizer_config.json", self._revision)
-        config = {} if config_file is None else json.loads(Path(config_file).read_text(encoding="utf-8"))
+            shutil.copyfile(original, folder / "tokenizer.json")
+        config_file = self._folder / "tokenizer_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
         config |= {"mask_token": self.mask_token, "chat_template": self._template}
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
@@ -238,7 +271,7 @@ class TextTokenizer:
     def _render_texts(self, conversations: list[Conversation], add_generation_prompt: bool) -> list[str]:
         texts: list[str] = self._tokenizer.apply_chat_template(
             conversations,
-            chat_template=self._template,
+            chat_template=self._shown_template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             enable_thinking=False,
@@ -258,22 +291,19 @@ def shared_vocab_size(teacher: TextTokenizer, student: TextTokenizer) -> int:
     return int(np.argmax(differs)) if differs.any() else size
 
 
-def _load(path: str, revision: str | None, **options: str) -> Any:
-    if reason := nowhere(path):
-        raise PairingError(reason)
+def _load(path: str, folder: Path, **options: str) -> Any:
     try:
         # The class is named in tokenizer_config.json; a config.json beside it, of any model_type, has no say.
         tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=revision, config=PretrainedConfig(), trust_remote_code=False, **options
+            folder, local_files_only=True, config=PretrainedConfig(), trust_remote_code=False, **options
         )
-        file = _file_of(path, "tokenizer.json", revision)
     except Exception as error:  # the loader raises OSError, ValueError, KeyError and bare Exception for bad files
         raise PairingError(
             f"{path}: no tokenizer can be loaded from here: {error}\n"
             "Expected a folder with tokenizer.json and tokenizer_config.json, or a hub name and its revision; "
             "a tokenizer that needs its own code to run cannot be used."
         ) from error
-    if not tokenizer.is_fast or file is None:
+    if not tokenizer.is_fast or not (folder / "tokenizer.json").is_file():
         raise PairingError(
             f"{path}: found a {type(tokenizer).__name__} without tokenizer.json; expected a fast tokenizer. Convert "
             "it once: AutoTokenizer.from_pretrained(...).save_pretrained('folder'), and give that folder."
@@ -281,13 +311,7 @@ def _load(path: str, revision: str | None, **options: str) -> Any:
     return tokenizer
 
 
-def _file_of(path: str, name: str, revision: str | None) -> str | None:
-    """Find one of the tokenizer's original files, in the folder or in the hub's local cache."""
-    found: str | None = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return found
-
-
-def _mask_token_of(tokenizer: Any, path: str, mask_token: str | None, add_mask_token: bool) -> str:
+def _mask_token_of(tokenizer: Any, path: str, folder: Path, mask_token: str | None, add_mask_token: bool) -> str:
     """Decide the mask token's text; only with `add_mask_token` may it be outside the vocabulary."""
     text: str | None = mask_token if mask_token is not None else tokenizer.mask_token
     if add_mask_token:
@@ -299,11 +323,40 @@ def _mask_token_of(tokenizer: Any, path: str, mask_token: str | None, add_mask_t
     known = vocabulary.get(DEFAULT_MASK_TOKEN)
     hint = f"It does hold {DEFAULT_MASK_TOKEN!r}, id {known}. " if known is not None else ""
     raise PairingError(
-        f"{path}: the tokenizer has no mask token; looked for {looked_for}. {hint}A causal checkpoint becomes a "
-        f"student with one: tide-cache convert {path} --out FOLDER. In a run file, name a token of the vocabulary: "
-        f"mask_token = '...' (the published Qwen3 diffusion student has {DEFAULT_MASK_TOKEN!r} = 151669); or, to "
-        "train from scratch, append one: add_mask_token = true."
+        f"{path}: the tokenizer has no mask token; looked for {looked_for}. {hint}"
+        f"{_way_to_mask_token(path, _model_type(folder))}"
     )
+
+
+def _way_to_mask_token(path: str, model_type: str | None) -> str:
+    """Say how to come by a mask token, which depends on the model that the tokenizer lies beside."""
+    named = (
+        "mask_token = '...' in the tokenizer's section of a run file, or \"mask_token\" in its tokenizer_config.json"
+    )
+    if model_type in _CAUSAL:
+        return (
+            f"This is a causal model ({model_type}), which cannot denoise yet: convert it (tide-cache convert {path} "
+            "--out FOLDER), then train it. Or, to train it as it is, name a token of its vocabulary that no text "
+            f"holds: {named}."
+        )
+    if model_type is not None:
+        return (
+            f"Name the one that this {model_type} was trained with: {named} (the published Qwen3 diffusion student has "
+            f"{DEFAULT_MASK_TOKEN!r} = 151669)."
+        )
+    return (
+        f"Name a token of its vocabulary that no text holds: {named}; or, for a model that is trained from scratch, "
+        "append one: add_mask_token = true."
+    )
+
+
+def _model_type(folder: Path) -> str | None:
+    """Give the kind of the model that a tokenizer lies beside; None for a tokenizer alone."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(found) if found else None
 
 
 def _token_of(tokenizer: Any, path: str, mask_id: int) -> str:
@@ -317,6 +370,16 @@ def _token_of(tokenizer: Any, path: str, mask_id: int) -> str:
 
 
 def _template_of(tokenizer: Any, path: str, file: Path | None) -> str:
+    template = _stated_template(tokenizer, path, file)
+    if names := random_names(template):
+        raise PairingError(
+            f"{path}: the chat template uses {' and '.join(names)}, which gives another text each time; expected one "
+            "that gives the same text for the same conversation. Give such a one: chat_template = 'file.jinja'."
+        )
+    return template
+
+
+def _stated_template(tokenizer: Any, path: str, file: Path | None) -> str:
     if file is not None:
         try:
             return file.read_text(encoding="utf-8")

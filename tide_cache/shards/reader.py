@@ -38,7 +38,7 @@ from tide_cache.shards.schema import (
 )
 from tide_cache.shards.writer import MAGIC, ROW_GROUPS_KEY, TRAILER_BYTES
 
-WAY_OUT = "`tide-cache repair RUN.toml`, with the run file of the build, moves it aside and computes only it again."
+WAY_OUT = "`tide-cache repair CACHE` moves it aside and computes only it again."
 
 MOST_FOOTER_BYTES = 64 << 10
 MOST_FOOTER_BYTES_PER_ROW_GROUP = 16 << 10

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from tide_cache import __version__
 from tide_cache.disk import require_room
 from tide_cache.errors import ModelError, RunFileError
-from tide_cache.modeling.backbone import CheckpointInfo, load_backbone, read_checkpoint
+from tide_cache.modeling.backbone import CheckpointInfo, fetch_weights, load_backbone, read_checkpoint
 from tide_cache.modeling.checkpoint import PUBLISHED_TYPE, save_student
-from tide_cache.modeling.fingerprint import local_folder, weights_bytes
+from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.gguf import find_gguf, unpack_gguf
 from tide_cache.modeling.safetensors_loading import stored_dtype
 from tide_cache.pairing import TextTokenizer
@@ -124,9 +124,9 @@ def _convert(
     config, all_layers = info.config, int(info.config.num_hidden_layers)
     if num_layers is not None:
         layers = evenly_spaced(num_layers, all_layers)
-    folder = local_folder(source, revision)
-    require_room(out, weights_bytes(folder) or 0, "the model")
-    backbone = load_backbone(info, stored_dtype(folder), "cpu", revision)
+    fetch_weights(info)
+    require_room(out, weights_bytes(info.folder) or 0, "the model")
+    backbone = load_backbone(info, stored_dtype(info.folder), "cpu")
     model, config = backbone.model, backbone.config
     assert isinstance(model, PreTrainedModel)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def _convert(
     provenance: dict[str, Any] = {
         "tide_cache_version": __version__,
         "converted_from": Path(named).name,
-        "revision": revision,
+        "revision": info.commit or revision,
     }
     provenance |= {} if layers is None else {"layers": list(layers)}
     provenance |= {} if other is None else {"tokenizer_from": Path(other).name}
@@ -164,7 +164,12 @@ def _read_causal(source: str, named: str, revision: str | None) -> CheckpointInf
         raise ModelError(
             f"{named}: found model_type {info.model_type!r}, expected a causal one of "
             f"{', '.join(sorted(PUBLISHED_TYPE))}"
-            + ("; this is a student already, train it as it is" if is_student else "; give another checkpoint")
+            + (
+                "; this is a denoiser already, train it as it is. If its tokenizer does not name its mask token, name "
+                "it: student.tokenizer.mask_token, or mask_token in its tokenizer_config.json"
+                if is_student
+                else "; give another checkpoint"
+            )
         )
     return info
 

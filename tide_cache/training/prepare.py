@@ -1,5 +1,6 @@
 """Everything that can be found wrong before a model is loaded: checkpoint, tokenizer, cache, objectives, folders."""
 
+import datetime
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +24,16 @@ from tide_cache.modeling.attention import flex_problem
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device, student_faults
 from tide_cache.objectives import union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
+from tide_cache.pairing.dates import today
 from tide_cache.training.caches import OpenedCache, cache_faults, open_caches, require_fitting_caches
-from tide_cache.training.checkpoints import CHECKPOINTS, Checkpoint, as_json, committed_checkpoints, find_checkpoint
+from tide_cache.training.checkpoints import (
+    CHECKPOINTS,
+    Checkpoint,
+    as_json,
+    committed_checkpoints,
+    find_checkpoint,
+    read_marker,
+)
 from tide_cache.training.distributed import World
 from tide_cache.training.lora import lora_faults
 from tide_cache.training.reporters import reporter_faults
@@ -96,6 +105,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
         *_views_faults(run, caches),
         *_out_faults(run.train.out, resume),
         *_attention_faults(run),
+        *_fix_day(run, tokenizer, resume),
         *reporter_faults(run.train.report_to),
     ]
     if run.student.lora is not None:
@@ -114,12 +124,13 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     num_turns = (run.train.epochs or 0) * data.order.num_samples
     steps = run.train.steps or max(1, math.ceil(num_turns / run.train.global_batch))
     require_room_for(run, checkpoint, config, steps)
-    continuity = _continuity(run, data, caches, steps)
+    day = tokenizer.today if run.data.corpus else None
+    continuity = _continuity(run, data, caches, steps) | ({"data.date": day.isoformat()} if day else {})
     return Prepared(
         tokenizer, checkpoint, config, data.source, data.order, data.collate_plan, _longest(run, caches), data.remarks,
         objectives, steps, continuity,
         resumed=find_checkpoint(run.train.out / CHECKPOINTS, continuity) if resume else None,
-        provenance=_provenance(run, data, caches, steps),
+        provenance=_provenance(run, data, caches, steps) | ({"template_date": day.isoformat()} if day else {}),
     )  # fmt: skip
 
 
@@ -206,6 +217,18 @@ class _OpenedData:
     key: str
     order: SampleOrder | MixedOrder
     remarks: tuple[str, ...]
+
+
+def _fix_day(run: TrainRun, tokenizer: TextTokenizer, resume: bool) -> list[str]:
+    """Have a template that writes the date write one day: the run file's, the one that the run began on, or today."""
+    if run.data.corpus is None or not tokenizer.writes_date:
+        return [] if run.data.date is None else [
+            f"data.date: found {run.data.date}, but this run renders no template that writes the date; leave it out"
+        ]  # fmt: skip
+    begun = committed_checkpoints(run.train.out / CHECKPOINTS)[-1:] if resume else []
+    day = read_marker(begun[0]).run.get("data.date") if begun else None
+    tokenizer.show_day(run.data.date or (datetime.date.fromisoformat(day) if day else today()))
+    return []
 
 
 def _open_data(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextTokenizer) -> _OpenedData:

@@ -294,6 +294,6 @@ def _trust(objectives: Sequence[Objective], progress: float) -> float | None:
 def _backbone(run: TrainRun, prepared: Prepared, device: str) -> Backbone:
     dtype = DTYPES[run.train.precision]
     if prepared.checkpoint is not None:
-        return load_backbone(prepared.checkpoint, dtype, device, run.student.revision)
+        return load_backbone(prepared.checkpoint, dtype, device)
     assert run.student.shape is not None, "the run-file model requires one of the two"
     return new_backbone(prepared.model_config, dtype, device, run.student.shape.init_seed)

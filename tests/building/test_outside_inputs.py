@@ -1,0 +1,185 @@
+"""What could change a cache or a model besides its identity: docs/decisions/identity.md lists it, these hold it."""
+
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tide_cache.building import prepare
+from tide_cache.building.driver import build_cache
+from tide_cache.building.prepare import prepare_build
+from tide_cache.building.repair import find_damage
+from tide_cache.config.build import BuildRun
+from tide_cache.config.train import TrainRun
+from tide_cache.errors import CacheMismatchError, ModelError, PairingError, RunFileError
+from tide_cache.manifest import Manifest
+from tide_cache.modeling.backbone import load_backbone, read_checkpoint
+from tide_cache.modeling.checkpoint import save_student
+from tide_cache.pairing import TextTokenizer
+from tide_cache.student.convert import convert
+from tide_cache.training.run import train
+
+DATED = (
+    "<|system|>Today: {{ strftime_now('%A %d %b %Y') }}<|im_end|>\n"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+
+
+def on(monkeypatch, day):
+    """Have the clock stand on a day, for the code that decides which day a build is of."""
+    monkeypatch.setattr(prepare, "today", lambda: datetime.date.fromisoformat(day))
+
+
+@pytest.fixture
+def dated(build_values, vocabularies, tmp_path):
+    """Values of a build whose student has a template that writes the date."""
+    template = tmp_path / "dated.jinja"
+    template.write_text(DATED)
+
+    def make(folder, **changes):
+        student = {"tokenizer": {"path": str(vocabularies.first), "chat_template": str(template)}}
+        values = build_values(tmp_path / folder, corpus__spec=build_values(tmp_path)["corpus"]["spec"] + "[train:12]")
+        values["student"] |= student
+        for name, value in changes.items():
+            values.setdefault(name.partition("__")[0], {})[name.partition("__")[2]] = value
+        return BuildRun.model_validate(values)
+
+    return make
+
+
+def test_a_cache_keeps_the_day_on_which_it_was_begun(dated, tmp_path, monkeypatch, tree):
+    on(monkeypatch, "2026-01-31")
+    build_cache(dated("cache"))
+    manifest = Manifest.load(tmp_path / "cache")
+    assert manifest.identity.pairing.date == "2026-01-31"
+    on(monkeypatch, "2026-02-01")
+    build_cache(dated("cache", build__passes=("plain", "compdemo")))
+    assert Manifest.load(tmp_path / "cache").identity == manifest.identity
+    assert find_damage(tmp_path / "cache").is_mended
+    build_cache(dated("again", build__passes=("plain", "compdemo"), pairing__date="2026-01-31"))
+    again, first = tree(tmp_path / "again"), tree(tmp_path / "cache")
+    assert {name for name in first if first[name] != again[name]} <= {"run.json"}
+    other = prepare_build(dated("other")).identity
+    assert [name for name, _, _ in manifest.identity.differences(other)] == ["pairing.date"]
+
+
+def test_a_day_that_no_template_writes_is_refused(build_values, tmp_path):
+    values = build_values(tmp_path / "cache") | {"pairing": {"date": "2026-01-31"}}
+    with pytest.raises(
+        RunFileError, match=r"pairing\.date: found 2026-01-31, but no chat template of this build writes"
+    ):
+        prepare_build(BuildRun.model_validate(values))
+    del values["pairing"]
+    identity = prepare_build(BuildRun.model_validate(values)).identity
+    assert "date" not in identity.model_dump(mode="json")["pairing"], "older caches keep their ids"
+
+
+def test_a_template_that_draws_at_random_is_refused(vocabularies, tmp_path):
+    (tmp_path / "random.jinja").write_text("{{ ['a', 'b'] | random }}{{ messages[0].content }}")
+    with pytest.raises(PairingError, match="the chat template uses random, which gives another text each time"):
+        TextTokenizer.load(str(vocabularies.first), chat_template=tmp_path / "random.jinja")
+
+
+def test_other_special_tokens_do_not_go_on_with_a_cache(dated, build_values, vocabularies, tmp_path):
+    shutil.copytree(vocabularies.first, tmp_path / "tokenizer")
+    values = build_values(tmp_path / "cache", "cross")
+    values["student"]["tokenizer"] = {"path": str(tmp_path / "tokenizer")}
+    values["corpus"]["spec"] += "[train:8]"
+    build_cache(BuildRun.model_validate(values))
+    file = tmp_path / "tokenizer/tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": "<|user|>"}))
+    with pytest.raises(CacheMismatchError, match=r"begun with other special tokens:\n.*student's eos_token: cache has"):
+        build_cache(BuildRun.model_validate(values))
+
+
+def test_an_adapter_beside_the_weights_is_refused_by_name(tiny_teacher, build_values, tmp_path):
+    shutil.copytree(tiny_teacher, tmp_path / "model")
+    (tmp_path / "model/adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    with pytest.raises(ModelError, match=r"found adapter_config.json beside the weights.* Merge it into"):
+        read_checkpoint(str(tmp_path / "model"))
+    (tmp_path / "model/config.json").unlink()
+    with pytest.raises(ModelError, match=r"found an adapter \(adapter_config.json\) without the model that it changes"):
+        read_checkpoint(str(tmp_path / "model"))
+    (tmp_path / "model/adapter_config.json").unlink()
+    (tmp_path / "model/weights.gguf").touch()
+    with pytest.raises(ModelError, match=r"found GGUF files and no config.json"):
+        read_checkpoint(str(tmp_path / "model"))
+
+
+def test_a_stored_head_that_differs_is_kept_and_said_to_be_untied(tiny_teacher, tmp_path):
+    shutil.copytree(tiny_teacher, tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    head = weights["model.embed_tokens.weight"] + 1
+    save_file({**weights, "lm_head.weight": head}, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    backbone = load_backbone(read_checkpoint(str(tmp_path / "model")), torch.float32, "cpu")
+    assert torch.equal(backbone.head_VD, head)
+    assert not torch.equal(backbone.model.get_input_embeddings().weight, head)
+    tokenizer = TextTokenizer.load(str(tiny_teacher))
+    save_student(tmp_path / "saved", backbone.model.state_dict(), backbone.config, tokenizer, {})
+    assert json.loads((tmp_path / "saved/config.json").read_text())["tie_word_embeddings"] is False
+    assert torch.equal(load_file(tmp_path / "saved/model.safetensors")["lm_head.weight"], head)
+    same = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    save_file(same, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    assert load_backbone(read_checkpoint(str(tmp_path / "model")), torch.float32, "cpu").config.tie_word_embeddings
+
+
+def test_a_converted_model_is_no_teacher_until_it_was_trained(vocabularies, tiny_teacher, build_values, tmp_path):
+    source = tmp_path / "causal"
+    shutil.copytree(tiny_teacher, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"model_type": "qwen3"}))
+    start = tmp_path / "start"
+    convert(str(source), start)
+    values = build_values(tmp_path / "cache", teacher__model=str(start))
+    with pytest.raises(RunFileError, match=r"was converted from causal and never trained .*say --allow-untrained"):
+        prepare_build(BuildRun.model_validate(values))
+    values["teacher"]["allow_untrained"] = True
+    allowed = prepare_build(BuildRun.model_validate(values)).identity
+    del values["teacher"]["allow_untrained"]
+    run = TrainRun.model_validate({
+        "student": {"model": str(start), "max_length": 64, "block_size": 8, "lora": {"rank": 2}},
+        "data": {"corpus": {"spec": values["corpus"]["spec"] + "[train:8]"}},
+        "objective": [{"kind": "ce"}],
+        "train": {"out": str(tmp_path / "run"), "steps": 1, "global_batch": 4, "micro_batch": 4, "ema_decay": 0.5,
+                  "precision": "float32", "device": "cpu"},
+    })  # fmt: skip
+    train(run)
+    for trained in ("model", "model-ema"):
+        assert read_checkpoint(str(tmp_path / "run" / trained)).converted_from is None
+        values["teacher"]["model"] = str(tmp_path / "run" / trained)
+        found = prepare_build(BuildRun.model_validate(values)).identity
+        assert found.cache_id != allowed.cache_id
+
+
+CHILD = """
+import json, sys, torch
+from tide_cache.building.driver import build_cache
+from tide_cache.config.build import BuildRun
+torch.set_num_threads(1)
+build_cache(BuildRun.model_validate(json.load(sys.stdin)))
+"""
+
+
+def test_surroundings_do_not_change_a_byte(dated, tiny_teacher, tmp_path, tree):
+    """Locale, time zone, hash seed, other files beside the weights: one cache, to the bit."""
+    odd = {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "7"}
+    plain = {"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"}
+    shutil.copytree(tiny_teacher, tmp_path / "other")
+    (tmp_path / "other/generation_config.json").write_text('{"temperature": 9.0, "do_sample": true}')
+    (tmp_path / "other/notes.safetensors").write_bytes(b"no weights of this model")
+    (tmp_path / "other/pytorch_model.bin").write_bytes(b"no pickle is read")
+    for name, environment, teacher in (("a", plain, tiny_teacher), ("b", odd, tmp_path / "other")):
+        run = dated(name, pairing__date="2026-01-31", teacher__model=str(teacher))
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD], input=run.model_dump_json(), text=True, capture_output=True, timeout=300,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **environment},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, other = tree(tmp_path / "a"), tree(tmp_path / "b")
+    assert {name for name in one if one[name] != other[name]} == {"run.json"}, "it names the teacher's folder"

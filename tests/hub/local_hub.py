@@ -1,0 +1,165 @@
+"""A hub on this machine: the few endpoints that downloads use, for repositories that are folders.
+
+It answers as the real one does: commits, branches, large files with their SHA-256, and refusals with the hub's own
+`X-Error-Code`. It notes which files were asked for.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+LARGE = (".safetensors", ".gguf", ".parquet")
+_API = re.compile(r"/api/(models|datasets)/([\w.-]+/[\w.-]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?/?")
+_FILE = re.compile(r"/(datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)")
+
+
+def commit_of(name: str, branch: str) -> str:
+    """The commit of a branch: 40 hex digits."""
+    return hashlib.sha1(f"{name}@{branch}".encode()).hexdigest()
+
+
+@dataclass
+class Repository:
+    """One repository: a folder of files for each branch; whoever has no token may not have those of a gated one."""
+
+    branches: dict[str, Path]
+    is_gated: bool = False
+    states_sha256: bool = True
+
+
+@dataclass
+class LocalHub:
+    """The server; `with LocalHub() as hub`."""
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    served: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> "LocalHub":
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """For `HF_ENDPOINT`."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def find(self, name: str, revision: str) -> tuple[str, Path] | None:
+        """Commit and folder of a branch or commit."""
+        for branch, folder in self.repositories[name].branches.items():
+            if revision in (branch, commit_of(name, branch)):
+                return commit_of(name, branch), folder
+        return None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LocalHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if match := _API.fullmatch(path):
+            kind, name, what, revision, below = match.groups()
+            self._answer_api(("datasets/" if kind == "datasets" else "") + name, what, revision or "main", below or "")
+        elif match := _FILE.fullmatch(path):
+            kind, name, revision, file = match.groups()
+            self._answer_file((kind or "") + name, revision, file)
+        else:
+            self._refuse(404, None, "no such page")
+
+    def _answer_api(self, name: str, what: str | None, revision: str, below: str) -> None:
+        if name not in self.hub.repositories:
+            return self._refuse(401, "RepoNotFound", "Repository not found")
+        if (found := self.hub.find(name, revision)) is None:
+            return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        commit, folder = found
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if what in (None, "revision"):
+            siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in files]
+            return self._send_json({"id": name.removeprefix("datasets/"), "sha": commit, "siblings": siblings,
+                                    "tags": [], "private": False, "downloads": 0, "likes": 0})  # fmt: skip
+        paths = sorted(folder.rglob("*"))
+        entries = [self._entry(name, folder, path) for path in paths]
+        if what == "paths-info":
+            wanted = json.loads(self._body)["paths"] if self._body.startswith(b"{") else []
+            form = unquote(self._body.decode().replace("+", " "))
+            wanted = wanted or [part.partition("=")[2] for part in form.split("&") if part.startswith("paths")]
+            entries = [entry for entry in entries if entry["path"] in wanted]
+        else:
+            is_deep = "recursive=true" in urlsplit(self.path).query.lower()
+            start = f"{below}/" if below else ""
+            entries = [
+                e for e in entries if e["path"].startswith(start) and (is_deep or "/" not in e["path"][len(start) :])
+            ]
+        return self._send_json(entries)
+
+    def _entry(self, name: str, folder: Path, path: Path) -> dict[str, Any]:
+        if path.is_dir():
+            return {"type": "directory", "path": path.relative_to(folder).as_posix(), "size": 0, "oid": "0" * 40}
+        data = path.read_bytes()
+        entry = {"type": "file", "path": path.relative_to(folder).as_posix(), "size": len(data),
+                 "oid": hashlib.sha1(data).hexdigest()}  # fmt: skip
+        if path.suffix in LARGE and self.hub.repositories[name].states_sha256:
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        return entry
+
+    def _answer_file(self, name: str, revision: str, file: str) -> None:
+        if name not in self.hub.repositories:
+            return self._refuse(401, "RepoNotFound", "Repository not found")
+        if self.hub.repositories[name].is_gated:
+            has_token = "Authorization" in self.headers
+            return self._refuse(403 if has_token else 401, "GatedRepo", f"Access to model {name} is restricted.")
+        if (found := self.hub.find(name, revision)) is None:
+            return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        commit, folder = found
+        if not (folder / file).is_file():
+            return self._refuse(404, "EntryNotFound", f"{file} does not exist", commit)
+        if self.command == "GET":
+            self.hub.served.append(f"{name}/{file}")
+        data = (folder / file).read_bytes()
+        digest = hashlib.sha256(data) if Path(file).suffix in LARGE else hashlib.sha1(data)
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("ETag", f'"{digest.hexdigest()}"')
+        self._send_data(data)
+
+    def _refuse(self, status: int, code: str | None, message: str, commit: str | None = None) -> None:
+        self.send_response(status)
+        for header, value in (("X-Error-Code", code), ("X-Error-Message", message), ("X-Repo-Commit", commit)):
+            if value is not None:
+                self.send_header(header, value)
+        self._send_data(json.dumps({"error": message}).encode())
+
+    def _send_json(self, content: Any) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self._send_data(json.dumps(content).encode())
+
+    def _send_data(self, data: bytes) -> None:
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)

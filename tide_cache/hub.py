@@ -1,0 +1,172 @@
+"""Checkpoints and tokenizers of a hub: first the small files at one commit, and the weights when all else is checked.
+
+The local cache of `huggingface_hub` is used as everybody else uses it; without a network it is all that is read.
+Every refusal keeps its reason: a revision, a licence, a name, a network.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from tide_cache.errors import ModelError, TideCacheError
+from tide_cache.locations import nowhere
+from tide_cache.progress import doing
+
+SMALL_FILES = (
+    "config.json", "adapter_config.json", "tide_cache.json", "model.safetensors.index.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)  # fmt: skip
+"""What is read of a repository besides weights."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A folder, or what was fetched of a hub's repository so far.
+
+    Attributes:
+        location: As given.
+        folder: Where its files lie.
+        commit: Which one they are of, 40 hex digits; None for a folder.
+    """
+
+    location: str
+    folder: Path
+    commit: str | None = None
+
+    def fetch(self, names: Sequence[str], error: type[TideCacheError] = ModelError) -> None:
+        """Fetch files of a hub's repository; those that it does not have are left out.
+
+        Args:
+            names: Which.
+            error: What to raise.
+
+        Raises:
+            TideCacheError: The hub does not give them; says why.
+        """
+        if self.commit is not None and not all((self.folder / name).is_file() for name in names):
+            with doing(f"Fetching {', '.join(names[:_SHOWN])} of {self.location}"):
+                _fetch(self.location, self.commit, names, error)
+
+    def names(self) -> list[str]:
+        """List the files; of a hub's repository as the hub says, or, where it cannot be asked, those that are here."""
+        if self.commit is not None:
+            try:
+                return sorted(HfApi().list_repo_files(self.location, revision=self.commit))
+            except (OSError, ValueError):
+                pass
+        return sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+
+    def stated_sha256(self, names: Sequence[str]) -> dict[str, str]:
+        """Give the SHA-256 of large files as the hub states them, without fetching anything; empty where it does not.
+
+        Args:
+            names: Of the files.
+        """
+        if self.commit is None:
+            return {}
+        try:
+            found = HfApi().get_paths_info(self.location, list(names), revision=self.commit)
+        except (OSError, ValueError):
+            return {}
+        stated = {file.path: getattr(file, "lfs", None) for file in found}
+        return {path: lfs.sha256 for path, lfs in stated.items() if lfs is not None}
+
+
+def open_repository(location: str, revision: str | None = None, error: type[TideCacheError] = ModelError) -> Repository:
+    """Find a folder, or fetch the small files of a hub's repository; no weights.
+
+    Args:
+        location: Folder, or hub name of the form owner/name.
+        revision: Branch, tag or commit of a hub's repository.
+        error: What to raise.
+
+    Raises:
+        TideCacheError: There is no such folder, and the hub does not give it; says why.
+    """
+    if Path(location).is_dir():
+        return Repository(location, Path(location))
+    if reason := nowhere(location):
+        raise error(reason)
+    with doing(f"Asking the hub for {location}"):
+        folder = _fetch(location, revision, SMALL_FILES, error)
+    if not _COMMIT.fullmatch(folder.name):
+        raise error(
+            f"{location}: read from {folder}, whose name is no commit of 40 hex digits; give its revision, or a local "
+            "folder"
+        )
+    return Repository(location, folder, folder.name)
+
+
+def _fetch(location: str, revision: str | None, names: Sequence[str], error: type[TideCacheError]) -> Path:
+    try:
+        return Path(snapshot_download(location, revision=revision, allow_patterns=list(names)))
+    except Exception as found:  # of huggingface_hub, its HTTP library and the disk: some are OSErrors, some are not
+        raise error(refusal(location, revision, found)) from None
+
+
+def refusal(location: str, revision: str | None, error: Exception, kind: str = "") -> str:
+    """Say why the hub does not give a repository, and what helps.
+
+    Args:
+        location: Its name.
+        revision: As given.
+        error: What `huggingface_hub` raised.
+        kind: `datasets/` for a data set.
+    """
+    page = f"{constants.ENDPOINT}/{kind}{location}"
+    log_in = "set HF_TOKEN, or run `hf auth login`"
+    chain = list(_chain(error))
+    if any(isinstance(one, RevisionNotFoundError) for one in chain):
+        return (
+            f"{location}: the hub has no revision {revision!r} of it; expected a branch, a tag, or a commit of 40 hex "
+            f"digits: {page}/commits/main lists them"
+        )
+    if any(isinstance(one, GatedRepoError) for one in chain):
+        return f"{location}: is gated: accept its conditions at {page}, then {log_in}"
+    if any(isinstance(one, RepositoryNotFoundError) for one in chain):
+        return (
+            f"{location}: no such folder, and the hub has no such repository, or keeps it private; check the name, or "
+            f"{log_in}"
+        )
+    if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
+        return (
+            f"{location}: no such folder, and the hub is not asked, since HF_HUB_OFFLINE is set; "
+            f"{constants.HF_HUB_CACHE} does not hold all that is needed of it. Fetch it where there is a network (`hf "
+            "download`), and copy that folder; or give a local one"
+        )
+    status = next((one.response.status_code for one in chain if isinstance(one, HfHubHTTPError)), None)
+    if status in (401, 403):
+        return f"{location}: the hub refuses it (HTTP {status}); {log_in} with a token that may read {page}"
+    reason = next((" ".join(str(one).split())[:200] for one in reversed(chain) if str(one)), type(error).__name__)
+    asked = "cannot be reached" if status is None else f"answers with HTTP {status}"
+    if isinstance(error, LocalEntryNotFoundError) or status is not None or not isinstance(error, OSError | ValueError):
+        return (
+            f"{location}: no such folder, and the hub at {constants.ENDPOINT} {asked} ({reason}); try again, or give a "
+            "local folder"
+        )
+    return (
+        f"{location}: cannot be fetched from the hub: {reason}; check the name and the room in {constants.HF_HUB_CACHE}"
+    )
+
+
+def _chain(error: BaseException | None) -> Any:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
