@@ -1,30 +1,42 @@
 # Two commands from a fresh clone: `make demo` and `make test`. Everything lives in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+BASE := .venv/.installed
+DEV := .venv/.installed-dev
 export DS_BUILD_OPS := 0
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo test faults check format schemas docs pictures clean
 
-$(STAMP): pyproject.toml constraints.txt
+# What the commands need, and matplotlib for pictures. DeepSpeed's setup imports torch, hence its line of its own.
+$(BASE): pyproject.toml constraints.txt
+	@echo "Installing tide-cache into .venv (about two minutes; torch is the largest part)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt torch numpy setuptools wheel
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation deepspeed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	$(PIP) torch numpy setuptools wheel
+	@echo "Installing DeepSpeed"
+	$(PIP) --no-build-isolation deepspeed
+	@echo "Installing everything else that the demonstration needs"
+	$(PIP) --no-build-isolation -e '.[report]'
+	@touch $(BASE)
 
-demo: $(STAMP)
+# What tests, checks and the site need on top.
+$(DEV): $(BASE)
+	@echo "Installing what tests and docs need"
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $(DEV)
+
+demo: $(BASE)
 	$(BIN)/tide-cache demo --out demo-output
 
-test: $(STAMP)
+test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-faults: $(STAMP)
+faults: $(DEV)
 	TIDE_CACHE_FAULTS=full TIDE_CACHE_FAULTS_JSON=faults.json OMP_NUM_THREADS=1 $(BIN)/pytest -p no:xdist tests/faults
 
-check: $(STAMP)
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -32,17 +44,17 @@ check: $(STAMP)
 	$(BIN)/python -m benchmarks.pages
 	$(BIN)/mkdocs build --strict
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-schemas: $(STAMP)
+schemas: $(DEV)
 	$(BIN)/tide-cache schema --out schemas
 
-docs: $(STAMP)
+docs: $(DEV)
 	$(BIN)/mkdocs build --strict
 
-pictures: $(STAMP)
+pictures: $(DEV)
 	$(BIN)/python docs/pictures/draw.py
 
 clean:

@@ -1,6 +1,6 @@
 """`tide-cache demo`: the self-contained demonstration."""
 
-import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,33 +9,44 @@ import typer
 from tide_cache.errors import Interrupted, TideCacheError
 
 from .console import chatter_to_stderr, number, percent, print_json, print_table, print_text, say, size
+from .heartbeat import Heartbeat
 from .options import Json
-from .progress import ProgressReport
 
 if TYPE_CHECKING:
     from tide_cache.demo.run import ArmResult, DemoResult
     from tide_cache.evaluation.comparison import Spread
 
-UNITS = {"teacher": "steps", "caches": "views", "students": "students"}
+UNITS = {
+    "libraries": "loaded",
+    "corpus": "written",
+    "teacher": "steps",
+    "capture": "views",
+    "starting": "students",
+    "students": "steps",
+    "figures": "drawn",
+}
+TOKENIZERS = {"shared": "the teacher's tokenizer", "cross": "another tokenizer"}
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of everything; run again to continue there.")] = Path("demo-output"),
+    full: Annotated[
+        bool, typer.Option("--full", help="Every objective, three seeds and fewer views: 39 students.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that all runs, proves nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a teacher on generated tasks, capture it once, train students in both pipelines, and compare them."""
+    """Train a teacher on generated tasks, capture it once, train students from the cache, and compare them.
+
+    Four students show what the cache is worth; `--full` adds all others, and uses what is there already.
+    """
+    # Waiting threads that spin would cost a busy machine most of its time; read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with chatter_to_stderr():
         try:
-            from tide_cache.demo.plan import FULL, QUICK
-            from tide_cache.demo.run import run_demo
-        except ImportError as error:
-            raise TideCacheError(
-                f"the demonstration draws with {error.name}: pip install 'tide-cache[report]'"
-            ) from None
-        try:
-            with _Stages() as stages:
-                result = run_demo(out, QUICK if quick else FULL, stages.update)
+            with Heartbeat(UNITS) as heartbeat:
+                heartbeat.update("libraries", 0, 1)
+                result = _run(out, full, quick, heartbeat)
         except (Interrupted, KeyboardInterrupt) as error:
             stopped = Interrupted(f"Stopped; what is done lies in {out}. Run the same command again to continue.")
             stopped.exit_code = getattr(error, "exit_code", stopped.exit_code)
@@ -46,53 +57,54 @@ def demo(
     _print_result(result)
     if quick:
         say("These are the figures of --quick: they only show that everything runs.")
+    elif not full:
+        say(f"Next: tide-cache demo --full --out {out}   (three seeds, every objective, fewer views: 35 more students)")
 
 
-class _Stages(contextlib.ExitStack):
-    """Shows the progress of one stage after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._stage = ""
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of `total` are done of a stage."""
-        if stage != self._stage:
-            self.close()
-            self._stage, self._report = stage, self.enter_context(ProgressReport(stage, UNITS[stage]))
-        self._report.update(done, total)
+def _run(out: Path, full: bool, quick: bool, heartbeat: Heartbeat) -> "DemoResult":
+    try:
+        from tide_cache.demo.plan import FIRST_LOOK, FULL, QUICK, WHOLE_TABLE
+        from tide_cache.demo.run import run_demo
+    except ImportError as error:
+        raise TideCacheError(f"the demonstration draws with {error.name}: pip install 'tide-cache[report]'") from None
+    return run_demo(out, QUICK if quick else FULL, WHOLE_TABLE if full else FIRST_LOOK, heartbeat.update)
 
 
 def _print_result(result: "DemoResult") -> None:
-    teacher = result.teacher
+    teacher, num_seeds = result.teacher, result.num_seeds
     print_text(
         f"Teacher on held-out tasks: NLL {number(teacher.nll)}, token accuracy {percent(teacher.accuracy)}, "
         f"exact match {percent(teacher.exact_match)}"
     )
-    for pipeline, title in (("shared", "the teacher's tokenizer"), ("cross", "another tokenizer")):
-        rows = [_row(arm) for arm in result.arms if arm.arm.pipeline == pipeline]
-        columns = ("student", "held-out NLL", "minus ce, paired", "seeds better", "token accuracy", "exact match")
-        print_table(f"Students with {title}: mean ± deviation over seeds", columns, rows)
-    views = ", ".join(f"{views}: {value}" for views, value in result.nll_at_views.items())
-    print_text(f"Held-out NLL of `kl` by views per sample: {views}")
+    over = f"{num_seeds} seeds" if num_seeds > 1 else "one seed"
+    columns = ["student", "NLL", "minus ce", "token accuracy", "exact match"]
+    if num_seeds > 1:
+        columns.insert(3, "seeds better")
+    for pipeline, name in TOKENIZERS.items():
+        rows = [_row(arm, num_seeds) for arm in result.arms if arm.arm.pipeline == pipeline]
+        print_table(f"Students with {name}, {over}", columns, rows)
+    spread_over = "deviation over seeds" if num_seeds > 1 else "half of a 95% interval over the held-out tasks"
+    print_text(f"NLL: nats per masked token, lower is better; ±: {spread_over}")
+    if result.nll_at_views:
+        views = ", ".join(f"{views}: {value}" for views, value in result.nll_at_views.items())
+        print_text(f"Held-out NLL of `kl` by views per sample: {views}")
     for pipeline, cache in result.caches.items():
         per_position = cache.cache_bytes / max(cache.masked_positions, 1)
         views = f"{cache.num_samples} samples x {cache.num_views} views"
         print_text(f"Cache, {pipeline}: {size(cache.cache_bytes)}, {views}, {per_position:.0f} B per masked position")
-    print_text(f"Figures: {result.results}\nPicture: {result.picture}")
-    print_text(f"Corpus, tokenizers, teacher, caches and students: {result.results.parent}")
+    print_text(f"Picture: {result.picture}\nFigures: {result.results}, and all else beside it")
 
 
-def _row(arm: "ArmResult") -> list[str]:
-    against = arm.nll
-    return [
-        arm.arm.name,
-        str(against.value),
-        "" if against.difference is None else str(against.difference),
-        "" if against.difference is None else f"{against.num_better} of {against.num_paired}",
-        _share(arm.accuracy),
-        _share(arm.exact_match),
-    ]
+def _row(row: "ArmResult", num_seeds: int) -> list[str]:
+    nll, difference = row.nll, row.nll.difference
+    cells = [row.arm.name, str(nll.value), ""]
+    if difference is not None:
+        cells[2] = str(difference)
+        if num_seeds == 1:
+            cells[2] += "" if row.interval is None else f" ± {row.interval:.3f}"
+    if num_seeds > 1:
+        cells.append("" if difference is None else f"{nll.num_better} of {nll.num_paired}")
+    return [*cells, _share(row.accuracy), _share(row.exact_match)]
 
 
 def _share(spread: "Spread") -> str:

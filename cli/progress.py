@@ -35,14 +35,16 @@ class _TimeLeft(TimeRemainingColumn):
 class ProgressReport:
     """Shows one count that grows; made for a `with` block."""
 
-    def __init__(self, title: str, unit: str) -> None:
+    def __init__(self, title: str, unit: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
         """Say what is counted.
 
         Args:
             title: What is going on, for example `build`.
             unit: What is counted, in the plural; `bytes` are shown as sizes.
+            seconds_between_lines: Where there is no terminal.
         """
         self._title, self._unit = title, unit
+        self._seconds_between_lines = seconds_between_lines
         self._bar: Progress | None = None
         self._first: tuple[float, float] | None = None
         self._next_line_s = 0.0
@@ -87,7 +89,7 @@ class ProgressReport:
         if now_s >= self._next_line_s:
             say(stamp() + self._line)
             self._line = ""
-            self._next_line_s = now_s + SECONDS_BETWEEN_LINES
+            self._next_line_s = now_s + self._seconds_between_lines
 
     def _count(self, value: float) -> str:
         if self._unit == "bytes":

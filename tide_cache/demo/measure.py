@@ -3,17 +3,20 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 
 from tide_cache.corpus import open_corpus
 from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, TIMES, DemoPlan, Pipeline
 from tide_cache.demo.stages import HELD_OUT_SEED, DemoFolder
 from tide_cache.demo.tasks import is_checkable, is_correct, make_tasks
-from tide_cache.evaluation import generate_text, held_out_nll
+from tide_cache.evaluation import NllReport, generate_text, held_out_nll
 from tide_cache.modeling.backbone import DTYPES, load_backbone, read_checkpoint
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.records import Message
 
 MAX_NEW_TOKENS = 32
+PARTS = 10
+"""Parts of the held-out tasks whose figures are kept apart, for an interval without a second seed."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,14 @@ class Measured:
 
     Attributes:
         nll: Mean over the grid of t, nats per masked token.
+        nll_by_part: The same of ten parts of the tasks; empty where a part would have fewer than ten.
         nll_at: NLL at each t of the grid.
         accuracy: Token accuracy, mean over the grid.
         exact_match: Share of tasks with one right answer that were answered exactly.
     """
 
     nll: float
+    nll_by_part: tuple[float, ...]
     nll_at: dict[str, float]
     accuracy: float
     exact_match: float
@@ -44,19 +49,24 @@ def measure(folder: DemoFolder, plan: DemoPlan, model: Path, pipeline: Pipeline)
     """
     file = model.parent / "measured.json"
     if file.exists():
-        return Measured(**json.loads(file.read_text(encoding="utf-8")))
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return Measured(**known | {"nll_by_part": tuple(known["nll_by_part"])})
     tokenizer = TextTokenizer.load(str(folder.tokenizer(pipeline)))
     backbone = load_backbone(read_checkpoint(str(model)), DTYPES["float32"], "cpu")
     rows = list(open_corpus(str(folder.tasks("held-out")), folder=folder.root))
     paired = encode_student(rows, tokenizer, max_length=MAX_LENGTH, block_size=BLOCK_SIZE, fill_last_block=True)
-    report = held_out_nll(
-        backbone,
-        paired.pairs,
-        mask_id=tokenizer.mask_id,
-        pad_id=tokenizer.pad_id,
-        block_size=BLOCK_SIZE,
-        times=TIMES,
-    )
+    num_parts = PARTS if len(paired.pairs) >= 10 * PARTS else 1
+    reports = [
+        held_out_nll(
+            backbone,
+            paired.pairs[part::num_parts],
+            mask_id=tokenizer.mask_id,
+            pad_id=tokenizer.pad_id,
+            block_size=BLOCK_SIZE,
+            times=TIMES,
+        )
+        for part in range(num_parts)
+    ]
     tasks = [task for task in make_tasks(plan.held_out_samples, HELD_OUT_SEED) if is_checkable(task.kind)]
     tasks = tasks[: plan.exact_samples]
     answers = generate_text(
@@ -67,13 +77,29 @@ def measure(folder: DemoFolder, plan: DemoPlan, model: Path, pipeline: Pipeline)
         max_new_tokens=MAX_NEW_TOKENS,
         steps_per_block=BLOCK_SIZE // 2,
     )
-    assert report.mean_nll is not None
-    assert report.mean_accuracy is not None
+    nll_at, accuracy_at = _at_times(reports)
     measured = Measured(
-        nll=report.mean_nll,
-        nll_at={f"{entry.t:g}": entry.nll for entry in report.times if entry.nll is not None},
-        accuracy=report.mean_accuracy,
+        nll=mean(nll_at.values()),
+        nll_by_part=tuple(_mean_nll(report) for report in reports) if num_parts > 1 else (),
+        nll_at=nll_at,
+        accuracy=mean(accuracy_at.values()),
         exact_match=sum(is_correct(task, text) for task, text in zip(tasks, answers, strict=True)) / len(tasks),
     )
     file.write_text(json.dumps(asdict(measured), indent=2) + "\n", encoding="utf-8")
     return measured
+
+
+def _at_times(parts: list[NllReport]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return NLL and accuracy at each t, over all parts, each weighted by its masked tokens."""
+    nll_at, accuracy_at = {}, {}
+    for entries in zip(*(part.times for part in parts), strict=True):
+        num_masked = sum(entry.num_masked for entry in entries)
+        name = f"{entries[0].t:g}"
+        nll_at[name] = sum(entry.num_masked * (entry.nll or 0) for entry in entries) / num_masked
+        accuracy_at[name] = sum(entry.num_masked * (entry.accuracy or 0) for entry in entries) / num_masked
+    return nll_at, accuracy_at
+
+
+def _mean_nll(report: NllReport) -> float:
+    assert report.mean_nll is not None, "some t masks no token of a part"
+    return report.mean_nll

@@ -1,46 +1,89 @@
-"""The demonstration's picture: what the teacher knows against t, and what more views of a sample are worth."""
+"""The demonstration's picture: held-out NLL of each student, and what more views of a sample are worth."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tide_cache.demo.plan import Pipeline
 from tide_cache.evaluation.comparison import Spread
 
-TEACHER, STUDENT = "#1f5fa8", "#b4472b"
+TITLES: Mapping[Pipeline, str] = {"shared": "The teacher's tokenizer", "cross": "Another tokenizer"}
+BASELINE, STUDENT, TEACHER = "#6b7280", "#b4472b", "#1f5fa8"
+NLL = "held-out NLL (nats per masked token), lower is better"
 
 
-def draw(path: Path, accuracy_at: Mapping[float, float], nll_at_views: Mapping[int, Spread], arm: str) -> None:
-    """Write a PNG with two panels.
+@dataclass(frozen=True)
+class Bar:
+    """One student of the picture.
+
+    Attributes:
+        name: Its objectives.
+        nll: Held-out, mean over the seeds.
+        interval: Half of the 95% interval of its difference to the first; None for the first.
+    """
+
+    name: str
+    nll: float
+    interval: float | None
+
+
+def draw(
+    path: Path,
+    bars: Mapping[Pipeline, Sequence[Bar]],
+    teacher_nll: float,
+    nll_at_views: Mapping[int, Spread],
+    num_seeds: int,
+) -> None:
+    """Write a PNG with a panel for each tokenizer, and one for the views where they were compared.
 
     Args:
         path: Of the PNG.
-        accuracy_at: Teacher's top-1 accuracy on masked tokens, by middle of a bucket of t.
-        nll_at_views: Held-out NLL of an arm, by views per sample.
-        arm: Name of that arm.
+        bars: Students by pipeline; the first of each is its baseline.
+        teacher_nll: NLL of the teacher, in its own tokens.
+        nll_at_views: NLL of `kl` by views per sample; empty for no such panel.
+        num_seeds: Seeds of each student; intervals are over them, or over parts of the tasks where there is one.
     """
-    figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(list(accuracy_at), list(accuracy_at.values()), marker="o", color=TEACHER)
-    left.set(
-        xlabel="diffusion time t (share of the answer that is masked)",
-        ylabel="accuracy on masked tokens",
-        title="What the teacher knows, by diffusion time",
-        xlim=(0, 1),
-        ylim=(0, 1),
+    num_panels = len(bars) + bool(nll_at_views)
+    figure = Figure(
+        figsize=(4.6 * num_panels, 1.7 + 0.36 * max(map(len, bars.values()))), dpi=130, layout="constrained"
     )
-    views = list(nll_at_views)
-    means = [nll_at_views[v].mean for v in views]
-    deviations = [nll_at_views[v].deviation or 0 for v in views]
-    right.errorbar(views, means, yerr=deviations, marker="o", capsize=3, color=STUDENT)
-    right.set_xscale("log", base=2)
-    right.set_xticks(views, [str(v) for v in views])
-    right.set(
-        xlabel="masked views captured per sample",
-        ylabel="held-out NLL (nats per masked token)",
-        title=f"More views, better student ({arm})" if means[-1] < means[0] else f"NLL against views ({arm})",
-    )
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    panels = figure.subplots(1, num_panels)
+    for axes, (pipeline, students) in zip(panels, bars.items(), strict=False):
+        _draw_students(axes, TITLES[pipeline], students)
+    panels[0].axvline(teacher_nll, color=TEACHER, linestyle=":")
+    panels[0].annotate("teacher", (teacher_nll, -0.45), (4, 0), textcoords="offset points", color=TEACHER, va="center")
+    if nll_at_views:
+        _draw_views(panels[-1], nll_at_views)
+    over = f"{num_seeds} seeds" if num_seeds > 1 else "the held-out tasks, one seed"
+    figure.supxlabel(f"{NLL}; line: 95% interval of the difference to ce, over {over}", fontsize=9)
     figure.savefig(path)
+
+
+def _draw_students(axes: Axes, title: str, students: Sequence[Bar]) -> None:
+    baseline = students[0].nll
+    axes.axvline(baseline, color=BASELINE, linestyle="--", linewidth=1)
+    for place, bar in enumerate(students):
+        colour = BASELINE if bar is students[0] else STUDENT
+        axes.errorbar(bar.nll, place, xerr=bar.interval, fmt="o", capsize=4, color=colour)
+        axes.annotate(f"{bar.nll:.2f}", (bar.nll, place), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_yticks(range(len(students)), [bar.name for bar in students])
+    axes.set_ylim(len(students) - 0.4, -0.8)
+    axes.margins(x=0.15)
+    axes.set_title(title)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_views(axes: Axes, nll_at_views: Mapping[int, Spread]) -> None:
+    views = list(nll_at_views)
+    deviations = [nll_at_views[v].deviation or 0 for v in views]
+    axes.errorbar([nll_at_views[v].mean for v in views], range(len(views)), xerr=deviations, marker="o", capsize=4,
+                  color=STUDENT)  # fmt: skip
+    axes.set_yticks(range(len(views)), [str(v) for v in views])
+    axes.invert_yaxis()
+    axes.set(title="kl, by views captured per sample", ylabel="views")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

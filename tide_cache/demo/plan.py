@@ -1,11 +1,10 @@
 """The demonstration's sizes and arms, all in one place."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from tide_cache.config.presets import PRESETS
+from typing import Any, Literal, get_args
 
 Pipeline = Literal["shared", "cross"]
+PIPELINES: tuple[Pipeline, ...] = get_args(Pipeline)
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,13 @@ class Arm:
         return f"{self.pipeline}-" + "".join(c if c.isalnum() else "-" for c in self.name)
 
 
-CE = {"kind": "ce"}
-CE_UNIFORM = {"kind": "ce", "time_weight": "uniform"}
-KL = {"kind": "kl", "temperature": 2.0}
+CE = {"kind": "ce", "time_weight": "realised_ratio", "weight": 1.0}
+CE_UNIFORM = {"kind": "ce", "time_weight": "uniform", "weight": 1.0}
+KL = {"kind": "kl", "temperature": 1.0, "weight": 1.0}
+CALM = {"kind": "calm", "temperature": 5.0, "weight": 1.0}
+REVERSE_CALM = {"kind": "reverse_calm", "temperature": 5.0, "weight": 1.0}
+CHUNK_KL = {"kind": "chunk_kl", "temperature": 1.0, "weight": 1.0}
+CALM_ELSEWHERE = {**CALM, "chunks": "without_candidates"}
 
 ARMS = (
     Arm("ce", "shared", (CE,)),
@@ -43,16 +46,37 @@ ARMS = (
     Arm("ce + kl", "shared", (CE, KL)),
     Arm("kl", "shared", (KL,)),
     Arm("ce", "cross", (CE,)),
-    Arm("ce + calm", "cross", (CE, {"kind": "calm"})),
-    Arm("ce + reverse_calm", "cross", (CE, {"kind": "reverse_calm"})),
-    Arm("ce + chunk_kl", "cross", (CE, {"kind": "chunk_kl"})),
-    Arm("tide-chunk", "cross", PRESETS["cross/tide-chunk"].objectives),
+    Arm("ce + calm", "cross", (CE, CALM)),
+    Arm("ce + reverse_calm", "cross", (CE, REVERSE_CALM)),
+    Arm("ce + chunk_kl", "cross", (CE, CHUNK_KL)),
+    Arm("tide-chunk", "cross", (CE, CHUNK_KL, CALM_ELSEWHERE)),
 )
-"""The table: the first arm of each pipeline is its baseline."""
+"""All arms, with every weight and temperature stated; the first of each pipeline is its baseline."""
 
 VIEWS_ARM = ARMS[4]
-VIEWS = (1, 2, 4)
-"""Further runs of this arm, for the curve against views per sample; the table's own run uses all."""
+"""The arm of the curve against views per sample."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Which students are trained.
+
+    Attributes:
+        arms: Rows; the first of each pipeline is its baseline.
+        seeds: Of the students.
+        views: Views per sample of further runs of `VIEWS_ARM`; its own run uses all.
+    """
+
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    views: tuple[int, ...] = ()
+
+
+FIRST_LOOK = Table((ARMS[0], ARMS[4], ARMS[5], ARMS[8]), seeds=(0,))
+"""Shows in minutes what a cache is worth."""
+
+WHOLE_TABLE = Table(ARMS, seeds=(0, 1, 2), views=(1, 2, 4))
+"""Every arm with three seeds, and the curve."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +96,12 @@ class DemoPlan:
         student_batch: Samples per step of a student.
         held_out_samples: Tasks on which all are measured.
         exact_samples: Held-out tasks with one right answer that are answered.
-        seeds: Seeds of the students.
     """
 
     teacher_hidden: int = 96
     teacher_layers: int = 4
     teacher_samples: int = 40_000
-    teacher_steps: int = 550
+    teacher_steps: int = 450
     teacher_batch: int = 64
     student_hidden: int = 48
     student_layers: int = 2
@@ -87,19 +110,21 @@ class DemoPlan:
     student_batch: int = 32
     held_out_samples: int = 200
     exact_samples: int = 60
-    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 FULL = DemoPlan()
 QUICK = DemoPlan(
     teacher_hidden=64, teacher_layers=2, teacher_samples=400, teacher_steps=6, student_hidden=32, student_layers=1,
     student_samples=24, student_steps=4, teacher_batch=8, student_batch=8, held_out_samples=8,
-    exact_samples=2, seeds=(0, 1),
+    exact_samples=2,
 )  # fmt: skip
 """A plan that only shows that everything runs; its figures mean nothing."""
 
 SIGNALS: dict[Pipeline, tuple[str, ...]] = {"shared": ("truth", "topk"), "cross": ("truth", "topk", "chunks")}
 """What is captured for each pipeline."""
+
+TEMPERATURES = (1.0,)
+"""At which it is captured: all that the arms use, chunk likelihoods apart, which need none."""
 
 BLOCK_SIZE = 8
 MAX_LENGTH = 64

@@ -1,19 +1,22 @@
 """The whole demonstration: from nothing to a table that says whether students learned from a cache."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tide_cache.building.driver import BuildProgress, BuildSummary
+from tide_cache.demo.intervals import half_interval
 from tide_cache.demo.measure import Measured, measure
-from tide_cache.demo.picture import draw
-from tide_cache.demo.plan import ARMS, NUM_VIEWS, VIEWS, VIEWS_ARM, Arm, DemoPlan, Pipeline
+from tide_cache.demo.picture import Bar, draw
+from tide_cache.demo.plan import NUM_VIEWS, PIPELINES, VIEWS_ARM, Arm, DemoPlan, Pipeline, Table
 from tide_cache.demo.stages import DemoFolder, build, make_data, train_teacher
-from tide_cache.demo.students import Job, all_jobs, run_jobs
+from tide_cache.demo.students import all_jobs, run_jobs
 from tide_cache.errors import RunFileError
 from tide_cache.evaluation.comparison import Comparison, Spread, compare, spread
 from tide_cache.loading.cache import CacheSource
@@ -23,13 +26,26 @@ from tide_cache.training.metrics import StepMetrics
 OnStage = Callable[[str, int, int], None]
 """Called with the name of a stage, what is done of it and how much there is."""
 
+MOST_THREADS = 4
+"""Of teacher and capture, whose tensors are small: more threads would wait for each other."""
+
 
 @dataclass(frozen=True)
 class ArmResult:
-    """A row of the table."""
+    """A row of the table.
+
+    Attributes:
+        arm: What was trained.
+        nll: Over the seeds, beside the baseline's.
+        interval: Half of the 95% interval of the difference to the baseline: over seeds, or with a single seed over
+            ten parts of the held-out tasks. None for the baseline, and where there is too little to tell.
+        accuracy: On masked tokens.
+        exact_match: Of tasks with one right answer.
+    """
 
     arm: Arm
     nll: Comparison
+    interval: float | None
     accuracy: Spread
     exact_match: Spread
 
@@ -42,7 +58,8 @@ class DemoResult:
         teacher: Figures of the teacher on the held-out tasks.
         caches: Summary of each pipeline's build.
         arms: Rows of the table, in its order.
-        nll_at_views: NLL of `VIEWS_ARM` by views per sample.
+        nll_at_views: NLL of `VIEWS_ARM` by views per sample; empty where the table has no such runs.
+        num_seeds: Seeds of each student.
         picture: The PNG.
         results: The JSON with all of this.
     """
@@ -51,16 +68,18 @@ class DemoResult:
     caches: dict[Pipeline, BuildSummary]
     arms: list[ArmResult]
     nll_at_views: dict[int, Spread]
+    num_seeds: int
     picture: Path
     results: Path
 
 
-def run_demo(out: Path, plan: DemoPlan, on_stage: OnStage) -> DemoResult:
+def run_demo(out: Path, plan: DemoPlan, table: Table, on_stage: OnStage) -> DemoResult:
     """Run the demonstration, or what is missing of it.
 
     Args:
-        out: Folder of everything; what an interrupted demonstration left there is used.
+        out: Folder of everything; what an earlier demonstration of the same sizes left there is used.
         plan: Its sizes.
+        table: Its students.
         on_stage: Progress.
 
     Raises:
@@ -68,25 +87,26 @@ def run_demo(out: Path, plan: DemoPlan, on_stage: OnStage) -> DemoResult:
     """
     folder = DemoFolder(out.resolve())
     _claim(folder.root, plan)
+    on_stage("corpus", 0, 1)
     make_data(folder, plan)
 
     def on_step(metrics: StepMetrics, steps: int) -> None:
         on_stage("teacher", metrics.step, steps)
 
     def on_views(progress: BuildProgress) -> None:
-        on_stage("caches", progress.views_done, progress.num_views)
+        on_stage("capture", progress.views_done, progress.num_views)
 
+    torch.set_num_threads(min(MOST_THREADS, len(os.sched_getaffinity(0))))
+    on_stage("teacher", 0, plan.teacher_steps)
     train_teacher(folder, plan, on_step)
-    pipelines: tuple[Pipeline, ...] = ("shared", "cross")
-    caches = {pipeline: build(folder, pipeline, on_views) for pipeline in pipelines}
-    jobs = all_jobs(plan)
-    measured: dict[tuple[str, int, int], Measured] = {}
-    on_stage("students", 0, len(jobs))
-    for job, result in run_jobs(folder, plan, jobs):
-        measured[job.key] = result
-        on_stage("students", len(measured), len(jobs))
+    on_stage("capture", 0, plan.student_samples * NUM_VIEWS)
+    caches = {pipeline: build(folder, pipeline, on_views) for pipeline in PIPELINES}
+    jobs = all_jobs(table)
+    on_stage("starting", 0, len(jobs))
+    measured = run_jobs(folder, plan, jobs, lambda done, total: on_stage("students", done, total) if done else None)
+    on_stage("figures", 0, 1)
     teacher = measure(folder, plan, folder.teacher / "model", "shared")
-    return _result(folder, plan, teacher, caches, measured)
+    return _result(folder, plan, table, teacher, caches, measured)
 
 
 def _claim(root: Path, plan: DemoPlan) -> None:
@@ -105,33 +125,59 @@ def _claim(root: Path, plan: DemoPlan) -> None:
 def _result(
     folder: DemoFolder,
     plan: DemoPlan,
+    table: Table,
     teacher: Measured,
     caches: dict[Pipeline, BuildSummary],
     measured: Mapping[tuple[str, int, int], Measured],
 ) -> DemoResult:
-    def by_seed(arm: Arm, views: int) -> dict[int, float]:
-        return {seed: measured[arm.slug, views, seed].nll for seed in plan.seeds}
+    def runs(arm: Arm, views: int) -> dict[int, Measured]:
+        return {seed: measured[arm.slug, views, seed] for seed in table.seeds}
 
     arms = []
-    for arm in ARMS:
-        first = next(other for other in ARMS if other.pipeline == arm.pipeline)
-        baseline = None if arm is first else by_seed(first, first.num_views)
-        runs = [measured[Job(arm, seed).key] for seed in plan.seeds]
-        arms.append(
-            ArmResult(
-                arm,
-                compare(by_seed(arm, arm.num_views), baseline),
-                spread([run.accuracy for run in runs]),
-                spread([run.exact_match for run in runs]),
-            )
-        )
-    views = {v: spread(list(by_seed(VIEWS_ARM, v).values())) for v in (*VIEWS, NUM_VIEWS)}
+    for arm in table.arms:
+        first = next(other for other in table.arms if other.pipeline == arm.pipeline)
+        baseline = None if arm is first else runs(first, first.num_views)
+        arms.append(summarise(arm, runs(arm, arm.num_views), baseline))
+    views = (*table.views, NUM_VIEWS) if table.views else ()
+    nll_at_views = {v: spread([run.nll for run in runs(VIEWS_ARM, v).values()]) for v in views}
     picture, results = folder.root / "demo.png", folder.root / "results.json"
     accuracy_at = teacher_accuracy_by_time(folder.cache("shared"))
-    draw(picture, accuracy_at, views, VIEWS_ARM.name)
-    found = DemoResult(teacher, caches, arms, views, picture, results)
+    bars = {
+        pipeline: [Bar(row.arm.name, row.nll.value.mean, row.interval) for row in arms if row.arm.pipeline == pipeline]
+        for pipeline in PIPELINES
+    }
+    draw(picture, bars, teacher.nll, nll_at_views, len(table.seeds))
+    found = DemoResult(teacher, caches, arms, nll_at_views, len(table.seeds), picture, results)
     results.write_text(json.dumps(_as_json(found, accuracy_at, plan), indent=2) + "\n", encoding="utf-8")
     return found
+
+
+def summarise(arm: Arm, runs: Mapping[int, Measured], baseline: Mapping[int, Measured] | None) -> ArmResult:
+    """Compare an arm with its baseline.
+
+    Args:
+        arm: What was trained.
+        runs: Its figures, by seed.
+        baseline: The same of the baseline; None when this arm is the baseline.
+    """
+    interval = None
+    if baseline is not None:
+        pairs = [(runs[seed], baseline[seed]) for seed in runs]
+        differences = [ours.nll - theirs.nll for ours, theirs in pairs]
+        if len(pairs) == 1:
+            differences = [a - b for a, b in zip(pairs[0][0].nll_by_part, pairs[0][1].nll_by_part, strict=True)]
+        interval = half_interval(differences)
+    return ArmResult(
+        arm,
+        compare(_nll_of(runs), None if baseline is None else _nll_of(baseline)),
+        interval,
+        spread([run.accuracy for run in runs.values()]),
+        spread([run.exact_match for run in runs.values()]),
+    )
+
+
+def _nll_of(runs: Mapping[int, Measured]) -> dict[int, float]:
+    return {seed: run.nll for seed, run in runs.items()}
 
 
 def teacher_accuracy_by_time(cache: Path, num_buckets: int = 10) -> dict[float, float]:

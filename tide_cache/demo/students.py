@@ -3,19 +3,24 @@
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, MutableSequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import torch
 
 from tide_cache.demo.measure import Measured, measure
-from tide_cache.demo.plan import ARMS, VIEWS, VIEWS_ARM, Arm, DemoPlan
-from tide_cache.demo.stages import DemoFolder, student_run
+from tide_cache.demo.plan import VIEWS_ARM, Arm, DemoPlan, Table
+from tide_cache.demo.stages import DemoFolder, student_run, student_steps
 from tide_cache.training.run import train
 
 MOST_PROCESSES = 8
 """Each holds a torch of its own, about 0.6 GB."""
+
+POLL_SECONDS = 0.5
+
+_steps_taken: MutableSequence[int] = []
+"""In a worker: steps of each job, shared with the process that shows them."""
 
 
 @dataclass(frozen=True)
@@ -31,39 +36,56 @@ class Job:
         return self.arm.slug, self.arm.num_views, self.seed
 
 
-def all_jobs(plan: DemoPlan) -> list[Job]:
-    """List the jobs of the table and of the curve against views."""
-    arms = (*ARMS, *(replace(VIEWS_ARM, num_views=views) for views in VIEWS))
-    return [Job(arm, seed) for arm in arms for seed in plan.seeds]
+def all_jobs(table: Table) -> list[Job]:
+    """List the jobs of a table and of its curve against views."""
+    arms = (*table.arms, *(replace(VIEWS_ARM, num_views=views) for views in table.views))
+    return [Job(arm, seed) for arm in arms for seed in table.seeds]
 
 
-def run_jobs(folder: DemoFolder, plan: DemoPlan, jobs: list[Job]) -> Iterator[tuple[Job, Measured]]:
-    """Train and measure students, one process per core with one thread each; yield them as they finish.
+def run_jobs(
+    folder: DemoFolder, plan: DemoPlan, jobs: list[Job], on_steps: Callable[[int, int], None]
+) -> dict[tuple[str, int, int], Measured]:
+    """Train and measure students, one process per core with one thread each; return what was measured, by `Job.key`.
 
     Args:
         folder: Of the demonstration.
         plan: Its sizes.
         jobs: Students that were measured before cost nothing.
+        on_steps: Called twice a second with the steps taken by all students and their number in all.
     """
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), len(os.sched_getaffinity(0)), MOST_PROCESSES)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
-        futures = {pool.submit(_train_and_measure, folder, plan, job): job for job in jobs}
+    taken = context.Array("i", len(jobs), lock=False)
+    total = sum(student_steps(plan, job.arm) for job in jobs)
+    found = {}
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(taken,)) as pool:
+        futures = {pool.submit(_train_and_measure, folder, plan, job, index): job for index, job in enumerate(jobs)}
+        pending = set(futures)
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            while pending:
+                done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+                found.update({futures[future].key: future.result() for future in done})
+                on_steps(sum(taken), total)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return found
 
 
-def _use_one_thread() -> None:
+def _start(steps_taken: MutableSequence[int]) -> None:
+    global _steps_taken
+    _steps_taken = steps_taken
     torch.set_num_threads(1)
 
 
-def _train_and_measure(folder: DemoFolder, plan: DemoPlan, job: Job) -> Measured:
+def _train_and_measure(folder: DemoFolder, plan: DemoPlan, job: Job, index: int) -> Measured:
     out = folder.student(job.arm, job.seed)
     if not (out / "model" / "config.json").exists():
         shutil.rmtree(out, ignore_errors=True)  # a student that was interrupted starts again: it takes seconds
-        train(student_run(folder, plan, job.arm, job.seed))
-    return measure(folder, plan, out / "model", job.arm.pipeline)
+        train(
+            student_run(folder, plan, job.arm, job.seed),
+            on_step=lambda metrics, _: _steps_taken.__setitem__(index, metrics.step),
+        )
+    measured = measure(folder, plan, out / "model", job.arm.pipeline)
+    _steps_taken[index] = student_steps(plan, job.arm)
+    return measured
