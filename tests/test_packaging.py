@@ -51,10 +51,10 @@ def elsewhere(wheel, tmp_path_factory):
     return folder
 
 
-def run(elsewhere, *arguments):
+def run(elsewhere, *arguments, cwd=None):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     command = [elsewhere / "venv" / "bin" / arguments[0], *arguments[1:]]
-    return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd or elsewhere, env=environment, capture_output=True, text=True)
 
 
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel):
@@ -86,3 +86,13 @@ def test_the_installed_command_runs_without_the_tree(elsewhere):
     assert run(elsewhere, "tide-cache", "--version").stdout == f"tide-cache {__version__}\n"
     checked = run(elsewhere, "tide-cache", "schema", "--check", ROOT / "schemas")
     assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["doctor", "--json"], ["schema", "--out", "s"]])
+def test_an_empty_folder_is_enough(elsewhere, tmp_path, arguments):
+    """Nothing of the repository is needed: no example, no schema, no constraints."""
+    done = run(elsewhere, "tide-cache", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert str(ROOT) not in done.stdout + done.stderr
+    if arguments[0] == "schema":
+        assert {path.name for path in (tmp_path / "s").iterdir()} == {p.name for p in (ROOT / "schemas").iterdir()}

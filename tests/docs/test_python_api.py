@@ -1,4 +1,4 @@
-"""The page on Python runs from top to bottom, as a reader would run it, and names all that is public."""
+"""The page on Python and the README's snippet run as a reader would run them, and the page names all that is public."""
 
 import re
 
@@ -26,3 +26,11 @@ def test_the_python_api_page_runs(tiny_cache, tiny_teacher, tmp_path, monkeypatc
     assert names["loss"].item() > 0
     assert sum(row[1] for row in names["by_time"].fetchall()) > 0
     assert "sample_id" in capsys.readouterr().out
+
+
+def test_the_readmes_snippet_runs(tiny_cache, tmp_path, monkeypatch, capsys):
+    (tmp_path / "cache").symlink_to(tiny_cache)
+    monkeypatch.chdir(tmp_path)
+    (block,) = (block for block in blocks_of(ROOT / "README.md") if block.language == "python")
+    exec(block.text, {})
+    assert len(capsys.readouterr().out.splitlines()) == 2

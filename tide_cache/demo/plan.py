@@ -101,7 +101,7 @@ class DemoPlan:
     teacher_hidden: int = 96
     teacher_layers: int = 4
     teacher_samples: int = 40_000
-    teacher_steps: int = 450
+    teacher_steps: int = 400
     teacher_batch: int = 64
     student_hidden: int = 48
     student_layers: int = 2
