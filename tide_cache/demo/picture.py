@@ -50,7 +50,7 @@ def draw(
     figure = Figure(
         figsize=(4.6 * num_panels, 1.7 + 0.36 * max(map(len, bars.values()))), dpi=130, layout="constrained"
     )
-    panels = figure.subplots(1, num_panels)
+    panels = figure.subplots(1, num_panels, squeeze=False)[0]
     for axes, (pipeline, students) in zip(panels, bars.items(), strict=False):
         _draw_students(axes, TITLES[pipeline], students)
     panels[0].axvline(teacher_nll, color=TEACHER, linestyle=":")

@@ -142,10 +142,8 @@ def _result(
     nll_at_views = {v: spread([run.nll for run in runs(VIEWS_ARM, v).values()]) for v in views}
     picture, results = folder.root / "demo.png", folder.root / "results.json"
     accuracy_at = teacher_accuracy_by_time(folder.cache("shared"))
-    bars = {
-        pipeline: [Bar(row.arm.name, row.nll.value.mean, row.interval) for row in arms if row.arm.pipeline == pipeline]
-        for pipeline in PIPELINES
-    }
+    rows = {pipeline: [row for row in arms if row.arm.pipeline == pipeline] for pipeline in PIPELINES}
+    bars = {p: [Bar(r.arm.name, r.nll.value.mean, r.interval) for r in found] for p, found in rows.items() if found}
     draw(picture, bars, teacher.nll, nll_at_views, len(table.seeds))
     found = DemoResult(teacher, caches, arms, nll_at_views, len(table.seeds), picture, results)
     results.write_text(json.dumps(_as_json(found, accuracy_at, plan), indent=2) + "\n", encoding="utf-8")
