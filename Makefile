@@ -13,7 +13,7 @@ export NO_MKDOCS_2_WARNING := 1
 
 # What the commands need, and matplotlib for pictures. DeepSpeed's setup imports torch, hence its line of its own.
 $(BASE): pyproject.toml constraints.txt
-	@echo "Installing tide-cache into .venv (about two minutes; torch is the largest part)"
+	@echo "Installing tide-cache into .venv (torch is the largest part)"
 	$(PYTHON) -m venv .venv
 	$(PIP) torch numpy setuptools wheel
 	@echo "Installing DeepSpeed"

@@ -25,7 +25,7 @@ UNITS = {
     "students": "steps",
     "figures": "drawn",
 }
-TOKENIZERS = {"shared": "the teacher's tokenizer", "cross": "another tokenizer"}
+TOKENIZERS = {"shared": "the teacher's", "cross": "another"}
 
 
 def demo(
@@ -77,12 +77,10 @@ def _print_result(result: "DemoResult") -> None:
         f"exact match {percent(teacher.exact_match)}"
     )
     over = f"{num_seeds} seeds" if num_seeds > 1 else "one seed"
-    columns = ["student", "NLL", "minus ce", "token accuracy", "exact match"]
+    columns = ["tokenizer", "student", "NLL", "minus ce", "token accuracy", "exact match"]
     if num_seeds > 1:
-        columns.insert(3, "seeds better")
-    for pipeline, name in TOKENIZERS.items():
-        rows = [_row(arm, num_seeds) for arm in result.arms if arm.arm.pipeline == pipeline]
-        print_table(f"Students with {name}, {over}", columns, rows)
+        columns.insert(4, "seeds better")
+    print_table(f"Students on the same tasks, {over}", columns, [_row(arm, num_seeds) for arm in result.arms], (0, 1))
     spread_over = "deviation over seeds" if num_seeds > 1 else "half of a 95% interval over the held-out tasks"
     print_text(f"NLL: nats per masked token, lower is better; ±: {spread_over}")
     if result.nll_at_views:
@@ -97,11 +95,11 @@ def _print_result(result: "DemoResult") -> None:
 
 def _row(row: "ArmResult", num_seeds: int) -> list[str]:
     nll, difference = row.nll, row.nll.difference
-    cells = [row.arm.name, str(nll.value), ""]
+    cells = [TOKENIZERS[row.arm.pipeline], row.arm.name, str(nll.value), ""]
     if difference is not None:
-        cells[2] = str(difference)
+        cells[3] = str(difference)
         if num_seeds == 1:
-            cells[2] += "" if row.interval is None else f" ± {row.interval:.3f}"
+            cells[3] += "" if row.interval is None else f" ± {row.interval:.3f}"
     if num_seeds > 1:
         cells.append("" if difference is None else f"{nll.num_better} of {nll.num_paired}")
     return [*cells, _share(row.accuracy), _share(row.exact_match)]
