@@ -324,7 +324,7 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class RowStatistics:
-    """All that an objective needs of the student's distribution at each masked row, on the graph, float32.
+    """All that an objective needs of the student's distribution at each masked row, on the graph, float32 or float64.
 
     Attributes:
         gathered_NK: Logits at the ids asked for, at T = 1; 0 at padding.

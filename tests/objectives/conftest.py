@@ -81,7 +81,8 @@ def capture(
 def statistics_of(logits_NV: torch.Tensor, targets: Targets, temperatures: Sequence[float]) -> RowStatistics:
     """Run the fused head on rows of logits."""
     ids_NK, is_kept_NK = ids_to_gather(targets)
-    return row_statistics(logits_NV, torch.eye(logits_NV.shape[1]), ids_NK, temperatures, is_kept_NK, slice_rows=16)
+    head_VV = torch.eye(logits_NV.shape[1], dtype=logits_NV.dtype)
+    return row_statistics(logits_NV, head_VV, ids_NK, temperatures, is_kept_NK, slice_rows=16)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from pydantic import TypeAdapter
 from tide_cache.config.objectives import ObjectiveConfig
 from tide_cache.config.semantics import resolve
 from tide_cache.objectives import OBJECTIVES, Needs, union_of_needs
-from tide_cache.objectives.calm import Calm, ReverseCalm
+from tide_cache.objectives.calm import BernoulliKL, Calm, ReverseCalm
 from tide_cache.objectives.ce import CrossEntropy
+from tide_cache.objectives.chunk_kl import ChunkKL
 from tide_cache.objectives.kl import ForwardKL, ReverseKL
+from tide_cache.objectives.tidal import Tidal
 from tide_cache.views import active_chunks
 
 EVERY = [
@@ -155,6 +157,36 @@ def test_needs_add_up():
     together = union_of_needs([CrossEntropy().needs, ForwardKL(2.0).needs, ReverseKL(4.0).needs, Calm().needs])
     assert together == Needs(frozenset({"topk", "truth"}), frozenset({1.0, 2.0, 4.0}), frozenset({2.0, 4.0}))
     assert union_of_needs([]) == Needs()
+
+
+FURTHER = [
+    *(kl(2.0, tail) for kl in (ForwardKL, ReverseKL) for tail in ("renormalise", "sampled")),
+    Calm(5.0, chunks="without_candidates"),
+    Calm(5.0, clamp_student=True),
+    BernoulliKL(5.0),
+    ChunkKL(2.0),
+    *(Tidal(over=over, time_weight=weight) for over in ("kl", "calm") for weight in ("uniform", "midrange")),
+    Tidal(tail="renormalise"),
+]
+
+
+def test_the_next_test_leaves_no_objective_out():
+    assert {type(objective) for objective in [*EVERY, *FURTHER]} == set(OBJECTIVES.values())
+
+
+@pytest.mark.parametrize("objective", [*EVERY, *FURTHER], ids=repr)
+def test_a_student_in_float64_gives_the_loss_of_float32_and_its_own_gradient(example, objective):
+    """`row_statistics` keeps float64, and targets are float32."""
+    if "topk" in objective.needs.signals:
+        case = example(0, tail_samples=3)
+    else:
+        case = example(0, chunk_size=2, chunk_k=4 if isinstance(objective, ChunkKL) else 0)
+    double = replace(case, logits_NV=case.logits_NV.detach().double().requires_grad_())
+    assert double.loss(objective).dtype == torch.float64
+    assert double.loss(objective).item() == pytest.approx(case.loss(objective).item(), rel=1e-5, abs=1e-6)
+    gradient = double.gradient(objective)
+    torch.testing.assert_close(gradient.float(), case.gradient(objective), rtol=1e-4, atol=1e-5)
+    assert gradient.abs().sum() > 0
 
 
 @every_objective

@@ -147,8 +147,9 @@ def has_candidates(targets: Targets) -> torch.Tensor:
 def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Tensor:
     """Sum the student's log-probs of the true tokens over each active chunk, in nats [C]."""
     rows = (targets.chunk_of_row_N >= 0).nonzero().squeeze(1)
-    nothing_C = torch.zeros_like(targets.chunk_logprob_C)
-    return nothing_C.index_add(0, targets.chunk_of_row_N[rows], student_truth(student)[rows])
+    truth_N = student_truth(student)  # float64 where the student's statistics are, while targets stay float32
+    nothing_C = truth_N.new_zeros(targets.chunk_logprob_C.shape)
+    return nothing_C.index_add(0, targets.chunk_of_row_N[rows], truth_N[rows])
 
 
 def chunk_likelihoods(
