@@ -102,6 +102,8 @@ def build_teacher_shards(
 
         hands = _executor(workers or 1, executor or ExecutorName.process, ray_address)
         build = prepare_build(run)
+        for remark in build.remarks:
+            say(remark)
         plan = range(build.plan.num_shards)
         chosen = plan if shards is None else shard_range(shards, len(plan), os.environ)
         with ProgressReport("build", "views") as report:
@@ -146,8 +148,10 @@ def _dry_run(run: BuildRun, json: bool) -> None:
     run = run if day is None else run.model_copy(update={"pairing": run.pairing.model_copy(update={"date": day})})
     cache_id = build.identity.cache_id if is_known else None
     named = cache_id or "(its id is known when the weights are here)"
+    for remark in build.remarks:
+        say(remark)
     if json:
-        document = {"run": run.model_dump(mode="json"), "cache_id": cache_id}
+        document = {"run": run.model_dump(mode="json"), "cache_id": cache_id, "remarks": build.remarks}
         print_json({**document, "estimate": asdict(estimate)})
         return
     print_text(

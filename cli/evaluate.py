@@ -4,7 +4,7 @@ import json as json_format
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -159,14 +159,21 @@ def _measure_on_text(
         raise RunFileError(f"--out {out}: found no folder {out.parent}; make it first")
     with chatter_to_stderr():
         from tide_cache.corpus import open_corpus
+        from tide_cache.pairing.checking import LengthLimit, remarks_of, require_samples, require_usable
 
         model = open_model(checkpoint, block_size, as_trained=True)
         model.require_fits(max_length)
         root = cache_path(cache) if cache is not None else None
         manifest = _fitting_manifest(root, model) if root is not None else None
-        corpus = open_corpus(dataset, folder=Path.cwd(), on_bad_row=on_bad_row.value if on_bad_row else "error")
+        handling: Literal["error", "skip"] = "error" if on_bad_row is None else on_bad_row.value
+        corpus = open_corpus(dataset, folder=Path.cwd(), on_bad_row=handling, section="--dataset")
         paired = _paired(list(corpus.rows(0, limit or len(corpus))), model, max_length)
-        pairs, remarks = paired.pairs, paired.report.remarks(corpus.skipped)
+        require_usable(dataset, paired.faults, handling, "")
+        require_samples(f"{dataset}: no row of the corpus became a sample:", paired.report, "Raise --max-length.")
+        limits = (LengthLimit("--max-length", max_length),)
+        pairs, remarks = paired.pairs, remarks_of(paired, limits, corpus.notes, corpus.skipped)
+        for remark in remarks:
+            say(remark)
         backbone = model.load(dtype)
         nll = _held_out_nll(backbone, model, pairs, seed, context)
         agreement = _agreement(backbone, model, root, manifest, limit) if root and manifest else None
@@ -182,8 +189,6 @@ def _measure_on_text(
     }
     if (day := model.tokenizer.today) is not None:
         document["template_date"] = day.isoformat()
-    for remark in remarks:
-        say(remark)
     if json:
         print_json(document)
     else:

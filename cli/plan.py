@@ -54,10 +54,13 @@ def plan(
         from tide_cache.building.prepare import prepare_build
         from tide_cache.reporting.planning import plan_build
 
+        build = prepare_build(run, needs_weights=False)
+        for remark in build.remarks:
+            say(remark)
         say(f"Measuring {sample_rows} rows and a few forwards ...")
-        found = plan_build(run, prepare_build(run, needs_weights=False), sample_rows, workers, epochs)
+        found = plan_build(run, build, sample_rows, workers, epochs)
     if json:
-        print_json(asdict(found))
+        print_json({**asdict(found), "remarks": build.remarks})
     else:
         _print_plan(found)
     if found.fits is False:

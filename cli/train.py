@@ -36,6 +36,7 @@ from .run_toml import run_toml
 if TYPE_CHECKING:
     from tide_cache.training.distributed import World
     from tide_cache.training.metrics import StepMetrics
+    from tide_cache.training.prepare import Prepared
     from tide_cache.training.run import TrainSummary
 
 FIRST_SPEAKS_S = 5.0
@@ -189,19 +190,31 @@ def _train(run: TrainRun, resume: bool, json: bool) -> None:
         from tide_cache.training.distributed import find_world
         from tide_cache.training.run import train
 
-        world = find_world()
+        world, said = find_world(), list[str]()
         try:
             if not world.is_first:
                 train(run, resume=resume)
                 return
+
+            def say_all(prepared: "Prepared") -> None:
+                for remark in prepared.remarks:
+                    say(remark)
+                said.extend(prepared.remarks)
+
             with ProgressReport("train", "steps") as report:
-                summary = train(run, resume=resume, on_step=lambda metrics, steps: _show(report, metrics, steps))
+                summary = train(
+                    run,
+                    resume=resume,
+                    on_step=lambda metrics, steps: _show(report, metrics, steps),
+                    on_prepared=say_all,
+                )
         except TideCacheError as error:
             if world.is_first:
                 raise
             leave(world, error)
     for remark in summary.remarks:
-        say(remark)
+        if remark not in said:
+            say(remark)
     if json:
         print_json(asdict(summary))
     else:

@@ -24,10 +24,20 @@ SampleId = NewType("SampleId", str)
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: Who speaks.
+        content: What is said.
+        is_learnt: False for an answer that is shown and not learnt.
+        extras: JSON object of further fields that the chat template gets: `tool_calls`, `reasoning_content`, and of a
+            tool's turn `name` and `tool_call_id`. Empty where there is none.
+    """
 
     role: str
     content: str
+    is_learnt: bool = True
+    extras: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +45,14 @@ class ChatRow:
     """One conversation of the corpus.
 
     `sample_id` is stable under moving the corpus (part, file name, row number), and keys the random numbers of its
-    views. `origin` says where the row was read, for messages: `gsm8k_train.jsonl:17`.
+    views. `origin` says where the row was read, for messages: `gsm8k_train.jsonl:17`. `tools` are the functions that
+    the assistant may call, as the chat template gets them: a JSON list, empty where there is none.
     """
 
     sample_id: SampleId
     messages: tuple[Message, ...]
     origin: str
+    tools: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,7 +89,7 @@ def test_a_corpus_may_move(tmp_path: Path) -> None:
 def test_a_mix_is_its_parts_in_order(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [{"text": f"a{i}"} for i in range(5)])
     write_lines(tmp_path / "b.jsonl", [{"text": f"b{i}"} for i in range(3)])
-    corpus = open_corpus("b.jsonl+a.jsonl[train:2]+a.jsonl[test:99]", folder=tmp_path)
+    corpus = open_corpus("b.jsonl+a.jsonl[train:2]+a.jsonl[train:99]", folder=tmp_path)
     said = [row.messages[0].content for row in corpus]
     assert said == ["b0", "b1", "b2", "a0", "a1", "a0", "a1", "a2", "a3", "a4"]
     assert [row.sample_id for row in corpus][2:7] == [

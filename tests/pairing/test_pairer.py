@@ -1,6 +1,7 @@
 """A sample's tokens, what is supervised, and the chunks between teacher and student."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from tide_cache.pairing import (
     TextTokenizer,
     encode_student,
 )
+from tide_cache.pairing.checking import require_usable
 from tide_cache.records import ChatRow, Message, SampleId, SamplePair
 
 MakeRow = Callable[..., ChatRow]
@@ -329,8 +331,14 @@ def test_a_row_that_cannot_be_rendered_is_named(small, make_tokenizer, make_row)
         "omits", template="{% for m in messages %}{{ m['content'] if 'long' not in m['content'] }};{% endfor %}"
     )
     omits = TextTokenizer.load(str(folder), add_mask_token=True)
-    with pytest.raises(PairingError, match=r"^bad\.jsonl:1: .*drops the content of message 1"):
-        make_pairer(omits, small).pair_many([make_row("the cat", "mat"), make_row("cat", "long", name="bad")])
+    result = make_pairer(omits, small).pair_many([make_row("the cat", "mat"), make_row("cat", "long", name="bad")])
+    assert len(result.pairs) == 1
+    (fault,) = result.faults
+    assert re.match(r"bad\.jsonl:1: .*drops the content of message 1", fault)
+    with pytest.raises(PairingError, match=r"^rows: 1 row cannot be rendered .*\n  - bad\.jsonl:1: ") as error:
+        require_usable("rows", result.faults, "error", "corpus.on_bad_row")
+    assert "--on-bad-row skip (corpus.on_bad_row = 'skip')" in str(error.value)
+    require_usable("rows", result.faults, "skip", "corpus.on_bad_row")
 
 
 def test_a_batch_equals_its_rows(load_shared: Load, gsm8k):

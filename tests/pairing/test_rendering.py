@@ -117,7 +117,7 @@ def test_most_conversations_are_rendered_once(small: TextTokenizer, make_row, mo
     num_rendered = []
     render = small._render_texts
     monkeypatch.setattr(
-        small._chat, "_render_texts", lambda given, prompt: num_rendered.append(len(given)) or render(given, prompt)
+        small._chat, "_render_texts", lambda given, *options: num_rendered.append(len(given)) or render(given, *options)
     )
     small.render_many(rows)
     assert num_rendered == [50]

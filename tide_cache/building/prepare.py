@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tide_cache.building.paired_corpus import PairedCorpus, pair_corpus
 from tide_cache.building.run_record import begun_on
 from tide_cache.building.shard_size import samples_per_shard
 from tide_cache.config.build import BuildRun
@@ -31,6 +32,7 @@ from tide_cache.modeling.backbone import (
 )
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint, stated_fingerprint
 from tide_cache.pairing import PairedRows, PreparedPairer, SamplePairer, Spelling, TextTokenizer, shared_vocab_size
+from tide_cache.pairing.checking import LengthLimit, remarks, require_samples, require_usable
 from tide_cache.pairing.dates import today
 from tide_cache.progress import doing
 from tide_cache.teacher.capture import CapturePlan
@@ -65,6 +67,8 @@ class PreparedBuild:
         passes: What is captured.
         capture: How the teacher is run.
         special_tokens: What teacher's and student's tokenizers call their special tokens.
+        paired: The samples of all rows; None where somebody else has paired them.
+        remarks: What became of the rows, for the user.
     """
 
     corpus: Corpus[Any]
@@ -77,6 +81,8 @@ class PreparedBuild:
     passes: tuple[PassName, ...]
     capture: CapturePlan
     special_tokens: dict[str, dict[str, str | list[str]]]
+    paired: PairedCorpus | None = None
+    remarks: tuple[str, ...] = ()
 
     def spelling(self) -> Spelling | None:
         """Spell the teacher's vocabulary for the student, where candidate chunks are wanted; takes seconds."""
@@ -86,15 +92,17 @@ class PreparedBuild:
             return self.pairer.spelling(self.checkpoint.vocab_size)
 
 
-def prepare_build(run: BuildRun, needs_weights: bool = True) -> PreparedBuild:
-    """Check a build and open its corpus: configuration, tokenizers, corpus, and the teacher's weights at last.
+def prepare_build(run: BuildRun, needs_weights: bool = True, pairs_all: bool = True) -> PreparedBuild:
+    """Check a build, open its corpus, and pair every row; the teacher's weights are looked at last.
 
     Args:
         run: The run file.
         needs_weights: Whether the weights of a hub's teacher are fetched. Without, their hash is what the hub states.
+        pairs_all: False for a worker of a build whose rows were paired where it began.
 
     Raises:
         RunFileError: Something in the run file cannot work; lists every fault.
+        PairingError: Rows cannot be rendered, or none becomes a sample.
         TideCacheError: Corpus, tokenizer or checkpoint cannot be read.
     """
     checkpoint = read_checkpoint(run.teacher.model, run.teacher.revision)
@@ -113,6 +121,14 @@ def prepare_build(run: BuildRun, needs_weights: bool = True) -> PreparedBuild:
     corpus, pairer = _rows_and_pairer(run, teacher, student)
     if run.pairing.shared_vocab_size is not None:
         shared = run.pairing.shared_vocab_size
+    plan = ShardPlan(
+        num_rows=len(corpus),
+        samples_per_shard=samples_per_shard(run, checkpoint.config, resolve_device(run.teacher.device)),
+        batch_tokens=run.build.batch_tokens,
+        head_rows=run.build.head_rows,
+        views_per_forward=run.build.views_per_forward,
+    )
+    paired = _paired(run, corpus, pairer, plan) if pairs_all else None
     # For a folder `revision` is as given, since nothing resolves it.
     fingerprint = {"revision": checkpoint.commit or run.teacher.revision, **_weights(checkpoint, needs_weights)}
     return PreparedBuild(
@@ -120,13 +136,7 @@ def prepare_build(run: BuildRun, needs_weights: bool = True) -> PreparedBuild:
         pairer=pairer,
         checkpoint=checkpoint,
         identity=_identity(run, corpus, checkpoint, fingerprint, teacher, student, shared, day),
-        plan=ShardPlan(
-            num_rows=len(corpus),
-            samples_per_shard=samples_per_shard(run, checkpoint.config, resolve_device(run.teacher.device)),
-            batch_tokens=run.build.batch_tokens,
-            head_rows=run.build.head_rows,
-            views_per_forward=run.build.views_per_forward,
-        ),
+        plan=plan,
         views=ViewPlan(**run.views.model_dump(exclude={"demo_ratio"})),
         demo_ratio=run.views.demo_ratio,
         passes=run.build.passes,
@@ -142,7 +152,28 @@ def prepare_build(run: BuildRun, needs_weights: bool = True) -> PreparedBuild:
             seed=run.views.seed,
         ),
         special_tokens={"teacher": teacher.special_tokens, "student": student.special_tokens},
+        paired=paired,
+        remarks=() if paired is None else _remarks(run, corpus, paired),
     )
+
+
+def _paired(run: BuildRun, corpus: Corpus[Any], pairer: Pairer, plan: ShardPlan) -> PairedCorpus:
+    """Pair every row, and refuse those that cannot be used unless they may be left out."""
+    paired = pair_corpus(corpus, pairer, plan)
+    require_usable(
+        run.corpus.spec, paired.faults, run.corpus.on_bad_row, "corpus.on_bad_row", num_faults=paired.num_faults
+    )
+    way_out = "Raise student.max_length and teacher.max_length, or mend the corpus. Nothing was computed."
+    require_samples(f"{run.corpus.spec}: no row of the corpus became a sample:", paired.report, way_out)
+    return paired
+
+
+def _remarks(run: BuildRun, corpus: Corpus[Any], paired: PairedCorpus) -> tuple[str, ...]:
+    limits = (
+        LengthLimit("student.max_length", run.student.max_length),
+        LengthLimit("teacher.max_length", run.teacher.max_length, "teacher"),
+    )
+    return remarks(paired.report, paired.lengths, limits, corpus.notes, corpus.skipped, paired.faults)
 
 
 def _weights(checkpoint: CheckpointInfo, needs_weights: bool) -> dict[str, str | None]:

@@ -68,7 +68,9 @@ class PairedShard:
 
 
 def pair_rows(build: PreparedBuild, shard: int) -> PairedShard:
-    """Pair the rows of the corpus that a shard covers."""
+    """Give the samples of a shard: those that were made before the build began, else the rows are paired here."""
+    if build.paired is not None:
+        return PairedShard(*build.paired.shard(shard))
     rows = build.plan.rows_of(shard)
     corpus_rows = list(build.corpus.rows(rows.start, rows.stop))
     paired = build.pairer.pair_many(corpus_rows)

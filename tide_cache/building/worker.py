@@ -53,7 +53,7 @@ class ShardWorker:
                 f"{run.build.out}: a worker finds no plan.json there; build.out must lie on a file system that the "
                 "machines of all workers mount at the same path"
             ) from None
-        build = prepare_build(run)
+        build = prepare_build(run, pairs_all=False)
         folder.require_fits(build.identity, build.plan)
         require_same_tokens(run, build)
         return cls(run, build, device)

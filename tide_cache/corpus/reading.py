@@ -1,22 +1,29 @@
 """Open a corpus: parse the spec, find the sources, select and normalise their rows, store them."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal
 
 from tide_cache.corpus.languages import canonical_language, language_of
 from tide_cache.corpus.rows import RawRow, RowFault, Source
-from tide_cache.corpus.shapes import check_columns, messages_of, used_fields
+from tide_cache.corpus.shapes import Unread, check_columns, conversation_of, used_fields
 from tide_cache.corpus.sources import sources_of
 from tide_cache.corpus.spec import Part, parse_spec
 from tide_cache.corpus.store import CHAT_ROWS, Corpus, Row, RowKind, store_rows
-from tide_cache.errors import CorpusError, RunFileError, fault_list
+from tide_cache.errors import CorpusError, RunFileError, TideCacheError, fault_list
 from tide_cache.progress import doing
 from tide_cache.records import ChatRow, SampleId
 
 _SHOWN_FAULTS = 5
+_KEY = re.compile(r"(?<![\w.])corpus\.(spec|folder|columns|format|on_bad_row)\b")
+_WAY_OUT = (
+    'Mend the row, declare its columns in corpus.columns, for example {user = "question_text", assistant = "reply"}, '
+    "or leave such rows out with --on-bad-row skip."
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class RowReading(Generic[Row]):
         row_of: Reads one decoded row, given its sample id and where it lies; raises RowFault where it cannot be used.
         language_of: Tells its language, for the lang selection.
         way_out: What can be done about a row that cannot be used.
+        notes: Gives what was not read of the rows, once they are exhausted.
     """
 
     kind: RowKind[Row]
@@ -36,6 +44,7 @@ class RowReading(Generic[Row]):
     row_of: Callable[[SampleId, str, object], Row]
     language_of: Callable[[object, Row], str | None]
     way_out: str
+    notes: Callable[[], Sequence[str]] = tuple
 
 
 def open_corpus(
@@ -45,6 +54,7 @@ def open_corpus(
     columns: Mapping[str, str] = {},
     on_bad_row: Literal["error", "skip"] = "error",
     format: str = "chat",
+    section: str = "corpus",
 ) -> Corpus[ChatRow]:
     """Read a mix of files, saved datasets and hub datasets into conversations.
 
@@ -55,11 +65,31 @@ def open_corpus(
             optional `"system"`, or `{"messages": ...}`. Every column must occur in some row.
         on_bad_row: Whether a row that cannot be used stops the reading, or is left out and listed in `skipped`.
         format: Only `chat` holds conversations; for the others there is `open_prepared`.
+        section: Where the user set all this, for messages: the section of a run file, or an option, `--held-out`.
 
     Raises:
         RunFileError: The spec or the mapping cannot be understood, or the corpus holds no conversations.
         CorpusError: A source is missing, empty or broken, a row cannot be used, or no row of a piece is left.
     """
+    with _named(section):
+        return _open_chat(spec, folder, columns, on_bad_row, format, "" if section.startswith("-") else section)
+
+
+@contextmanager
+def _named(section: str) -> Iterator[None]:
+    """Have messages name the keys that the user can set: `corpus.spec` is `data.corpus.spec` of a training run."""
+    try:
+        yield
+    except TideCacheError as error:
+        if section == "corpus":
+            raise
+        is_option = section.startswith("-")
+        raise type(error)(_KEY.sub(lambda key: section if is_option else f"{section}.{key[1]}", str(error))) from None
+
+
+def _open_chat(
+    spec: str, folder: Path, columns: Mapping[str, str], on_bad_row: str, format: str, section: str
+) -> Corpus[ChatRow]:
     if format != "chat":
         raise RunFileError(
             f"corpus.format: found {format!r}; expected 'chat' here: only `tide-cache build-teacher-shards` and "
@@ -67,12 +97,14 @@ def open_corpus(
             "the objective ce needs nothing else of it."
         )
     check_columns(columns)
-    unseen = set(columns.values())
+    unseen, unread = set(columns.values()), Unread()
 
     def row_of(sample_id: SampleId, origin: str, value: object) -> ChatRow:
         if unseen and isinstance(value, dict):
             unseen.difference_update(value)
-        return ChatRow(sample_id, messages_of(value, columns), origin)
+        conversation = conversation_of(value, columns)
+        unread.note(conversation)
+        return ChatRow(sample_id, conversation.messages, origin, conversation.tools)
 
     corpus = read_rows(
         spec,
@@ -83,8 +115,8 @@ def open_corpus(
             fields=used_fields(columns),
             row_of=row_of,
             language_of=lambda value, row: language_of(value, row.messages),
-            way_out="Mend the row, declare its columns in corpus.columns, for example "
-            '{user = "question_text", assistant = "reply"}, or leave such rows out with --on-bad-row skip.',
+            way_out=_WAY_OUT if section else "Mend the row, or leave such rows out with --on-bad-row skip.",
+            notes=unread.notes,
         ),
     )
     if unseen:
@@ -110,7 +142,8 @@ def read_rows(spec: str, folder: Path, on_bad_row: str, reading: RowReading[Row]
     """
     parts = parse_spec(spec, folder)
     selector = _Selector(reading, on_bad_row == "skip")
-    found = _all_sources(parts, folder, reading.fields)
+    notes: list[str] = []
+    found = _all_sources(parts, folder, reading.fields, notes)
 
     with doing(f"Reading corpus {spec}", unit="rows") as phase:
 
@@ -120,15 +153,17 @@ def read_rows(spec: str, folder: Path, on_bad_row: str, reading: RowReading[Row]
                     phase.advance()
                     yield row
 
-        return store_rows(rows(), selector.skipped, reading.kind)
+        return store_rows(rows(), selector.skipped, reading.kind, lambda: [*notes, *reading.notes()])
 
 
-def _all_sources(parts: Sequence[Part], folder: Path, wanted: frozenset[str]) -> list[tuple[Source, ...]]:
+def _all_sources(
+    parts: Sequence[Part], folder: Path, wanted: frozenset[str], notes: list[str]
+) -> list[tuple[Source, ...]]:
     """Find the sources of all parts, so that every missing file is reported at once."""
     found, faults = [], []
     for part in parts:
         try:
-            found.append(sources_of(part, folder, wanted))
+            found.append(sources_of(part, folder, wanted, notes))
         except CorpusError as error:
             faults.append(str(error))
     if faults:

@@ -48,16 +48,24 @@ class Corpus(Generic[Row]):
     Attributes:
         content_hash: SHA-256, in hex, over sample ids and contents in order; where the corpus lies does not enter.
         skipped: One message for each row that was left out: where, and why.
+        notes: What lies there and is not read: files, columns, fields of messages.
     """
 
     def __init__(
-        self, kind: RowKind[Row], batches: Any, starts: Sequence[int], content_hash: str, skipped: tuple[str, ...]
+        self,
+        kind: RowKind[Row],
+        batches: Any,
+        starts: Sequence[int],
+        content_hash: str,
+        skipped: tuple[str, ...],
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._kind = kind
         self._batches = batches
         self._starts = starts  # first row of each batch, then the number of rows
         self.content_hash = content_hash
         self.skipped = skipped
+        self.notes = notes
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -86,18 +94,28 @@ def _columns_of_chat(rows: Sequence[ChatRow]) -> list[list[Any]]:
         [row.origin for row in rows],
         [[message.role for message in row.messages] for row in rows],
         [[message.content for message in row.messages] for row in rows],
+        [[message.is_learnt for message in row.messages] for row in rows],
+        [[message.extras for message in row.messages] for row in rows],
+        [row.tools for row in rows],
     ]
 
 
 def _chat_rows_of(batch: Any) -> Iterator[ChatRow]:
-    for sample_id, origin, roles, contents in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-        yield ChatRow(SampleId(sample_id), tuple(map(Message, roles, contents)), origin)
+    for sample_id, origin, *turns, tools in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+        yield ChatRow(SampleId(sample_id), tuple(map(Message, *turns)), origin, tools)
 
 
 def _hashed_chat(row: ChatRow) -> bytes:
-    """One line of JSON: quoting keeps the fields apart, so different rows never give the same bytes."""
-    turns = [[message.role, message.content] for message in row.messages]
-    return json.dumps([row.sample_id, turns]).encode("ascii") + b"\n"
+    """One line of JSON: quoting keeps the fields apart, so different rows never give the same bytes.
+
+    Fields that most rows lack are unwritten there, so that a corpus from before they were read keeps its hash.
+    """
+    turns = [[m.role, m.content, *_rest(not m.is_learnt, m.extras)] for m in row.messages]
+    return json.dumps([row.sample_id, turns, *_rest(row.tools)]).encode("ascii") + b"\n"
+
+
+def _rest(*values: object) -> tuple[object, ...]:
+    return values if any(values) else ()
 
 
 CHAT_ROWS: RowKind[ChatRow] = RowKind(
@@ -107,22 +125,28 @@ CHAT_ROWS: RowKind[ChatRow] = RowKind(
             ("origin", pa.string()),
             ("roles", pa.list_(pa.string())),
             ("contents", pa.list_(pa.string())),
+            ("is_learnt", pa.list_(pa.bool_())),
+            ("extras", pa.list_(pa.string())),
+            ("tools", pa.string()),
         ]
     ),
     columns_of=_columns_of_chat,
     rows_of=_chat_rows_of,
     hashed_form=_hashed_chat,
-    size_of=lambda row: sum(len(message.content) for message in row.messages),
+    size_of=lambda row: sum(len(message.content) + len(message.extras) for message in row.messages) + len(row.tools),
 )
 
 
-def store_rows(rows: Iterable[Row], skipped: list[str], kind: RowKind[Row]) -> Corpus[Row]:
+def store_rows(
+    rows: Iterable[Row], skipped: list[str], kind: RowKind[Row], notes: Callable[[], Sequence[str]] = tuple
+) -> Corpus[Row]:
     """Write rows to a temporary file and open it as a corpus.
 
     Args:
         rows: All rows; consumed in one pass.
         skipped: Filled by whoever makes the rows; read when they are exhausted.
         kind: How such rows are stored.
+        notes: Gives what is not read of where they lie; asked when they are exhausted.
 
     Raises:
         CorpusError: The temporary folder cannot hold the rows; and whatever making the rows raises.
@@ -147,7 +171,7 @@ def store_rows(rows: Iterable[Row], skipped: list[str], kind: RowKind[Row]) -> C
                 "TMPDIR to a folder on a larger disk"
             ) from None
         batches = pa.ipc.open_file(pa.memory_map(str(path)))
-    return Corpus(kind, batches, starts, digest.hexdigest(), tuple(skipped))
+    return Corpus(kind, batches, starts, digest.hexdigest(), tuple(skipped), tuple(notes()))
 
 
 def _batched(rows: Iterable[Row], size_of: Callable[[Row], int]) -> Iterator[list[Row]]:

@@ -57,6 +57,12 @@ def read_saved_dataset(folder: Path, split: str | None, wanted: frozenset[str]) 
                 f"[{next(iter(saved), 'train')}:] after the folder's name."
             )
         saved = saved[split]
+    elif split is not None and split != str(saved.split or "train"):
+        told = f"it is split {str(saved.split)!r}" if saved.split is not None else "it has no splits"
+        raise CorpusError(
+            f"{folder}: found the split {split!r} selected; {told}. Leave the word out, or write "
+            f"[{saved.split or 'train'}:N] for its first N rows."
+        )
     yield from _dataset_rows(saved, wanted)
 
 

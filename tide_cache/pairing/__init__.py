@@ -4,14 +4,15 @@ from tide_cache.pairing.alignment import align_bytes
 from tide_cache.pairing.encoding import Encoded
 from tide_cache.pairing.pairer import SamplePairer, encode_student
 from tide_cache.pairing.prepared import PreparedPairer
-from tide_cache.pairing.rendering import Rendered
-from tide_cache.pairing.report import Dropped, PairedRows, PairingReport
+from tide_cache.pairing.rendered import Rendered
+from tide_cache.pairing.report import Dropped, Lengths, PairedRows, PairingReport
 from tide_cache.pairing.spelling import Spelling
 from tide_cache.pairing.tokenizer import TextTokenizer, shared_vocab_size
 
 __all__ = [
     "Dropped",
     "Encoded",
+    "Lengths",
     "PairedRows",
     "PairingReport",
     "PreparedPairer",

@@ -4,13 +4,13 @@ Shape suffixes: N tokens of the batch, L student tokens of a sample, M teacher t
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from tide_cache.pairing.report import Dropped, PairedRows, PairingReport
+from tide_cache.pairing.report import Dropped, Lengths, PairedRows, PairingReport
 from tide_cache.records import Bools, Int32s, SampleId, SamplePair
 
 HOLDS_MASK = "the text contains the mask token"
@@ -66,10 +66,15 @@ class Collected:
         self._dropped: list[Dropped] = []
         self._counts: Counter[str] = Counter()
         self._num_truncated = 0
+        self._lengths: dict[str, Counter[Any]] = {"student": Counter(), "teacher": Counter(), "unwritten": Counter()}
 
-    def drop(self, sample_id: SampleId, reason: str) -> None:
+    def drop(self, sample_id: SampleId, reason: str, fault: str = "") -> None:
         """Note a row that gives no sample."""
-        self._dropped.append(Dropped(sample_id, reason))
+        self._dropped.append(Dropped(sample_id, reason, fault))
+
+    def note_unwritten(self, names: Iterable[str]) -> None:
+        """Note fields of a conversation that a template does not write."""
+        self._lengths["unwritten"].update(set(names))
 
     def add(self, whole: SamplePair, cut: SamplePair, mask_id: int, counts: Counter[str] | None = None) -> None:
         """Keep a sample, unless the student has nothing to learn from what was left of it by cutting.
@@ -82,6 +87,9 @@ class Collected:
         """
         if (whole.student_ids_L == mask_id).any():
             return self.drop(whole.sample_id, HOLDS_MASK)
+        self._lengths["student"][len(whole.student_ids_L)] += 1
+        if len(whole.teacher_ids_M):
+            self._lengths["teacher"][len(whole.teacher_ids_M)] += 1
         if not whole.is_supervised_L[: len(cut.student_ids_L)].any():
             return self.drop(whole.sample_id, NOT_SUPERVISED)
         self._pairs.append(cut)
@@ -93,7 +101,8 @@ class Collected:
         """Give the samples, the rows left out, and the report."""
         reasons = Counter(dropped.reason for dropped in self._dropped)
         counts = {"truncated": self._num_truncated, **_tally(self._pairs), **self._counts}
-        return PairedRows(self._pairs, self._dropped, PairingReport(dropped=dict(reasons), **counts))
+        report = PairingReport(dropped=dict(reasons), **counts)
+        return PairedRows(self._pairs, self._dropped, report, Lengths(**self._lengths))
 
 
 def teacher_fault(whole: SamplePair, mask_id: int) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tide_cache.pairing.alignment import Ints, align_spans
-from tide_cache.pairing.rendering import CharRange
+from tide_cache.pairing.rendered import CharRange
 from tide_cache.pairing.streams import TokenStream
 from tide_cache.records import Bools, Int32s
 

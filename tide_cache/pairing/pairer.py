@@ -7,7 +7,8 @@ assistant's. A token that straddles the border of prompt and answer is not: it i
 Shape suffixes: N tokens of the batch, L student tokens of a sample, M teacher tokens, C chunks, S spans, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from tide_cache.pairing.alignment import tokens_within
 from tide_cache.pairing.collecting import Collected, Limits, teacher_fault
 from tide_cache.pairing.contents import SpanAligner, align_at_bytes, align_contents
+from tide_cache.pairing.rendered import Rendered, RenderError
 from tide_cache.pairing.report import Dropped, PairedRows
 from tide_cache.pairing.spelling import Spelling
 from tide_cache.pairing.streams import TokenStream
@@ -75,9 +77,6 @@ class SamplePairer:
 
         Args:
             row: A conversation.
-
-        Raises:
-            PairingError: A chat template cannot render it.
         """
         result = self.pair_many([row])
         return result.pairs[0] if result.pairs else result.dropped[0]
@@ -91,19 +90,18 @@ class SamplePairer:
 
         Args:
             rows: Conversations.
-
-        Raises:
-            PairingError: A chat template cannot render one of them; says which.
         """
-        usable = [row for row in rows if _is_unicode(row)]
-        student = TokenStream(usable, self._student)
-        teacher = student if self._reads_alike else TokenStream(usable, self._teacher)
+        tokenizers = [self._student] if self._reads_alike else [self._student, self._teacher]
+        usable, rendered, unusable = _rendered(rows, tokenizers)
+        student = TokenStream(rendered[0], self._student)
+        teacher = student if self._reads_alike else TokenStream(rendered[1], self._teacher)
         is_supervised_N = _supervised(usable, student, self._student.is_special_V)
         is_same = [self._is_same(teacher, student, text) for text in range(len(usable))]
         others = [text for text in range(len(usable)) if not is_same[text]]
         contents = align_contents(teacher, student, others, self._align)
         collected = Collected()
-        for row, text in _numbered(rows, collected):
+        for row, text in _numbered(rows, unusable, collected):
+            collected.note_unwritten(name for side in rendered for name in side[text].unwritten)
             whole = SamplePair(
                 row.sample_id,
                 student.ids_of(text),
@@ -139,16 +137,14 @@ def encode_student(
         max_length: Longest sequence, in tokens.
         block_size: Tokens per block.
         fill_last_block: Fill the last block with supervised end-of-text tokens.
-
-    Raises:
-        PairingError: The chat template cannot render one of the rows; says which.
     """
-    usable = [row for row in rows if _is_unicode(row)]
-    stream = TokenStream(usable, student)
+    usable, rendered, unusable = _rendered(rows, [student])
+    stream = TokenStream(rendered[0], student)
     is_supervised_N = _supervised(usable, stream, student.is_special_V)
     limits = Limits(0, max_length, block_size if fill_last_block else 1, student.eos_id)
     collected = Collected()
-    for row, text in _numbered(rows, collected):
+    for row, text in _numbered(rows, unusable, collected):
+        collected.note_unwritten(rendered[0][text].unwritten)
         is_supervised_L = is_supervised_N[stream.token_offsets[text] : stream.token_offsets[text + 1]]
         whole = SamplePair(row.sample_id, stream.ids_of(text), is_supervised_L, _NO_IDS, _NO_CHUNKS)
         collected.add(whole, limits.cut(whole), student.mask_id)
@@ -159,15 +155,38 @@ _NO_IDS: Int32s = np.zeros(0, np.int32)
 _NO_CHUNKS: Int32s = np.zeros((0, 4), np.int32)
 
 
-def _numbered(rows: Sequence[ChatRow], collected: Collected) -> Iterator[tuple[ChatRow, int]]:
+def _rendered(
+    rows: Sequence[ChatRow], tokenizers: Sequence[TextTokenizer]
+) -> tuple[list[ChatRow], list[list[Rendered]], dict[int, tuple[str, str]]]:
+    """Render rows for each side.
+
+    Returns:
+        The rows that every side can render, as each of them does, and of the others, by number, reason and fault.
+    """
+    unusable = {number: (NOT_UNICODE, "") for number, row in enumerate(rows) if not _is_unicode(row)}
+    tried = [number for number in range(len(rows)) if number not in unusable]
+    sides = [tokenizer.try_render([rows[number] for number in tried]) for tokenizer in tokenizers]
+    for number, results in zip(tried, zip(*sides, strict=True), strict=True):
+        if errors := [result for result in results if isinstance(result, RenderError)]:
+            # what makes the row bad goes before what only leaves it out
+            error = next((error for error in errors if error.is_strict), errors[0])
+            unusable[number] = error.reason, f"{rows[number].origin}: {error}" if error.is_strict else ""
+    is_kept = [number not in unusable for number in tried]
+    kept = [[r for r in side if isinstance(r, Rendered)] for side in ([*compress(s, is_kept)] for s in sides)]
+    return [rows[number] for number in compress(tried, is_kept)], kept, unusable
+
+
+def _numbered(
+    rows: Sequence[ChatRow], unusable: Mapping[int, tuple[str, str]], collected: Collected
+) -> Iterator[tuple[ChatRow, int]]:
     """Go through the usable rows with the numbers of their texts; the others are dropped on the way."""
     text = 0
-    for row in rows:
-        if _is_unicode(row):
+    for number, row in enumerate(rows):
+        if number in unusable:
+            collected.drop(row.sample_id, *unusable[number])
+        else:
             yield row, text
             text += 1
-        else:
-            collected.drop(row.sample_id, NOT_UNICODE)
 
 
 def _is_unicode(row: ChatRow) -> bool:
@@ -183,8 +202,9 @@ def _supervised(rows: Sequence[ChatRow], stream: TokenStream, is_special_V: Bool
     """Mark the tokens to learn, of all texts of a stream; the rules are in the module's docstring."""
     spans, texts, is_final = [], [], []
     for text, row in enumerate(rows):
-        for k, chars in enumerate(stream.rendered[text].contents):
-            if row.messages[k].role == "assistant" and chars is not None:
+        for k, message in enumerate(row.messages):
+            chars = stream.rendered[text].answer(k)
+            if message.role == "assistant" and message.is_learnt and chars is not None:
                 spans.append(stream.byte_range(text, chars))
                 texts.append(text)
                 is_final.append(k + 1 == len(row.messages))

@@ -8,44 +8,41 @@ of roles, and where it and the contents give the plain render to the character, 
 strips, drops or decides by content gives another text there, and those conversations are marked one by one.
 """
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any
 
-from jinja2 import TemplateError
-
-from tide_cache.errors import PairingError
+from tide_cache.pairing.fields import place_fields
+from tide_cache.pairing.marks import Marks, around_cores, reach, take_out
+from tide_cache.pairing.rendered import (
+    CHANGES_CONTENT,
+    STRIPS_REASONING,
+    TEMPLATE_FAILS,
+    CharRange,
+    Rendered,
+    RenderError,
+)
 from tide_cache.records import Message
 
-Conversation = list[dict[str, str]]
-CharRange = tuple[int, int]
+Conversation = list[dict[str, Any]]
+RenderTexts = Callable[[list[Conversation], bool, str], list[str]]
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+THINK_END = "</think>"
 _WAY_OUT = "Give a template that writes every content once and as it is: chat_template = 'file.jinja'."
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation as text.
-
-    Attributes:
-        text: What the chat template gives.
-        contents: Character range of each message's content in `text`, one per message in their order. Without the
-            white space around it where the template strips that; None for an empty content it treats apart.
-    """
-
-    text: str
-    contents: tuple[CharRange | None, ...]
 
 
 class ChatTemplate:
     """A tokenizer's chat template."""
 
-    def __init__(self, render_texts: Callable[[list[Conversation], bool], list[str]], template: str, name: str) -> None:
+    def __init__(self, render_texts: RenderTexts, template: str, name: str) -> None:
         """Wrap a template.
 
         Args:
-            render_texts: Renders several conversations; the flag asks for a generation prompt.
+            render_texts: Renders several conversations; the flag asks for a generation prompt, the text is a JSON list
+                of tools.
             template: The template's source: its own characters are never used as marks.
             name: The tokenizer's name, for messages.
         """
@@ -65,13 +62,39 @@ class ChatTemplate:
             add_generation_prompt: Also write what precedes an answer.
 
         Raises:
-            PairingError: As `render` does, for one of them.
+            RenderError: As `render` does, for one of them.
+        """
+        results = self.try_many(conversations, add_generation_prompt)
+        for result in results:
+            if isinstance(result, RenderError):
+                raise result
+        return [result for result in results if isinstance(result, Rendered)]
+
+    def try_many(
+        self, conversations: Sequence[Sequence[Message]], add_generation_prompt: bool = False, tools: str = ""
+    ) -> list[Rendered | RenderError]:
+        """Render several conversations; gives what is wrong in place of those that cannot be rendered.
+
+        Args:
+            conversations: Each a sequence of messages.
+            add_generation_prompt: Also write what precedes an answer.
+            tools: Functions that may be called, a JSON list.
         """
         if not conversations:
             return []
-        plain = self._render([_conversation(messages) for messages in conversations], add_generation_prompt)
+        try:
+            plain = self._render([_conversation(messages) for messages in conversations], add_generation_prompt, tools)
+        except RenderError as error:
+            if len(conversations) == 1:
+                return [error]
+            half = len(conversations) // 2
+            return [
+                result
+                for part in (conversations[:half], conversations[half:])
+                for result in self.try_many(part, add_generation_prompt, tools)
+            ]
         return [
-            self._place(messages, text, add_generation_prompt)
+            self._try_place(messages, text, add_generation_prompt, tools)
             for messages, text in zip(conversations, plain, strict=True)
         ]
 
@@ -83,10 +106,25 @@ class ChatTemplate:
             add_generation_prompt: Also write what precedes an answer.
 
         Raises:
-            PairingError: The template fails on these messages, drops or repeats a content, or changes it other than
-                by stripping white space; names the message.
+            RenderError: The template fails on these messages, drops or repeats a content, or changes it other than
+                by white space; names the message.
         """
         return self.render_many([messages], add_generation_prompt)[0]
+
+    def _try_place(
+        self, messages: Sequence[Message], plain: str, add_generation_prompt: bool, tools: str
+    ) -> Rendered | RenderError:
+        try:
+            if tools or any(message.extras for message in messages):
+                placed = self._place_by_marks(messages, plain, add_generation_prompt, tools)
+
+                def render(given: Sequence[Message], prompt: bool = add_generation_prompt, tools: str = tools) -> str:
+                    return self._render([_conversation(given)], prompt, tools)[0]
+
+                return place_fields(placed, messages, tools, render, self._marks_for(messages), self._name)
+            return self._place(messages, plain, add_generation_prompt)
+        except RenderError as error:
+            return error
 
     def _place(self, messages: Sequence[Message], plain: str, add_generation_prompt: bool) -> Rendered:
         roles = tuple([message.role for message in messages])
@@ -103,67 +141,121 @@ class ChatTemplate:
         try:
             (plain,) = self._render([_conversation(messages)], add_generation_prompt)
             return _Frame.around(self._place_by_marks(messages, plain, add_generation_prompt))
-        except PairingError:
+        except RenderError:
             return None
 
-    def _place_by_marks(self, messages: Sequence[Message], plain: str, add_generation_prompt: bool) -> Rendered:
+    def _place_by_marks(
+        self, messages: Sequence[Message], plain: str, add_generation_prompt: bool, tools: str = ""
+    ) -> Rendered:
         marks = self._marks_for(messages)
-        for tried in (marks, _around_cores(messages, marks)):
-            (marked,) = self._render([_conversation(messages, tried)], add_generation_prompt)
-            if (rendered := _take_out(marked, tried, plain)) is not None:
+        for tried in (marks, around_cores(messages, marks)):
+            marked = self._marked(messages, tried, add_generation_prompt, tools)
+            if marked is not None and (rendered := take_out(marked, tried, plain)) is not None:
                 return rendered
-        raise self._fault(messages, plain, add_generation_prompt)
+        places = [self._place_of(k, messages, marks, plain, add_generation_prompt, tools) for k in range(len(messages))]
+        return Rendered(plain, tuple(places))
 
-    def _render(self, conversations: list[Conversation], add_generation_prompt: bool) -> list[str]:
+    def _place_of(
+        self,
+        k: int,
+        messages: Sequence[Message],
+        marks: Sequence["Marks | None"],
+        plain: str,
+        add_generation_prompt: bool,
+        tools: str,
+    ) -> CharRange | None:
+        """Find the content of one message by itself, and by one of its ends where marks at both do not survive.
+
+        A template that takes reasoning out of a content and writes it elsewhere loses a mark that stands before it.
+        From the end that is known the content must then stand in the text, white space apart.
+        """
+        content = messages[k].content
+        (core,) = around_cores(messages[k : k + 1], [marks[k]])
+        tries = [marks[k], core, *(() if core is None else (replace(core, start=""), replace(core, end="")))]
+        marked, is_partly = None, False
+        for mark in tries:
+            only = [mark if j == k else None for j in range(len(messages))]
+            marked = self._marked(messages, only, add_generation_prompt, tools)
+            if marked is None or (found := take_out(marked, only, plain)) is None:
+                continue
+            if mark is None or (mark.start and mark.end):
+                return found.contents[k]
+            place = found.contents[k]
+            assert place is not None
+            words = content.strip()
+            length, is_whole = (
+                reach(plain[: place[0]][::-1], words[::-1]) if mark.end else reach(plain[place[0] :], words)
+            )
+            if is_whole:
+                return (place[0] - length, place[0]) if mark.end else (place[0], place[0] + length)
+            is_partly |= length > 0
+        raise self._fault(k, messages, marks[k], marked, is_partly)
+
+    def _fault(
+        self,
+        k: int,
+        messages: Sequence[Message],
+        mark: "Marks | None",
+        marked: str | None,
+        is_partly: bool,
+    ) -> RenderError:
+        """Say what the template does to a content that it does not write as it is."""
+        message = messages[k]
+        beginning = f"message {k} (role {message.role!r}, beginning {message.content[:40]!r})"
+        if is_partly and THINK_END in message.content:
+            return RenderError(
+                f"{self._name}: the chat template strips the reasoning of {beginning}. Leave earlier reasoning out of "
+                "the corpus, or give a template that writes it: chat_template = 'file.jinja'.",
+                STRIPS_REASONING,
+                is_strict=False,
+            )
+        found = 0 if marked is None or mark is None else marked.count(mark.start)
+        did = (
+            "changes"
+            if is_partly or marked is None
+            else "drops"
+            if found == 0
+            else "repeats"
+            if found > 1
+            else "changes"
+        )
+        return RenderError(
+            f"{self._name}: the chat template {did} the content of {beginning}, so its tokens cannot be told from the "
+            f"template's. {_WAY_OUT}",
+            CHANGES_CONTENT,
+        )
+
+    def _marked(
+        self, messages: Sequence[Message], marks: Sequence["Marks | None"], add_generation_prompt: bool, tools: str
+    ) -> str | None:
+        """Render with marks; None where the template fails on them."""
         try:
-            return self._render_texts(conversations, add_generation_prompt)
-        except TemplateError as error:
+            return self._render([_conversation(messages, marks)], add_generation_prompt, tools)[0]
+        except RenderError:
+            return None
+
+    def _render(self, conversations: list[Conversation], add_generation_prompt: bool, tools: str = "") -> list[str]:
+        try:
+            return self._render_texts(conversations, add_generation_prompt, tools)
+        except Exception as error:  # a template can fail with any error of Python's
             found = " | ".join(dict.fromkeys(", ".join(m["role"] for m in messages) for messages in conversations))
-            raise PairingError(
+            raise RenderError(
                 f"{self._name}: the chat template fails on a conversation with the roles {found}: {error}. "
                 "Leave such conversations out of the corpus, or give a template that takes them: "
-                "chat_template = 'file.jinja'."
+                "chat_template = 'file.jinja'.",
+                TEMPLATE_FAILS,
             ) from None
 
-    def _marks_for(self, messages: Sequence[Message]) -> list["_Marks | None"]:
+    def _marks_for(self, messages: Sequence[Message]) -> list["Marks | None"]:
         """Choose two private characters per message that neither the messages nor the template contain."""
         used = frozenset[str]().union(*(m.content for m in messages if not m.content.isascii()))
+        used = used.union(*(m.extras for m in messages if not m.extras.isascii()))
         candidates = self._free_characters[: 2 * len(messages)]
         if len(candidates) < 2 * len(messages) or not used.isdisjoint(candidates):
             taken = used | self._own_characters
             free = (chr(code) for code in chain(*_PRIVATE_USE) if chr(code) not in taken)
             candidates = list(islice(free, 2 * len(messages)))
-        return [_Marks(start, end) for start, end in zip(candidates[::2], candidates[1::2], strict=True)]
-
-    def _fault(self, messages: Sequence[Message], plain: str, add_generation_prompt: bool) -> PairingError:
-        """Find the first message that the template does not write as it is."""
-        all_marks = _around_cores(messages, self._marks_for(messages))
-        for k in range(len(messages)):
-            marks = [mark if j == k else None for j, mark in enumerate(all_marks)]
-            (marked,) = self._render([_conversation(messages, marks)], add_generation_prompt)
-            if _take_out(marked, marks, plain) is None:
-                break
-        message = messages[k]
-        found = sum(marked.count(mark.start) for mark in marks if mark is not None)
-        did = "drops" if found == 0 else "repeats" if found > 1 else "changes"
-        return PairingError(
-            f"{self._name}: the chat template {did} the content of message {k} (role {message.role!r}, beginning "
-            f"{message.content[:40]!r}), so its tokens cannot be told from the template's. {_WAY_OUT}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Marks:
-    """The two characters around a content, and how much white space stays outside of them on either side."""
-
-    start: str
-    end: str
-    num_before: int = 0
-    num_after: int = 0
-
-    def put_around(self, content: str) -> str:
-        stop = len(content) - self.num_after
-        return content[: self.num_before] + self.start + content[self.num_before : stop] + self.end + content[stop:]
+        return [Marks(start, end) for start, end in zip(candidates[::2], candidates[1::2], strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,40 +294,19 @@ class _Frame:
         return Rendered(plain, tuple(contents)) if "".join(parts) == plain else None
 
 
-def _around_cores(messages: Sequence[Message], marks: list[_Marks | None]) -> list[_Marks | None]:
-    """Move the marks inside the white space that a template may strip; an empty content gets none."""
-    cores: list[_Marks | None] = []
-    for message, mark in zip(messages, marks, strict=True):
-        content = message.content
-        before, after = len(content) - len(content.lstrip()), len(content) - len(content.rstrip())
-        is_empty = before == len(content) or mark is None
-        cores.append(None if is_empty or mark is None else _Marks(mark.start, mark.end, before, after))
-    return cores
-
-
-def _conversation(messages: Sequence[Message], marks: Sequence[_Marks | None] | None = None) -> Conversation:
+def _conversation(messages: Sequence[Message], marks: Sequence[Marks | None] | None = None) -> Conversation:
     if marks is None:
-        return [{"role": message.role, "content": message.content} for message in messages]
+        return [{"role": message.role, "content": message.content, **_extras(message)} for message in messages]
     return [
-        {"role": message.role, "content": message.content if mark is None else mark.put_around(message.content)}
+        {
+            "role": message.role,
+            "content": message.content if mark is None else mark.put_around(message.content),
+            **_extras(message),
+        }
         for message, mark in zip(messages, marks, strict=True)
     ]
 
 
-def _take_out(marked: str, marks: Sequence[_Marks | None], plain: str) -> Rendered | None:
-    """Remove the marks and note where they were; None unless each was there once and the rest is the plain render."""
-    characters = [character for mark in marks if mark is not None for character in (mark.start, mark.end)]
-    if len(marked) != len(plain) + len(characters):
-        return None
-    places = {character: marked.find(character) for character in characters}
-    order = sorted(places.values())
-    if order and order[0] < 0:
-        return None
-    edges = [-1, *order, len(marked)]
-    if "".join(marked[a + 1 : b] for a, b in pairwise(edges)) != plain:
-        return None
-    position = {place: place - rank for rank, place in enumerate(order)}
-    contents = tuple(
-        None if mark is None else (position[places[mark.start]], position[places[mark.end]]) for mark in marks
-    )
-    return Rendered(plain, contents)
+def _extras(message: Message) -> dict[str, Any]:
+    extras: dict[str, Any] = json.loads(message.extras) if message.extras else {}
+    return extras

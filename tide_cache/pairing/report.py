@@ -1,7 +1,7 @@
 """What pairing gives back: the samples, the rows left out and why, and counts that say how much was tied together."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from tide_cache.records import SampleId, SamplePair
@@ -9,10 +9,17 @@ from tide_cache.records import SampleId, SamplePair
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that gives no sample, and why."""
+    """A row that gives no sample, and why.
+
+    Attributes:
+        sample_id: Of the row.
+        reason: The kind of reason, to be counted.
+        fault: Where the row lies and what is wrong with it; empty where nothing is wrong with the row itself.
+    """
 
     sample_id: SampleId
     reason: str
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,24 +51,34 @@ class PairingReport:
     spans_dropped: int = 0
     chunks_rejected: int = 0
 
-    def remarks(self, skipped: Sequence[str] = ()) -> tuple[str, ...]:
-        """Say what was left out, for the user: rows dropped and why, samples cut, bad rows of the corpus.
-
-        Args:
-            skipped: Messages of the corpus about bad rows.
-        """
-        result = [f"{count} rows left out: {reason}" for reason, count in sorted(self.dropped.items())]
-        if self.truncated:
-            result.append(f"{self.truncated} of {self.samples} samples cut at max_length")
-        if skipped:
-            result.append(f"{len(skipped)} bad rows skipped; the first: {skipped[0]}")
-        return tuple(result)
-
     def __add__(self, other: "PairingReport") -> "PairingReport":
         """Add the counts."""
         names = [f.name for f in fields(self) if f.name != "dropped"]
         counts = {name: getattr(self, name) + getattr(other, name) for name in names}
         return PairingReport(dropped=dict(Counter(self.dropped) + Counter(other.dropped)), **counts)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long conversations are before they are cut, and which of their fields no template wrote.
+
+    Attributes:
+        student: Conversations by their number of student tokens.
+        teacher: The same in teacher tokens; empty without a teacher.
+        unwritten: Conversations by field: `reasoning_content`, `tools`.
+    """
+
+    student: Mapping[int, int] = field(default_factory=dict)
+    teacher: Mapping[int, int] = field(default_factory=dict)
+    unwritten: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "Lengths") -> "Lengths":
+        """Add the counts."""
+        return Lengths(
+            dict(Counter(self.student) + Counter(other.student)),
+            dict(Counter(self.teacher) + Counter(other.teacher)),
+            dict(Counter(self.unwritten) + Counter(other.unwritten)),
+        )
 
 
 @dataclass(frozen=True)
@@ -71,3 +88,9 @@ class PairedRows:
     pairs: list[SamplePair]
     dropped: list[Dropped]
     report: PairingReport
+    lengths: "Lengths" = field(default_factory=lambda: Lengths())
+
+    @property
+    def faults(self) -> list[str]:
+        """Rows that are bad, each with its place and fault."""
+        return [dropped.fault for dropped in self.dropped if dropped.fault]

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tide_cache.errors import PairingError
 from tide_cache.pairing.alignment import Ints, tokens_within
-from tide_cache.pairing.rendering import CharRange, Rendered
+from tide_cache.pairing.rendered import CharRange, Rendered
 from tide_cache.pairing.tokenizer import TextTokenizer
-from tide_cache.records import ChatRow, Int32s
+from tide_cache.records import Int32s
 
 
 class TokenStream:
@@ -26,17 +25,14 @@ class TokenStream:
         byte_offsets: First byte of each text, and the number of bytes.
     """
 
-    def __init__(self, rows: Sequence[ChatRow], tokenizer: TextTokenizer) -> None:
-        """Render and tokenize.
+    def __init__(self, rendered: Sequence[Rendered], tokenizer: TextTokenizer) -> None:
+        """Tokenize.
 
         Args:
-            rows: Conversations of valid Unicode.
+            rendered: Conversations of valid Unicode, as this side's template writes them.
             tokenizer: Of this side.
-
-        Raises:
-            PairingError: A conversation cannot be rendered; says which row.
         """
-        self.rendered = _render_all(rows, tokenizer)
+        self.rendered = rendered
         encoded = tokenizer.encode_many([rendered.text for rendered in self.rendered])
         self._data = [rendered.text.encode() for rendered in self.rendered]
         self._token_bytes = tokenizer.token_bytes
@@ -97,21 +93,6 @@ class TokenStream:
     def spelled(self, first: int, stop: int) -> bytes:
         """Give the bytes that the tokens `first` to `stop` of the stream stand for."""
         return self._token_bytes.join(self.ids_N[first:stop].tolist())
-
-
-def _render_all(rows: Sequence[ChatRow], tokenizer: TextTokenizer) -> list[Rendered]:
-    """Render at once; one by one when that fails, to name the row."""
-    try:
-        return tokenizer.render_many([row.messages for row in rows])
-    except PairingError:
-        return [_render(row, tokenizer) for row in rows]
-
-
-def _render(row: ChatRow, tokenizer: TextTokenizer) -> Rendered:
-    try:
-        return tokenizer.render(row.messages)
-    except PairingError as error:
-        raise PairingError(f"{row.origin}: {error}") from None
 
 
 def _offsets(sizes: "map[int]") -> npt.NDArray[np.int64]:

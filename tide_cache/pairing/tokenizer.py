@@ -19,9 +19,10 @@ from tide_cache.hub import open_repository
 from tide_cache.pairing import dates
 from tide_cache.pairing.dates import on_day, random_names, writes_date
 from tide_cache.pairing.encoding import Encoded, TokenBytes, ends_by_offsets
-from tide_cache.pairing.rendering import ChatTemplate, Conversation, Rendered
+from tide_cache.pairing.rendered import Rendered, RenderError
+from tide_cache.pairing.rendering import ChatTemplate, Conversation
 from tide_cache.progress import doing
-from tide_cache.records import Bools, Message
+from tide_cache.records import Bools, ChatRow, Message
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
 _CAUSAL = ("qwen3", "qwen2", "llama")
@@ -161,6 +162,23 @@ class TextTokenizer:
         """Render several conversations, as `render` does."""
         return self._chat.render_many(conversations)
 
+    def try_render(self, rows: Sequence[ChatRow]) -> list[Rendered | RenderError]:
+        """Render rows, in their order; what is wrong stands in place of those that cannot be rendered.
+
+        Args:
+            rows: Conversations.
+        """
+        if not any(row.tools for row in rows):
+            return self._chat.try_many([row.messages for row in rows])
+        numbers: dict[str, list[int]] = {}
+        for number, row in enumerate(rows):
+            numbers.setdefault(row.tools, []).append(number)
+        found: dict[int, Rendered | RenderError] = {}
+        for tools, some in numbers.items():
+            results = self._chat.try_many([rows[number].messages for number in some], tools=tools)
+            found.update(zip(some, results, strict=True))
+        return [found[number] for number in range(len(rows))]
+
     def encode(self, text: str) -> Encoded:
         """Tokenize a text as it stands: no token is put before or after it."""
         return self.encode_many([text])[0]
@@ -268,13 +286,16 @@ class TextTokenizer:
         flags_V[[i for i, token in added if token.special or not special_only]] = True
         return flags_V
 
-    def _render_texts(self, conversations: list[Conversation], add_generation_prompt: bool) -> list[str]:
+    def _render_texts(
+        self, conversations: list[Conversation], add_generation_prompt: bool, tools: str = ""
+    ) -> list[str]:
         texts: list[str] = self._tokenizer.apply_chat_template(
             conversations,
             chat_template=self._shown_template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             enable_thinking=False,
+            **({"tools": json.loads(tools)} if tools else {}),
         )
         return texts
 
@@ -391,6 +412,13 @@ def _stated_template(tokenizer: Any, path: str, file: Path | None) -> str:
         raise PairingError(
             f"{path}: the tokenizer has no chat template. Give one: chat_template = 'file.jinja' (and the same file "
             "wherever this model is used)."
+        )
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        names = ", ".join(tokenizer.chat_template)
+        raise PairingError(
+            f"{path}: the tokenizer has several chat templates ({names}), and none of them is called default. Write "
+            "the one that the model is to be used with into a file and give it: chat_template = 'file.jinja' (in "
+            "tokenizer_config.json they are under chat_template, or they lie in additional_chat_templates/)."
         )
     template: str = tokenizer.get_chat_template()
     return template

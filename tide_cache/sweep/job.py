@@ -12,11 +12,12 @@ from typing import Any, Literal
 from tide_cache.config.train import TrainRun
 from tide_cache.corpus import Corpus, open_corpus
 from tide_cache.disk import write_whole
-from tide_cache.errors import CheckpointError, RunFileError, TideCacheError, fault_list
+from tide_cache.errors import CheckpointError, PairingError, RunFileError, TideCacheError, fault_list
 from tide_cache.evaluation import held_out_nll
 from tide_cache.evaluation.held_out import text_bytes
 from tide_cache.modeling.backbone import DTYPES, load_backbone, read_checkpoint, resolve_device
-from tide_cache.pairing import encode_student
+from tide_cache.pairing import PairedRows, encode_student
+from tide_cache.pairing.checking import require_samples
 from tide_cache.records import ChatRow
 from tide_cache.sweep.arms import HeldOut, Job
 from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints, find_checkpoint
@@ -25,6 +26,7 @@ from tide_cache.training.metrics import OnStep
 from tide_cache.training.prepare import Prepared, prepare
 from tide_cache.training.run import train_prepared
 
+_MEND = "Mend the rows, or give other ones. Nothing was trained."
 SCORES = "held-out.json"
 """What a student was measured as, in its folder."""
 
@@ -70,6 +72,8 @@ def check_job(job: Job) -> CheckedJob:
     out = job.run.train.out
     elsewhere = job.run.train.model_copy(update={"out": out / "new"})  # the folder itself is looked at below
     prepared = prepare(job.run.model_copy(update={"train": elsewhere}), World(0, 1, 0), resume=False)
+    if job.held_out is not None:
+        _samples(job.held_out, prepared)
     if (out / "model" / "config.json").exists():
         _require_same_run(out, prepared.continuity)
         return CheckedJob("trained", prepared)
@@ -135,8 +139,7 @@ def read_scores(job: Job) -> dict[str, Any] | None:
 def _measure(run: TrainRun, held_out: HeldOut, prepared: Prepared) -> None:
     corpus, tokenizer = _open(held_out), prepared.tokenizer
     block_size, max_length = prepared.collate_plan.block_size, prepared.max_length
-    rows = list(corpus.rows(0, held_out.limit or len(corpus)))
-    pairs = encode_student(rows, tokenizer, max_length=max_length, block_size=block_size, fill_last_block=True).pairs
+    pairs = _samples(held_out, prepared).pairs
     info = read_checkpoint(str(run.train.out / "model"))
     nll = held_out_nll(
         load_backbone(info, DTYPES[held_out.dtype], resolve_device(run.train.device)),
@@ -151,10 +154,27 @@ def _measure(run: TrainRun, held_out: HeldOut, prepared: Prepared) -> None:
     write_whole(file, json.dumps(document, indent=2) + "\n")
 
 
+def _samples(held_out: HeldOut, prepared: Prepared) -> PairedRows:
+    """Make samples of the held-out rows; refused before the first student is trained where that cannot be done."""
+    corpus = _open(held_out)
+    paired = encode_student(
+        list(corpus.rows(0, held_out.limit or len(corpus))),
+        prepared.tokenizer,
+        max_length=prepared.max_length,
+        block_size=prepared.collate_plan.block_size,
+        fill_last_block=True,
+    )
+    spec = held_out.spec
+    if paired.faults:
+        raise PairingError(fault_list(f"--held-out {spec}: rows that cannot be rendered:", paired.faults[:5], _MEND))
+    require_samples(f"--held-out {spec}: no row became a sample:", paired.report, _MEND)
+    return paired
+
+
 @lru_cache(maxsize=1)
 def _open(held_out: HeldOut) -> Corpus[ChatRow]:
     """Read the corpus once in a process: all students are measured on it."""
-    return open_corpus(held_out.spec, folder=held_out.folder)
+    return open_corpus(held_out.spec, folder=held_out.folder, section="--held-out")
 
 
 def _measured_on(held_out: HeldOut, corpus: Corpus[ChatRow]) -> dict[str, Any]:

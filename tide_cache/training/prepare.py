@@ -14,7 +14,7 @@ from tide_cache import __version__
 from tide_cache.config.common import TokenizerConfig
 from tide_cache.config.train import ModelShape, StudentConfig, TrainRun
 from tide_cache.corpus import open_corpus
-from tide_cache.errors import PairingError, RunFileError, fault_list
+from tide_cache.errors import RunFileError, fault_list
 from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
@@ -24,6 +24,7 @@ from tide_cache.modeling.attention import flex_problem
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device, student_faults
 from tide_cache.objectives import union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
+from tide_cache.pairing.checking import LengthLimit, remarks_of, require_samples, require_usable
 from tide_cache.pairing.dates import today
 from tide_cache.training.caches import OpenedCache, cache_faults, open_caches, require_fitting_caches
 from tide_cache.training.checkpoints import (
@@ -236,20 +237,21 @@ def _open_data(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextToke
         return _open_mix(run, caches, tokenizer) if run.data.mix else _open_cache(run, caches[0], tokenizer)
     assert run.data.corpus is not None
     block_size = run.student.block_size or BLOCK_SIZE
-    corpus = open_corpus(**dict(run.data.corpus))
+    corpus = open_corpus(**dict(run.data.corpus), section="data.corpus")
     paired = encode_student(
         list(corpus), tokenizer, max_length=_longest(run, ()), block_size=block_size, fill_last_block=True
     )
-    if not paired.pairs:
-        reasons = [f"{reason}: {count}" for reason, count in paired.report.dropped.items()]
-        title = f"{run.data.corpus.spec}: no row of the corpus became a sample:"
-        raise PairingError(fault_list(title, reasons, "Raise student.max_length, or mend the corpus."))
+    section = run.data.corpus
+    require_usable(section.spec, paired.faults, section.on_bad_row, "data.corpus.on_bad_row")
+    title = f"{section.spec}: no row of the corpus became a sample:"
+    require_samples(title, paired.report, "Raise student.max_length, or mend the corpus.")
     views = ViewPlan(**run.data.views.model_dump())
     ids = tokenizer.mask_id, tokenizer.pad_id
     plan = CollatePlan(*ids, block_size, schedule=views.schedule, complementary=views.complementary)
     source, key = PlainSource(paired.pairs, views), corpus.content_hash
     order = SampleOrder(source.group_sizes, key, run.data.seed)
-    return _OpenedData(source, plan, key, order, paired.report.remarks(corpus.skipped))
+    limits = (LengthLimit("student.max_length", _longest(run, ())),)
+    return _OpenedData(source, plan, key, order, remarks_of(paired, limits, corpus.notes, corpus.skipped))
 
 
 def _open_cache(run: TrainRun, cache: OpenedCache, tokenizer: TextTokenizer) -> _OpenedData:

@@ -1,7 +1,7 @@
 """Stage 2 as a whole: compose data, student, objectives and engine, and step until done."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +50,20 @@ class TrainSummary:
     remarks: tuple[str, ...]
 
 
-def train(run: TrainRun, *, resume: bool = False, on_step: OnStep | None = None) -> TrainSummary:
+def train(
+    run: TrainRun,
+    *,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+    on_prepared: Callable[[Prepared], None] | None = None,
+) -> TrainSummary:
     """Train a student; every rank calls this.
 
     Args:
         run: The run file.
         resume: Continue the run in `train.out` from its last committed checkpoint.
         on_step: Called on rank 0 with the figures of logged steps.
+        on_prepared: Called once everything is checked, before the model is loaded.
 
     Raises:
         Interrupted: A stop was asked for; a checkpoint was committed first.
@@ -64,6 +71,8 @@ def train(run: TrainRun, *, resume: bool = False, on_step: OnStep | None = None)
     """
     world = find_world()
     prepared = prepare(run, world, resume)
+    if on_prepared is not None:
+        on_prepared(prepared)
     return train_prepared(run, prepared, world, on_step=on_step)
 
 
