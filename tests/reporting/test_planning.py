@@ -89,5 +89,8 @@ def test_whether_it_fits_is_told(built, monkeypatch):
 
 def test_a_sample_without_samples_is_refused_with_the_reasons(tmp_path, build_values):
     run = BuildRun.model_validate(build_values(tmp_path / "cache", student__max_length=2))
+    with pytest.raises(PairingError, match=r"no row of the corpus became a sample:\n  - no supervised .*: 40"):
+        prepare_build(run)
+    unpaired = prepare_build(run, pairs_all=False)
     with pytest.raises(PairingError, match=r"None of 8 rows became a sample:\n  - no supervised .*: 8"):
-        plan_build(run, prepare_build(run), sample_rows=8)
+        plan_build(run, unpaired, sample_rows=8)

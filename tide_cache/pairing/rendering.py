@@ -201,11 +201,11 @@ class ChatTemplate:
     ) -> RenderError:
         """Say what the template does to a content that it does not write as it is."""
         message = messages[k]
-        beginning = f"message {k} (role {message.role!r}, beginning {message.content[:40]!r})"
+        beginning = f"{k} (role {message.role!r}, beginning {message.content[:40]!r})"
         if is_partly and THINK_END in message.content:
             return RenderError(
-                f"{self._name}: the chat template strips the reasoning of {beginning}. Leave earlier reasoning out of "
-                "the corpus, or give a template that writes it: chat_template = 'file.jinja'.",
+                f"{self._name}: the chat template strips the reasoning of message {beginning}. Leave earlier "
+                "reasoning out of the corpus, or give a template that writes it: chat_template = 'file.jinja'.",
                 STRIPS_REASONING,
                 is_strict=False,
             )
@@ -220,8 +220,8 @@ class ChatTemplate:
             else "changes"
         )
         return RenderError(
-            f"{self._name}: the chat template {did} the content of {beginning}, so its tokens cannot be told from the "
-            f"template's. {_WAY_OUT}",
+            f"{self._name}: the chat template {did} the content of message {beginning}, so its tokens cannot "
+            f"be told from the template's. {_WAY_OUT}",
             CHANGES_CONTENT,
         )
 

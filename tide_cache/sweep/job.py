@@ -56,6 +56,9 @@ def check_jobs(jobs: Sequence[Job]) -> list[CheckedJob]:
     if jobs and jobs[0].held_out is not None:
         try:
             _open(jobs[0].held_out)
+            seen = {(job.prepared.tokenizer.name, job.prepared.max_length): job.prepared for job in checked}
+            for prepared in seen.values():
+                _samples(jobs[0].held_out, prepared)
         except TideCacheError as error:
             faults.append(f"held-out corpus: {error}")
     if faults:
@@ -72,8 +75,6 @@ def check_job(job: Job) -> CheckedJob:
     out = job.run.train.out
     elsewhere = job.run.train.model_copy(update={"out": out / "new"})  # the folder itself is looked at below
     prepared = prepare(job.run.model_copy(update={"train": elsewhere}), World(0, 1, 0), resume=False)
-    if job.held_out is not None:
-        _samples(job.held_out, prepared)
     if (out / "model" / "config.json").exists():
         _require_same_run(out, prepared.continuity)
         return CheckedJob("trained", prepared)
@@ -166,8 +167,8 @@ def _samples(held_out: HeldOut, prepared: Prepared) -> PairedRows:
     )
     spec = held_out.spec
     if paired.faults:
-        raise PairingError(fault_list(f"--held-out {spec}: rows that cannot be rendered:", paired.faults[:5], _MEND))
-    require_samples(f"--held-out {spec}: no row became a sample:", paired.report, _MEND)
+        raise PairingError(fault_list(f"{spec}: held-out rows that cannot be rendered:", paired.faults[:5], _MEND))
+    require_samples(f"{spec}: no held-out row became a sample:", paired.report, _MEND)
     return paired
 
 
