@@ -4,6 +4,7 @@ The local cache of `huggingface_hub` is used as everybody else uses it; without 
 Every refusal keeps its reason: a revision, a licence, a name, a network.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ SMALL_FILES = (
     "additional_chat_templates/*.jinja",
 )  # fmt: skip
 """What is read of a repository besides weights."""
+
+ANSWER_WITHIN_S = 6.0
+"""How long a hub is waited for before what is here already has to do."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHOWN = 5
@@ -115,10 +119,34 @@ def open_repository(location: str, revision: str | None = None, error: type[Tide
 
 
 def _fetch(location: str, revision: str | None, names: Sequence[str], error: type[TideCacheError]) -> Path:
+    """Fetch files at the commit that a revision stands for; a hub that does not answer is given up soon."""
+    patterns = list(names)
     try:
-        return Path(snapshot_download(location, revision=revision, allow_patterns=list(names)))
-    except Exception as found:  # of huggingface_hub, its HTTP library and the disk: some are OSErrors, some are not
+        # `snapshot_download` asks the same without a limit, and would wait for a silent hub for minutes.
+        commit = HfApi().repo_info(location, revision=revision, timeout=ANSWER_WITHIN_S).sha
+    except RevisionNotFoundError as found:
         raise error(refusal(location, revision, found)) from None
+    except Exception as found:  # of huggingface_hub and its HTTP library: some are OSErrors, some are not
+        try:
+            return Path(snapshot_download(location, revision=revision, allow_patterns=patterns, local_files_only=True))
+        except Exception:
+            raise error(refusal(location, revision, found)) from None
+    try:
+        folder = Path(snapshot_download(location, revision=commit, allow_patterns=patterns))
+        _note_commit(location, revision, str(commit))
+        return folder
+    except Exception as found:
+        raise error(refusal(location, revision, found)) from None
+
+
+def _note_commit(location: str, revision: str | None, commit: str) -> None:
+    """Write down what a branch stood for, as `snapshot_download` does, so that its name works without a network."""
+    branch = revision or constants.DEFAULT_REVISION
+    if branch != commit:
+        refs = Path(constants.HF_HUB_CACHE, "models--" + location.replace("/", "--"), "refs")
+        with contextlib.suppress(OSError):
+            (refs / branch).parent.mkdir(parents=True, exist_ok=True)
+            (refs / branch).write_text(commit)
 
 
 def refusal(location: str, revision: str | None, error: Exception, kind: str = "") -> str:

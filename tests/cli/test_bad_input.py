@@ -199,6 +199,10 @@ def test_a_broken_note_beside_a_model_is_named(workshop, call, tmp_path):
     (tmp_path / "model" / "tide_cache.json").write_text("{")
     result = call("generate", tmp_path / "model", "--prompt", "x")
     assert result.exit_code == 3
+    assert "tide_cache.json: cannot be read: Expecting property name" in result.stderr
+    assert "restore the file, or remove it" in result.stderr
+    (tmp_path / "model" / "tide_cache.json").write_text('{"block_size": "wide"}')
+    result = call("generate", tmp_path / "model", "--prompt", "x")
     assert "tide_cache.json: found no JSON object with the block_size" in result.stderr
     assert "--block-size" in result.stderr
 
