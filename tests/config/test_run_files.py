@@ -78,7 +78,7 @@ def test_every_fault_is_told_at_once_with_what_was_meant(write):
 
 
 def test_an_unknown_key_without_a_likeness_lists_what_is_known(write):
-    assert "data.zzz: unknown key; known here: cache, corpus, mix, num_views, seed, signal_pass, views" in refuse(
+    assert "data.zzz: unknown key; known here: cache, corpus, date, mix, num_views, seed, signal_pass, views" in refuse(
         write(GOOD.replace('cache = "cache"', 'cache = "cache"\nzzz = 1'))
     )
 
