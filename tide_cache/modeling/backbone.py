@@ -22,6 +22,7 @@ from tide_cache.modeling.llada2_moe import LLaDA2Adapter
 from tide_cache.modeling.safetensors_loading import weight_names
 from tide_cache.modeling.stock import STOCK_ADAPTERS, new_backbone
 from tide_cache.progress import doing
+from tide_cache.unreadable import is_there, told_apart
 
 __all__ = [
     "ADAPTERS",
@@ -100,7 +101,7 @@ def _own_code(raw: dict[str, Any]) -> str:
 
 def _read_config(repository: Repository) -> dict[str, Any]:
     location, path = repository.location, repository.folder / "config.json"
-    if not path.is_file():
+    if not (is_there(path) and path.is_file()):
         raise ModelError(_no_checkpoint(location, repository.names()))
     if (repository.folder / "adapter_config.json").is_file():
         raise ModelError(
@@ -109,7 +110,8 @@ def _read_config(repository: Repository) -> dict[str, Any]:
             "first (peft: merge_and_unload, then save_pretrained), or, if they hold it already, take the file away."
         )
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        with told_apart(path):
+            raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(

@@ -13,6 +13,7 @@ from tide_cache.disk import new_folder
 from tide_cache.errors import ModelError
 from tide_cache.modeling.safetensors_loading import EMBEDDING, HEAD
 from tide_cache.progress import doing
+from tide_cache.unreadable import is_there, told_apart
 
 PUBLISHED_TYPE = {
     "qwen3": ("a2d-qwen3", "A2DQwen3LMHeadModel"),
@@ -72,12 +73,14 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
     Raises:
         ModelError: It is no JSON object.
+        UnreadableError: It cannot be read now.
     """
     path = folder / "tide_cache.json"
-    if not path.is_file():
+    if not (is_there(path) and path.is_file()):
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with told_apart(path):
+            content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read: {error}; restore the file, or remove it") from None
     if not isinstance(content, dict):

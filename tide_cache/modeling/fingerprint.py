@@ -7,6 +7,7 @@ from pathlib import Path
 from tide_cache.hub import Repository, open_repository
 from tide_cache.modeling.safetensors_loading import weight_files, weight_names
 from tide_cache.progress import doing
+from tide_cache.unreadable import told_apart
 
 _BLOCK_BYTES = 1 << 22
 
@@ -31,13 +32,14 @@ def checkpoint_fingerprint(folder: Path) -> dict[str, str]:
 
     Raises:
         ModelError: A file is missing.
+        UnreadableError: One cannot be read now.
     """
     files = weight_files(folder)
     digests = {}
     with doing(f"Hashing weights of {folder}", sum(path.stat().st_size for path in files)) as phase:
         for path in files:
             digest = hashlib.sha256()
-            with path.open("rb") as stream:
+            with told_apart(path), path.open("rb") as stream:
                 while block := stream.read(_BLOCK_BYTES):
                     digest.update(block)
                     phase.advance(len(block))

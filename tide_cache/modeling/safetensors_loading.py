@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tide_cache.errors import ModelError
+from tide_cache.unreadable import is_there, require_readable, told_apart
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -133,12 +134,15 @@ def weight_names(folder: Path) -> list[str]:
 
     Raises:
         ModelError: The index cannot be used.
+        UnreadableError: It cannot be read now.
     """
     index = folder / INDEX
-    if (folder / SINGLE).is_file() or not index.is_file():
+    if _is_file(folder / SINGLE) or not _is_file(index):
         return [SINGLE]
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        with told_apart(index):
+            content = index.read_text(encoding="utf-8")
+        names = sorted(set(json.loads(content)["weight_map"].values()))
         if strange := [name for name in names if not _PLAIN_NAME.fullmatch(name)]:
             raise ModelError(f"{index}: found the file name {strange[0]!r}, expected one like {SINGLE!r}, beside it")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -157,9 +161,10 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         ModelError: One is missing, or the index cannot be used.
+        UnreadableError: One cannot be read now.
     """
     names = weight_names(folder)
-    absent = [name for name in names if not (folder / name).is_file()]
+    absent = [name for name in names if not _is_file(folder / name)]
     if absent == [SINGLE]:
         raise ModelError(
             f"{folder}: found neither {SINGLE} nor {INDEX}; expected safetensors weights, pickles are never read"
@@ -169,7 +174,14 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: {len(absent)} of the {len(names)} files that {INDEX} names are missing: {', '.join(absent)}; "
             "copy or download them"
         )
-    return [folder / name for name in names]
+    files = [folder / name for name in names]
+    for file in files:
+        require_readable(file)  # safetensors calls what it may not open missing
+    return files
+
+
+def _is_file(path: Path) -> bool:
+    return is_there(path) and path.is_file()
 
 
 def _require_fit(folder: Path, files: list[Path], into: Mapping[str, torch.Tensor]) -> None:

@@ -27,7 +27,8 @@ from tide_cache.errors import ModelError
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, Quantisation
 from tide_cache.modeling.attention import AttentionKind, Copies, attend, prepare_mask
 from tide_cache.modeling.packing import PackedInput
-from tide_cache.modeling.safetensors_loading import INDEX, SINGLE, has_own_head, require_all_weights
+from tide_cache.modeling.safetensors_loading import INDEX, SINGLE, has_own_head, require_all_weights, weight_names
+from tide_cache.unreadable import require_readable
 
 disable_progress_bar()  # a bar of its own for every load would cut through ours
 
@@ -144,6 +145,8 @@ class StockAdapter:
 
     def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
         """Load the weights from safetensors; see `Adapter`."""
+        for name in weight_names(info.folder):
+            require_readable(info.folder / name)  # transformers calls it missing or damaged
         placed, config = _placement(plan), _with_stored_head(info)
         try:
             model, report = AutoModelForCausalLM.from_pretrained(

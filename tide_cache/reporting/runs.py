@@ -14,6 +14,7 @@ from tide_cache.errors import RunFolderError
 from tide_cache.evaluation import AgreementReport, NllReport
 from tide_cache.training.metrics import StepMetrics, read_metrics
 from tide_cache.training.reporters import scalars
+from tide_cache.unreadable import told_apart
 
 MOST_POINTS = 300
 """Points of a curve; a longer run's lines are averaged in as many bins."""
@@ -104,6 +105,7 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
 
     Raises:
         RunFolderError: A file is missing or not what `tide-cache train` or `eval` wrote.
+        UnreadableError: A file cannot be read now.
     """
     settings = _document(folder / "run.json")
     lines = read_metrics(folder / "metrics.jsonl")
@@ -139,7 +141,8 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with told_apart(path):
+            content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}; give the train.out of a run") from None
     except ValueError as error:

@@ -15,23 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from tide_cache.errors import UnreadableError
 from tide_cache.locations import CachePath
 from tide_cache.shards.exclusive_rename import rename_exclusively
+from tide_cache.unreadable import cannot_be_read_now
 
 _TEMPORARY_SUFFIX = ".tmp"
 _WITHOUT_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NOT_PLAIN = {errno.ELOOP: "is a symbolic link, expected a plain file", errno.ENXIO: "is not a plain file"}
-_PERMISSION = "Give this user the right to read it, and to enter every folder above it"
-_DEVICE = "The disk or network file system failed: see what `dmesg` says of it"
-_WAYS_OUT = {
-    errno.EACCES: _PERMISSION,
-    errno.EPERM: _PERMISSION,
-    errno.EIO: _DEVICE,
-    errno.ESTALE: _DEVICE,
-    errno.ETIMEDOUT: _DEVICE,
-    errno.EMFILE: "Too many files are open: raise `ulimit -n`",
-}
 
 
 class NotPlainFileError(OSError):
@@ -210,11 +200,7 @@ def reading(path: CachePath) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, NotPlainFileError):
         raise
     except OSError as error:
-        raise UnreadableError(
-            f"{path}: cannot be read now: {error.strerror or error} (errno {error.errno}). "
-            f"{_WAYS_OUT.get(error.errno or 0, 'Mend the cause')}, then run the same command again; nothing says that "
-            "it is damaged."
-        ) from error
+        raise cannot_be_read_now(path, error) from error
 
 
 def is_temporary(name: str) -> bool:

@@ -20,8 +20,9 @@ from pydantic import Field, ValidationError
 
 from tide_cache.config.base import Frozen
 from tide_cache.disk import writing
-from tide_cache.errors import CheckpointError, WriteError, fault_list
+from tide_cache.errors import CheckpointError, UnreadableError, WriteError, fault_list
 from tide_cache.training.distributed import World
+from tide_cache.unreadable import is_there, told_apart
 
 CHECKPOINTS = "checkpoints"
 """Folder inside the run's own."""
@@ -62,12 +63,13 @@ def save_checkpoint(write: Callable[[Path], None], folder: Path, step: int, run:
 
     Raises:
         WriteError: The disk is full, or refuses; nothing of this checkpoint is left.
+        UnreadableError: What was written cannot be read again; the same.
     """
     target = folder / f"step-{step:08d}"
     try:
         with writing(target):
             _save(write, target, folder, step, run, world)
-    except WriteError:
+    except (WriteError, UnreadableError):
         shutil.rmtree(target, ignore_errors=True)  # its bytes are wanted for what comes
         raise
 
@@ -99,8 +101,9 @@ def remove_checkpoint(path: Path) -> None:
 
 def committed_checkpoints(folder: Path) -> list[Path]:
     """List checkpoints that have a marker, oldest first."""
-    found = (path.parent for path in folder.glob(f"step-*/{MARKER}"))
-    return sorted(path for path in found if re.fullmatch(r"step-\d{8}", path.name))
+    with told_apart(folder):
+        names = sorted(os.listdir(folder)) if is_there(folder) else []  # `glob` passes over what it may not enter
+    return [folder / name for name in names if re.fullmatch(r"step-\d{8}", name) and is_there(folder / name / MARKER)]
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def find_checkpoint(folder: Path, run: dict[str, Any]) -> Checkpoint:
 
     Raises:
         CheckpointError: There is none, it belongs to another run, or its files are not the ones committed.
+        UnreadableError: A file cannot be read now.
     """
     found = committed_checkpoints(folder)
     if not found:
@@ -148,10 +152,12 @@ def read_marker(path: Path) -> Marker:
     """Read a checkpoint's marker.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: It is missing or damaged.
+        UnreadableError: It cannot be read now.
     """
     try:
-        return Marker.model_validate_json((path / MARKER).read_bytes())
+        with told_apart(path / MARKER):
+            return Marker.model_validate_json((path / MARKER).read_bytes())
     except OSError as error:
         reason = error.strerror
     except ValidationError as error:
@@ -181,7 +187,7 @@ def _require_committed_files(folder: Path, marker: Marker) -> None:
 
 def _strange(folder: Path) -> list[str]:
     """What is neither a file nor a folder, such as a link."""
-    paths = [folder, *sorted(folder.rglob("*"))]
+    paths = [folder, *_everything(folder)]
     return [path.name for path in paths if path.is_symlink() or not (path.is_file() or path.is_dir())]
 
 
@@ -189,11 +195,22 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+def _everything(folder: Path) -> list[Path]:
+    """List what is in a folder and in those below; `rglob` passes over what it may not enter."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    with told_apart(folder):
+        found = os.walk(folder, onerror=refuse)
+        return sorted(Path(where, name) for where, folders, files in found for name in [*folders, *files])
+
+
 def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER)
+    files = [path for path in _everything(folder) if path.is_file() and path != folder / MARKER]
     result = {}
     for path in files:
-        with path.open("rb") as stream:
+        with told_apart(path), path.open("rb") as stream:
             result[str(path.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
     return result
 

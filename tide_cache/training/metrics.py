@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tide_cache.disk import write_whole, writing
 from tide_cache.errors import RunFolderError
+from tide_cache.unreadable import is_there, told_apart
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def read_metrics(path: Path) -> list[StepMetrics]:
 
     Raises:
         RunFolderError: A line is something else.
+        UnreadableError: It cannot be read now.
     """
     found = []
     for place, line in enumerate(_lines(path), 1):
@@ -120,6 +122,8 @@ def objective_names(kinds: Sequence[str]) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    if not path.exists():
+    if not is_there(path):
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    with told_apart(path):
+        text = path.read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.endswith("}")]
