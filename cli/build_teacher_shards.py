@@ -109,7 +109,7 @@ def build_teacher_shards(
         with ProgressReport("build", "views") as report:
             summary = build_shards(run, build, chosen, lambda progress: _show(report, progress), hands, check_disk)
     if json:
-        print_json({**asdict(summary), "is_complete": not isinstance(summary, PartialBuild)})
+        print_json({**asdict(summary), "remarks": build.remarks, "is_complete": not isinstance(summary, PartialBuild)})
     elif isinstance(summary, PartialBuild):
         _print_part(summary)
     else:

@@ -78,6 +78,8 @@ def inspect_cache(
 def _print_inspection(found: "Inspection") -> None:
     print_fields(f"Cache {found.cache_id}", [("folder", str(found.cache)), *leaves(found.identity)])
     print_fields("Plan", leaves(found.plan))
+    if found.remarks:
+        print_text("Of the corpus, the build said:\n" + "\n".join(f"  {remark}" for remark in found.remarks))
     print_fields("Samples", _sample_fields(found))
     print_fields(f"Teacher, pass {found.first_pass}", _teacher_fields(found))
     for name, signals in found.by_pass.items():

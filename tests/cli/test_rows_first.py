@@ -51,6 +51,10 @@ def test_the_row_is_left_out_and_counted_and_the_rest_is_built(late, workshop, i
     assert summary["dropped"] == {"the chat template fails on it": 1}
     assert done.stderr.index("25 rows: 24 samples, 1 left out") < done.stderr.index("build")
     assert "left out: late.jsonl:24: " in done.stderr
+    assert any("25 rows: 24 samples, 1 left out" in remark for remark in summary["remarks"])
+    inspected = json.loads(installed("inspect", late / "cache", "--json", cwd=workshop.root).stdout)
+    assert inspected["remarks"] == summary["remarks"], "who comes later is told too"
+    assert "25 rows: 24 samples, 1 left out" in installed("inspect", late / "cache", cwd=workshop.root).stdout
     again = installed(*command, "--workers", "2", cwd=workshop.root)
     assert json.loads(again.stdout)["cache_id"] == summary["cache_id"]
 

@@ -35,12 +35,14 @@ class RunRecord(Frozen):
         run: The resolved run file without `build.out`, which is the folder that holds this.
         special_tokens: Of teacher and student, by the name of what they are for.
         made_with: Releases of the libraries that decide the last bits; for information.
+        remarks: What became of the corpus: rows left out or cut, fields and files that were not read.
     """
 
     format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
     run: dict[str, Any]
     special_tokens: dict[str, dict[str, str | list[str]]]
     made_with: dict[str, str]
+    remarks: tuple[str, ...] = ()
 
 
 def read_record(root: CachePath, files: Files | None = None) -> RunRecord | None:
@@ -132,4 +134,5 @@ def _record_of(run: BuildRun, build: "PreparedBuild") -> RunRecord:
         run=values,
         special_tokens=build.special_tokens,
         made_with={"tide-cache": __version__, **{package: version(package) for package in _PACKAGES}},
+        remarks=build.remarks,
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tide_cache.building.run_record import read_record
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.reporting.sampling import ChunkShapes, OnGroups, SampledSignals, sample_cache
@@ -37,6 +38,7 @@ class Inspection:
         sampled: What takes reading views, of the first pass.
         other_passes: The same of the passes beside it.
         chunk_shapes: How the samples read are cut into chunks.
+        remarks: What the build said of the corpus: rows left out or cut, fields and files that were not read.
     """
 
     cache: CachePath
@@ -62,6 +64,7 @@ class Inspection:
     sampled: SampledSignals
     other_passes: dict[PassName, SampledSignals]
     chunk_shapes: ChunkShapes
+    remarks: tuple[str, ...]
 
     @property
     def by_pass(self) -> dict[PassName, SampledSignals]:
@@ -85,6 +88,7 @@ def inspect(cache: CachePath, on_groups: OnGroups | None = None) -> Inspection:
     masked, teacher_masked = int(signals["masked_student_positions"]), int(signals["masked_teacher_positions"])
     cache_bytes = sum(record.size for record in records)
     sample = sample_cache(cache, manifest, on_groups)
+    record = read_record(cache)
     return Inspection(
         cache=cache,
         cache_id=manifest.identity.cache_id,
@@ -112,6 +116,7 @@ def inspect(cache: CachePath, on_groups: OnGroups | None = None) -> Inspection:
         sampled=sample.signals[manifest.passes[0]],
         other_passes={name: sample.signals[name] for name in manifest.passes[1:]},
         chunk_shapes=sample.chunks,
+        remarks=() if record is None else record.remarks,
     )
 
 
