@@ -89,6 +89,7 @@ def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfi
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, not the user's
     config = deepspeed_config(train, optimizer, world_size)
     with contextlib.redirect_stdout(sys.stderr):
+        deepspeed.init_distributed(dist_init_required=False)  # else zero.Init takes itself for the only process
         if effective_stage(train) == 3:
             deepspeed.zero.Init(module=module, config_dict_or_path=config)
             _move_buffers(module)
