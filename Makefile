@@ -35,7 +35,7 @@ test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 faults: $(DEV)
-	TIDE_CACHE_FAULTS=full TIDE_CACHE_FAULTS_JSON=faults.json OMP_NUM_THREADS=1 $(BIN)/pytest -p no:xdist tests/faults
+	TIDE_CACHE_FAULTS=full TIDE_CACHE_FAULTS_JSON=faults.json OMP_NUM_THREADS=1 $(BIN)/pytest -p no:xdist tests/faults tests/training/test_fresh_processes.py
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

@@ -16,8 +16,9 @@ from tide_cache.objectives import OBJECTIVES, union_of_needs
 from tide_cache.records import StudentBatch, Targets
 from tide_cache.shards import SignalKind
 from tide_cache.student.model import Student
-from tide_cache.training.distributed import World, join
+from tide_cache.training.distributed import World
 from tide_cache.training.engine import make_engine
+from tide_cache.training.meeting import join
 from tide_cache.training.step import StepSums, WeightedObjective, train_step
 
 ALONE = World(0, 1, 0)

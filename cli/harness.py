@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tide_cache.errors import RunFileError, TideCacheError
+from tide_cache.errors import RunFileError
 
 from .checkpoints import OpenModel, open_model
 from .console import chatter_to_stderr, print_fields, print_json, print_table, say
+from .launch import one_voice
 from .progress import ProgressReport
 
 if TYPE_CHECKING:
     from tide_cache.evaluation.harness.sandbox import Sandbox
     from tide_cache.evaluation.harness.scoring import Contestant
+    from tide_cache.training.company import Company
     from tide_cache.training.distributed import World
 
 DEFAULT_OUT = Path("eval-output")
@@ -136,17 +138,12 @@ def score_on_tasks(flags: HarnessFlags) -> None:
     for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # progress is told in our own way
         os.environ.setdefault(name, "1")
     with chatter_to_stderr():
+        from tide_cache.training.company import keep_company
         from tide_cache.training.distributed import find_world
 
-        from .train import leave
-
         world = find_world()
-        try:
-            document = _score(flags, world)
-        except TideCacheError as error:
-            if world.is_first:
-                raise
-            leave(world, error)
+        with one_voice(), keep_company(world) as company:
+            document = _score(flags, world, company)
     if not world.is_first:
         return
     if flags.json:
@@ -155,7 +152,7 @@ def score_on_tasks(flags: HarnessFlags) -> None:
         _print(document)
 
 
-def _score(flags: HarnessFlags, world: "World") -> dict[str, Any]:
+def _score(flags: HarnessFlags, world: "World", company: "Company") -> dict[str, Any]:
     """Check everything that can be checked, then score."""
     from tide_cache.evaluation.harness.baseline import start_checkpoint
     from tide_cache.evaluation.harness.suite import INSTALL, plan_tasks
@@ -186,6 +183,7 @@ def _score(flags: HarnessFlags, world: "World") -> dict[str, Any]:
             say(f"{task.plan.name}: generation_kwargs that the block sampler has no use for: {', '.join(names)}")
     contestants = [_contestant(role, model, flags, world) for role, model in models.items()]
     options = ScoringOptions(flags.limit, flags.chat_template, flags.dtype)
+    company.agree("")  # what ranks exchange is not on the GPU
     with _Reports() as reports:
         report = reports.named if world.is_first else None
         results = score_all(contestants, defined, flags.out, options, world, report)
@@ -217,8 +215,9 @@ def _contestant(role: str, model: OpenModel, flags: HarnessFlags, world: "World"
     from tide_cache.evaluation.harness.scoring import Contestant
     from tide_cache.modeling.backbone import DTYPES, fetch_weights, load_backbone
     from tide_cache.modeling.fingerprint import checkpoint_fingerprint
+    from tide_cache.training.distributed import rank_device
 
-    device = f"cuda:{world.local_rank}" if torch.cuda.is_available() else "cpu"
+    device = rank_device(world, "cuda" if torch.cuda.is_available() else "cpu")
     fetch_weights(model.info)
     fingerprint = checkpoint_fingerprint(model.info.folder)
     options = ModelOptions(model.block_size, flags.seed, flags.num_samples, flags.think_prefix.value)

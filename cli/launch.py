@@ -1,18 +1,80 @@
-"""Starting several local processes of `train`: what torchrun would do, from the command itself."""
+"""Several processes: starting local ones of `train`, as torchrun would, and speaking with one voice as one of them."""
 
 import logging
 import os
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
 
 from tide_cache.config.train import TrainRun
-from tide_cache.errors import RunFileError
+from tide_cache.errors import Interrupted, RankError, RunFileError, TideCacheError
 
 from .console import complain
 from .run_toml import run_toml
 
+if TYPE_CHECKING:
+    from tide_cache.training.distributed import World
+
 SHUTDOWN_TIMEOUT_S = 600
 """Time for all processes to commit a checkpoint after Ctrl-C, before they are killed."""
+
+
+FIRST_SPEAKS_S = 3.0
+"""How long another process waits with its message for the first to say the same and the launcher to end all."""
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Leave it to the first process of several to say what went wrong; another speaks only if nobody ends it meanwhile.
+
+    A fault that one process finds alone is told to the others, so that none waits for it.
+    """
+    try:
+        yield
+    except TideCacheError as error:
+        if not launcher_variables():
+            raise
+        from tide_cache.training.distributed import find_world
+
+        _tell_others(error)
+        _speak_in_turn(error, find_world())
+        raise typer.Exit(error.exit_code) from None
+
+
+def _tell_others(error: TideCacheError) -> None:
+    """Tell an error that was found before the processes met."""
+    if error.is_told or isinstance(error, RankError):
+        return
+    from tide_cache.training.company import keep_company
+    from tide_cache.training.distributed import find_world
+
+    with suppress(TideCacheError), keep_company(find_world()):
+        raise error
+
+
+def _speak_in_turn(error: TideCacheError, world: "World") -> None:
+    if world.is_first:
+        if isinstance(error, RankError) and error.has_gone and "TORCHELASTIC_RUN_ID" in os.environ:
+            time.sleep(FIRST_SPEAKS_S)  # torchrun ends this process, and says who was killed
+        complain(str(error) if isinstance(error, Interrupted) else f"error: {error}")
+    elif not isinstance(error, Interrupted):
+        time.sleep(FIRST_SPEAKS_S)
+        where = "" if isinstance(error, RankError) else f" in process {world.rank} of {world.size}"
+        complain(f"error{where}: {error}")
+
+
+def launcher_variables() -> list[str]:
+    """List the variables by which a launcher tells this process which of several it is; none where it is alone."""
+    env = os.environ
+    names = ["RANK", "WORLD_SIZE"] if "RANK" in env and "WORLD_SIZE" in env else []
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        names += ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
+    return names
 
 
 def require_no_launcher(num_gpus: int) -> None:
@@ -21,12 +83,8 @@ def require_no_launcher(num_gpus: int) -> None:
     Raises:
         RunFileError: Launcher variables are set.
     """
-    env = os.environ
-    names = ["RANK", "WORLD_SIZE"] if "RANK" in env and "WORLD_SIZE" in env else []
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        names += ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
-    if names:
-        found = ", ".join(f"{name}={env[name]}" for name in names)
+    if names := launcher_variables():
+        found = ", ".join(f"{name}={os.environ[name]}" for name in names)
         raise RunFileError(
             f"--num-gpus {num_gpus}: found {found} in the environment: a launcher has started this process already, "
             "and it joins the others by itself. Leave --num-gpus out, or start the command without a launcher."

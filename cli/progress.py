@@ -55,7 +55,6 @@ class ProgressReport:
             columns = [TextColumn("{task.description}"), BarColumn(BAR_WIDTH), _Text(), _TimeLeft()]
             self._bar = Progress(*columns, console=messages(), redirect_stdout=False)
             self._task = self._bar.add_task(self._title, total=None, text="")
-            self._bar.start()
         return self
 
     def __exit__(
@@ -79,9 +78,10 @@ class ProgressReport:
         elapsed_s, grown = now_s - self._first[0], done - self._first[1]
         rate = grown / elapsed_s if elapsed_s > 0 and grown else None
         parts = [f"{self._count(done)} of {self._count(total)} {self._unit}".replace(" bytes", "")]
-        parts += [f"{self._count(rate)}/s"] if rate else []
+        parts += [self._speed(rate)] if rate else []
         parts += [note] if note else []
         if self._bar is not None:
+            self._bar.start()  # now, since what came before may have had a bar of its own
             self._bar.update(self._task, completed=done, total=total, text=", ".join(parts))
             return
         parts += [f"{_clock((total - done) / rate)} left"] if rate and done < total else []
@@ -90,6 +90,22 @@ class ProgressReport:
             say(stamp() + self._line)
             self._line = ""
             self._next_line_s = now_s + self._seconds_between_lines
+
+    def since(self, done: float, elapsed_s: float) -> None:
+        """Say when counting began, where that was before the first `update`.
+
+        Args:
+            done: What was done then.
+            elapsed_s: How long ago it was.
+        """
+        self._first = self._first or (time.monotonic() - elapsed_s, done)
+
+    def _speed(self, rate: float) -> str:
+        """Give what is done in a second, or how long one takes where that is longer."""
+        if rate >= 1 or rate <= 0 or self._unit == "bytes":
+            return f"{self._count(rate)}/s"
+        one = self._unit.removesuffix(" at most").removesuffix("s")
+        return f"{1 / rate:,.1f} s/{one}"
 
     def _count(self, value: float) -> str:
         if self._unit == "bytes":

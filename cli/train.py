@@ -1,19 +1,17 @@
 """`tide-cache train`: stage 2, in this process, in several local ones, or as one of those a launcher has started."""
 
 import shlex
-import time
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.train import TrainRun
-from tide_cache.errors import Interrupted, TideCacheError
 
-from .console import chatter_to_stderr, complain, number, print_fields, print_json, print_text, say
-from .launch import launch, require_gpus, require_no_launcher
+from .console import chatter_to_stderr, number, print_fields, print_json, print_text, say
+from .launch import launch, one_voice, require_gpus, require_no_launcher
 from .options import (
     BadRow,
     Dataset,
@@ -34,13 +32,9 @@ from .progress import ProgressReport
 from .run_toml import run_toml
 
 if TYPE_CHECKING:
-    from tide_cache.training.distributed import World
     from tide_cache.training.metrics import StepMetrics
     from tide_cache.training.prepare import Prepared
     from tide_cache.training.run import TrainSummary
-
-FIRST_SPEAKS_S = 5.0
-"""How long another process waits with its message for the first to say the same and the launcher to end all."""
 
 
 class SemanticsName(StrEnum):
@@ -118,7 +112,8 @@ def train_student(
     Under torchrun, DeepSpeed's launcher or `srun` the process joins the others; only the first one prints.
     """
     flags = _flags(student, cache, dataset, on_bad_row, objective, preset, semantics, out, report_to)
-    run = load_run_file(TrainRun, run_file, {**flags, **parse_assignments(assignments or ())})
+    with one_voice():
+        run = load_run_file(TrainRun, run_file, {**flags, **parse_assignments(assignments or ())})
     if num_gpus is not None:
         require_no_launcher(num_gpus)
         require_gpus(num_gpus, run.train.device)
@@ -190,8 +185,9 @@ def _train(run: TrainRun, resume: bool, json: bool) -> None:
         from tide_cache.training.distributed import find_world
         from tide_cache.training.run import train
 
-        world, said = find_world(), list[str]()
-        try:
+        said = list[str]()
+        with one_voice():
+            world = find_world()
             if not world.is_first:
                 train(run, resume=resume)
                 return
@@ -208,10 +204,6 @@ def _train(run: TrainRun, resume: bool, json: bool) -> None:
                     on_step=lambda metrics, steps: _show(report, metrics, steps),
                     on_prepared=say_all,
                 )
-        except TideCacheError as error:
-            if world.is_first:
-                raise
-            leave(world, error)
     for remark in summary.remarks:
         if remark not in said:
             say(remark)
@@ -221,15 +213,8 @@ def _train(run: TrainRun, resume: bool, json: bool) -> None:
         _print_summary(summary)
 
 
-def leave(world: "World", error: TideCacheError) -> NoReturn:
-    """End a process that is not the first; what the first one says too is not said twice."""
-    if not isinstance(error, Interrupted):
-        time.sleep(FIRST_SPEAKS_S)
-        complain(f"error in process {world.rank} of {world.size}: {error}")
-    raise typer.Exit(error.exit_code)
-
-
 def _show(report: ProgressReport, metrics: "StepMetrics", steps: int) -> None:
+    report.since(metrics.step - 1, metrics.elapsed_s)  # the first step is always shown
     report.update(metrics.step, steps, f"{_losses(metrics)}, {metrics.tokens_per_s:,.0f} tokens/s")
 
 

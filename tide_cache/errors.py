@@ -11,6 +11,8 @@ class TideCacheError(Exception):
     """Base of every error that bad input, bad data or a bad machine can cause."""
 
     exit_code = 1
+    is_told = False
+    """Whether all processes of a run know of it."""
 
 
 class RunFileError(TideCacheError):
@@ -77,6 +79,18 @@ class DeviceMemoryError(TideCacheError):
     """A run needs more memory than its device has."""
 
     exit_code = 1
+
+
+class RankError(TideCacheError):
+    """Another process of the run failed or was lost, or the processes did not meet.
+
+    Attributes:
+        has_gone: Whether a process ended without a word.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1, has_gone: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code, self.has_gone = exit_code, has_gone
 
 
 class CheckpointError(TideCacheError):

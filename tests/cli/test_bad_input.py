@@ -207,16 +207,14 @@ def test_a_broken_note_beside_a_model_is_named(workshop, call, tmp_path):
     assert "--block-size" in result.stderr
 
 
-def test_another_process_than_the_first_waits_and_says_who_it_is(call, monkeypatch):
-    """The first one meets the same fault and says it; this one speaks only if nobody ended it meanwhile."""
+def test_a_process_that_cannot_reach_the_first_says_so_in_time(call, monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    waited_s = []
-    monkeypatch.setattr("tide_cache_cli.train.time.sleep", waited_s.append)
-    result = call("train", "train.toml", "--dataset", "tasks.jsonl", "--out", "teacher")
-    assert result.exit_code == 2
-    assert waited_s == [5.0]
-    assert result.stderr.startswith("error in process 1 of 2: The run cannot start:")
+    monkeypatch.setenv("TIDE_CACHE_MEET_S", "0.1")
+    monkeypatch.setattr("tide_cache_cli.launch.FIRST_SPEAKS_S", 0.0)
+    result = call("train", "train.toml", "--dataset", "tasks.jsonl", "--out", "x")
+    assert result.exit_code == 1
+    assert "process 1 of 2 cannot reach process 0 at MASTER_ADDR:MASTER_PORT = 127.0.0.1:1" in result.stderr
 
 
 STUDENT = ("train", "train.toml", "--cache", "cache", "--out", "x", "--set", "student.tokenizer.path=vocab/first")

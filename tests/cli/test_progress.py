@@ -37,6 +37,13 @@ def test_lines_come_every_few_seconds_and_the_last_one_always(clock, capsys):
     ]
 
 
+def test_slow_ones_show_how_long_one_takes_from_the_first_on(clock, capsys):
+    with ProgressReport("train", "steps") as report:
+        report.since(0, 30.0)
+        report.update(1, 3, "ce 5.0")
+    assert unstamped(capsys.readouterr().err) == ["train: 1 of 3 steps, 30.0 s/step, ce 5.0, 0:01:00 left"]
+
+
 def test_bytes_are_shown_as_sizes(clock, capsys):
     with ProgressReport("verify", "bytes") as report:
         report.update(0, 3_000_000)

@@ -225,6 +225,19 @@ def test_what_is_left_out_of_a_corpus_is_said(make_run, tmp_path):
     assert "1 bad rows skipped; the first: " in remarks
 
 
+def test_the_first_step_is_shown_at_once_and_slow_ones_by_time(make_run, monkeypatch):
+    shown, run = [], make_run(steps=6, log_every=5)
+    train(run, on_step=lambda metrics, _: shown.append(metrics.step))
+    assert shown == [1, 5, 6]
+    monkeypatch.setattr("tide_cache.training.run.SECONDS_BETWEEN_SHOWN", 0.0)
+    shown.clear()
+    slow = make_run("slow", steps=6, log_every=5)
+    train(slow, on_step=lambda metrics, _: shown.append(metrics.step))
+    assert shown == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines(slow)] == [line["step"] for line in lines(run)] == [5, 6]
+    assert_equal_runs(run, slow)
+
+
 def test_epochs_and_fewer_views(make_run, exact_build):
     run = make_run(
         objectives=({"kind": "kl"},), steps=None, epochs=0.5,

@@ -1,14 +1,17 @@
 """The small parts of training: learning rate, metrics file, and finding out which process this is."""
 
 import json
+import math
 from itertools import pairwise
 
 import pytest
+import torch
+from transformers import get_cosine_schedule_with_warmup
 
 from tide_cache.config.train import OptimizerConfig, TrainConfig
 from tide_cache.errors import RunFileError
-from tide_cache.training.distributed import World, find_world
-from tide_cache.training.engine import deepspeed_config
+from tide_cache.training.distributed import World, find_world, rank_device
+from tide_cache.training.engine import deepspeed_config, parameter_groups
 from tide_cache.training.metrics import MetricsFile, StepMetrics, objective_names
 from tide_cache.training.schedule import learning_rate
 
@@ -20,11 +23,45 @@ def rates(schedule, steps=10, warmup_ratio=0.2):
 
 def test_the_rate_warms_up_to_its_peak_and_decays():
     cosine = rates("cosine")
-    assert cosine[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert cosine[:3] == pytest.approx([0.0, 0.5, 1.0])
     assert cosine[6] == pytest.approx(0.5)  # half of the decay
     assert all(0 < b <= a for a, b in pairwise(cosine[2:]))
-    assert rates("constant")[1:] == [1.0] * 9
+    assert rates("constant")[2:] == [1.0] * 8
+    assert rates("cosine", steps=1, warmup_ratio=0.1) == [0.5], "a run that is all warm-up learns something"
+
+
+@pytest.mark.parametrize(("steps", "warmup_ratio"), [(10, 0.2), (37, 0.1), (5, 0.0)])
+def test_the_rate_is_that_of_transformers(steps, warmup_ratio):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_cosine_schedule_with_warmup(optimizer, math.ceil(warmup_ratio * steps), steps)
+    expected = [theirs.lr_lambdas[0](step) for step in range(steps)]
+    assert rates("cosine", steps, warmup_ratio) == pytest.approx(expected)
     assert rates("constant", warmup_ratio=0.0) == [1.0] * 10
+
+
+def test_norms_and_biases_are_not_decayed():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    matrix, bias, *norm = module.parameters()
+    decayed, others = parameter_groups(module, 0.1)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert [id(weight) for weight in decayed["params"]] == [id(matrix)]
+    assert [id(weight) for weight in others["params"]] == [id(weight) for weight in (bias, *norm)]
+    matrix.ds_shape, matrix.data = matrix.shape, torch.empty(0)  # as ZeRO 3 leaves it
+    assert len(parameter_groups(module, 0.1)[0]["params"]) == 1
+    assert len(parameter_groups(module, 0.0)) == 1
+
+
+@pytest.mark.parametrize(("local_rank", "num_seen", "device"), [(1, 1, "cuda:0"), (1, 4, "cuda:1"), (0, 1, "cuda:0")])
+def test_a_process_that_sees_one_gpu_takes_it(monkeypatch, local_rank, num_seen, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_seen)
+    assert rank_device(World(5, 8, local_rank), "cuda") == device
+    assert rank_device(World(5, 8, local_rank), "cpu") == "cpu"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(RunFileError, match=r"number 3 on its machine, counted from 0, and sees 2 GPUs"):
+        rank_device(World(3, 4, 3), "cuda")
 
 
 def test_resuming_drops_the_lines_of_steps_that_are_taken_again(tmp_path):

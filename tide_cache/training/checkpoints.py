@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from tide_cache.config.base import Frozen
 from tide_cache.disk import writing
 from tide_cache.errors import CheckpointError, UnreadableError, WriteError, fault_list
+from tide_cache.progress import doing
 from tide_cache.training.distributed import World
 from tide_cache.unreadable import is_there, told_apart
 
@@ -144,7 +145,8 @@ def find_checkpoint(folder: Path, run: dict[str, Any]) -> Checkpoint:
                 f"{path} belongs to another run:", differing, "Resume with the same run file, or change train.out."
             )
         )
-    _require_committed_files(path, marker)
+    with doing(f"Checking the checkpoint of step {marker.step}"):
+        _require_committed_files(path, marker)
     return Checkpoint(path, marker.step)
 
 

@@ -1,12 +1,11 @@
-"""Which process this is among how many, and joining them: one alone, torchrun, DeepSpeed's launcher, or Slurm."""
+"""Which process this is among how many, and on which device: one alone, torchrun, DeepSpeed's launcher, or Slurm."""
 
-import atexit
 import os
+import socket
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 
 from tide_cache.errors import RunFileError
 
@@ -47,20 +46,37 @@ def find_world() -> World:
     return world
 
 
-def join(world: World, device: str) -> None:
-    """Join the other processes until this one ends; one process alone needs no port.
+def rank_device(world: World, device: str) -> str:
+    """Give the device of this process: the only GPU that it sees, else the one of its number on this machine.
 
-    DeepSpeed holds on to the process groups it was first given, so a process joins once however many runs it makes.
+    Launchers either let each process see all GPUs of its machine or its own one alone.
+
+    Args:
+        world: This process.
+        device: As `resolve_device` gives it.
+
+    Raises:
+        RunFileError: The process sees several GPUs, and fewer than there are processes here.
     """
-    if dist.is_initialized():
-        return
-    backend = "nccl" if device.startswith("cuda") else "gloo"
-    os.environ["LOCAL_RANK"] = str(world.local_rank)  # DeepSpeed looks for it
-    if world.size == 1:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    else:
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size)
-    atexit.register(dist.destroy_process_group)
+    if device != "cuda":
+        return device
+    found = torch.cuda.device_count()
+    if world.local_rank < found:
+        return f"cuda:{world.local_rank}"
+    if found == 1:
+        return "cuda:0"
+    raise RunFileError(
+        f"process {world.rank} of {world.size} is number {world.local_rank} on its machine, counted from 0, and sees "
+        f"{found} GPUs; start one process for each GPU, and let each see its own or all of its machine "
+        "(CUDA_VISIBLE_DEVICES)"
+    )
+
+
+def device_name(device: str) -> str:
+    """Give a name of a GPU that no other has, on any machine; empty for a CPU, which processes may share."""
+    if not device.startswith("cuda"):
+        return ""
+    return f"{device} of {socket.gethostname()}, {torch.cuda.get_device_properties(device).uuid}"
 
 
 def max_over_ranks(value: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ As a state of the optimizer it is float32, lies where the other states lie (spre
 memory), and is saved and restored with them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ EMA = "ema"
 class AveragingAdamW(torch.optim.AdamW):
     """AdamW whose state `ema` is the mean of the weights: decay * mean + (1 - decay) * weight, after every step."""
 
-    def __init__(self, parameters: Sequence[torch.Tensor], *, ema_decay: float, **options: Any):
+    def __init__(
+        self, parameters: Iterable[torch.Tensor] | Iterable[dict[str, Any]], *, ema_decay: float, **options: Any
+    ):
         super().__init__(parameters, **options)
         self._decay = ema_decay
 

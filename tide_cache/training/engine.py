@@ -119,7 +119,6 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 
 def _adamw(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfig) -> torch.optim.AdamW:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     options: dict[str, Any] = {
         "lr": optimizer.lr,
         "betas": optimizer.betas,
@@ -127,9 +126,31 @@ def _adamw(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfig) ->
         "weight_decay": optimizer.weight_decay,
         "fused": True,  # one pass over memory; the loop over tensors makes temporaries and takes several times as long
     }
+    parameters = parameter_groups(module, optimizer.weight_decay)
     if train.ema_decay:
         return AveragingAdamW(parameters, ema_decay=train.ema_decay, **options)
     return torch.optim.AdamW(parameters, **options)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Give AdamW's groups: norms and biases are not decayed, as is the custom; one group where nothing is.
+
+    Args:
+        module: Its weights may be spread over ranks already.
+        weight_decay: Of matrices and embeddings.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not weight_decay:
+        return [{"params": trained}]
+    decayed = [parameter for parameter in trained if _num_dimensions(parameter) > 1]
+    others = [parameter for parameter in trained if _num_dimensions(parameter) <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _num_dimensions(parameter: Any) -> int:
+    """Under ZeRO 3 a weight is flat, and knows its shape."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _move_buffers(module: nn.Module) -> None:

@@ -26,6 +26,7 @@ from tide_cache.objectives import union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.pairing.checking import LengthLimit, remarks_of, require_samples, require_usable
 from tide_cache.pairing.dates import today
+from tide_cache.progress import doing
 from tide_cache.training.caches import OpenedCache, cache_faults, open_caches, require_fitting_caches
 from tide_cache.training.checkpoints import (
     CHECKPOINTS,
@@ -35,6 +36,7 @@ from tide_cache.training.checkpoints import (
     find_checkpoint,
     read_marker,
 )
+from tide_cache.training.company import PROBE
 from tide_cache.training.distributed import World
 from tide_cache.training.lora import lora_faults
 from tide_cache.training.reporters import reporter_faults
@@ -121,7 +123,8 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
         faults += cache_faults(caches, run.student, tokenizer, needs)
         raise RunFileError(fault_list("The run cannot start:", faults, "Nothing was loaded or written."))
     require_fitting_caches(caches, run.student, tokenizer, needs)
-    data = _open_data(run, caches, tokenizer)
+    with doing("Opening the cache" if caches else "Pairing the corpus"):
+        data = _open_data(run, caches, tokenizer)
     num_turns = (run.train.epochs or 0) * data.order.num_samples
     steps = run.train.steps or max(1, math.ceil(num_turns / run.train.global_batch))
     require_room_for(run, checkpoint, config, steps)
@@ -204,7 +207,7 @@ def _attention_faults(run: TrainRun) -> list[str]:
 def _out_faults(out: Path, resume: bool) -> list[str]:
     if out.exists() and not out.is_dir():
         return [f"train.out: {out} is a file; give a new folder"]
-    if resume or not out.exists() or not any(out.iterdir()):
+    if resume or not out.exists() or all(path.name.startswith(PROBE) for path in out.iterdir()):
         return []
     if committed_checkpoints(out / CHECKPOINTS):
         return [f"train.out: {out} is not empty; add --resume to continue the run in it, or give a new folder"]

@@ -21,14 +21,16 @@ from tide_cache.modeling.checkpoint import save_student
 from tide_cache.modeling.stock import StockBackbone
 from tide_cache.objectives import Objective
 from tide_cache.objectives.tidal import Tidal
-from tide_cache.progress import tell
+from tide_cache.progress import doing, tell
 from tide_cache.records import StudentBatch, Targets
 from tide_cache.student.model import Student
 from tide_cache.training.checkpoints import CHECKPOINTS, save_checkpoint
-from tide_cache.training.distributed import World, find_world, join, sum_over_ranks
+from tide_cache.training.company import keep_company
+from tide_cache.training.distributed import World, device_name, find_world, rank_device, sum_over_ranks
 from tide_cache.training.ema import EMA
 from tide_cache.training.engine import effective_stage, make_engine, set_learning_rate
 from tide_cache.training.lora import add_adapters, merged
+from tide_cache.training.meeting import join
 from tide_cache.training.metrics import OnStep, StepMetrics, objective_names
 from tide_cache.training.prepare import Prepared, prepare
 from tide_cache.training.reporters import Reporter, open_reporters
@@ -36,7 +38,10 @@ from tide_cache.training.room import save_finished
 from tide_cache.training.schedule import learning_rate
 from tide_cache.training.state import SavedState, gathered_weights, save_state
 from tide_cache.training.step import StepSums, train_step
-from tide_cache.training.window import Window
+from tide_cache.training.window import Window, WindowFigures
+
+SECONDS_BETWEEN_SHOWN = 10.0
+"""The caller hears of a step at least this often, however long the way to the next line of metrics is."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,23 @@ def train(
     Args:
         run: The run file.
         resume: Continue the run in `train.out` from its last committed checkpoint.
-        on_step: Called on rank 0 with the figures of logged steps.
+        on_step: Called on rank 0 with the figures of the first step, of logged steps, and of others where those are
+            more than ten seconds apart.
         on_prepared: Called once everything is checked, before the model is loaded.
 
     Raises:
         Interrupted: A stop was asked for; a checkpoint was committed first.
+        RankError: Another rank failed or died; ranks that wait in a collective meanwhile are ended.
         TideCacheError: See `prepare`.
     """
     world = find_world()
-    prepared = prepare(run, world, resume)
-    if on_prepared is not None:
-        on_prepared(prepared)
-    return train_prepared(run, prepared, world, on_step=on_step)
+    with keep_company(world) as company:
+        prepared = prepare(run, world, resume)
+        company.agree(device_name(rank_device(world, resolve_device(run.train.device))))
+        company.require_shared(run.train.out)
+        if on_prepared is not None:
+            on_prepared(prepared)
+        return train_prepared(run, prepared, world, on_step=on_step)
 
 
 def train_prepared(run: TrainRun, prepared: Prepared, world: World, *, on_step: OnStep | None = None) -> TrainSummary:
@@ -85,9 +95,7 @@ def train_prepared(run: TrainRun, prepared: Prepared, world: World, *, on_step: 
         world: This process.
         on_step: As for `train`.
     """
-    device = resolve_device(run.train.device)
-    if device == "cuda":
-        device = f"cuda:{world.local_rank}"
+    device = rank_device(world, resolve_device(run.train.device))
     join(world, device)
     try:
         with StopRequest() as stop:
@@ -122,7 +130,8 @@ class _Loop:
         self._names = objective_names([entry.kind for entry in run.objective])
         self._out = run.train.out
         self._steps_done = prepared.resumed.step if prepared.resumed is not None else 0
-        self._started_s = time.monotonic()
+        self._started_s = self._shown_s = time.monotonic()
+        self._shown_step, self._is_due = self._steps_done, True
         self._last: StepMetrics | None = None
         if world.is_first:
             with new_folder(self._out):
@@ -137,10 +146,13 @@ class _Loop:
         student = Student(self._backbone, prepared.collate_plan.block_size, run.train.head_rows).train()
         saved = SavedState(prepared.resumed.path, student) if prepared.resumed is not None else None
         if saved is not None:
-            saved.load_weights(student)
-        engine = make_engine(student, run.train, run.optimizer, self._world.size)
+            with doing(f"Reading checkpoint of step {saved.steps}"):
+                saved.load_weights(student)
+        with doing("Building the training engine"):
+            engine = make_engine(student, run.train, run.optimizer, self._world.size)
         if saved is not None:
-            saved.load_optimizer(engine)
+            with doing("Reading the optimizer's state"):
+                saved.load_optimizer(engine)
         return engine
 
     def run(self, stop: StopRequest) -> None:
@@ -163,12 +175,14 @@ class _Loop:
             window.add(*self._step())
             is_last = self._steps_done == self._prepared.steps
             if self._steps_done % train.log_every == 0 or is_last:
-                self._last = self._metrics(window)
+                self._last = self._metrics(window.close())
                 for reporter in reporters:
                     reporter.write(self._last)
-                if self._world.is_first and self._on_step is not None:
-                    self._on_step(self._last, self._prepared.steps)
-            if self._agree_to_stop(stop) and not is_last:
+                self._show(self._last)
+            elif self._is_due:
+                self._show(self._metrics(window.figures()))
+            asked_to_stop, self._is_due = self._agree(stop)
+            if asked_to_stop and not is_last:
                 self._save_checkpoint()
                 stop.raise_interrupted(
                     f"Stopped after step {self._steps_done} of {self._prepared.steps}; a checkpoint is committed. "
@@ -186,6 +200,10 @@ class _Loop:
         return TrainSummary(model, self._out / "metrics.jsonl", self._prepared.steps, self._last, self._remarks)
 
     def _save_model(self, folder: Path, kind: str | None = None) -> None:
+        with doing(f"Saving {folder}"):
+            self._write_model(folder, kind)
+
+    def _write_model(self, folder: Path, kind: str | None) -> None:
         weights = gathered_weights(self._engine, self._backbone.model, kind)
         if self._world.is_first:
             lora = self._run.student.lora
@@ -227,8 +245,12 @@ class _Loop:
             return [(pinned(batch), pinned(targets)) for batch, targets in batches]
         return batches
 
-    def _metrics(self, window: Window) -> StepMetrics:
-        figures = window.close()
+    def _show(self, metrics: StepMetrics) -> None:
+        self._shown_s, self._shown_step = time.monotonic(), self._steps_done
+        if self._world.is_first and self._on_step is not None:
+            self._on_step(metrics, self._prepared.steps)
+
+    def _metrics(self, figures: WindowFigures) -> StepMetrics:
         objectives = self._prepared.objectives
         norm = self._engine.get_global_grad_norm()
         done = self._steps_done
@@ -247,10 +269,16 @@ class _Loop:
             elapsed_s=time.monotonic() - self._started_s,
         )
 
-    def _agree_to_stop(self, stop: StopRequest) -> bool:
+    def _agree(self, stop: StopRequest) -> tuple[bool, bool]:
+        """Agree over the ranks whether to stop, and whether the next step is shown since steps are slow."""
+        waited_s = time.monotonic() - self._shown_s
+        step_s = waited_s / (self._steps_done - self._shown_step) if self._steps_done > self._shown_step else 0.0
+        is_due = waited_s + step_s >= SECONDS_BETWEEN_SHOWN or step_s >= SECONDS_BETWEEN_SHOWN / 2
         if self._world.size == 1:
-            return stop.is_set
-        return bool(sum_over_ranks(torch.tensor(int(stop.is_set), device=self._engine.device)) > 0)
+            return stop.is_set, is_due
+        ours = torch.tensor([int(stop.is_set), int(is_due)], device=self._engine.device)
+        asked_to_stop, due = sum_over_ranks(ours).tolist()
+        return asked_to_stop > 0, due > 0
 
     def _save_checkpoint_if_there_is_room(self) -> None:
         """Save a checkpoint; a full disk costs that one, not the run, which may end well before it is needed."""
@@ -263,9 +291,10 @@ class _Loop:
 
     def _save_checkpoint(self) -> None:
         folder, step = self._out / CHECKPOINTS, self._steps_done
-        save_checkpoint(
-            lambda target: save_state(self._engine, target), folder, step, self._prepared.continuity, self._world
-        )
+        with doing(f"Saving a checkpoint of step {step}"):
+            save_checkpoint(
+                lambda target: save_state(self._engine, target), folder, step, self._prepared.continuity, self._world
+            )
 
 
 def _close(reporter: Reporter) -> None:

@@ -7,7 +7,10 @@ from typing import Literal
 def learning_rate(
     step: int, *, steps: int, peak: float, warmup_ratio: float, schedule: Literal["cosine", "constant"]
 ) -> float:
-    """Give the rate of step `step` (from 0): linear warm-up from peak/warmup to peak, then cosine to 0 or constant.
+    """Give the rate of step `step` (from 0): linear warm-up from 0 to peak, then cosine to 0 or constant.
+
+    The same as `get_cosine_schedule_with_warmup` of transformers, with warm-up steps as its Trainer counts them. Only a
+    run that is all warm-up differs: its first step has half a step's rate, since it would learn nothing otherwise.
 
     Args:
         step: Optimizer step about to be taken.
@@ -16,9 +19,9 @@ def learning_rate(
         warmup_ratio: Share of the steps that warm up.
         schedule: What follows the warm-up.
     """
-    warmup_steps = round(warmup_ratio * steps)
+    warmup_steps = math.ceil(warmup_ratio * steps)
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
+        return peak * (step or (0.5 if warmup_steps == steps else 0.0)) / warmup_steps
     if schedule == "constant":
         return peak
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)

@@ -48,21 +48,25 @@ class Window:
 
     def close(self) -> WindowFigures:
         """Give the figures of the steps added, and begin the next window; every rank calls this."""
+        figures = self.figures()
+        self._clear()
+        return figures
+
+    def figures(self) -> WindowFigures:
+        """Give the figures of the steps added so far; every rank calls this."""
         ours = torch.tensor([self._num_tokens, self._stall_s, 1.0], dtype=torch.float64, device=self._device)
         parts = [self._totals_O, self._nll_B, self._rows_B, ours]
         summed = sum_over_ranks(torch.cat(parts))
         total_O, nll_B, rows_B, (num_tokens, stall_s, num_ranks) = torch.split(summed, [len(part) for part in parts])
         elapsed_s = max(time.monotonic() - self._start_s, 1e-9)
         memory = max_over_ranks(torch.tensor(_peak_memory_bytes(self._device), device=self._device))
-        figures = WindowFigures(
+        return WindowFigures(
             means=(total_O / self._counts_O.masked_fill(self._counts_O == 0, 1)).tolist(),
             nll_by_t=[nll / rows if rows else None for nll, rows in zip(nll_B.tolist(), rows_B.tolist(), strict=True)],
             tokens_per_s=float(num_tokens) / elapsed_s,
             stall_share=float(stall_s / num_ranks) / elapsed_s,
             peak_memory_bytes=int(memory),
         )
-        self._clear()
-        return figures
 
     def _clear(self) -> None:
         self._totals_O = torch.zeros(self._num_objectives, dtype=torch.float64, device=self._device)

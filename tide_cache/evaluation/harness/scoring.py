@@ -25,7 +25,8 @@ from tide_cache.evaluation.harness.tasks import DefinedTask
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.pairing import TextTokenizer
 from tide_cache.shards.publish import replace_json
-from tide_cache.training.distributed import World, join
+from tide_cache.training.distributed import World
+from tide_cache.training.meeting import join
 
 FORMAT_VERSION = 1
 FEWSHOT_SEED = 1234
