@@ -14,6 +14,7 @@ from rich.table import Table
 
 from tide_cache.disk import writing
 from tide_cache.errors import WriteError
+from tide_cache.launchers import launcher_names
 from tide_cache.reporting.wording import BARS, PLAIN_BARS, number, percent, size
 
 __all__ = [
@@ -73,8 +74,10 @@ def complain(text: str) -> None:
 def stamp() -> str:
     """Give the beginning of a line of a log: the time and, where there are several processes, which one this is."""
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
-    return f"{now} rank {rank}/{world} " if rank is not None and world != "1" else f"{now} "
+    if (names := launcher_names(os.environ)) is None or os.environ[names[1]] == "1":
+        return f"{now} "
+    rank, world = (os.environ[name] for name in names)
+    return f"{now} rank {rank}/{world} "
 
 
 def print_json(document: Any) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from tide_cache.config.train import TrainRun
 from tide_cache.errors import Interrupted, RankError, RunFileError, TideCacheError
+from tide_cache.launchers import launcher_names
 
 from .console import complain
 from .run_toml import run_toml
@@ -70,11 +71,7 @@ def _speak_in_turn(error: TideCacheError, world: "World") -> None:
 
 def launcher_variables() -> list[str]:
     """List the variables by which a launcher tells this process which of several it is; none where it is alone."""
-    env = os.environ
-    names = ["RANK", "WORLD_SIZE"] if "RANK" in env and "WORLD_SIZE" in env else []
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        names += ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
-    return names
+    return list(launcher_names(os.environ) or ())
 
 
 def require_no_launcher(num_gpus: int) -> None:

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from tide_cache import __version__
 from tide_cache.disk import told_refusal
 from tide_cache.errors import Interrupted, TideCacheError
+from tide_cache.launchers import is_first
 
 from .build_teacher_shards import build_teacher_shards
 from .console import complain
@@ -58,7 +59,7 @@ class _Commands(TyperGroup):
             complain(f"error: {told}")
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
-            if os.environ.get("RANK", "0") == "0":
+            if is_first(os.environ):
                 complain("Interrupted before there was anything to keep; run the same command again.")
             raise typer.Exit(INTERRUPTED) from None
 

@@ -7,6 +7,7 @@ from threading import Event, Thread
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tide_cache.launchers import is_first
 from tide_cache.progress import Phase
 
 from .console import is_quiet, messages, number, say, size, stamp
@@ -27,7 +28,7 @@ class PhasePrinter:
 
     def begin(self, phase: Phase) -> None:
         """Watch a phase; see `Listener`."""
-        if is_quiet() or os.environ.get("RANK", "0") != "0":
+        if is_quiet() or not is_first(os.environ):
             return
         ended = Event()
         watcher = Thread(target=_watch, args=(phase, ended), name="tide-cache-phase", daemon=True)

@@ -19,7 +19,7 @@ LIMIT_S = 60
 def printer(monkeypatch):
     """Have phases shown, and none be too quick for it."""
     monkeypatch.setattr(phases, "PATIENCE_S", 0.0)
-    for name in ("TIDE_CACHE_LOG", "RANK"):
+    for name in ("TIDE_CACHE_LOG", "RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     listen(PhasePrinter())
     yield
@@ -52,9 +52,18 @@ def test_what_is_quick_says_nothing(printer, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("variable", "value"), [("TIDE_CACHE_LOG", "quiet"), ("RANK", "1")])
-def test_quiet_commands_and_other_ranks_say_nothing(printer, monkeypatch, capsys, variable, value):
-    monkeypatch.setenv(variable, value)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"TIDE_CACHE_LOG": "quiet"},
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"},
+    ],
+    ids=str,
+)
+def test_quiet_commands_and_other_ranks_say_nothing(printer, monkeypatch, capsys, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     with doing("Reading corpus"):
         time.sleep(0.01)
     assert capsys.readouterr().err == ""

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tide_cache.launchers import PAIRS, PLAIN, SLURM
 from tide_cache_cli import progress
 from tide_cache_cli.progress import ProgressReport
 
@@ -76,9 +77,12 @@ def test_a_narrow_terminal_still_shows_the_time_left(monkeypatch, capsys):
     assert len(line) <= 60
 
 
-def test_a_process_of_several_says_which_it_is(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "8")
+@pytest.mark.parametrize("names", PAIRS)
+def test_a_process_of_several_says_which_it_is(monkeypatch, capsys, names):
+    for name in (*PLAIN, *SLURM):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in zip(names, ("3", "8"), strict=True):
+        monkeypatch.setenv(name, value)
     with ProgressReport("train", "steps") as report:
         report.update(1, 2)
     assert unstamped(capsys.readouterr().err) == ["rank 3/8 train: 1 of 2 steps"]

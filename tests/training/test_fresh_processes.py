@@ -20,7 +20,8 @@ import pytest
 COMMAND = str(Path(sys.executable).with_name("tide-cache"))
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "NO_COLOR": "1"}
 IS_FULL = os.environ.get("TIDE_CACHE_FAULTS") == "full"
-LIMIT_S = 300
+LIMIT_S = 600
+"""A busy machine takes minutes to import torch; nothing waits so long when all goes well."""
 RUN = """
 [student]
 block_size = 8
@@ -50,12 +51,15 @@ WAYS = {
     "resume": [],
 }
 LOWEST_STAGE = {"offload": 1, "offload all": 3}
-RISKY = [(3, 2, "plain"), (3, 2, "resume")]
+RISKY = [(3, 2, "plain")]
 EVERY = [
     (stage, processes, way)
     for stage, processes, way in product(range(4), (1, 2), WAYS)
     if stage >= LOWEST_STAGE.get(way, 0) and (way != "lora" or find_spec("peft"))
 ]
+
+
+full = pytest.mark.skipif(not IS_FULL, reason="takes half a minute: TIDE_CACHE_FAULTS=full")
 
 
 @pytest.fixture
@@ -131,6 +135,7 @@ def test_a_rank_that_fails_at_the_start_ends_the_others_with_its_message(command
     assert not (tmp_path / "out").exists()
 
 
+@full
 def test_a_folder_that_ranks_do_not_share_is_found_before_the_first_step(command, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -141,6 +146,7 @@ def test_a_folder_that_ranks_do_not_share_is_found_before_the_first_step(command
     assert not (tmp_path / "one" / "out").exists(), "it is left as it was found"
 
 
+@full
 def test_a_rank_that_is_killed_ends_the_others_with_one_line(command, tmp_path):
     tasks = Tasks([command("out", values=["train.steps=5000", "train.checkpoint_every=0"])] * 2, [tmp_path] * 2)
     metrics, until_s = tmp_path / "out" / "metrics.jsonl", time.monotonic() + LIMIT_S

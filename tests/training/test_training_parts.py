@@ -107,6 +107,17 @@ def test_several_processes_without_a_meeting_place_are_refused(monkeypatch):
         find_world()
 
 
+@pytest.mark.parametrize(
+    ("rank", "size", "words"),
+    [("one", "2", "RANK: found 'one', expected a whole number"), ("2", "2", "RANK: found 2, expected less than")],
+)
+def test_variables_that_are_no_place_are_refused(monkeypatch, rank, size, words):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(RunFileError, match=words):
+        find_world()
+
+
 def test_deepspeed_is_configured_from_the_run_file(tmp_path):
     train = TrainConfig(out=tmp_path, steps=1, global_batch=24, micro_batch=2, precision="bfloat16", zero_stage=0)
     config = deepspeed_config(train, OptimizerConfig(max_grad_norm=0.5), world_size=3)

@@ -4,9 +4,7 @@ import re
 from collections.abc import Mapping
 
 from tide_cache.errors import RunFileError
-
-RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
-"""Variables with a process's number and their count, as launchers set them; the first pair that is there counts."""
+from tide_cache.launchers import PAIRS
 
 
 def shard_range(text: str, num_shards: int, environment: Mapping[str, str]) -> range:
@@ -61,7 +59,7 @@ def _place(environment: Mapping[str, str]) -> tuple[int, int]:
     if "SLURM_ARRAY_TASK_ID" in environment:
         rank, size = _array_place(environment)
         is_known = True
-    for name, of in RANKS:
+    for name, of in PAIRS:
         if name in environment and of in environment:
             rank, size = rank * _number(environment, of) + _number(environment, name), size * _number(environment, of)
             is_known = True

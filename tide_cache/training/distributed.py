@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from tide_cache.errors import RunFileError
+from tide_cache.launchers import PLAIN, launcher_names
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,15 @@ def find_world() -> World:
     """Read launcher variables: RANK and WORLD_SIZE (torchrun, DeepSpeed), or the step's variables under `srun`.
 
     Raises:
-        RunFileError: Several processes are announced but not where they meet.
+        RunFileError: Several processes are announced but not where they meet, or a variable holds no number.
     """
     env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        world = World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")))
-    elif int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set by srun alone; a batch script by itself is one process
-        world = World(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_LOCALID", "0")))
-    else:
+    if (names := launcher_names(env)) is None:
         return World(0, 1, 0)
+    local = "LOCAL_RANK" if names == PLAIN else "SLURM_LOCALID"
+    world = World(_number(names[0]), _number(names[1]), _number(local, "0"))
+    if world.rank >= world.size:
+        raise RunFileError(f"{names[0]}: found {world.rank}, expected less than {names[1]} = {world.size}")
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
     if world.size > 1 and missing:
         raise RunFileError(
@@ -44,6 +45,13 @@ def find_world() -> World:
             "export MASTER_PORT=29500 MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1)"
         )
     return world
+
+
+def _number(name: str, default: str = "") -> int:
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        raise RunFileError(f"{name}: found {text!r}, expected a whole number, as launchers set it")
+    return int(text)
 
 
 def rank_device(world: World, device: str) -> str:

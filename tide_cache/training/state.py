@@ -43,6 +43,7 @@ def save_state(engine: Any, folder: Path) -> None:
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     kinds = [MASTER, *_state_kinds(engine)]
+    _link_states(engine)
     mine = {}
     for index, (name, parameter) in enumerate(_trained(engine.module)):
         for kind in kinds:
@@ -94,9 +95,9 @@ class SavedState:
         kinds = [kind for kind in self.kinds if kind != MASTER]
         for held in _held_tensors(engine):
             states = {kind: torch.zeros_like(held) for kind in kinds}
-            adamw.state[held] = {"step": torch.tensor(float(self.steps)), **states}
-        if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
-            engine.optimizer._lazy_init_hp_params_optimizer_state()  # done after the first step otherwise
+            step = torch.tensor(float(self.steps), device=held.device)  # where fused AdamW counts
+            adamw.state[held] = {"step": step, **states}
+        _link_states(engine)
         for name, parameter in _trained(engine.module):
             for kind in (MASTER, *kinds):
                 _scatter(engine, parameter, kind, self.tensor(kind, name))
@@ -114,6 +115,8 @@ def gathered_weights(engine: Any, module: nn.Module, kind: str | None = None) ->
         By parameter name, in the weights' dtype; empty on other ranks.
     """
     result = {}
+    if kind is not None:
+        _link_states(engine)
     for name, parameter in module.named_parameters():
         is_state = kind is not None and parameter.requires_grad
         whole = _gather(engine, parameter, str(kind)) if is_state else _whole(parameter)
@@ -161,6 +164,16 @@ def _state_kinds(engine: Any) -> list[str]:
 
 def _adamw_steps(engine: Any) -> int:
     return int(_first_state(engine)["step"])
+
+
+def _link_states(engine: Any) -> None:
+    """Tell weights where all their states are.
+
+    DeepSpeed does it once. Under ZeRO 1 and 2 that is after the step of the first group, when others have none yet.
+    """
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _gather(engine: Any, parameter: nn.Parameter, kind: str) -> torch.Tensor:
