@@ -13,6 +13,7 @@ from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import RunFileError
 from tide_cache.locations import CachePath
+from tide_cache.places import require_checkpoint
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_text, say, size
 from .options import (
@@ -93,6 +94,7 @@ def build_teacher_shards(
     run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
     if shards is not None:
         check_shard_range(shards, os.environ)
+    require_checkpoint(run.teacher.model)
     if dry_run:
         _dry_run(run, json)
         return

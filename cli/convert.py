@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tide_cache.places import require_checkpoint, require_new
+
 from .console import chatter_to_stderr, print_json, print_text
 from .options import Json
 
@@ -53,6 +55,9 @@ def convert(
     """Turn a causal checkpoint into a block-diffusion student to train."""
     from dataclasses import asdict
 
+    require_new(out)
+    if not (Path(source).is_file() or source.endswith(".gguf")):
+        require_checkpoint(source)
     chosen = None if layers is None else _numbers(layers)
     with chatter_to_stderr():
         from tide_cache.student.convert import convert as converted

@@ -11,6 +11,7 @@ import typer
 from tide_cache.disk import write_whole
 from tide_cache.errors import CacheMismatchError, RunFileError, fault_list
 from tide_cache.locations import CachePath, cache_path
+from tide_cache.places import require_cache, require_checkpoint
 
 from .checkpoints import BlockSize, Checkpoint, OpenModel, open_model
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say
@@ -157,6 +158,9 @@ def _measure_on_text(
 ) -> None:
     if out is not None and not out.parent.is_dir():
         raise RunFileError(f"--out {out}: found no folder {out.parent}; make it first")
+    require_checkpoint(checkpoint)
+    if cache is not None:
+        require_cache(cache_path(cache))
     with chatter_to_stderr():
         from tide_cache.corpus import open_corpus
         from tide_cache.pairing.checking import LengthLimit, remarks_of, require_samples, require_usable

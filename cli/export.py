@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from tide_cache.errors import RunFileError
+from tide_cache.locations import cache_path
+from tide_cache.places import require_cache
 
 from .console import chatter_to_stderr, number, print_fields, print_json, size
 from .options import Json, Pass
@@ -39,8 +41,8 @@ def export(
     if text != (student is not None):
         given, missing = ("--text", "--student") if text else ("--student", "--text")
         raise RunFileError(f"{given}: found no {missing} beside it; expected both, for the student's text, or neither")
+    require_cache(cache_path(cache))
     with chatter_to_stderr():
-        from tide_cache.locations import cache_path
         from tide_cache.reporting.export import export_view
 
         with ProgressReport("export", "samples") as report:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tide_cache.errors import RunFileError, fault_list
+from tide_cache.places import require_checkpoint
 
 from .checkpoints import BlockSize, Checkpoint, OpenModel, open_model
 from .console import chatter_to_stderr, print_json, print_text, say
@@ -73,6 +74,7 @@ def generate(
     """Answer prompts, or hold a conversation, with the block diffusion sampler."""
     prompts, stops = prompt or [], stop or []
     _require_sense(prompts, chat, stream, json, stops)
+    require_checkpoint(checkpoint)
     with chatter_to_stderr():
         from tide_cache.records import Message
 

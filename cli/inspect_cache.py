@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tide_cache.errors import RunFileError
+from tide_cache.locations import cache_path
+from tide_cache.places import require_cache
 from tide_cache.reporting.wording import leaves, sparkline, visible
 
 from .console import (
@@ -53,8 +55,8 @@ def inspect_cache(
     of_views = {"--tokenizer": tokenizer, "--teacher-tokenizer": teacher_tokenizer, "--pass": signal_pass}
     if view is None and (given := [name for name, value in of_views.items() if value is not None]):
         raise RunFileError(f"{', '.join(given)}: found no --view beside it; add --view N, or leave it out")
+    require_cache(cache_path(cache))
     with chatter_to_stderr():
-        from tide_cache.locations import cache_path
         from tide_cache.reporting.inspection import Inspection, inspect
         from tide_cache.reporting.viewing import describe_view
 

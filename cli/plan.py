@@ -7,6 +7,7 @@ import typer
 
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
+from tide_cache.places import require_checkpoint
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say, size
 from .options import (
@@ -50,6 +51,7 @@ def plan(
     """
     flags = build_flags(teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
     run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
+    require_checkpoint(run.teacher.model)
     with chatter_to_stderr():
         from tide_cache.building.prepare import prepare_build
         from tide_cache.reporting.planning import plan_build

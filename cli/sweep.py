@@ -8,6 +8,7 @@ import typer
 from tide_cache.config.base import parse_assignments
 from tide_cache.config.sweep import ArmConfig
 from tide_cache.errors import RunFileError
+from tide_cache.places import require_checkpoint
 
 from .console import chatter_to_stderr, number, percent, print_json, print_table, say
 from .harness import Dtype
@@ -73,6 +74,8 @@ def sweep(
     """
     if limit is not None and held_out is None:
         raise RunFileError(f"--limit {limit}: found no --held-out, whose samples it counts; give both")
+    if student is not None:
+        require_checkpoint(student)
     flags = given({"student.model": student, **caches(cache or ()), "train.out": out})
     replaced = ["student.shape"] if student is not None else []
     replaced += ["data.cache", "data.mix", "data.corpus"] if cache else []

@@ -9,6 +9,7 @@ import typer
 
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.train import TrainRun
+from tide_cache.places import require_cache, require_checkpoint
 
 from .console import chatter_to_stderr, number, print_fields, print_json, print_text, say
 from .launch import launch, one_voice, require_gpus, require_no_launcher
@@ -114,6 +115,10 @@ def train_student(
     flags = _flags(student, cache, dataset, on_bad_row, objective, preset, semantics, out, report_to)
     with one_voice():
         run = load_run_file(TrainRun, run_file, {**flags, **parse_assignments(assignments or ())})
+        if run.student.model is not None:
+            require_checkpoint(run.student.model)
+        if run.data.cache is not None:
+            require_cache(run.data.cache)
     if num_gpus is not None:
         require_no_launcher(num_gpus)
         require_gpus(num_gpus, run.train.device)

@@ -4,6 +4,9 @@ from typing import Annotated
 
 import typer
 
+from tide_cache.locations import cache_path
+from tide_cache.places import require_cache
+
 from .console import chatter_to_stderr, complain, number, print_fields, print_json, print_table, size
 from .options import Json
 from .progress import ProgressReport
@@ -20,8 +23,8 @@ def verify_cache(
     json: Json = False,
 ) -> None:
     """Check the manifest, every commit record, and the size, footer and hash of every shard; exit 3 on a fault."""
+    require_cache(cache_path(cache))
     with chatter_to_stderr():
-        from tide_cache.locations import cache_path
         from tide_cache.manifest import verify
 
         with ProgressReport("verify", "bytes") as report:

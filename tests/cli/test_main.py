@@ -3,10 +3,13 @@
 import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from typer.testing import CliRunner
 
+from tide_cache.modeling.backbone import ADAPTERS
+from tide_cache.places import MODEL_TYPES
 from tide_cache_cli.main import app
 
 COMMANDS = [
@@ -85,3 +88,47 @@ def test_ctrl_c_before_there_is_work_exits_130_without_a_traceback(monkeypatch):
 
 def test_the_version_is_printed(call):
     assert call("--version").stdout.startswith("tide-cache 0.")
+
+
+HEAVY = ("torch", "transformers", "deepspeed", "pyarrow", "datasets", "huggingface_hub", "matplotlib")
+BUILD_OF = ("--student", "/nowhere/student", "--dataset", "x.jsonl", "--out", "cache")
+REFUSED = [
+    (2, "verify", "--deeep", "/nowhere/cache"),
+    (2, "plan", "nowhere.toml"),
+    (3, "verify", "/nowhere/cache"),
+    (3, "inspect", "/nowhere/cache"),
+    (3, "export", "/nowhere/cache", "--view", "0", "--out", "x.parquet"),
+    (3, "report", "/nowhere/cache"),
+    (3, "generate", "/nowhere/model", "--prompt", "x"),
+    (3, "eval", "/nowhere/model", "--dataset", "x.jsonl"),
+    (3, "eval", "strange", "--dataset", "x.jsonl"),
+    (2, "convert", "/nowhere/model", "--out", "."),
+    (3, "convert", "/nowhere/model", "--out", "x"),
+    (3, "convert", "strange", "--out", "x"),
+    (3, "plan", "--teacher", "strange", *BUILD_OF),
+    (3, "build-teacher-shards", "--teacher", "/nowhere/teacher", *BUILD_OF),
+    (3, "train", "--student", "/nowhere/s", "--cache", "cache", "--out", "x", "--set", "train.steps=3"),
+    (3, "sweep", "--student", "strange", "--cache", "/nowhere/c", "--objective", "ce", "--out", "x", "--set",
+     "train.steps=3"),
+]  # fmt: skip
+
+
+def test_refusals_that_need_no_heavy_library_load_none(tmp_path):
+    """They come at once, where importing torch and transformers may take half a minute."""
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "config.json").write_text('{"model_type": "gpt2"}')
+    code = textwrap.dedent(f"""
+        import sys
+        from typer.testing import CliRunner
+        from tide_cache_cli.main import app
+        for code, *arguments in {REFUSED!r}:
+            result = CliRunner().invoke(app, arguments)
+            loaded = [name for name in {HEAVY!r} if name in sys.modules]
+            assert result.exit_code == code and not loaded, (arguments, result.exit_code, loaded, result.stderr)
+    """)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_light_list_of_model_types_is_that_of_the_adapters():
+    assert set(MODEL_TYPES) == set(ADAPTERS)

@@ -18,6 +18,7 @@ from tide_cache.manifest.commit import CommitRecord, Statistics
 from tide_cache.manifest.documents import read_document
 from tide_cache.manifest.identity import CacheIdentity
 from tide_cache.manifest.plan import MAX_SHARDS, PlanDocument, ShardPlan
+from tide_cache.places import no_cache
 from tide_cache.shards import FORMAT_VERSION, PASSES, Files, PassName, ShardLayout, ShardReader, TableName, files_of
 
 MAX_PLAN_BYTES = 1 << 20
@@ -58,10 +59,7 @@ def read_plan(root: CachePath, files: Files | None = None) -> PlanDocument:
     try:
         return read_document(root / "plan.json", PlanDocument, MAX_PLAN_BYTES, files or files_of(root))
     except (FileNotFoundError, NotADirectoryError):
-        raise CacheIncompleteError(
-            f"{root}: no cache here: found neither manifest.json nor plan.json.\n"
-            "Give the folder that `tide-cache build-teacher-shards` wrote (build.out of its run file)."
-        ) from None
+        raise no_cache(root) from None
 
 
 class Manifest(Frozen):

@@ -3,7 +3,6 @@
 Remote code is never run. A new family of checkpoints is one small file with an `Adapter`, named in `ADAPTERS`.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,8 +20,9 @@ from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.llada2_moe import LLaDA2Adapter
 from tide_cache.modeling.safetensors_loading import weight_names
 from tide_cache.modeling.stock import STOCK_ADAPTERS, new_backbone
+from tide_cache.places import own_code_of, read_config, require_model_type
 from tide_cache.progress import doing
-from tide_cache.unreadable import is_there, told_apart
+from tide_cache.unreadable import is_there
 
 __all__ = [
     "ADAPTERS",
@@ -61,14 +61,8 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
     repository = open_repository(location, revision)
     raw = _read_config(repository)
     model_type = str(raw.get("model_type"))
-    adapter = ADAPTERS.get(model_type)
-    own_code = _own_code(raw)
-    if adapter is None:
-        asks = f" It asks for code of its own ({own_code})." if own_code else ""
-        raise ModelError(
-            f"{location}: model_type {model_type!r} is not supported; supported: {', '.join(sorted(ADAPTERS))}.{asks} "
-            "Remote model code is never run; docs/teachers.md says how to add an adapter."
-        )
+    require_model_type(location, raw)
+    adapter, own_code = ADAPTERS[model_type], own_code_of(raw)
     if own_code and not adapter.replaces_code:
         raise ModelError(
             f"{location}: it asks for code of its own ({own_code}), which is never run, and may differ from the stock "
@@ -93,12 +87,6 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
     )
 
 
-def _own_code(raw: dict[str, Any]) -> str:
-    """Name the Python code that a configuration asks for."""
-    named = raw.get("auto_map")
-    return ", ".join(sorted({str(name) for name in named.values()})) if isinstance(named, dict) else ""
-
-
 def _read_config(repository: Repository) -> dict[str, Any]:
     location, path = repository.location, repository.folder / "config.json"
     if not (is_there(path) and path.is_file()):
@@ -109,18 +97,7 @@ def _read_config(repository: Repository) -> dict[str, Any]:
             "adapter is applied depends on what is installed, so it is never read here. Merge it into the weights "
             "first (peft: merge_and_unload, then save_pretrained), or, if they hold it already, take the file away."
         )
-    try:
-        with told_apart(path):
-            raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(
-            f"{location}: found no readable config.json ({reason}); expected a checkpoint folder in "
-            "Hugging Face layout or the name of one on the hub"
-        ) from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{location}/config.json: found {type(raw).__name__}, expected an object")
-    return raw
+    return read_config(location, path)
 
 
 def _no_checkpoint(location: str, names: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.gguf import find_gguf, unpack_gguf
 from tide_cache.modeling.safetensors_loading import stored_dtype
 from tide_cache.pairing import TextTokenizer
+from tide_cache.places import require_new
 from tide_cache.student.cutting import evenly_spaced, keep_layers, rows_for_tokenizer
 
 
@@ -85,8 +86,7 @@ def convert(
         PairingError: A tokenizer cannot be used.
         WriteError: The disk has no room for the model, or refuses it; no folder is left behind.
     """
-    if out.exists():
-        raise RunFileError(f"--out {out}: exists already; give a new folder")
+    require_new(out)
     if num_layers is not None and layers is not None:
         raise RunFileError("--num-layers and --layers: give one of them")
     if (file := find_gguf(source)) is None:

@@ -1,0 +1,107 @@
+"""Whether caches and checkpoints are where a command was told, before anything heavy is imported to read them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tide_cache.errors import CacheIncompleteError, ModelError, RunFileError
+from tide_cache.locations import CachePath, nowhere
+from tide_cache.unreadable import is_there, told_apart
+
+MODEL_TYPES = (
+    *("a2d-llama", "a2d-qwen2", "a2d-qwen3", "llada2_moe", "llama", "qwen2", "qwen3"),
+    "wedlm",
+)
+"""Those that `modeling.backbone.ADAPTERS` serves; a test holds them equal."""
+
+
+def require_cache(root: CachePath) -> None:
+    """Refuse a folder that holds no cache, finished or not; what lies in an object store is not looked at.
+
+    Raises:
+        CacheIncompleteError: It has neither document.
+    """
+    if isinstance(root, Path) and not any(is_there(root / name) for name in ("manifest.json", "plan.json")):
+        raise no_cache(root)
+
+
+def no_cache(root: CachePath) -> CacheIncompleteError:
+    """Make the error of a folder that holds no cache."""
+    return CacheIncompleteError(
+        f"{root}: no cache here: found neither manifest.json nor plan.json.\n"
+        "Give the folder that `tide-cache build-teacher-shards` wrote (build.out of its run file)."
+    )
+
+
+def require_checkpoint(location: str) -> None:
+    """Refuse what is neither a usable checkpoint folder nor a hub name, which is not asked for.
+
+    Raises:
+        ModelError: There is no such folder, or its config.json cannot be read, or has an unsupported model_type.
+    """
+    if reason := nowhere(location):
+        raise ModelError(reason)
+    folder = Path(location)
+    if is_there(folder / "config.json") and (folder / "config.json").is_file():
+        require_model_type(location, read_config(location, folder / "config.json"))
+
+
+def read_config(location: str, path: Path) -> dict[str, Any]:
+    """Read a config.json.
+
+    Args:
+        location: Of the checkpoint, for messages.
+        path: Of the file.
+
+    Raises:
+        ModelError: It is no JSON object.
+        UnreadableError: It cannot be read now.
+    """
+    try:
+        with told_apart(path):
+            raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise no_config(location, error) from None
+    if not isinstance(raw, dict):
+        raise ModelError(f"{location}/config.json: found {type(raw).__name__}, expected an object")
+    return raw
+
+
+def no_config(location: str, error: Exception) -> ModelError:
+    """Make the error of a config.json that cannot be read."""
+    reason = str(error).splitlines()[0]
+    return ModelError(
+        f"{location}: found no readable config.json ({reason}); expected a checkpoint folder in "
+        "Hugging Face layout or the name of one on the hub"
+    )
+
+
+def require_model_type(location: str, raw: dict[str, Any]) -> None:
+    """Refuse a configuration of a family that nothing here loads.
+
+    Raises:
+        ModelError: Lists the supported ones.
+    """
+    model_type, own_code = str(raw.get("model_type")), own_code_of(raw)
+    if model_type not in MODEL_TYPES:
+        asks = f" It asks for code of its own ({own_code})." if own_code else ""
+        raise ModelError(
+            f"{location}: model_type {model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}.{asks} "
+            "Remote model code is never run; docs/teachers.md says how to add an adapter."
+        )
+
+
+def own_code_of(raw: dict[str, Any]) -> str:
+    """Name the Python code that a configuration asks for."""
+    named = raw.get("auto_map")
+    return ", ".join(sorted({str(name) for name in named.values()})) if isinstance(named, dict) else ""
+
+
+def require_new(out: Path) -> None:
+    """Refuse a folder to write that is there already.
+
+    Raises:
+        RunFileError: It is.
+    """
+    if out.exists():
+        raise RunFileError(f"--out {out}: exists already; give a new folder")
