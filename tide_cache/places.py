@@ -1,6 +1,7 @@
 """Whether caches and checkpoints are where a command was told, before anything heavy is imported to read them."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,22 @@ def no_config(location: str, error: Exception) -> ModelError:
     )
 
 
-def require_model_type(location: str, raw: dict[str, Any]) -> None:
+def require_model_type(location: str, raw: dict[str, Any], supported: Iterable[str] = MODEL_TYPES) -> None:
     """Refuse a configuration of a family that nothing here loads.
+
+    Args:
+        location: Of the checkpoint, for messages.
+        raw: Its configuration.
+        supported: Families that are loaded.
 
     Raises:
         ModelError: Lists the supported ones.
     """
     model_type, own_code = str(raw.get("model_type")), own_code_of(raw)
-    if model_type not in MODEL_TYPES:
+    if model_type not in (known := sorted(supported)):
         asks = f" It asks for code of its own ({own_code})." if own_code else ""
         raise ModelError(
-            f"{location}: model_type {model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}.{asks} "
+            f"{location}: model_type {model_type!r} is not supported; supported: {', '.join(known)}.{asks} "
             "Remote model code is never run; docs/teachers.md says how to add an adapter."
         )
 

@@ -61,7 +61,7 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
     repository = open_repository(location, revision)
     raw = _read_config(repository)
     model_type = str(raw.get("model_type"))
-    require_model_type(location, raw)
+    require_model_type(location, raw, ADAPTERS)
     adapter, own_code = ADAPTERS[model_type], own_code_of(raw)
     if own_code and not adapter.replaces_code:
         raise ModelError(
