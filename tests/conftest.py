@@ -22,6 +22,9 @@ from tide_cache.pairing import TextTokenizer
 settings.register_profile("tide-cache", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tide-cache")
 
+# It also starts one process of a run long after another; nobody waits so long when all goes well.
+os.environ.setdefault("TIDE_CACHE_MEET_S", "600")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

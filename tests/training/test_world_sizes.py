@@ -99,7 +99,7 @@ def in_two_processes(folder, jobs):
         for rank in range(2)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=300)[1] for process in processes]
+        said = [process.communicate(timeout=600)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
