@@ -42,6 +42,9 @@ def plan(
     epochs: Annotated[
         int, typer.Option(min=1, help="Epochs of a student run, for the break-even; the paper trains 10.")
     ] = 10,
+    budget: Annotated[
+        float, typer.Option(min=0, help="Seconds for forwards and encoding, once the teacher is loaded.")
+    ] = 60.0,
     assignments: Set = None,
     json: Json = False,
 ) -> None:
@@ -59,12 +62,17 @@ def plan(
         build = prepare_build(run, needs_weights=False)
         for remark in build.remarks:
             say(remark)
-        say(f"Measuring {sample_rows} rows and a few forwards ...")
-        found = plan_build(run, build, sample_rows, workers, epochs)
+        say(f"Measuring up to {sample_rows} rows and a few forwards, about {budget:g} s after loading the teacher ...")
+        found = plan_build(run, build, sample_rows, workers, epochs, budget)
     if json:
         print_json({**asdict(found), "remarks": build.remarks})
     else:
         _print_plan(found)
+    if found.is_cut:
+        say(
+            f"--budget {budget:g} s ended the sample: sizes come from {number(found.views_captured)} views, times from "
+            f"{number(found.batches_timed)} forwards. A longer one gives a closer answer."
+        )
     if found.fits is False:
         say(
             f"{run.build.out}: found {size(found.free_bytes or 0)} free, the cache takes about "
@@ -79,7 +87,8 @@ def _print_plan(found: "CachePlan") -> None:
     per_position = found.cache_bytes / max(found.masked_positions, 1)
     verdict = "" if found.fits is None else (": fits" if found.fits else ": DOES NOT FIT")
     print_fields(
-        f"Plan, from {number(found.rows_sampled)} of {number(found.num_rows)} rows",
+        f"Plan, from {number(found.rows_sampled)} of {number(found.num_rows)} rows and "
+        f"{number(found.views_captured)} views captured",
         [
             ("shards", number(found.num_shards)),
             ("samples", f"{number(found.num_samples)}, {percent(found.dropped)} of rows dropped"),

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import namedtuple
+from itertools import count
 
 import pytest
 
@@ -20,7 +21,7 @@ def planned(request, tmp_path_factory, build_values):
     out = tmp_path_factory.mktemp("planned") / "cache"
     run = BuildRun.model_validate(build_values(out, build__passes=passes))
     build = prepare_build(run)
-    plan = plan_build(run, build, sample_rows=16, workers=2)
+    plan = plan_build(run, build, sample_rows=16, workers=2, budget_s=1000)
     assert not out.exists(), "a plan writes nothing"
     build_prepared(run, build)
     return plan, Manifest.load(out), out
@@ -94,3 +95,29 @@ def test_a_sample_without_samples_is_refused_with_the_reasons(tmp_path, build_va
     unpaired = prepare_build(run, pairs_all=False)
     with pytest.raises(PairingError, match=r"None of 8 rows became a sample:\n  - no supervised .*: 8"):
         plan_build(run, unpaired, sample_rows=8)
+
+
+@pytest.mark.parametrize("passes", [("plain",), ("plain", "compdemo")])
+def test_no_budget_leaves_one_forward_and_one_sample_of_each_pass(tmp_path, build_values, passes):
+    run = BuildRun.model_validate(build_values(tmp_path / "cache", build__passes=passes))
+    plan = plan_build(run, prepare_build(run), sample_rows=16, budget_s=0)
+    assert plan.is_cut
+    assert (plan.batches_timed, plan.views_captured) == (len(passes), len(passes) * plan.num_views)
+    assert plan.cache_bytes > 0
+    assert plan.teacher_hours > 0
+
+
+def test_a_budget_is_shared_by_forwards_and_capture(tmp_path, build_values):
+    """A clock that goes on by a second whenever it is read: the sample ends in the middle."""
+    run = BuildRun.model_validate(build_values(tmp_path / "cache"))
+    build, seconds = prepare_build(run), count()
+    plan = plan_build(run, build, sample_rows=16, budget_s=12, clock=lambda: float(next(seconds)))
+    assert plan.is_cut
+    assert plan.num_views < plan.views_captured < 10 * plan.num_views
+
+
+def test_a_small_build_is_measured_in_part(planned):
+    """Ten of 40 samples, though 16 are paired and 256 views would allow for more."""
+    plan, _, _ = planned
+    assert not plan.is_cut
+    assert plan.views_captured == 10 * plan.num_views * len(plan.passes)

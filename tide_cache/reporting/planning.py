@@ -2,7 +2,8 @@
 
 Some rows, spread over the corpus, become samples. Their views are counted exactly. Some samples go through the real
 teacher and the real encoder, which gives bytes per position and column. A few forwards of the very shape that the
-build will use are timed, which gives seconds per token. The rest is multiplication.
+build will use are timed, which gives seconds per token. The rest is multiplication. What does not
+fit into a budget of seconds is left out of the sample, which makes the answer coarser, not late.
 """
 
 import math
@@ -23,7 +24,9 @@ from tide_cache.errors import PairingError, fault_list
 from tide_cache.manifest import CommitRecord
 from tide_cache.modeling.backbone import resolve_device
 from tide_cache.pairing import PairedRows
-from tide_cache.records import MaskedView, SamplePair
+from tide_cache.progress import doing
+from tide_cache.records import MaskedView, SamplePair, ViewRecord
+from tide_cache.reporting.budget import Budget, Clock, affordable_parts, spread_first
 from tide_cache.reporting.estimate import spread_rows
 from tide_cache.shards import (
     EncodedShard,
@@ -41,8 +44,11 @@ from tide_cache.teacher.compdemo import demo_parts
 from tide_cache.views import draw_view
 
 VIEWS_CAPTURED = 256
-"""About how many views are captured for the bytes; whole samples, at least two."""
+"""About how many views are captured of each pass for the bytes; whole samples."""
 BATCHES_TIMED = 8
+SHARE_MEASURED = 0.25
+"""Of a small build's samples and forwards: measuring all of it would cost what it costs."""
+BUDGET_S = 60.0
 
 Views = Sequence[Sequence[MaskedView]]
 Result = TypeVar("Result")
@@ -77,6 +83,8 @@ class CachePlan:
     Attributes:
         num_rows: Rows of the corpus.
         rows_sampled: Rows that were paired.
+        views_captured: Views of all passes that the bytes of signals come from.
+        is_cut: Whether the budget ended the sample.
         num_shards: Shards of each table.
         num_samples: Rows that become samples.
         dropped: Share of rows that do not.
@@ -104,6 +112,8 @@ class CachePlan:
 
     num_rows: int
     rows_sampled: int
+    views_captured: int
+    is_cut: bool
     num_shards: int
     num_samples: int
     dropped: float
@@ -131,10 +141,12 @@ class CachePlan:
 
 @dataclass(frozen=True)
 class _Table:
-    """Bytes of all shards of a table, and of one commit record."""
+    """Bytes of all shards of a table, and of one commit record; from how many samples, and whether more were wanted."""
 
     columns: dict[str, int]
     record_bytes: int
+    num_samples: int
+    is_cut: bool
 
 
 @dataclass(frozen=True)
@@ -145,10 +157,17 @@ class _Timing:
     spread: float
     num_batches: int
     tokens_per_shard: float
+    is_cut: bool
 
 
 def plan_build(
-    run: BuildRun, build: PreparedBuild, sample_rows: int = 64, workers: int = 1, epochs: int = 10
+    run: BuildRun,
+    build: PreparedBuild,
+    sample_rows: int = 64,
+    workers: int = 1,
+    epochs: int = 10,
+    budget_s: float = BUDGET_S,
+    clock: Clock = perf_counter,
 ) -> CachePlan:
     """Measure a sample of a build, and scale up; nothing is written to the cache.
 
@@ -158,6 +177,9 @@ def plan_build(
         sample_rows: Rows to pair.
         workers: Devices to foresee the time for.
         epochs: Of a student run that would distil online.
+        budget_s: Seconds for forwards and encoding, half of them for each; at least one forward is timed and one
+            sample captured of each pass.
+        clock: Gives the seconds of the budget.
 
     Raises:
         PairingError: No row of the sample became a sample; lists the reasons.
@@ -172,11 +194,14 @@ def plan_build(
     device = resolve_device(run.teacher.device)
     teacher, load_s = _timed(lambda: load_teacher(run, build, device))
     kept = len(paired.pairs) / len(rows)
-    timings = {name: _time_forwards(build, teacher, paired.pairs, views, kept, name) for name in build.passes}
+    budget, timings = Budget(budget_s, clock), {}
+    for place, name in enumerate(build.passes):
+        share = budget.share(1 / (2 * len(build.passes) - place))
+        timings[name] = _time_forwards(build, teacher, paired.pairs, views, kept, name, share)
     scale = len(build.corpus) / len(rows)
     num_samples = round(len(paired.pairs) * scale)
     num_masked = [sum(int(view.is_student_masked_L.sum()) for view in of_sample) for of_sample in views]
-    tables, encode_s = _measure_tables(build, teacher, paired, num_masked, kept, scale)
+    tables, encode_s = _measure_tables(build, teacher, paired, num_masked, kept, scale, budget)
     columns: dict[str, dict[str, int]] = {table: measured.columns for table, measured in tables.items()}
     cache_bytes = sum(sum(of_table.values()) for of_table in columns.values())
     # A record lies beside its shard, and again in the manifest.
@@ -193,6 +218,8 @@ def plan_build(
     return CachePlan(
         num_rows=len(build.corpus),
         rows_sampled=len(rows),
+        views_captured=sum(tables[name].num_samples for name in build.passes) * build.views.num_views,
+        is_cut=any(of.is_cut for of in tables.values()) or any(of.is_cut for of in timings.values()),
         num_shards=build.plan.num_shards,
         num_samples=num_samples,
         dropped=1 - kept,
@@ -220,14 +247,21 @@ def plan_build(
 
 
 def _time_forwards(
-    build: PreparedBuild, teacher: Teacher, pairs: Sequence[SamplePair], views: Views, kept: float, name: PassName
+    build: PreparedBuild,
+    teacher: Teacher,
+    pairs: Sequence[SamplePair],
+    views: Views,
+    kept: float,
+    name: PassName,
+    budget: Budget,
 ) -> _Timing:
     """Time forwards spread over those of a full shard, which the sample repeated stands for."""
     shown = demo_parts(pairs, views, build.views.seed, build.demo_ratio) if name == "compdemo" else views
     num_rows = len(build.plan.rows_of(0))
     chosen = [index % len(pairs) for index in range(max(1, round(num_rows * kept)))]
     batches = build.capture.batches([len(pairs[i].teacher_ids_M) for i in chosen], [len(shown[i]) for i in chosen])
-    picked = np.unique(np.linspace(0, len(batches) - 1, BATCHES_TIMED).round().astype(int)).tolist()
+    wanted = min(BATCHES_TIMED, max(2, round(len(batches) * build.plan.num_shards * SHARE_MEASURED)))
+    picked = spread_first(_spread(len(batches), wanted))
 
     def show(batch: Sequence[ViewGroup]) -> None:
         members = [chosen[group.sample] for group in batch]
@@ -240,20 +274,36 @@ def _time_forwards(
         longest = max(len(pairs[chosen[group.sample]].teacher_ids_M) for group in batch)
         return len(batch) * longest * (len(batch[0].views) + build.capture.copies)
 
-    show(batches[picked[0]])  # the first forward also allocates and tunes
-    seconds = [_timed(lambda batch=batches[index]: show(batch))[1] for index in picked]  # type: ignore[misc]
-    tokens = [num_tokens(batches[index]) for index in picked]
+    with doing(f"Timing forwards of the pass {name}", len(picked) + 1, "forwards") as phase:
+        first_s = _timed(lambda: show(batches[picked[0]]))[1]  # it also allocates and tunes
+        phase.advance()
+        seconds: list[float] = []
+        for index in picked:
+            if budget.left_s() <= 0:
+                break
+            seconds.append(_timed(lambda batch=batches[index]: show(batch))[1])  # type: ignore[misc]
+            phase.advance()
+    is_cut = len(seconds) < len(picked)
+    seconds = seconds or [first_s]
+    tokens = [num_tokens(batches[index]) for index in picked[: len(seconds)]]
     rates = [second / token for second, token in zip(seconds, tokens, strict=True)]
     return _Timing(
         seconds_per_token=sum(seconds) / sum(tokens),
         spread=stdev(rates) / mean(rates) if len(rates) > 1 else 0.0,
         num_batches=len(rates),
         tokens_per_shard=sum(map(num_tokens, batches)),
+        is_cut=is_cut,
     )
 
 
 def _measure_tables(
-    build: PreparedBuild, teacher: Teacher, paired: PairedRows, num_masked: Sequence[int], kept: float, scale: float
+    build: PreparedBuild,
+    teacher: Teacher,
+    paired: PairedRows,
+    num_masked: Sequence[int],
+    kept: float,
+    scale: float,
+    budget: Budget,
 ) -> tuple[dict[TableName, _Table], float]:
     """Encode samples as the build will, and scale each column; also gives the seconds that encoding will take."""
     cache_id, rules = build.identity.cache_id, build.identity.shard_rules
@@ -264,7 +314,11 @@ def _measure_tables(
         return ShardHeader(cache_id, build.plan.plan_hash(cache_id), table, 0)
 
     def measure(
-        table: TableName, members: Sequence[int], amounts: Sequence[int], encode: Callable[[slice], EncodedShard]
+        table: TableName,
+        members: Sequence[int],
+        amounts: Sequence[int],
+        encode: Callable[[slice], EncodedShard],
+        is_cut: bool = False,
     ) -> None:
         nonlocal total_s
         whole, seconds = _timed(lambda: _hashed(encode(slice(None))))
@@ -276,6 +330,8 @@ def _measure_tables(
         result[table] = _Table(
             _scaled_columns(whole, halves, encode(slice(0)), ratio, num_groups, build.plan.num_shards),
             len(CommitRecord.of(whole, dict.fromkeys(whole.column_bytes, whole.size)).model_dump_json()),
+            len(members),
+            is_cut,
         )
 
     everyone = _spread(len(paired.pairs), SAMPLES_PER_GROUP)
@@ -285,18 +341,43 @@ def _measure_tables(
         "pairs", everyone, lengths,
         lambda part: encode_pairs(header("pairs"), range(len(some))[part], some[part], rules),
     )  # fmt: skip
-    for name in build.passes:
-        members = _spread(len(paired.pairs), min(max(VIEWS_CAPTURED // rules.num_views, 2), SAMPLES_PER_GROUP))
-        chosen = PairedRows([paired.pairs[i] for i in members], [], paired.report)
-        records = capture_records(build, teacher, chosen, name, lambda _: None)
+    few = math.ceil(len(paired.pairs) * scale * SHARE_MEASURED)
+    few = max(min(VIEWS_CAPTURED // rules.num_views, SAMPLES_PER_GROUP, few), 2)
+    for place, name in enumerate(build.passes):
+        wanted = spread_first(_spread(len(paired.pairs), few))
+        share = budget.share(1 / (len(build.passes) - place))
+        members, records = _capture_some(build, teacher, paired, name, wanted, share)
 
         def encode(part: slice, name: PassName = name, records: Any = records) -> EncodedShard:
             indexes = range(len(records[0]))[part]
             dtype = build.identity.signals.logprob_dtype
             return encode_signals(header(name), indexes, [of_view[part] for of_view in records], rules, dtype)
 
-        measure(name, members, num_masked, encode)
+        measure(name, members, num_masked, encode, len(members) < len(wanted))
     return result, total_s
+
+
+def _capture_some(
+    build: PreparedBuild,
+    teacher: Teacher,
+    paired: PairedRows,
+    name: PassName,
+    wanted: Sequence[int],
+    budget: Budget,
+) -> tuple[list[int], list[list[ViewRecord]]]:
+    """Capture samples until all that are wanted are there, or the budget is used up; gives which, and their records."""
+    members: list[int] = []
+    records: list[list[ViewRecord]] = [[] for _ in range(build.views.num_views)]
+    num_views = len(wanted) * build.views.num_views * (2 if name == "compdemo" else 1)
+    with doing(f"Capturing a sample of the pass {name}", num_views, "views") as phase:
+        for part in affordable_parts(wanted, budget):
+            chosen = PairedRows([paired.pairs[i] for i in part], [], paired.report)
+            for of_view, more in zip(
+                records, capture_records(build, teacher, chosen, name, phase.advance), strict=True
+            ):
+                of_view += more
+            members += part
+    return members, records
 
 
 def _scaled_columns(

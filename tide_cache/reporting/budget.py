@@ -1,0 +1,65 @@
+"""Time that a measurement may take, and how much of its sample still fits into it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+from typing import Self
+
+Clock = Callable[[], float]
+
+
+class Budget:
+    """Seconds to spend, counted from when it is made."""
+
+    def __init__(self, seconds: float, clock: Clock = perf_counter) -> None:
+        """Start it.
+
+        Args:
+            seconds: To spend.
+            clock: Gives seconds.
+        """
+        self._clock = clock
+        self._end_s = clock() + seconds
+
+    def left_s(self) -> float:
+        """Return the seconds left; zero or less when it is used up."""
+        return self._end_s - self._clock()
+
+    def share(self, part: float) -> Self:
+        """Start a budget of a part of the seconds left.
+
+        Args:
+            part: From 0 to 1.
+        """
+        return type(self)(self.left_s() * part, self._clock)
+
+
+def affordable_parts(members: Sequence[int], budget: Budget) -> Iterator[list[int]]:
+    """Cut members into parts to be worked off in turn, until all are done or the budget is used up.
+
+    The first part is one member, whatever is left: a measurement of nothing says nothing. Each later one is as large as
+    all before it at most, and no larger than what fits into the rest at the pace so far.
+
+    Args:
+        members: In the order in which they matter.
+        budget: For all of them.
+    """
+    before_s, done = budget.left_s(), 0
+    while done < len(members):
+        left_s = budget.left_s()
+        pace_s = (before_s - left_s) / done if done else 0.0
+        fits = int(left_s / pace_s) if pace_s > 0 else (done if left_s > 0 else 0)
+        size = min(fits, done) if done else 1
+        if size < 1:
+            return
+        yield list(members[done : done + size])
+        done += size
+
+
+def spread_first(members: Sequence[int]) -> list[int]:
+    """Order members so that those at the front are spread over all of them, however few are taken.
+
+    Args:
+        members: Any.
+    """
+    width = max(len(members) - 1, 1).bit_length()
+    return [members[i] for i in sorted(range(len(members)), key=lambda i: f"{i:0{width}b}"[::-1])]
