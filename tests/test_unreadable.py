@@ -5,15 +5,22 @@ call, or, where a library opens files by itself, the process gives up its rights
 """
 
 import errno
+import gzip
 import json
 import os
+import shutil
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tide_cache.errors import CheckpointError, ModelError, RunFolderError, UnreadableError
+from tide_cache.corpus import open_corpus
+from tide_cache.errors import CheckpointError, CorpusError, ModelError, RunFolderError, UnreadableError, WriteError
 from tide_cache.modeling.checkpoint import read_provenance
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint
 from tide_cache.modeling.safetensors_loading import INDEX, SINGLE, load_tensors, stored_dtype, weight_files
@@ -42,12 +49,8 @@ def closed(path):
 
 
 @pytest.fixture
-def place(tmp_path_factory):
+def place():
     """A folder that others may enter, as pytest's own may not."""
-    import shutil
-    import tempfile
-    from pathlib import Path
-
     folder = Path(tempfile.mkdtemp(prefix="unreadable-"))
     folder.chmod(0o755)
     yield folder
@@ -169,3 +172,70 @@ def test_a_runs_files(place):
         refused_now(lambda: read_metrics(place / "metrics.jsonl"))
     with pytest.raises(RunFolderError, match=r"run\.json: cannot be read: No such file"):
         read_run(place / "nowhere")
+
+
+ROW = {"question": "q", "answer": "a"}
+
+
+def write_corpus(path):
+    line = json.dumps(ROW)
+    match path.suffixes[-1]:
+        case ".gz":
+            path.write_bytes(gzip.compress(line.encode()))
+        case ".zst":
+            with pa.output_stream(str(path), compression="zstd") as stream:
+                stream.write(line.encode())
+        case ".parquet":
+            pq.write_table(pa.table({key: [value] for key, value in ROW.items()}), path)
+        case ".json":
+            path.write_text(f"[{line}]")
+        case _:
+            path.write_text(line)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.txt", "a.parquet"])
+def test_a_corpus_of_each_kind(place, name):
+    write_corpus(place / name)
+    for spec in (name, "."):
+        for shut in (place / name, place):
+            with closed(shut):
+                refused_now(lambda spec=spec: open_corpus(spec, folder=place))
+        assert len(open_corpus(spec, folder=place)) == 1
+    (place / name).write_bytes(b"\xff{")
+    with pytest.raises(CorpusError):
+        open_corpus(name, folder=place)
+
+
+def test_a_folder_inside_a_corpus_is_not_passed_over(place):
+    (place / "deep").mkdir()
+    write_corpus(place / "train.jsonl")
+    write_corpus(place / "deep" / "train.jsonl")
+    with closed(place / "deep"):
+        refused_now(lambda: open_corpus(".[train:]", folder=place), "deep")
+
+
+def test_a_saved_dataset(place):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([ROW]).save_to_disk(str(place / "saved"))
+    for name in (".", "state.json", "data-00000-of-00001.arrow"):
+        with closed(place / "saved" / name):
+            refused_now(lambda: open_corpus("./saved", folder=place), "saved")
+    assert len(open_corpus("./saved", folder=place)) == 1
+
+
+def test_a_device_that_fails_under_a_corpus(tmp_path):
+    """`/proc/self/mem` opens, and gives EIO for what is not mapped."""
+    (tmp_path / "a.jsonl").symlink_to("/proc/self/mem")
+    refused_now(lambda: open_corpus("a.jsonl", folder=tmp_path), "a.jsonl", errno.EIO)
+    (tmp_path / "a.json").symlink_to("/proc/self/mem")
+    refused_now(lambda: open_corpus("a.json", folder=tmp_path), "a.json", errno.EIO)
+
+
+def test_no_room_for_the_normalised_corpus_is_no_fault_of_the_corpus(tmp_path, monkeypatch):
+    write_corpus(tmp_path / "a.jsonl")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
+    monkeypatch.setenv("TMPDIR", "/proc/none")
+    with pytest.raises(WriteError, match=r"^/proc/none: cannot hold the normalised corpus: .*set TMPDIR") as caught:
+        open_corpus("a.jsonl", folder=tmp_path)
+    assert caught.value.exit_code == 1

@@ -82,6 +82,24 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def everything_in(folder: Path) -> list[Path]:
+    """List what is in a folder and in those below, sorted; `rglob` passes over what it may not enter.
+
+    Args:
+        folder: Links to other folders are listed, and not followed.
+
+    Raises:
+        UnreadableError: A folder cannot be listed now.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    with told_apart(folder):
+        found = os.walk(folder, onerror=refuse)
+        return sorted(Path(where, name) for where, folders, files in found for name in [*folders, *files])
+
+
 def require_readable(path: Path) -> None:
     """Read a file's first byte, for libraries that call whatever they cannot open missing or damaged.
 

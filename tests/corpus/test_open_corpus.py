@@ -184,7 +184,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, env=environment, check=True
     )
-    assert result.stdout.startswith(f"CorpusError {tmp_path}: cannot hold the normalised corpus: "), result.stderr
+    assert result.stdout.startswith(f"WriteError {tmp_path}: cannot hold the normalised corpus: "), result.stderr
     assert "or set TMPDIR to a folder on a larger disk" in result.stdout
 
 

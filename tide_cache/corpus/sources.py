@@ -15,6 +15,7 @@ from tide_cache.corpus.splits import USUAL_SPLITS, files_of_split, listed, requi
 from tide_cache.corpus.tables import is_saved_dataset, read_hub, read_parquet, read_saved_dataset
 from tide_cache.corpus.text_files import read_json, read_jsonl, read_text
 from tide_cache.errors import CorpusError
+from tide_cache.unreadable import everything_in, is_there
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".txt")
@@ -33,9 +34,10 @@ def sources_of(part: Part, folder: Path, wanted: frozenset[str], notes: list[str
 
     Raises:
         CorpusError: Nothing lies there, nothing that can be read, or nothing of the split that is asked for.
+        UnreadableError: What lies there cannot be known now.
     """
     path = local_path(part.name, folder)
-    if not os.path.exists(path):
+    if not is_there(path):
         if _HUB_NAME.fullmatch(part.name) and _suffix(path) is None:
             return (Source(part.name, part.name, partial(read_hub, part.name, part.config, part.split, wanted)),)
         raise CorpusError(_missing(part.name, path))
@@ -52,11 +54,8 @@ def sources_of(part: Part, folder: Path, wanted: frozenset[str], notes: list[str
 
 def _folder_sources(path: Path, split: str | None, wanted: frozenset[str], notes: list[str]) -> tuple[Source, ...]:
     """Choose files of a folder: those of a split at any depth, or without one all that lie in the folder itself."""
-    try:
-        files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
-        below = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be listed: {error.strerror}; check its permissions") from None
+    below = [file for file in everything_in(path) if file.is_file() and not _is_hidden(file.relative_to(path))]
+    files = [file for file in below if file.parent == path]
     readable = [file.relative_to(path) for file in files if _suffix(file) is not None]
     nested = [file.relative_to(path) for file in below if file.parent != path and _suffix(file) is not None]
     if not readable and not (nested and split):

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import os
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from tide_cache.errors import CorpusError
+from tide_cache.errors import WriteError
 from tide_cache.records import ChatRow, Message, SampleId
 
 _ROWS_PER_BATCH = 512
@@ -149,29 +151,38 @@ def store_rows(
         notes: Gives what is not read of where they lie; asked when they are exhausted.
 
     Raises:
-        CorpusError: The temporary folder cannot hold the rows; and whatever making the rows raises.
+        WriteError: The temporary folder cannot hold the rows.
+        TideCacheError: Whatever making the rows raises.
     """
     digest = hashlib.sha256()
     starts = [0]
     # The mapping outlives the name. A network file system may refuse to remove an open file; it removes it on closing.
-    with tempfile.TemporaryDirectory(prefix="tide-cache-corpus-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder, "rows.arrow")
-        try:
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, kind.schema) as writer:
-                for batch in _batched(rows, kind.size_of):
-                    for row in batch:
-                        digest.update(kind.hashed_form(row))
-                    columns = zip(kind.columns_of(batch), kind.schema, strict=True)
-                    arrays = [pa.array(values, field.type) for values, field in columns]
-                    writer.write_batch(pa.record_batch(arrays, kind.schema))
-                    starts.append(starts[-1] + len(batch))
-        except OSError as error:
-            raise CorpusError(
-                f"{path.parent.parent}: cannot hold the normalised corpus: {error}; free some space there, or set "
-                "TMPDIR to a folder on a larger disk"
-            ) from None
+    with _temporary_folder() as folder:
+        path = folder / "rows.arrow"
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, kind.schema) as writer:
+            for batch in _batched(rows, kind.size_of):
+                for row in batch:
+                    digest.update(kind.hashed_form(row))
+                columns = zip(kind.columns_of(batch), kind.schema, strict=True)
+                arrays = [pa.array(values, field.type) for values, field in columns]
+                writer.write_batch(pa.record_batch(arrays, kind.schema))
+                starts.append(starts[-1] + len(batch))
         batches = pa.ipc.open_file(pa.memory_map(str(path)))
     return Corpus(kind, batches, starts, digest.hexdigest(), tuple(skipped), tuple(notes()))
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Give a folder whose name goes with the `with` block; what the disk refuses there names TMPDIR."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="tide-cache-corpus-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OSError as error:  # where no folder can be used at all, too
+        where = os.environ.get("TMPDIR") or tempfile.tempdir or "TMPDIR"
+        raise WriteError(
+            f"{where}: cannot hold the normalised corpus: {error}; free some space there, or set TMPDIR to a folder "
+            "on a larger disk"
+        ) from None
 
 
 def _batched(rows: Iterable[Row], size_of: Callable[[Row], int]) -> Iterator[list[Row]]:

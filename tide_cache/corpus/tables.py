@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from tide_cache.corpus.rows import RawRow, RowFault
 from tide_cache.corpus.shapes import NOT_READ
-from tide_cache.errors import CorpusError
+from tide_cache.errors import CorpusError, UnreadableError
+from tide_cache.unreadable import is_there, told_apart
 
 _ROWS_PER_BATCH = 256
 
@@ -22,7 +23,7 @@ _ROWS_PER_BATCH = 256
 def read_parquet(path: Path, wanted: frozenset[str]) -> Iterator[RawRow]:
     """Stream a Parquet file."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with told_apart(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             columns = _columns_to_read(names, wanted)
             yield from _rows(file.iter_batches(_ROWS_PER_BATCH, columns=columns), names)
@@ -34,8 +35,8 @@ def read_parquet(path: Path, wanted: frozenset[str]) -> Iterator[RawRow]:
 
 def is_saved_dataset(folder: Path) -> bool:
     """Tell whether `datasets.save_to_disk` wrote a folder."""
-    is_single = (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
-    return is_single or (folder / "dataset_dict.json").exists()
+    is_single = is_there(folder / "state.json") and is_there(folder / "dataset_info.json")
+    return is_single or is_there(folder / "dataset_dict.json")
 
 
 def read_saved_dataset(folder: Path, split: str | None, wanted: frozenset[str]) -> Iterator[RawRow]:
@@ -43,7 +44,10 @@ def read_saved_dataset(folder: Path, split: str | None, wanted: frozenset[str]) 
     import datasets  # slow to import, and most corpora are plain files
 
     try:
-        saved = datasets.load_from_disk(str(folder))
+        with told_apart(folder):
+            saved = datasets.load_from_disk(str(folder))
+    except UnreadableError:
+        raise
     except Exception as error:  # whatever a foreign library meets in a broken folder
         raise CorpusError(
             f"{folder}: cannot be read: {type(error).__name__}: {error}; expected a folder that save_to_disk of "
@@ -63,7 +67,8 @@ def read_saved_dataset(folder: Path, split: str | None, wanted: frozenset[str]) 
             f"{folder}: found the split {split!r} selected; {told}. Leave the word out, or write "
             f"[{saved.split or 'train'}:N] for its first N rows."
         )
-    yield from _dataset_rows(saved, wanted)
+    with told_apart(folder):
+        yield from _dataset_rows(saved, wanted)
 
 
 def read_hub(name: str, config: str | None, split: str | None, wanted: frozenset[str]) -> Iterator[RawRow]:

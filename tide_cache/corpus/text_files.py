@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tide_cache.corpus.rows import RawRow, RowFault, kind_of
 from tide_cache.errors import CorpusError
+from tide_cache.unreadable import told_apart
 
 
 def read_jsonl(path: Path) -> Iterator[RawRow]:
@@ -112,11 +113,11 @@ def _opened(path: Path) -> BinaryIO:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what can go wrong while reading bytes into a CorpusError."""
+    """Turn what can go wrong while reading bytes into a CorpusError, or UnreadableError for what the machine does."""
     try:
-        yield
+        with told_apart(path):
+            yield
     except (EOFError, zlib.error, OSError) as error:
         raise CorpusError(
-            f"{path}: cannot be read: {error}; expected a whole, readable file. "
-            "Copy or download it again, or check its permissions."
+            f"{path}: cannot be read: {error}; expected a whole, readable file. Copy or download it again."
         ) from None

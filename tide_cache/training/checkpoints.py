@@ -23,7 +23,7 @@ from tide_cache.disk import writing
 from tide_cache.errors import CheckpointError, UnreadableError, WriteError, fault_list
 from tide_cache.progress import doing
 from tide_cache.training.distributed import World
-from tide_cache.unreadable import is_there, told_apart
+from tide_cache.unreadable import everything_in, is_there, told_apart
 
 CHECKPOINTS = "checkpoints"
 """Folder inside the run's own."""
@@ -189,7 +189,7 @@ def _require_committed_files(folder: Path, marker: Marker) -> None:
 
 def _strange(folder: Path) -> list[str]:
     """What is neither a file nor a folder, such as a link."""
-    paths = [folder, *_everything(folder)]
+    paths = [folder, *everything_in(folder)]
     return [path.name for path in paths if path.is_symlink() or not (path.is_file() or path.is_dir())]
 
 
@@ -197,19 +197,8 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _everything(folder: Path) -> list[Path]:
-    """List what is in a folder and in those below; `rglob` passes over what it may not enter."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    with told_apart(folder):
-        found = os.walk(folder, onerror=refuse)
-        return sorted(Path(where, name) for where, folders, files in found for name in [*folders, *files])
-
-
 def _hashes(folder: Path) -> dict[str, str]:
-    files = [path for path in _everything(folder) if path.is_file() and path != folder / MARKER]
+    files = [path for path in everything_in(folder) if path.is_file() and path != folder / MARKER]
     result = {}
     for path in files:
         with told_apart(path), path.open("rb") as stream:
