@@ -121,9 +121,11 @@ def prepare_build(run: BuildRun, needs_weights: bool = True, pairs_all: bool = T
     corpus, pairer = _rows_and_pairer(run, teacher, student)
     if run.pairing.shared_vocab_size is not None:
         shared = run.pairing.shared_vocab_size
+    # Only `auto` asks this machine: a plan is made, and a Ray cluster is driven, where no GPU is.
+    device = resolve_device("auto") if run.teacher.device == "auto" else run.teacher.device
     plan = ShardPlan(
         num_rows=len(corpus),
-        samples_per_shard=samples_per_shard(run, checkpoint.config, resolve_device(run.teacher.device)),
+        samples_per_shard=samples_per_shard(run, checkpoint.config, device),
         batch_tokens=run.build.batch_tokens,
         head_rows=run.build.head_rows,
         views_per_forward=run.build.views_per_forward,
