@@ -97,7 +97,7 @@ def test_damage_is_named_by_row_group_and_column(shards):
         read_all(shard, bytes(damaged), shards)
     message = str(error.value)
     assert f"{PATH}: row group {row_group} (view 1, samples 64 to 65 of the shard), column topk_logprobs" in message
-    assert "`tide-cache repair RUN.toml`" in message
+    assert "`tide-cache repair CACHE`" in message
     damaged = bytearray(shard.data)
     damaged[chunk.data_page_offset] ^= 1
     with pytest.raises(ShardCorruptError, match=rf"row group {row_group} .*(column topk_logprobs|a page header)"):
