@@ -84,3 +84,12 @@ def test_docstrings_are_rendered(site, page, said):
 def test_the_script_that_draws_is_no_page(site):
     assert (site / "pictures" / "chunks.svg").is_file()
     assert not list(site.rglob("*.py"))
+
+
+def test_search_works_from_the_folder(site):
+    """A page opened as a file may start no worker and fetch no index: both come as scripts of the site."""
+    assert (site / "search/search_index.js").read_text().startswith("var __index = {")
+    page = (site / "index.html").read_text()
+    shim, bundle = page.index("assets/iframe-worker.js"), page.index("assets/javascripts/bundle")
+    assert shim < bundle
+    assert (site / "assets/iframe-worker.js").is_file()
