@@ -84,7 +84,7 @@ def _find(where: str, overrides: dict[str, Any]) -> tuple[CachePath, BuildRun | 
         return cache, load_run_file(BuildRun, None, {**whole, **overrides})
     if overrides:
         raise RunFileError(
-            f"{where}: found {', '.join(overrides)}, but no run.json that they could change; give the run file in "
+            f"{where}: found {', '.join(overrides)}, but no build.json that they could change; give the run file in "
             "place of the folder, or leave them out"
         )
     return cache, None

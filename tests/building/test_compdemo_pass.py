@@ -25,8 +25,8 @@ def without_manifest(files):
 
 
 def without_record(files):
-    """`run.json` tells how a cache was begun, and nothing replaces it."""
-    return {name: digest for name, digest in files.items() if name != "run.json"}
+    """`build.json` tells how a cache was begun, and nothing replaces it."""
+    return {name: digest for name, digest in files.items() if name != "build.json"}
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_a_cache_keeps_the_day_on_which_it_was_begun(dated, tmp_path, monkeypatc
     assert find_damage(tmp_path / "cache").is_mended
     build_cache(dated("again", build__passes=("plain", "compdemo"), pairing__date="2026-01-31"))
     again, first = tree(tmp_path / "again"), tree(tmp_path / "cache")
-    assert {name for name in first if first[name] != again[name]} <= {"run.json"}
+    assert {name for name in first if first[name] != again[name]} <= {"build.json"}
     other = prepare_build(dated("other")).identity
     assert [name for name, _, _ in manifest.identity.differences(other)] == ["pairing.date"]
 
@@ -182,4 +182,4 @@ def test_surroundings_do_not_change_a_byte(dated, tiny_teacher, tmp_path, tree):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     one, other = tree(tmp_path / "a"), tree(tmp_path / "b")
-    assert {name for name in one if one[name] != other[name]} == {"run.json"}, "it names the teacher's folder"
+    assert {name for name in one if one[name] != other[name]} == {"build.json"}, "it names the teacher's folder"

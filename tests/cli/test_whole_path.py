@@ -60,17 +60,17 @@ def test_repair_lists_what_is_bad_and_mends_it(workshop, tmp_path, call):
     assert listed.exit_code == 3
     assert name in listed.stdout
     assert "without --dry-run to mend it" in listed.stderr
-    record = (copy / "run.json").read_text()
-    (copy / "run.json").unlink()
+    record = (copy / "build.json").read_text()
+    (copy / "build.json").unlink()
     refused = call("repair", copy)
     assert refused.exit_code == 2
     assert "takes the run file" in refused.stderr
-    assert "no run.json that they could change" in call("repair", copy, "--set", "teacher.device=cpu").stderr
-    (copy / "run.json").write_text(record)
+    assert "no build.json that they could change" in call("repair", copy, "--set", "teacher.device=cpu").stderr
+    (copy / "build.json").write_text(record)
     assert "found the cache" in call("repair", copy, "--out", "elsewhere").stderr
     document = json.loads(call("repair", "build.toml", "--out", copy, "--dry-run", "--json").stdout)
     assert (document["ok"], document["moved"], document["problems"][0]["file"]) == (False, [], name)
-    mended = call("repair", copy)  # the folder alone: run.json in it says how it was built
+    mended = call("repair", copy)  # the folder alone: build.json in it says how it was built
     assert mended.exit_code == 0, mended.stderr
     assert "Mended" in mended.stdout
     assert (copy / name).read_bytes() == (workshop.cache / name).read_bytes()

@@ -231,9 +231,15 @@ def stand_ins(walked):
     return walked
 
 
+ARRAY = {"ID": "1", "MIN": "0", "MAX": "1", "STEP": "1", "COUNT": "2"}
+"""What Slurm tells the second element of an array of two."""
+
+
 @pytest.mark.parametrize("arguments", OTHER_COMMANDS, ids=" ".join)
 def test_a_command_runs_or_runs_dry(arguments, stand_ins, monkeypatch, tmp_path):
     """Where a file of the docs is missing here, its name goes into STAND_INS."""
     out = ["--out", str(tmp_path / "view.parquet")] if arguments[0] == "export" else []
+    for name, value in ARRAY.items() if "auto" in arguments else ():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     result = run_in(stand_ins, [*arguments, *out, *_dry(arguments)], monkeypatch)
     assert result.exit_code == 0, result.output

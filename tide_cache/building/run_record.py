@@ -1,4 +1,4 @@
-"""`run.json`: how a cache was built, beside its identity, so that it can be mended without the run file.
+"""`build.json`: how a cache was built, beside its identity, so that it can be mended without the run file.
 
 It is no part of the identity and no reader needs it. The first run writes it, and nothing replaces it. It also holds
 what the tokenizers call their special tokens: templates write them and the last block is filled with one, and the
@@ -23,7 +23,7 @@ from tide_cache.shards.publish import OtherBytesError
 if TYPE_CHECKING:
     from tide_cache.building.prepare import PreparedBuild
 
-NAME = "run.json"
+NAME = "build.json"
 MAX_BYTES = 1 << 20
 _PACKAGES = ("torch", "transformers", "tokenizers")
 
