@@ -155,11 +155,12 @@ def build_shards(
     if check_disk and num_committed < len(shards):
         require_disk(build, run.build.out, len(shards) - num_committed)
     folder.begin(build.identity, build.plan, build.passes)
-    keep_record(run, build)
     lacking = {s: [t for t in tables_of(build.passes) if not folder.is_committed(t, s)] for s in shards}
     missing = {shard: tables for shard, tables in lacking.items() if tables}
     if missing:
         folder.require_exclusive()
+    keep_record(run, build)
+    if missing:
         with StopRequest(STOP_WITHIN_S) as stop:
             log = _Log(build, folder, len(shards), missing, stop, on_progress)
             log.on_views(0)
