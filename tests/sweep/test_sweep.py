@@ -47,7 +47,7 @@ set = { "data.num_views" = 2 }
 [[sweep.arm]]
 name = "breaks"
 objective = [{ kind = "ce", weight = 2.0 }]
-set = { "optimizer.lr" = 1e30, "optimizer.max_grad_norm" = 1e30 }
+set = { "optimizer.lr" = 1e30, "optimizer.max_grad_norm" = 1e30, "optimizer.warmup_ratio" = 0.0 }
 """
 
 
