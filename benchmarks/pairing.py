@@ -92,7 +92,7 @@ def gsm8k(num_rows: int) -> list[ChatRow]:
 
 
 def _side(rows: list[ChatRow], tokenizer: TextTokenizer) -> _Side:
-    stream = TokenStream(rows, tokenizer)
+    stream = TokenStream(tokenizer.render_many([row.messages for row in rows]), tokenizer)
     spans_S2 = np.array(
         [
             stream.byte_range(text, chars)
