@@ -18,7 +18,14 @@ sys.path.insert(0, str(ROOT))
 from experiments.statistics import Interval, interval  # noqa: E402
 
 RESULTS = ROOT / "experiments/results/smollm2-cpu.json"
-PIPELINES, CUTS, BASELINE = ("shared", "cross"), ("even", "ends"), "ce"
+PIPELINES, CUTS, BASELINE, CONTROL = ("shared", "cross"), ("even", "ends"), "ce", "chunk_kl-p-1"
+_BOTH = {"ce": "ce", "ce-1.1-x-the-steps": "ce, 1.1 x the steps"}
+_TRUTH = {"tidal": "tidal", "calm": "calm", "reverse_calm": "reverse_calm"}
+ARMS = {
+    "shared": _BOTH | {"kl": "kl"} | _TRUTH,
+    "cross": _BOTH | {"chunk_kl": "chunk_kl", CONTROL: "chunk_kl, p = 1"} | _TRUTH,
+}
+"""Folders of the arms, and how tables name them."""
 Key = tuple[str, int]
 
 
@@ -35,10 +42,10 @@ def main(out: Path) -> None:
         "arms": {pipeline: {name: _arm(found, arms[pipeline][BASELINE]) for name, found in arms[pipeline].items()}
                  for pipeline in PIPELINES},
         "solved": {
-            f"{pipeline}/{name}": _solved(folder)
+            f"{pipeline}/{name}": _solved(student)
             for pipeline in PIPELINES
-            for name in arms[pipeline]
-            if (folder := out / f"students/{pipeline}-even/{_folder(name)}/seed-0").joinpath("answers.json").exists()
+            for folder, name in ARMS[pipeline].items()
+            if (student := out / f"students/{pipeline}-even/{folder}/seed-0").joinpath("answers.json").exists()
         },
     }  # fmt: skip
     RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -51,13 +58,12 @@ def _students(out: Path, pipeline: str) -> dict[str, dict[Key, dict[str, Any]]]:
     found: dict[str, dict[Key, dict[str, Any]]] = {}
     for cut in CUTS:
         sweep = out / f"students/{pipeline}-{cut}"
-        for arm in _read(sweep / "sweep.json")["arms"]:
-            for student in arm["students"]:
-                if student["nll"] is not None:
-                    found.setdefault(arm["name"], {})[cut, student["seed"]] = _figures(student["nll"])
-        for file in sorted(sweep.glob("chunk_kl-p-1/seed-*/eval.json")):
-            seed = int(file.parent.name.removeprefix("seed-"))
-            found.setdefault("chunk_kl, p = 1", {})[cut, seed] = _figures(_read(file)["nll"])
+        for folder, name in ARMS[pipeline].items():
+            for student in sorted((sweep / folder).glob("seed-*")):
+                measured = student / ("eval.json" if folder == CONTROL else "held-out.json")
+                if measured.exists():
+                    seed = int(student.name.removeprefix("seed-"))
+                    found.setdefault(name, {})[cut, seed] = _figures(_read(measured)["nll"])
     return found
 
 
@@ -123,10 +129,6 @@ def _cell(found: dict[str, Any] | None, name: str) -> str:
     width = "" if found["half_width"] is None else f" ± {found['half_width']:.4f}"
     text = f"{found['mean']:+.4f}{width}"
     return f"**{text}**" if found["half_width"] is not None and abs(found["mean"]) > found["half_width"] else text
-
-
-def _folder(arm: str) -> str:
-    return "chunk_kl-p-1" if arm == "chunk_kl, p = 1" else arm.replace(", ", "-").replace(" ", "-")
 
 
 def _read(file: Path) -> dict[str, Any]:
