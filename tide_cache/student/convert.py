@@ -27,7 +27,7 @@ from tide_cache.modeling.gguf import find_gguf, unpack_gguf
 from tide_cache.modeling.safetensors_loading import stored_dtype
 from tide_cache.pairing import TextTokenizer
 from tide_cache.places import require_new
-from tide_cache.student.cutting import evenly_spaced, keep_layers, rows_for_tokenizer
+from tide_cache.student.cutting import evenly_spaced, keep_layers, require_layers, rows_for_tokenizer
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,10 @@ def _convert(
             f"{tokenizer.own_mask_token!r}; leave --mask-token out to keep it"
         )
     _require_own_tokenizer(info, own, named)
-    config, all_layers = info.config, int(info.config.num_hidden_layers)
     if num_layers is not None:
-        layers = evenly_spaced(num_layers, all_layers)
+        layers = evenly_spaced(num_layers, int(info.config.num_hidden_layers))
+    elif layers is not None:
+        require_layers(layers, int(info.config.num_hidden_layers))
     fetch_weights(info)
     require_room(out, weights_bytes(info.folder) or 0, "the model")
     backbone = load_backbone(info, stored_dtype(info.folder), "cpu")

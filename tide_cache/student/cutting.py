@@ -34,21 +34,29 @@ def evenly_spaced(num_kept: int, num_layers: int) -> tuple[int, ...]:
     return tuple(round(i * (num_layers - 1) / (num_kept - 1)) for i in range(num_kept))
 
 
+def require_layers(layers: Sequence[int], num_layers: int) -> None:
+    """Refuse layers that a checkpoint does not have, or that do not increase; needs no weights.
+
+    Args:
+        layers: Numbers of the layers to keep.
+        num_layers: Of the checkpoint.
+
+    Raises:
+        RunFileError: A number is out of range, or they do not increase.
+    """
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= num_layers:
+        shown = ",".join(map(str, layers))
+        raise RunFileError(f"--layers {shown}: expected increasing numbers from 0 to {num_layers - 1}")
+
+
 def keep_layers(weights: Mapping[str, torch.Tensor], config: Any, layers: Sequence[int]) -> dict[str, torch.Tensor]:
     """Return the weights of some layers, numbered anew, and set the configuration to them.
 
     Args:
         weights: State of a stock model, by parameter name; not copied.
         config: Its configuration; changed.
-        layers: Numbers of the layers to keep, increasing.
-
-    Raises:
-        RunFileError: A number is out of range, or they do not increase.
+        layers: Numbers of the layers to keep, as `require_layers` takes them.
     """
-    num_layers = int(config.num_hidden_layers)
-    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= num_layers:
-        shown = ",".join(map(str, layers))
-        raise RunFileError(f"--layers {shown}: expected increasing numbers from 0 to {num_layers - 1}")
     place = {old: new for new, old in enumerate(layers)}
     kept = {}
     for name, tensor in weights.items():
