@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from proxy import IS_FULL, wait_for
 
+from helpers.proxy import IS_FULL, wait_for
 from tide_cache.building.executors.ray_words import heard_stderr, refusal
 
 TOKEN = (

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from teacher_examples import write_llada2, write_wedlm
 
+from helpers.teacher_examples import write_llada2, write_wedlm
 from tide_cache.building.driver import build_cache
 from tide_cache.building.executors import InProcess, LocalProcesses
 from tide_cache.building.prepare import prepare_build

@@ -4,8 +4,8 @@ import re
 import shutil
 
 import pytest
-from pages import QUICK_START, blocks_of
 
+from helpers.pages import QUICK_START, blocks_of
 from tide_cache.demo.tasks import make_tasks, write_tasks
 
 

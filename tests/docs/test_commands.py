@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import typer
 from deepspeed.launcher.runner import parse_args as parse_deepspeed
-from pages import PAGES, QUICK_START, ROOT, blocks_of, run_in
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from benchmarks.__main__ import _parser as benchmarks_parser
+from helpers.pages import PAGES, QUICK_START, ROOT, blocks_of, run_in
 from tide_cache_cli.main import app
 
 MAKEFILE = (ROOT / "Makefile").read_text()

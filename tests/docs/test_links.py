@@ -4,7 +4,8 @@ import re
 from functools import cache
 
 import pytest
-from pages import ROOT
+
+from helpers.pages import ROOT
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),

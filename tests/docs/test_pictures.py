@@ -4,8 +4,9 @@ import xml.etree.ElementTree as ET
 
 import draw
 import pytest
-from pages import ROOT
 from sample import ANSWER, make_sample
+
+from helpers.pages import ROOT
 
 FOLDER = ROOT / "docs" / "pictures"
 

@@ -3,9 +3,9 @@
 import re
 
 import torch
-from pages import ROOT, blocks_of
 
 import tide_cache
+from helpers.pages import ROOT, blocks_of
 
 PAGE = ROOT / "docs" / "python-api.md"
 

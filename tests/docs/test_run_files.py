@@ -5,8 +5,8 @@ import re
 import tomllib
 
 import pytest
-from pages import PAGES, ROOT, blocks_of
 
+from helpers.pages import PAGES, ROOT, blocks_of
 from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
 from tide_cache.config.sweep import SweepRun

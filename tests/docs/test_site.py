@@ -7,7 +7,8 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from pages import ROOT
+
+from helpers.pages import ROOT
 
 LOADS = {
     "script": "src",

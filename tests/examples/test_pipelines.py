@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from teacher_examples import write_llada2, write_wedlm
 from transformers import Qwen3Config
 from typer.testing import CliRunner
 
+from helpers.teacher_examples import write_llada2, write_wedlm
 from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun

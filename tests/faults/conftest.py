@@ -15,11 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.campaign import tree
+
 FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER))
-
-from campaign import tree  # noqa: E402, its folder must be on the path
-
 LIMIT_S = 60
 
 

@@ -12,10 +12,9 @@ import sys
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from campaign import encode_shards, work
-
+from helpers.campaign import encode_shards, work
 from tide_cache.errors import TideCacheError
 
 MESSAGE_BYTES = 4096

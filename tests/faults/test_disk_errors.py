@@ -4,8 +4,8 @@ import errno
 import os
 
 import pytest
-from campaign import IS_FULL, broken_promises, record, tree
 
+from helpers.campaign import IS_FULL, broken_promises, record, tree
 from tide_cache.shards import LOCAL_FILES
 
 CALLS = "write,fsync,link,linkat,rename,renameat,renameat2,mkdir,mkdirat"

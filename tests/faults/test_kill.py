@@ -1,8 +1,8 @@
 """A worker that is killed at any system call on files leaves what another run completes, byte for byte."""
 
 import pytest
-from campaign import IS_FULL, broken_promises, record, tree
 
+from helpers.campaign import IS_FULL, broken_promises, record, tree
 from tide_cache.shards import LOCAL_FILES
 
 CALLS = "%file,%desc"

@@ -4,8 +4,9 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from campaign import broken_promises, encode_shards, record, seeded, trials, work
-from crash_files import CrashFiles, KilledError
+
+from helpers.campaign import broken_promises, encode_shards, record, seeded, trials, work
+from helpers.crash_files import CrashFiles, KilledError
 
 ROOT = Path("cache")
 

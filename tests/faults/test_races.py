@@ -5,8 +5,8 @@ import signal
 import time
 
 import pytest
-from campaign import broken_promises, record, seeded, tree, trials
 
+from helpers.campaign import broken_promises, record, seeded, tree, trials
 from tide_cache.shards import LOCAL_FILES
 
 NUM_RACERS = 8

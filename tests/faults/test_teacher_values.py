@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from campaign import record, seeded, tree, trials
 
+from helpers.campaign import record, seeded, tree, trials
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.shard import build_shard
 from tide_cache.building.worker import load_teacher

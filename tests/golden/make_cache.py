@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "manifest"), str(HERE.parent / "shards")]
+sys.path.insert(0, str(HERE.parent))
 
-from cache_examples import IDENTITY, PLAN  # noqa: E402, their folders must be on the path
-from shard_examples import encode_both  # noqa: E402
-
+from helpers.cache_examples import IDENTITY, PLAN  # noqa: E402, its folder must be on the path
+from helpers.shard_examples import encode_both  # noqa: E402
 from tide_cache.manifest import CacheFolder  # noqa: E402
 from tide_cache.records import ViewRecord  # noqa: E402
 

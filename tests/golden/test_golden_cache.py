@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from make_cache import NUM_SAMPLES, digest
+from golden.make_cache import NUM_SAMPLES, digest
 
 from tide_cache.errors import CacheMismatchError
 from tide_cache.loading.cache import CacheSource

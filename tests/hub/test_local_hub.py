@@ -11,7 +11,8 @@ import subprocess
 import sys
 
 import pytest
-from local_hub import LocalHub, Repository, commit_of
+
+from helpers.local_hub import LocalHub, Repository, commit_of
 
 MAIN = commit_of("owner/teacher", "main")
 LIMIT_S = 30

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pair_examples import one_to_one, pairs
 
+from helpers.pair_examples import one_to_one, pairs
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.records import TeacherSignal, TopK, ViewRecord
 from tide_cache.teacher.statistics import SignalPlan, row_signals

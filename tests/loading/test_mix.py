@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_examples import one_to_one
 
+from helpers.pair_examples import one_to_one
 from tide_cache.loading import mix
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan

@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_examples import one_to_one
 from transformers import Qwen3Config
 
+from helpers.pair_examples import one_to_one
 from tide_cache.loading.collate import CollatePlan, collate, collate_rows
 from tide_cache.loading.micro_batches import (
     BatchPlan,

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from pair_examples import one_to_one
 from transformers import Qwen3Config
 
+from helpers.pair_examples import one_to_one
 from tide_cache.loading.source import GroupCache, LiveTeacher, PlainSource
 from tide_cache.modeling.backbone import new_backbone
 from tide_cache.teacher.capture import CapturePlan, Teacher

@@ -1,14 +1,11 @@
 """Caches to test with; samples and signals come from the examples of the shard tests."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "shards")]
-
-from cache_examples import Builder  # noqa: E402, its folder must be on the path
+from helpers.cache_examples import Builder
 
 
 @pytest.fixture

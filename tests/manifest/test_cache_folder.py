@@ -5,9 +5,9 @@ import re
 from dataclasses import replace
 
 import pytest
-from cache_examples import IDENTITY, PLAN, Builder
-from shard_examples import assert_pairs_equal, assert_records_equal, make_compdemo, make_shard
 
+from helpers.cache_examples import IDENTITY, PLAN, Builder
+from helpers.shard_examples import assert_pairs_equal, assert_records_equal, make_compdemo, make_shard
 from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ShardCorruptError, TideCacheError
 from tide_cache.manifest import CacheFolder, Manifest, tables_of, verify
 from tide_cache.shards import LocalFiles

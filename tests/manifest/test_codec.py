@@ -1,8 +1,7 @@
 """A compact cache: another identity, the same records; nothing above the shard reader knows."""
 
-from cache_examples import IDENTITY, PLAN
-from shard_examples import assert_records_equal, encode_both
-
+from helpers.cache_examples import IDENTITY, PLAN
+from helpers.shard_examples import assert_records_equal, encode_both
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import CacheFolder, CacheIdentity, verify
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from cache_examples import IDENTITY, PLAN
 from pydantic import ValidationError
 
+from helpers.cache_examples import IDENTITY, PLAN
 from tide_cache.errors import CacheMismatchError
 from tide_cache.manifest import CacheIdentity, PlanDocument, ShardPlan, require_same_identity
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from shard_examples import encode_both
 
+from helpers.shard_examples import encode_both
 from tide_cache.errors import CacheIncompleteError
 from tide_cache.manifest import CommitRecord, verify
 

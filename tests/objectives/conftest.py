@@ -4,7 +4,6 @@ Heads are identity matrices: what is recorded, or drawn, as logits passes as hid
 """
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.pair_examples import one_to_one
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.packing import PackedInput
@@ -26,10 +26,6 @@ from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan, draw_view
 from tide_cache.views.masking import spans_to_mask
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "views"))
-
-from pair_examples import one_to_one
 
 NO_MASK, NO_PAD = 10_000, 10_001
 

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 from matplotlib.image import imread
-from run_examples import write_run
 
+from helpers.run_examples import write_run
 from tide_cache.reporting.cache_page import SECTIONS, cache_page, gather_cache
 from tide_cache.reporting.run_pages import RUN_SECTIONS, run_page
 from tide_cache.reporting.runs import read_run

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from run_examples import evaluation, write_run
 
+from helpers.run_examples import evaluation, write_run
 from tide_cache.reporting.comparing import arm_settings, compare_arms, make_arms
 from tide_cache.reporting.runs import read_run, run_names
 

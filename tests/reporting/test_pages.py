@@ -5,8 +5,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from run_examples import metrics, write_run
 
+from helpers.run_examples import metrics, write_run
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import RunFileError

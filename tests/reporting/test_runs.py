@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict
 
 import pytest
-from run_examples import evaluation, metrics, write_run
 
+from helpers.run_examples import evaluation, metrics, write_run
 from tide_cache.errors import RunFolderError
 from tide_cache.reporting.runs import MOST_POINTS, read_run, run_names
 

@@ -7,7 +7,8 @@ import urllib.request
 from itertools import count
 
 import pytest
-from proxy import running_proxy, wait_for
+
+from helpers.proxy import running_proxy, wait_for
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 SERVER = "import sys; from moto.server import main; main(['-p', sys.argv[1]])"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from proxy import IS_FULL
 
+from helpers.proxy import IS_FULL
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import RunFileError, TideCacheError, UnreadableError

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_examples import (
+
+from helpers.shard_examples import (
     HEADER,
     RULES,
     MemoryFiles,
@@ -17,7 +18,6 @@ from shard_examples import (
     encode_both,
     make_shard,
 )
-
 from tide_cache.errors import ShardCorruptError, TeacherOutputError
 from tide_cache.shards import ShardReader, encode_signals
 from tide_cache.shards.codecs import CODECS

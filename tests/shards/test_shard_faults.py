@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_examples import HEADER, RULES, MemoryFiles, encode_both, encode_compdemo
 
+from helpers.shard_examples import HEADER, RULES, MemoryFiles, encode_both, encode_compdemo
 from tide_cache.errors import CacheMismatchError, ShardCorruptError
 from tide_cache.shards import EncodedShard, LocalFiles, ShardHeader, ShardLayout, ShardReader
 from tide_cache.shards.columns import Ragged

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_examples import (
+
+from helpers.shard_examples import (
     HEADER,
     RULES,
     MemoryFiles,
@@ -20,7 +21,6 @@ from shard_examples import (
     make_compdemo,
     make_shard,
 )
-
 from tide_cache.errors import ShardCorruptError
 from tide_cache.shards import SAMPLES_PER_GROUP, LocalFiles, ShardLayout, ShardReader, encode_pairs, encode_signals
 from tide_cache.shards.columns import columns_of

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_examples import HEADER, RULES, STUDENT_VOCAB, TEACHER_VOCAB, MemoryFiles, make_compdemo, make_shard
 
+from helpers.shard_examples import HEADER, RULES, STUDENT_VOCAB, TEACHER_VOCAB, MemoryFiles, make_compdemo, make_shard
 from tide_cache.errors import ShardCorruptError, TeacherOutputError
 from tide_cache.records import SampleId, SamplePair, TeacherSignal, TopK, ViewRecord
 from tide_cache.shards import ShardReader, encode_pairs, encode_signals

@@ -6,11 +6,11 @@ are held to: the tests lift that refusal, and compile nothing.
 
 import pytest
 import torch
-from pair_examples import one_to_one
 from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import Qwen3Config
 
+from helpers.pair_examples import one_to_one
 from tide_cache.errors import ModelError
 from tide_cache.loading.collate import CollatePlan, collate_rows
 from tide_cache.loading.source import PlainSource

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pair_examples import one_to_one, pairs
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
+from helpers.pair_examples import one_to_one, pairs
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import load_backbone, new_backbone, read_checkpoint
 from tide_cache.records import SampleId, SamplePair

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pair_examples import pairs
 
+from helpers.pair_examples import pairs
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.chunks import ActiveChunks, best_tuples, chunk_candidates

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pair_examples import one_to_one, pairs
 
+from helpers.pair_examples import one_to_one, pairs
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.teacher.capture import CapturePlan, Teacher

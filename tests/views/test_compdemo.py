@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_examples import one_to_one, pairs
 
+from helpers.pair_examples import one_to_one, pairs
 from tide_cache.records import MaskedView, SampleId, SamplePair
 from tide_cache.views import ViewPlan, draw_shown_first, draw_view, partial_views
 from tide_cache.views.compdemo import shown_first

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_examples import one_to_one, pairs
 
+from helpers.pair_examples import one_to_one, pairs
 from tide_cache.records import SampleId, SamplePair
 from tide_cache.views import ViewPlan, active_chunks, draw_view
 from tide_cache.views.masking import chunks_touched, expand_to_chunks

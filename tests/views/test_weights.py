@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_examples import pairs
 
+from helpers.pair_examples import pairs
 from tide_cache.views import ViewPlan, draw_view
 from tide_cache.views.schedule import MIN_T
 from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from memory_cache import IS_FULL
-from shard_examples import HEADER, RULES, MemoryFiles, encode_both
 
+from helpers.memory_cache import IS_FULL
+from helpers.shard_examples import HEADER, RULES, MemoryFiles, encode_both
 from tide_cache.errors import ShardCorruptError, TideCacheError
 from tide_cache.shards import ShardHeader, ShardReader
 from tide_cache.shards.pages import PageFault, _varint, check_pages
@@ -153,8 +153,7 @@ def test_bombs_are_refused_fast_and_without_memory(tmp_path, capsys):
     """Measured in a process of its own, which has read a good shard before."""
     for name, make in BOMBS.items():
         (tmp_path / name).write_bytes(make())
-    here = Path(__file__).resolve().parent
-    paths = [str(here), str(here.parent.parent / "shards"), str(here.parent.parent / "manifest"), *sys.path]
+    paths = [str(Path(__file__).resolve().parent), *sys.path]
     child = f"import sys; sys.path[:0] = {paths!r}\n{CHILD}"
     arguments = [sys.executable, "-c", child, *(str(tmp_path / name) for name in BOMBS)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)

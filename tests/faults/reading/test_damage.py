@@ -10,8 +10,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from memory_cache import IS_FULL, RECORDS, ROOT, SHARDS, MemoryCache, alike
 
+from helpers.memory_cache import IS_FULL, RECORDS, ROOT, SHARDS, MemoryCache, alike
 from tide_cache.errors import CacheMismatchError, ShardCorruptError, TideCacheError
 from tide_cache.manifest import CacheFolder, CommitRecord, Manifest
 from tide_cache.manifest.commit import MAX_RECORD_BYTES

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from memory_cache import RECORDS, ROOT, SHARDS, MemoryCache
 
+from helpers.memory_cache import RECORDS, ROOT, SHARDS, MemoryCache
 from tide_cache.errors import CacheMismatchError, ShardCorruptError, TideCacheError
 from tide_cache.manifest import CacheFolder, Manifest, verify
 

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from cache_examples import IDENTITY, PLAN
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,9 +19,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from memory_cache import IS_FULL, alike
-from shard_examples import encode_both, make_shard
 
+from helpers.cache_examples import IDENTITY, PLAN
+from helpers.memory_cache import IS_FULL, alike
+from helpers.shard_examples import encode_both, make_shard
 from tide_cache.building import repair
 from tide_cache.building.repair import find_damage, repair_cache
 from tide_cache.errors import CacheIncompleteError, ShardCorruptError, TideCacheError

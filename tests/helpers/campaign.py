@@ -9,19 +9,14 @@ import hashlib
 import json
 import os
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS / "manifest"), str(TESTS / "shards")]
-
-from cache_examples import IDENTITY, PLAN  # noqa: E402, their folders must be on the path
-from shard_examples import encode_both, encode_compdemo  # noqa: E402
-
-from tide_cache.locations import CachePath  # noqa: E402
-from tide_cache.manifest import CacheFolder, PlanDocument, tables_of, verify  # noqa: E402
-from tide_cache.shards import EncodedShard, Files, PassName, ShardHeader, TableName, file_sha256  # noqa: E402
+from helpers.cache_examples import IDENTITY, PLAN
+from helpers.shard_examples import encode_both, encode_compdemo
+from tide_cache.locations import CachePath
+from tide_cache.manifest import CacheFolder, PlanDocument, tables_of, verify
+from tide_cache.shards import EncodedShard, Files, PassName, ShardHeader, TableName, file_sha256
 
 IS_FULL = os.environ.get("TIDE_CACHE_FAULTS") == "full"
 

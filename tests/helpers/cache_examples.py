@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shard_examples import STUDENT_VOCAB, TEACHER_VOCAB, TEMPERATURES, encode_both, encode_compdemo
-
+from helpers.shard_examples import STUDENT_VOCAB, TEACHER_VOCAB, TEMPERATURES, encode_both, encode_compdemo
 from tide_cache.manifest import (
     CacheFolder,
     CacheIdentity,

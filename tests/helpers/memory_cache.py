@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cache_examples import IDENTITY, PLAN
-from shard_examples import encode_both
 
+from helpers.cache_examples import IDENTITY, PLAN
+from helpers.shard_examples import encode_both
 from tide_cache.manifest import CacheFolder, Manifest
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.shards import LocalFiles
