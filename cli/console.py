@@ -15,7 +15,7 @@ from rich.table import Table
 from tide_cache.disk import writing
 from tide_cache.errors import WriteError
 from tide_cache.launchers import launcher_names
-from tide_cache.reporting.wording import BARS, PLAIN_BARS, number, percent, size
+from tide_cache.wording import BARS, PLAIN_BARS, number, percent, size
 
 __all__ = [
     "chatter_to_stderr",

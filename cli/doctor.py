@@ -15,7 +15,7 @@ BROKEN = 1
 def doctor(json: Json = False) -> None:
     """Show versions, devices, optional extras, and what is missing with the line that installs it; exit 1 if needed."""
     with chatter_to_stderr():
-        from tide_cache.reporting.doctor import examine
+        from .machine import examine
 
         findings = examine(Path.cwd())
     faults = [finding for finding in findings if finding.is_fault]

@@ -43,7 +43,7 @@ def export(
         raise RunFileError(f"{given}: found no {missing} beside it; expected both, for the student's text, or neither")
     require_cache(cache_path(cache))
     with chatter_to_stderr():
-        from tide_cache.reporting.export import export_view
+        from tide_cache.inspecting.export import export_view
 
         with ProgressReport("export", "samples") as report:
             found = export_view(

@@ -10,7 +10,7 @@ import typer
 from tide_cache.errors import RunFileError
 from tide_cache.locations import cache_path
 from tide_cache.places import require_cache
-from tide_cache.reporting.wording import leaves, sparkline, visible
+from tide_cache.wording import leaves, sparkline, visible
 
 from .console import (
     chatter_to_stderr,
@@ -27,9 +27,9 @@ from .options import Json, Pass
 from .progress import ProgressReport
 
 if TYPE_CHECKING:
-    from tide_cache.reporting.inspection import Inspection
-    from tide_cache.reporting.sampling import SampledSignals
-    from tide_cache.reporting.viewing import MaskedChunk, ViewDescription
+    from tide_cache.inspecting.inspection import Inspection
+    from tide_cache.inspecting.sampling import SampledSignals
+    from tide_cache.inspecting.viewing import MaskedChunk, ViewDescription
 
 
 def inspect_cache(
@@ -57,8 +57,8 @@ def inspect_cache(
         raise RunFileError(f"{', '.join(given)}: found no --view beside it; add --view N, or leave it out")
     require_cache(cache_path(cache))
     with chatter_to_stderr():
-        from tide_cache.reporting.inspection import Inspection, inspect
-        from tide_cache.reporting.viewing import describe_view
+        from tide_cache.inspecting.inspection import Inspection, inspect
+        from tide_cache.inspecting.viewing import describe_view
 
         root = cache_path(cache)
         found: Inspection | ViewDescription
@@ -190,7 +190,7 @@ def _teacher_fields(found: "Inspection") -> list[tuple[str, str]]:
 
 
 def _print_view(view: "ViewDescription") -> None:
-    from tide_cache.reporting.viewing import worth_showing
+    from tide_cache.inspecting.viewing import worth_showing
 
     print_fields(
         f"View {view.view} of sample {view.sample_id} (--view {view.number})",

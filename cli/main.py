@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tide_cache import __version__
 from tide_cache.disk import told_refusal
 from tide_cache.errors import Interrupted, TideCacheError
 from tide_cache.launchers import is_first
+from tide_cache.version import __version__
 
 from .build_teacher_shards import build_teacher_shards
 from .console import complain

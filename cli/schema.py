@@ -22,7 +22,7 @@ def schema(
     if (out is None) == (check is None):
         raise RunFileError("give either --out DIR, to write the schemas, or --check DIR, to compare them")
     with chatter_to_stderr():
-        from tide_cache.reporting.schemas import drifted_schemas, write_schemas
+        from .schema_files import drifted_schemas, write_schemas
 
         written = write_schemas(out) if out is not None else []
         drifted = drifted_schemas(check) if check is not None else []

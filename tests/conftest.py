@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,49 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory, build_values: Callable[
     out = tmp_path_factory.mktemp("tiny") / "cache"
     build_cache(BuildRun.model_validate(build_values(out, signals__temperatures=(1.0, 2.0))))
     return out
+
+
+NUM_TASKS, NUM_VIEWS = 20, 3
+
+
+@dataclass(frozen=True)
+class Built:
+    """A cache and what it was built from."""
+
+    run: BuildRun
+    cache: Path
+    tokenizer: Path
+    other_tokenizer: Path
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A small cache from a teacher with random weights."""
+    root = tmp_path_factory.mktemp("built")
+    vocabularies = train_vocabularies(root / "vocab", 0)
+    write_tasks(root / "tasks.jsonl", make_tasks(NUM_TASKS, seed=3))
+    tokenizer = TextTokenizer.load(str(vocabularies.second))
+    config = Qwen3Config(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+    )
+    teacher = new_backbone(config, torch.float32, "cpu", seed=0)
+    save_student(root / "teacher", teacher.model.state_dict(), teacher.model.config, tokenizer, {})
+    run = BuildRun.model_validate(
+        {
+            "corpus": {"spec": "tasks.jsonl", "folder": str(root)},
+            "teacher": {"model": str(root / "teacher"), "max_length": 64, "dtype": "float32"},
+            "student": {"tokenizer": {"path": str(vocabularies.second)}, "max_length": 64, "block_size": 16},
+            "views": {"num_views": NUM_VIEWS},
+            "signals": {"top_k": 8},
+            "build": {"out": str(root / "cache"), "samples_per_shard": 8},
+        }
+    )
+    build_cache(run)
+    return Built(run, root / "cache", vocabularies.second, vocabularies.first)

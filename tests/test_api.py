@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import tide_cache
+from tide_cache.inspecting.export import export_view
 from tide_cache.manifest import Manifest
-from tide_cache.reporting.export import export_view
 
 HEAVY = {"torch", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "pydantic"}
 OBJECTIVES = [tide_cache.CrossEntropy(), tide_cache.Calm()]
@@ -36,6 +36,7 @@ def test_every_stable_name_is_there_and_comes_from_where_type_checkers_see_it():
     tree = ast.parse(Path(tide_cache.__file__).read_text())
     typed = {n.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for n in node.names}
     typed = {name: module for name, module in typed.items() if module.startswith("tide_cache.")}
+    assert typed.pop("__version__") == "tide_cache.version"
     assert typed == tide_cache._MODULE_OF
     assert {*typed, "__version__"} == set(tide_cache.__all__)
     for name in tide_cache.__all__:

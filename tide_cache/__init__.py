@@ -7,7 +7,7 @@ when they are first asked for, so that `import tide_cache` costs nothing of what
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tide_cache.version import __version__
 
 if TYPE_CHECKING:
     from tide_cache.api import Cache, open_cache, preset_objectives

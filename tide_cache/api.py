@@ -15,6 +15,7 @@ from tide_cache.config.presets import find_preset
 from tide_cache.config.semantics import Semantics, resolve
 from tide_cache.config.train import MixConfig, StudentConfig
 from tide_cache.errors import RunFileError
+from tide_cache.inspecting.export import ExportedView
 from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
 from tide_cache.loading.micro_batches import Batching, BatchPlan
 from tide_cache.loading.torch_dataset import MicroBatches
@@ -23,7 +24,6 @@ from tide_cache.manifest import CacheIdentity, Manifest, Statistics, shard_path
 from tide_cache.objectives import Objective, union_of_needs
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import ViewRecord
-from tide_cache.reporting.export import ExportedView
 from tide_cache.shards import PassName, TableName
 from tide_cache.training.caches import OpenedCache, require_fitting_caches
 from tide_cache.training.step import WeightedObjective

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tide_cache.errors import TideCacheError, WriteError
 from tide_cache.locations import CachePath
-from tide_cache.reporting.wording import size
+from tide_cache.wording import size
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """There is no room, on the disk, in the quota, or for one file."""

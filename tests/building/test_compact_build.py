@@ -4,9 +4,9 @@ import numpy as np
 
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
+from tide_cache.inspecting.inspection import inspect
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest, verify
-from tide_cache.reporting.inspection import inspect
 
 
 def test_a_compact_build_has_the_same_records(tmp_path, build_values):

@@ -10,9 +10,9 @@ from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.errors import CacheMismatchError, RunFileError
+from tide_cache.inspecting.inspection import inspect
 from tide_cache.locations import RemotePath
 from tide_cache.manifest import verify
-from tide_cache.reporting.inspection import inspect
 from tide_cache.training.run import train
 
 URL = "memory://bucket/cache"

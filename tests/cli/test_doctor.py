@@ -2,7 +2,7 @@
 
 import json
 
-from tide_cache.reporting import doctor
+from tide_cache_cli import machine
 
 
 def test_a_working_machine_exits_0(call):
@@ -13,7 +13,7 @@ def test_a_working_machine_exits_0(call):
 
 
 def test_a_missing_package_exits_1_and_is_named(call, monkeypatch):
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["no-such-package-xyz>=1.2"])
+    monkeypatch.setattr(machine.metadata, "requires", lambda name: ["no-such-package-xyz>=1.2"])
     result = call("doctor", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["ok"] is False

@@ -17,11 +17,11 @@ from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.demo.vocabularies import Vocabularies
 from tide_cache.errors import CacheMismatchError, RunFileError
+from tide_cache.inspecting import export as exporting
+from tide_cache.inspecting.export import export_view
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import ViewRecord
-from tide_cache.reporting import export as exporting
-from tide_cache.reporting.export import export_view
 from tide_cache_cli.main import app
 
 VIEW = 2

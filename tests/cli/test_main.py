@@ -61,7 +61,7 @@ def test_wrong_usage_exits_2_and_leaves_stdout_empty(arguments):
 
 def test_an_unexpected_exception_is_not_hidden(monkeypatch):
     """A fault of ours shows its traceback and exits 1, as Python does."""
-    monkeypatch.setattr("tide_cache.reporting.schemas.schema_texts", lambda: 1 / 0)
+    monkeypatch.setattr("tide_cache_cli.schema_files.schema_texts", lambda: 1 / 0)
     result = call("schema", "--check", "schemas")
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)
@@ -80,7 +80,7 @@ def test_ctrl_c_before_there_is_work_exits_130_without_a_traceback(monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tide_cache.reporting.schemas.schema_texts", interrupted)
+    monkeypatch.setattr("tide_cache_cli.schema_files.schema_texts", interrupted)
     result = call("schema", "--check", "schemas")
     assert result.exit_code == 130
     assert result.stderr == "Interrupted before there was anything to keep; run the same command again.\n"

@@ -12,9 +12,9 @@ from helpers.proxy import IS_FULL
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import RunFileError, TideCacheError, UnreadableError
+from tide_cache.inspecting.inspection import inspect
 from tide_cache.locations import cache_path
 from tide_cache.manifest import verify
-from tide_cache.reporting.inspection import inspect
 from tide_cache.shards import FsspecFiles, publish, remote_files, store_faults
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # aiohttp leaves these to the collector

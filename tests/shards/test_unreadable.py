@@ -6,8 +6,8 @@ import os
 import pytest
 
 from tide_cache.errors import ShardCorruptError, TideCacheError, UnreadableError
+from tide_cache.inspecting.inspection import inspect
 from tide_cache.manifest import verify
-from tide_cache.reporting.inspection import inspect
 from tide_cache.shards import LOCAL_FILES, OtherBytesError, exclusive_rename, publish, store_faults
 
 NOBODY = 65534

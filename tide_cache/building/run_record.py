@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from tide_cache import __version__
 from tide_cache.config.base import Frozen
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import CacheMismatchError, ShardCorruptError, fault_list
@@ -19,6 +18,7 @@ from tide_cache.locations import CachePath
 from tide_cache.manifest.documents import read_document
 from tide_cache.shards import FORMAT_VERSION, Files, files_of, publish_json
 from tide_cache.shards.publish import OtherBytesError
+from tide_cache.version import __version__
 
 if TYPE_CHECKING:
     from tide_cache.building.prepare import PreparedBuild

@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Collection
 from functools import cached_property
 
-from tide_cache import __version__
 from tide_cache.errors import CacheMismatchError, PairingError, ShardCorruptError, fault_list
 from tide_cache.locations import CachePath
 from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord, Statistics
@@ -37,6 +36,7 @@ from tide_cache.shards import (
     publish_json,
     replace_json,
 )
+from tide_cache.version import __version__
 
 QUARANTINE = "quarantine"
 """Folder of shards that two workers computed differently; nothing reads it."""

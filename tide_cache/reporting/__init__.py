@@ -1,1 +1,1 @@
-"""What people see of a cache and a run."""
+"""Pages of a cache and of runs, with plots."""

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tide_cache.inspecting.inspection import Inspection, inspect
+from tide_cache.inspecting.sampling import OnGroups, SampledSignals, TeacherAtTime
+from tide_cache.inspecting.viewing import ViewDescription, describe_views, example_views
 from tide_cache.locations import CachePath
-from tide_cache.reporting.inspection import Inspection, inspect
 from tide_cache.reporting.page import render
 from tide_cache.reporting.plots import Captioned, Series, bar_chart, line_chart, row_chart
-from tide_cache.reporting.sampling import OnGroups, SampledSignals, TeacherAtTime
-from tide_cache.reporting.viewing import ViewDescription, describe_views, example_views
-from tide_cache.reporting.wording import leaves, number, percent, size
+from tide_cache.wording import leaves, number, percent, size
 
 SECTIONS = {
     "knows": "What the teacher knows",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tide_cache.evaluation.comparison import Comparison, Spread, compare, spread
 from tide_cache.reporting.runs import Evaluation, RunFigures
-from tide_cache.reporting.wording import leaves
+from tide_cache.wording import leaves
 
 SEEDS = {"train.seed", "data.seed", "student.shape.init_seed"}
 NOT_COMPARED = SEEDS | {"train.out"}

@@ -7,11 +7,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tide_cache import __version__
 from tide_cache.disk import write_whole
 from tide_cache.errors import RunFileError
-from tide_cache.reporting.viewing import worth_showing
-from tide_cache.reporting.wording import number, percent, size, visible
+from tide_cache.inspecting.viewing import worth_showing
+from tide_cache.version import __version__
+from tide_cache.wording import number, percent, size, visible
 
 GENERATOR = '<meta name="generator" content="tide-cache '
 """Tells our own pages, which may be written anew, from other files."""

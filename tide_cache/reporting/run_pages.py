@@ -9,7 +9,7 @@ from tide_cache.reporting.comparing import Arm, ArmResult, ComparisonTable, arm_
 from tide_cache.reporting.page import duration, render
 from tide_cache.reporting.plots import Captioned, Series, line_chart
 from tide_cache.reporting.runs import Evaluation, RunFigures
-from tide_cache.reporting.wording import leaves, number, percent, size
+from tide_cache.wording import leaves, number, percent, size
 
 RUN_SECTIONS = {
     "losses": "Losses",

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tide_cache import __version__
 from tide_cache.disk import require_room
 from tide_cache.errors import ModelError, RunFileError
 from tide_cache.modeling.backbone import CheckpointInfo, fetch_weights, load_backbone, read_checkpoint
@@ -28,6 +27,7 @@ from tide_cache.modeling.safetensors_loading import stored_dtype
 from tide_cache.pairing import TextTokenizer
 from tide_cache.places import require_new
 from tide_cache.student.cutting import evenly_spaced, keep_layers, require_layers, rows_for_tokenizer
+from tide_cache.version import __version__
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, Qwen3Config
 
-from tide_cache import __version__
 from tide_cache.config.common import TokenizerConfig
 from tide_cache.config.train import ModelShape, StudentConfig, TrainRun
 from tide_cache.corpus import open_corpus
@@ -42,6 +41,7 @@ from tide_cache.training.lora import lora_faults
 from tide_cache.training.reporters import reporter_faults
 from tide_cache.training.room import require_room_for
 from tide_cache.training.step import WeightedObjective
+from tide_cache.version import __version__
 from tide_cache.views import ViewPlan
 
 BLOCK_SIZE, MAX_LENGTH = 32, 512

@@ -16,8 +16,8 @@ from tide_cache.errors import WriteError
 from tide_cache.modeling.backbone import DTYPES, CheckpointInfo
 from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.safetensors_loading import stored_dtype
-from tide_cache.reporting.wording import size
 from tide_cache.training.checkpoints import CHECKPOINTS, KEPT, committed_checkpoints, remove_checkpoint
+from tide_cache.wording import size
 
 STATE_BYTES = 12
 """Of a trained parameter in a checkpoint: float32 master and the two moments of AdamW."""

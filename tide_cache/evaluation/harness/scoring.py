@@ -17,7 +17,6 @@ import lm_eval
 import torch.distributed as dist
 from lm_eval.evaluator import evaluate
 
-from tide_cache import __version__
 from tide_cache.disk import new_folder
 from tide_cache.errors import EvaluationError, Interrupted, RunFileError, fault_list
 from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions, Progress
@@ -27,6 +26,7 @@ from tide_cache.pairing import TextTokenizer
 from tide_cache.shards.publish import replace_json
 from tide_cache.training.distributed import World
 from tide_cache.training.meeting import join
+from tide_cache.version import __version__
 
 FORMAT_VERSION = 1
 FEWSHOT_SEED = 1234

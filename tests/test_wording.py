@@ -1,6 +1,6 @@
 """Figures as people read them."""
 
-from tide_cache.reporting.wording import PLAIN_BARS, leaves, sparkline, visible
+from tide_cache.wording import PLAIN_BARS, leaves, sparkline, visible
 
 
 def test_a_sparkline_has_one_bar_for_each_value_between_the_lowest_and_the_highest():

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tide_cache import __version__
-from tide_cache.reporting.schemas import COLUMNS, drifted_schemas, schema_texts, write_schemas
 from tide_cache.shards.schema import FORMAT_VERSION
+from tide_cache_cli.schema_files import COLUMNS, drifted_schemas, schema_texts, write_schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 

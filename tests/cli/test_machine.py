@@ -6,8 +6,8 @@ from importlib import metadata
 
 import pytest
 
-from tide_cache.reporting import doctor
-from tide_cache.reporting.doctor import examine
+from tide_cache_cli import machine
+from tide_cache_cli.machine import examine
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def require(monkeypatch):
     """Let the package require other things."""
 
     def add(*requirements):
-        monkeypatch.setattr(doctor.metadata, "requires", lambda name: list(requirements))
+        monkeypatch.setattr(machine.metadata, "requires", lambda name: list(requirements))
 
     return add
 
@@ -67,8 +67,8 @@ def test_the_unrelated_tokenkit_is_recognised(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_noted(tmp_path, monkeypatch):
-    usage = type(doctor.shutil.disk_usage(tmp_path))
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(10**12, 10**12 - 10**9, 10**9))
+    usage = type(machine.shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: usage(10**12, 10**12 - 10**9, 10**9))
     found = by_name(examine(tmp_path))["disk"]
     assert (found.state, found.is_fault) == ("note", False)
     assert "tide-cache plan" in found.way_out

@@ -7,10 +7,10 @@ import pytest
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import CacheMismatchError, RunFileError
+from tide_cache.inspecting.viewing import Candidate, describe_view, example_views, worth_showing
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
-from tide_cache.reporting.viewing import Candidate, describe_view, example_views, worth_showing
 
 
 def test_a_view_as_text_is_the_clean_text_with_brackets(built):

@@ -16,8 +16,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from tide_cache import __version__
 from tide_cache.errors import RunFileError
+from tide_cache.version import __version__
 
 State = Literal["ok", "note", "missing", "too old", "broken"]
 """note: fine without it, or something to know. The last three are faults where the line is required."""

@@ -7,13 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from tide_cache import __version__
 from tide_cache.config.base import Frozen
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.disk import new_folder, write_whole
 from tide_cache.manifest import CommitRecord, Manifest, PlanDocument
 from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, SignalParts, signals_schema
+from tide_cache.version import __version__
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

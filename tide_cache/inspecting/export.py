@@ -42,11 +42,11 @@ import zstandard
 
 from tide_cache.disk import new_folder, writing
 from tide_cache.errors import RunFileError
+from tide_cache.inspecting.viewing import require_student_tokenizer
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import ChunkCandidates, TopK, ViewRecord
-from tide_cache.reporting.viewing import require_student_tokenizer
 from tide_cache.shards import PassName
 
 ExportFormat = Literal["parquet", "jsonl.zst"]

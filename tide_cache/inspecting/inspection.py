@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tide_cache.building.run_record import read_record
+from tide_cache.inspecting.sampling import ChunkShapes, OnGroups, SampledSignals, sample_cache
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
-from tide_cache.reporting.sampling import ChunkShapes, OnGroups, SampledSignals, sample_cache
 from tide_cache.shards import PassName
 
 

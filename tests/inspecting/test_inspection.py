@@ -8,9 +8,9 @@ import pytest
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import CacheIncompleteError
+from tide_cache.inspecting import sampling
+from tide_cache.inspecting.inspection import inspect
 from tide_cache.manifest import Manifest
-from tide_cache.reporting import sampling
-from tide_cache.reporting.inspection import inspect
 
 
 def test_figures_by_time_add_up_to_the_manifests_totals(built):
