@@ -13,11 +13,12 @@ from pydantic import TypeAdapter
 from tide_cache.config.objectives import ObjectiveConfig
 from tide_cache.config.presets import find_preset
 from tide_cache.config.semantics import Semantics, resolve
-from tide_cache.config.train import MixConfig, StudentConfig
 from tide_cache.errors import RunFileError
 from tide_cache.inspecting.export import ExportedView
-from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
+from tide_cache.loading.cache import HELD_GROUPS, CacheSource
+from tide_cache.loading.fitting import require_fitting_caches
 from tide_cache.loading.micro_batches import Batching, BatchPlan
+from tide_cache.loading.opening import OpenedCache
 from tide_cache.loading.torch_dataset import MicroBatches
 from tide_cache.locations import CachePath, cache_path
 from tide_cache.manifest import CacheIdentity, Manifest, Statistics, shard_path
@@ -25,7 +26,6 @@ from tide_cache.objectives import Objective, union_of_needs
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import ViewRecord
 from tide_cache.shards import PassName, TableName
-from tide_cache.training.caches import OpenedCache, require_fitting_caches
 from tide_cache.training.step import WeightedObjective
 
 if TYPE_CHECKING:
@@ -192,30 +192,18 @@ class Cache:
             raise RunFileError(f"views_per_step: found {views_per_step}, expected 1 to {most} views")
         tokenizer = TextTokenizer.load(str(student))
         needs = [objective.needs for objective in objectives]
-        self._require_fits(tokenizer, needs)
-        open_source = partial(
-            CacheSource,
-            self.root,
-            self.manifest,
-            num_views=num_views,
-            held_groups=HELD_GROUPS * views_per_step,
-            signal_pass=self.signal_pass,
-            signals=kinds_to_read(union_of_needs(needs).signals),
-        )
+        opened = OpenedCache(self.root, self.manifest, self.signal_pass, num_views)
+        require_fitting_caches([opened], tokenizer, needs)
         return MicroBatches(
-            open_source,
+            partial(opened.source, union_of_needs(needs).signals, views_per_step),
             self.cache_id,
             seed,
-            cache_collate_plan(self.manifest, tokenizer.mask_id, tokenizer.pad_id, self.block_size),
+            opened.collate_plan(tokenizer),
             BatchPlan(global_batch, micro_batch, batching, row_tokens, views_per_step),
             range(first_step, first_step + steps),
             rank,
             world,
         )
-
-    def _require_fits(self, tokenizer: TextTokenizer, needs: Sequence[Any]) -> None:
-        opened = OpenedCache(MixConfig(cache=self.root, signal_pass=self.signal_pass), self.manifest, "cache", "")
-        require_fitting_caches([opened], StudentConfig(model=tokenizer.name), tokenizer, needs)
 
     def to_datasets(self, view: int, *, student: str | None = None) -> "Dataset":
         """Give one view of every sample as a `datasets.Dataset`; columns as in `tide-cache export`.

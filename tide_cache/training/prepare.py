@@ -14,9 +14,10 @@ from tide_cache.config.common import TokenizerConfig
 from tide_cache.config.train import ModelShape, StudentConfig, TrainRun
 from tide_cache.corpus import open_corpus
 from tide_cache.errors import RunFileError, fault_list
-from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
 from tide_cache.loading.collate import CollatePlan
-from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
+from tide_cache.loading.fitting import cache_faults, require_fitting_caches
+from tide_cache.loading.mix import MixedOrder
+from tide_cache.loading.opening import OpenedCache, OpenedData, open_caches, open_data
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import PlainSource, TeacherSource
 from tide_cache.modeling.attention import flex_problem
@@ -26,7 +27,6 @@ from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.pairing.checking import LengthLimit, remarks_of, require_samples, require_usable
 from tide_cache.pairing.dates import today
 from tide_cache.progress import doing
-from tide_cache.training.caches import OpenedCache, cache_faults, open_caches, require_fitting_caches
 from tide_cache.training.checkpoints import (
     CHECKPOINTS,
     Checkpoint,
@@ -102,7 +102,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     config = checkpoint.config if checkpoint else _new_config(run.student, tokenizer)
     objectives = tuple(WeightedObjective.of(entry) for entry in run.objective)
     needs = [entry.objective.needs for entry in objectives]
-    caches = open_caches(run.data)
+    caches, sizes = open_caches(run.data), (run.student.block_size, run.student.max_length)
     faults = [
         *_batch_faults(run, world),
         *_views_faults(run, caches),
@@ -120,11 +120,15 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
         kinds = ", ".join(entry.kind for entry in run.objective if entry.kind != "ce")
         faults.append(f"objective: {kinds} needs a teacher's signals, data.corpus has none; give data.cache, or use ce")
     if faults:
-        faults += cache_faults(caches, run.student, tokenizer, needs)
+        faults += cache_faults(caches, tokenizer, needs, *sizes)
         raise RunFileError(fault_list("The run cannot start:", faults, "Nothing was loaded or written."))
-    require_fitting_caches(caches, run.student, tokenizer, needs)
+    require_fitting_caches(caches, tokenizer, needs, *sizes)
     with doing("Opening the cache" if caches else "Pairing the corpus"):
-        data = _open_data(run, caches, tokenizer)
+        if caches:
+            signals = union_of_needs(needs).signals
+            data = open_data(caches, tokenizer, signals, run.train.views_per_step, run.data.seed)
+        else:
+            data = _open_corpus(run, tokenizer)
     num_turns = (run.train.epochs or 0) * data.order.num_samples
     steps = run.train.steps or max(1, math.ceil(num_turns / run.train.global_batch))
     require_room_for(run, checkpoint, config, steps)
@@ -176,7 +180,7 @@ def _longest(run: TrainRun, caches: Sequence[OpenedCache]) -> int:
 
 def _views_faults(run: TrainRun, caches: Sequence[OpenedCache]) -> list[str]:
     wanted = run.train.views_per_step
-    views = {cache.key: cache.entry.num_views or cache.manifest.identity.views.num_views for cache in caches}
+    views = {cache.key: cache.num_views or cache.manifest.identity.views.num_views for cache in caches}
     return [
         f"train.views_per_step: found {wanted}, {key} has {found} views, and a step would show one of them twice; "
         "lower it, or build with more views"
@@ -214,15 +218,6 @@ def _out_faults(out: Path, resume: bool) -> list[str]:
     return [f"train.out: {out} is not empty and holds no checkpoint to resume; give a new folder, or remove it"]
 
 
-@dataclass(frozen=True, eq=False)
-class _OpenedData:
-    source: TeacherSource
-    collate_plan: CollatePlan
-    key: str
-    order: SampleOrder | MixedOrder
-    remarks: tuple[str, ...]
-
-
 def _fix_day(run: TrainRun, tokenizer: TextTokenizer, resume: bool) -> list[str]:
     """Have a template that writes the date write one day: the run file's, the one that the run began on, or today."""
     if run.data.corpus is None or not tokenizer.writes_date:
@@ -235,9 +230,7 @@ def _fix_day(run: TrainRun, tokenizer: TextTokenizer, resume: bool) -> list[str]
     return []
 
 
-def _open_data(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextTokenizer) -> _OpenedData:
-    if caches:
-        return _open_mix(run, caches, tokenizer) if run.data.mix else _open_cache(run, caches[0], tokenizer)
+def _open_corpus(run: TrainRun, tokenizer: TextTokenizer) -> OpenedData:
     assert run.data.corpus is not None
     block_size = run.student.block_size or BLOCK_SIZE
     corpus = open_corpus(**dict(run.data.corpus), section="data.corpus")
@@ -254,37 +247,14 @@ def _open_data(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextToke
     source, key = PlainSource(paired.pairs, views), corpus.content_hash
     order = SampleOrder(source.group_sizes, key, run.data.seed)
     limits = (LengthLimit("student.max_length", _longest(run, ())),)
-    return _OpenedData(source, plan, key, order, remarks_of(paired, limits, corpus.notes, corpus.skipped))
-
-
-def _open_cache(run: TrainRun, cache: OpenedCache, tokenizer: TextTokenizer) -> _OpenedData:
-    entry, manifest = cache.entry, cache.manifest
-    needs = union_of_needs(WeightedObjective.of(entry).objective.needs for entry in run.objective)
-    wanted = kinds_to_read(needs.signals)
-    held = HELD_GROUPS * run.train.views_per_step  # each view of a group is held apart
-    source = CacheSource(entry.cache, manifest, entry.num_views, held, signal_pass=entry.signal_pass, signals=wanted)
-    plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, manifest.identity.student.block_size)
-    order = SampleOrder(source.group_sizes, cache.cache_id, run.data.seed)
-    return _OpenedData(source, plan, cache.cache_id, order, ())
-
-
-def _open_mix(run: TrainRun, caches: Sequence[OpenedCache], tokenizer: TextTokenizer) -> _OpenedData:
-    parts = [_open_cache(run, cache, tokenizer) for cache in caches]
-    orders = [part.order for part in parts if isinstance(part.order, SampleOrder)]
-    return _OpenedData(
-        source=MixedSource([part.source for part in parts]),
-        collate_plan=mixed_collate_plan([part.collate_plan for part in parts]),
-        key="+".join(part.key for part in parts),
-        order=MixedOrder(orders, [cache.entry.weight for cache in caches], run.data.seed),
-        remarks=(),
-    )
+    return OpenedData(source, plan, key, order, remarks_of(paired, limits, corpus.notes, corpus.skipped))
 
 
 _CONTINUED = ("global_batch", "views_per_step", "precision", "ema_decay", "seed")
 """Settings of `train` that decide what the student learns from; how micro-batches are made up is not one of them."""
 
 
-def _continuity(run: TrainRun, data: _OpenedData, caches: Sequence[OpenedCache], steps: int) -> dict[str, Any]:
+def _continuity(run: TrainRun, data: OpenedData, caches: Sequence[OpenedCache], steps: int) -> dict[str, Any]:
     student = run.student.model_dump(mode="json", exclude={"tokenizer", "block_size", "max_length", "attention"})
     values = {
         "data": data.key,
@@ -306,7 +276,7 @@ def _continuity(run: TrainRun, data: _OpenedData, caches: Sequence[OpenedCache],
     return content
 
 
-def _provenance(run: TrainRun, data: _OpenedData, caches: Sequence[OpenedCache], steps: int) -> dict[str, Any]:
+def _provenance(run: TrainRun, data: OpenedData, caches: Sequence[OpenedCache], steps: int) -> dict[str, Any]:
     identities = [cache.manifest.identity.model_dump(mode="json") for cache in caches]
     content: dict[str, Any] = {"kind": "cache" if caches else "corpus", "id": data.key}
     if run.data.mix:

@@ -1,87 +1,40 @@
-"""Whether the caches of a run fit it, and each other: tokenizer, sizes, passes, views, signals and temperatures."""
+"""Whether the caches of a run fit its student, its objectives and each other."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from tide_cache.config.train import DataConfig, MixConfig, StudentConfig
-from tide_cache.errors import CacheMismatchError, TideCacheError, fault_list
-from tide_cache.manifest import Manifest
+from tide_cache.errors import CacheMismatchError, fault_list
+from tide_cache.loading.opening import OpenedCache
 from tide_cache.objectives import Needs, union_of_needs
 from tide_cache.pairing import TextTokenizer
 
 
-@dataclass(frozen=True, eq=False)
-class OpenedCache:
-    """A cache of the run.
-
-    Attributes:
-        entry: How it is used.
-        manifest: What it is.
-        key: Where the run file speaks of it.
-        where: Begins each message about it; empty when it is the only one.
-    """
-
-    entry: MixConfig
-    manifest: Manifest
-    key: str
-    where: str
-
-    @property
-    def cache_id(self) -> str:
-        """Its identity in 16 digits."""
-        return self.manifest.identity.cache_id
-
-    @property
-    def signals(self) -> frozenset[str]:
-        """Signals that reach the student: `topk` speaks of equal tokens, and none may be shared."""
-        kinds = frozenset(self.manifest.identity.signals.kinds)
-        return kinds if self.manifest.identity.pairing.shared_vocab_size else kinds - {"topk"}
-
-    def use(self) -> dict[str, object]:
-        """Say which cache it is and how it is used, for checkpoints and the final model."""
-        return {"id": self.cache_id, **self.entry.model_dump(mode="json", exclude={"cache"})}
-
-
-def open_caches(data: DataConfig) -> tuple[OpenedCache, ...]:
-    """Read the manifests of the run's caches; none for a corpus.
-
-    Raises:
-        TideCacheError: As `Manifest.load`; lists what is wrong with each cache.
-    """
-    opened: list[OpenedCache] = []
-    errors: list[TideCacheError] = []
-    for number, entry in enumerate(data.caches):
-        key, where = ("data", "") if data.mix is None else (f"data.mix.{number}", f"data.mix.{number}, {entry.cache}: ")
-        try:
-            opened.append(OpenedCache(entry, Manifest.load(entry.cache), key, where))
-        except TideCacheError as error:
-            errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise CacheMismatchError(fault_list("Caches of data.mix cannot be read:", map(str, errors)))
-    return tuple(opened)
-
-
 def require_fitting_caches(
-    caches: Sequence[OpenedCache], student: StudentConfig, tokenizer: TextTokenizer, needs: Sequence[Needs]
+    caches: Sequence[OpenedCache],
+    tokenizer: TextTokenizer,
+    needs: Sequence[Needs],
+    block_size: int | None = None,
+    max_length: int | None = None,
 ) -> None:
-    """Refuse caches that do not fit the run.
+    """Refuse caches that do not fit the run; arguments as those of `cache_faults`.
 
     Raises:
         CacheMismatchError: Lists every fault of every cache.
     """
-    if faults := cache_faults(caches, student, tokenizer, needs):
+    if faults := cache_faults(caches, tokenizer, needs, block_size, max_length):
         way_out = (
             "Build another cache: `tide-cache build-teacher-shards RUN.toml --out FOLDER`, or change the run file."
         )
-        subject = "The caches of data.mix do" if caches[0].where else f"{caches[0].entry.cache} does"
+        subject = "The caches of data.mix do" if caches[0].where else f"{caches[0].root} does"
         raise CacheMismatchError(fault_list(f"{subject} not fit this run:", faults, way_out))
 
 
 def cache_faults(
-    caches: Sequence[OpenedCache], student: StudentConfig, tokenizer: TextTokenizer, needs: Sequence[Needs]
+    caches: Sequence[OpenedCache],
+    tokenizer: TextTokenizer,
+    needs: Sequence[Needs],
+    block_size: int | None = None,
+    max_length: int | None = None,
 ) -> list[str]:
     """List where caches do not fit: another tokenizer, block size or length; a signal, T, pass or view they lack.
 
@@ -90,16 +43,17 @@ def cache_faults(
 
     Args:
         caches: Of the run; none has no fault.
-        student: Its section of the run file.
         tokenizer: The student's.
         needs: What each objective needs.
+        block_size: Tokens per diffusion block that the run asks for; None for that of the caches.
+        max_length: Tokens of a sample that the run asks for; None for that of the caches.
     """
     faults = []
     for number, cache in enumerate(caches):
         asked = [need for need in needs if len(caches) == 1 or need.signals & cache.signals & {"topk", "chunks"}]
         of_cache = [
             *_tokenizer_faults(cache, tokenizer),
-            *_size_faults(cache, caches[0], student),
+            *_size_faults(cache, caches[0], {"block_size": block_size, "max_length": max_length}),
             *_use_faults(cache),
             *_twice(cache, caches[:number]),
             *_temperature_faults(cache, union_of_needs(asked)),
@@ -120,13 +74,10 @@ def _tokenizer_faults(cache: OpenedCache, tokenizer: TextTokenizer) -> list[str]
     return faults
 
 
-def _size_faults(cache: OpenedCache, first: OpenedCache, student: StudentConfig) -> list[str]:
+def _size_faults(cache: OpenedCache, first: OpenedCache, asked: dict[str, int | None]) -> list[str]:
     faults = []
-    for name in ("block_size", "max_length"):
-        wanted, built, of_first = (
-            getattr(sizes, name)
-            for sizes in (student, cache.manifest.identity.student, first.manifest.identity.student)
-        )
+    for name, wanted in asked.items():
+        built, of_first = (getattr(one.manifest.identity.student, name) for one in (cache, first))
         if wanted not in (None, built):
             faults.append(f"student.{name}: found {wanted}, the cache was built for {built}; leave it out to use that")
         elif built != of_first:
@@ -138,15 +89,15 @@ def _size_faults(cache: OpenedCache, first: OpenedCache, student: StudentConfig)
 
 
 def _use_faults(cache: OpenedCache) -> list[str]:
-    entry, manifest, faults = cache.entry, cache.manifest, []
-    if entry.signal_pass not in manifest.passes:
-        passes = ",".join([*manifest.passes, entry.signal_pass])
+    manifest, faults = cache.manifest, []
+    if cache.signal_pass not in manifest.passes:
+        passes = ",".join([*manifest.passes, cache.signal_pass])
         faults.append(
-            f"{cache.key}.signal_pass: found {entry.signal_pass}, cache has {list(manifest.passes)}; add it: "
-            f"tide-cache build-teacher-shards RUN.toml --out {entry.cache} --passes {passes}"
+            f"{cache.key}.signal_pass: found {cache.signal_pass}, cache has {list(manifest.passes)}; add it: "
+            f"tide-cache build-teacher-shards RUN.toml --out {cache.root} --passes {passes}"
         )
-    if entry.num_views and entry.num_views > manifest.identity.views.num_views:
-        faults.append(f"{cache.key}.num_views: found {entry.num_views}, cache has {manifest.identity.views.num_views}")
+    if cache.num_views and cache.num_views > (built := manifest.identity.views.num_views):
+        faults.append(f"{cache.key}.num_views: found {cache.num_views}, cache has {built}")
     return faults
 
 

@@ -1,0 +1,150 @@
+"""Opening caches for training: their records, their order and how they become batches."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from tide_cache.config.train import DataConfig
+from tide_cache.errors import CacheMismatchError, TideCacheError, fault_list
+from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
+from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
+from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.source import TeacherSource
+from tide_cache.locations import CachePath
+from tide_cache.manifest import Manifest
+from tide_cache.pairing import TextTokenizer
+from tide_cache.shards import PassName
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedCache:
+    """A cache of a run, and how the run uses it.
+
+    Attributes:
+        root: Folder or URL.
+        manifest: What it is made of.
+        signal_pass: The pass that the teacher speaks from.
+        num_views: Use only the first so many views of each sample; None for all.
+        weight: Its share of the turns, relative to the other caches'.
+        key: Where the run file speaks of it.
+        where: Begins each message about it; empty when it is the only one.
+    """
+
+    root: CachePath
+    manifest: Manifest
+    signal_pass: PassName
+    num_views: int | None = None
+    weight: float = 1.0
+    key: str = "cache"
+    where: str = ""
+
+    @property
+    def cache_id(self) -> str:
+        """Its identity in 16 digits."""
+        return self.manifest.identity.cache_id
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Signals that reach the student: `topk` speaks of equal tokens, and none may be shared."""
+        kinds = frozenset(self.manifest.identity.signals.kinds)
+        return kinds if self.manifest.identity.pairing.shared_vocab_size else kinds - {"topk"}
+
+    def use(self) -> dict[str, object]:
+        """Say which cache it is and how it is used, for checkpoints and the final model."""
+        return {
+            "id": self.cache_id,
+            "weight": self.weight,
+            "signal_pass": self.signal_pass,
+            "num_views": self.num_views,
+        }
+
+    def source(self, signals: Collection[str], views_per_step: int) -> CacheSource:
+        """Open its records; no shard is read yet.
+
+        Args:
+            signals: Those that the objectives need.
+            views_per_step: Views of a sample that are shown together.
+        """
+        return CacheSource(
+            self.root,
+            self.manifest,
+            self.num_views,
+            HELD_GROUPS * views_per_step,  # each view of a group is held apart
+            signal_pass=self.signal_pass,
+            signals=kinds_to_read(signals),
+        )
+
+    def collate_plan(self, tokenizer: TextTokenizer) -> CollatePlan:
+        """Return how its records become batches of a student with this tokenizer."""
+        block_size = self.manifest.identity.student.block_size
+        return cache_collate_plan(self.manifest, tokenizer.mask_id, tokenizer.pad_id, block_size)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedData:
+    """What a run trains on.
+
+    Attributes:
+        source: Where records come from.
+        collate_plan: How they become batches.
+        key: What determines the data; the order is keyed by it.
+        order: In which order samples are visited.
+        remarks: What was left out, and why.
+    """
+
+    source: TeacherSource
+    collate_plan: CollatePlan
+    key: str
+    order: SampleOrder | MixedOrder
+    remarks: tuple[str, ...] = ()
+
+
+def open_caches(data: DataConfig) -> tuple[OpenedCache, ...]:
+    """Read the manifests of a run's caches; none for a corpus.
+
+    Args:
+        data: Section `data` of the run file.
+
+    Raises:
+        TideCacheError: As `Manifest.load`; lists what is wrong with each cache.
+    """
+    opened: list[OpenedCache] = []
+    errors: list[TideCacheError] = []
+    for number, entry in enumerate(data.caches):
+        key, where = ("data", "") if data.mix is None else (f"data.mix.{number}", f"data.mix.{number}, {entry.cache}: ")
+        try:
+            manifest = Manifest.load(entry.cache)
+        except TideCacheError as error:
+            errors.append(error)
+        else:
+            use = entry.signal_pass, entry.num_views, entry.weight
+            opened.append(OpenedCache(entry.cache, manifest, *use, key, where))
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise CacheMismatchError(fault_list("Caches of data.mix cannot be read:", map(str, errors)))
+    return tuple(opened)
+
+
+def open_data(
+    caches: Sequence[OpenedCache], tokenizer: TextTokenizer, signals: Collection[str], views_per_step: int, seed: int
+) -> OpenedData:
+    """Open one cache, or the turns of several; they fit the run.
+
+    Args:
+        caches: One that is not of a mix, or those of a mix.
+        tokenizer: The student's.
+        signals: Those that the objectives need.
+        views_per_step: Views of a sample that are shown together.
+        seed: Of the order.
+    """
+    sources = [cache.source(signals, views_per_step) for cache in caches]
+    plans = [cache.collate_plan(tokenizer) for cache in caches]
+    orders = [
+        SampleOrder(source.group_sizes, cache.cache_id, seed) for source, cache in zip(sources, caches, strict=True)
+    ]
+    key = "+".join(cache.cache_id for cache in caches)
+    if not caches[0].where:
+        return OpenedData(sources[0], plans[0], key, orders[0])
+    order = MixedOrder(orders, [cache.weight for cache in caches], seed)
+    return OpenedData(MixedSource(sources), mixed_collate_plan(plans), key, order)
