@@ -33,7 +33,7 @@ CURVE_VIEWS, CURVE_K, REAL_SAMPLES = 64, 256, 60
 FIXED_KS = (8, 16, 32, 64, 128, 192, 256)
 TOP_PS = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 CODECS: tuple[CodecName, ...] = ("plain", "compact")
-RULES = ShardRules(1, VOCAB_SIZE, VOCAB_SIZE, (1.0,), has_topk=True)
+RULES = ShardRules(1, VOCAB_SIZE, VOCAB_SIZE, (1.0,), frozenset({"topk"}))
 HEADER = ShardHeader("0" * 16, "0" * 16, "plain", 0)
 
 

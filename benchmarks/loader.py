@@ -26,7 +26,7 @@ from tide_cache.loading.prefetch import Prefetcher
 from tide_cache.loading.source import TeacherSource
 from tide_cache.records import StudentBatch, Targets
 from tide_cache.shards import SignalKind
-from tide_cache.shards.schema import SignalParts, signals_schema
+from tide_cache.shards.schema import signals_schema
 
 MOST_SAMPLES, HELD_GROUPS, MICRO_BATCH = 1024, 8, 8
 STALL_STEPS, STALL_LENGTH = 12, 128
@@ -64,7 +64,7 @@ class _Epochs:
 
 def decode_alone(root: Path) -> tuple[int, float]:
     """Positions of a cache with `topk`, and the processor time in which pyarrow alone decodes what is loaded of it."""
-    names = signals_schema(SignalParts(topk=True)).names
+    names = signals_schema({"topk"}).names
     positions, seconds = 0, 0.0
     for path in sorted((root / "signals" / "plain").glob("*.parquet")):
         data, start_s = path.read_bytes(), thread_time()

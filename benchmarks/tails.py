@@ -30,7 +30,7 @@ from tide_cache.objectives.tidal import Tidal
 from tide_cache.pairing import encode_student
 from tide_cache.records import MaskedView, SampleId, SamplePair, Targets, ViewRecord
 from tide_cache.shards import ShardHeader, ShardRules, encode_signals
-from tide_cache.shards.codec import columns_to_views, signals_to_columns
+from tide_cache.shards.record_columns import columns_to_views, signals_to_columns
 from tide_cache.student.row_statistics import row_statistics
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.statistics import SignalPlan
@@ -331,7 +331,9 @@ def _sizes(
         for temperature, mass in zip(TEMPERATURES, outside_NT.mean(dim=0).tolist(), strict=True):
             figures[f"{name}.outside_pct_T{temperature:g}"] = 100 * mass
     vocab_size, num_rows = len(cells[0].rows.teacher_head_VW), figures[f"{plan.name}.all.rows"]
-    rules = ShardRules(1, vocab_size, vocab_size, TEMPERATURES, has_topk=True, has_tail=plan.tail_samples > 0)
+    rules = ShardRules(
+        1, vocab_size, vocab_size, TEMPERATURES, frozenset({"topk", "tail"} if plan.tail_samples else {"topk"})
+    )
     header = ShardHeader("tails", "tails", "plain", 0)
     columns = encode_signals(header, range(len(records)), [records], rules, "float16").column_bytes
     for part in ("topk", "tail"):

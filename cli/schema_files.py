@@ -1,7 +1,6 @@
 """JSON Schemas of the documents that people write and programs read; the committed copies must not drift."""
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.disk import new_folder, write_whole
 from tide_cache.manifest import CommitRecord, Manifest, PlanDocument
-from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, SignalParts, signals_schema
+from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, signals_schema
+from tide_cache.signal_table import PartName
 from tide_cache.version import __version__
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -26,6 +26,7 @@ MODELS: dict[str, type[Frozen]] = {
 }
 RUN_FILES = ("build-run.json", "train-run.json")
 COLUMNS = "parquet-columns.json"
+OPTIONAL_PARTS: tuple[PartName, ...] = ("topk", "tail", "chunks", "split")
 
 
 def schema_id(name: str) -> str:
@@ -40,17 +41,15 @@ def schema_texts() -> dict[str, str]:
         name: {"$schema": DIALECT, "$id": schema_id(name), **model.model_json_schema()}
         for name, model in MODELS.items()
     }
-    always = _columns(signals_schema(SignalParts()))
+    always = _columns(signals_schema(()))
     documents[COLUMNS] = {
         "$id": schema_id(COLUMNS),
         "format_version": FORMAT_VERSION,
         "pairs": _columns(PAIRS_SCHEMA),
         "signals": always,
         **{
-            f"signals.{part.name}": [
-                column for column in _columns(signals_schema(SignalParts(**{part.name: True}))) if column not in always
-            ]
-            for part in fields(SignalParts)
+            f"signals.{part}": [column for column in _columns(signals_schema({part})) if column not in always]
+            for part in OPTIONAL_PARTS
         },
         "signals.compact": _compact_columns(),
     }
@@ -80,9 +79,8 @@ def drifted_schemas(folder: Path) -> list[str]:
 
 def _compact_columns() -> list[dict[str, Any]]:
     """Columns that the codec `compact` has in place of plain ones."""
-    parts = SignalParts(topk=True, tail=True, chunks=True)
-    plain = _columns(signals_schema(parts))
-    return [column for column in _columns(signals_schema(parts, "compact")) if column not in plain]
+    plain = _columns(signals_schema(OPTIONAL_PARTS))
+    return [column for column in _columns(signals_schema(OPTIONAL_PARTS, "compact")) if column not in plain]
 
 
 def _columns(schema: pa.Schema) -> list[dict[str, Any]]:

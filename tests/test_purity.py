@@ -22,13 +22,14 @@ PATTERNS = {
     "tide_cache/modeling/experts.py": {"torch"},
     "tide_cache/modeling/packing.py": {"torch"},
     "tide_cache/modeling/head.py": {"torch"},
-    "tide_cache/shards/codec.py": {"numpy"},
+    "tide_cache/shards/record_columns.py": {"numpy"},
     "tide_cache/shards/codecs.py": {"numpy", "pyarrow"},
     "tide_cache/shards/columns.py": {"numpy", "pyarrow"},
     "tide_cache/shards/compact.py": {"numpy"},
-    "tide_cache/shards/laws.py": {"numpy"},
+    "tide_cache/shards/value_faults.py": {"numpy"},
     "tide_cache/shards/schema.py": {"pyarrow"},
     "tide_cache/records.py": {"numpy", "torch"},
+    "tide_cache/signal_table.py": {"numpy"},
 }
 """Pure files, and the libraries each may use. Of this package they may use each other and nothing else."""
 

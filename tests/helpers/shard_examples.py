@@ -27,7 +27,7 @@ RULES = ShardRules(
     student_vocab_size=STUDENT_VOCAB,
     teacher_vocab_size=TEACHER_VOCAB,
     temperatures=TEMPERATURES,
-    has_topk=True,
+    parts=frozenset({"topk"}),
 )
 HEADER = ShardHeader(cache_id="0123456789abcdef", plan_hash="fedcba9876543210", table="pairs", shard=7)
 
@@ -105,8 +105,10 @@ def make_shard(
     while len(indexes) < num_samples:
         indexes = np.append(indexes, indexes[-1] + 1)
     pairs = [make_pair(rng, number, max_chunks) for number in range(num_samples)]
-    records = [[make_record(rng, pair, view, rules.has_topk) for pair in pairs] for view in range(rules.num_views)]
-    if rules.has_tail or rules.has_chunks:
+    records = [
+        [make_record(rng, pair, view, "topk" in rules.parts) for pair in pairs] for view in range(rules.num_views)
+    ]
+    if rules.parts & {"tail", "chunks"}:
         further = np.random.default_rng(seed + 1)
         records = [[with_further_signals(further, record, rules) for record in of_view] for of_view in records]
     return indexes[:num_samples].tolist(), pairs, records
@@ -115,9 +117,9 @@ def make_shard(
 def with_further_signals(rng: np.random.Generator, record: ViewRecord, rules: ShardRules) -> ViewRecord:
     """The same view with ids drawn from tails, and with candidate chunks, as the rules say."""
     topk = record.signal.topk
-    if rules.has_tail and topk is not None:
+    if "tail" in rules.parts and topk is not None:
         topk = replace(topk, tail=make_tail(rng, topk))
-    chunks = make_chunks(rng, record) if rules.has_chunks else None
+    chunks = make_chunks(rng, record) if "chunks" in rules.parts else None
     return replace(record, signal=replace(record.signal, topk=topk, chunks=chunks))
 
 

@@ -33,10 +33,10 @@ from tide_cache.shards.compact import (
     steps_by_rank,
     unpack,
 )
-from tide_cache.shards.laws import ValueFault
+from tide_cache.shards.value_faults import ValueFault
 
 COMPACT = replace(RULES, codec="compact")
-WHOLE = replace(COMPACT, has_tail=True, has_chunks=True)
+WHOLE = replace(COMPACT, parts=frozenset({"topk", "tail", "chunks"}))
 FINITE = st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7C00 != 0x7C00)
 """Bit patterns of all float16 numbers: both zeros, both signs, subnormal ones and the largest."""
 

@@ -137,7 +137,7 @@ def test_a_newer_version_is_refused_with_the_version_needed():
 
 
 def test_other_columns_than_declared_are_refused(shards):
-    rules = replace(RULES, has_topk=False)
+    rules = replace(RULES, parts=frozenset())
     with pytest.raises(ShardCorruptError, match=r"found columns .*topk_ids .*, expected sample_index int64"):
         ShardReader(PATH, shards[1], rules, MemoryFiles(shards[1].data)).check_footer()
 

@@ -31,24 +31,14 @@ from tide_cache.shards.columns import columns_of
     seed=st.integers(0, 2**32),
     num_samples=st.sampled_from([0, 1, 2, 63, 64, 65, 130]),
     num_views=st.integers(1, 3),
-    has_topk=st.booleans(),
-    has_tail=st.booleans(),
-    has_chunks=st.booleans(),
+    parts=st.sets(st.sampled_from(["topk", "tail", "chunks"])),
     storage=st.sampled_from([("float16", "plain"), ("float32", "plain"), ("float16", "compact")]),
     table=st.sampled_from(["plain", "compdemo"]),
 )
-def test_decode_inverts_encode(
-    tmp_path_factory, seed, num_samples, num_views, has_topk, has_tail, has_chunks, storage, table
-):
+def test_decode_inverts_encode(tmp_path_factory, seed, num_samples, num_views, parts, storage, table):
     logprob_dtype, codec = storage
-    rules = replace(
-        RULES,
-        num_views=num_views,
-        has_topk=has_topk,
-        has_tail=has_topk and has_tail,
-        has_chunks=has_chunks,
-        codec=codec,
-    )
+    parts = frozenset(parts if "topk" in parts else parts - {"tail"})
+    rules = replace(RULES, num_views=num_views, parts=parts, codec=codec)
     indexes, pairs, records = make_shard(seed, num_samples, rules, max_chunks=4)
     records = make_compdemo(seed, records) if table == "compdemo" else records
     folder = tmp_path_factory.mktemp("shard")
@@ -153,7 +143,7 @@ def test_a_reader_crosses_into_worker_processes(tmp_path: Path):
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 @pytest.mark.parametrize("signals", [["truth"], ["topk"], ["chunks", "truth"], ["truth", "topk", "chunks"]])
 def test_only_the_signals_asked_for_are_decoded(codec, signals, monkeypatch):
-    rules = replace(RULES, has_tail=True, has_chunks=True, codec=codec)
+    rules = replace(RULES, parts=frozenset({"topk", "tail", "chunks"}), codec=codec)
     indexes, pairs, records = make_shard(5, 7, rules)
     shard = encode_signals(replace(HEADER, table="plain"), indexes, records, rules, "float16")
     reader = ShardReader(Path("s.parquet"), shard, rules, MemoryFiles(shard.data))
@@ -194,7 +184,7 @@ def test_signals_that_are_not_decoded_are_not_checked(monkeypatch):
 
 
 def test_signals_that_are_not_stored_stay_absent():
-    rules = replace(RULES, has_topk=False)
+    rules = replace(RULES, parts=frozenset())
     indexes, pairs, records = make_shard(5, 7, rules)
     shard = encode_signals(replace(HEADER, table="plain"), indexes, records, rules, "float16")
     reader = ShardReader(Path("s.parquet"), shard, rules, MemoryFiles(shard.data))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.pair_examples import pairs
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.teacher.chunks import ActiveChunks, best_tuples, chunk_candidates
+from tide_cache.teacher.chunks import AskedChunks, best_tuples, chunk_candidates
 from tide_cache.teacher.compdemo import compdemo_signals
 from tide_cache.teacher.statistics import SignalPlan, row_signals
 from tide_cache.views import ViewPlan, draw_view
@@ -85,7 +85,7 @@ def test_the_likeliest_tuples_are_found_and_all_others_are_in_the_tail(seed, siz
 def chunks_of(sizes, student_ids):
     """Chunks that follow each other in the rows, each spelled by the given true student tokens."""
     sizes = np.array(sizes, np.int32)
-    return ActiveChunks(
+    return AskedChunks(
         index_A=np.arange(len(sizes), dtype=np.int32),
         first_row_A=(np.cumsum(sizes) - sizes).astype(np.int32),
         teacher_size_A=sizes,

@@ -212,12 +212,12 @@ def _schema(manifest: Manifest, which: PassName, has_text: bool) -> Any:
     }
     if which == "compdemo":
         fields["is_shown_first"] = pa.list_(pa.bool_())
-    if rules.has_topk:
+    if "topk" in rules.parts:
         fields |= {"topk_positions": int32s, "topk_ids": pa.list_(uint32s), "topk_logprobs": pa.list_(floats)}
         fields |= {"topk_log_tail": pa.list_(floats), "topk_log_partition": pa.list_(floats)}
-    if rules.has_topk and rules.has_tail:
+    if "tail" in rules.parts:
         fields |= {"tail_ids": pa.list_(uint32s), "tail_logprobs": pa.list_(floats), "tail_draws": pa.list_(int32s)}
-    if rules.has_chunks:
+    if "chunks" in rules.parts:
         fields |= {"candidate_chunks": int32s, "candidate_ids": pa.list_(pa.list_(uint32s))}
         fields |= {"candidate_logprobs": pa.list_(floats), "candidate_log_tail": pa.list_(floats)}
         fields |= {"candidate_log_partition": pa.list_(floats)}

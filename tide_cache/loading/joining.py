@@ -7,31 +7,15 @@ Shape suffixes as in `tide_cache.records`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from tide_cache.records import (
-    Bools,
-    ChunkCandidates,
-    Float32s,
-    Int32s,
-    MaskedView,
-    SampleId,
-    SamplePair,
-    TailSamples,
-    TeacherSignal,
-    TopK,
-    ViewRecord,
-)
+from tide_cache.records import Bools, Int32s, MaskedView, SampleId, SamplePair, TeacherSignal, ViewRecord
+from tide_cache.signal_table import Rule, Temperatures, at_temperatures, concat
 from tide_cache.views.masking import active_chunks
-
-Temperatures = tuple[float, ...]
-Signal = TypeVar("Signal", TopK, ChunkCandidates)
-Found = list[tuple[Signal, int, Temperatures]]
-"""Each sample's signal where it has one, the number of its first masked position or chunk, and the T of its source."""
 
 
 def starts_of(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -122,65 +106,22 @@ def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wante
     )
     if not signals:
         return ViewRecord(pair, view, None)
-    row_start_B = counts_before(view.is_teacher_masked_M)[teacher_start_B].tolist()
-    of_topk = zip((signal.topk for signal in signals), row_start_B[:-1], own, strict=True)
-    of_chunks = zip((signal.chunks for signal in signals), chunk_start_B[:-1].tolist(), own, strict=True)
-    signal = TeacherSignal(
-        truth_logprobs_N=np.concatenate([signal.truth_logprobs_N for signal in signals]),
-        is_top1_N=np.concatenate([signal.is_top1_N for signal in signals]),
-        topk=_join_topk([(topk, first, t) for topk, first, t in of_topk if topk is not None], wanted),
-        chunks=_join_chunks([(chunks, first, t) for chunks, first, t in of_chunks if chunks is not None], wanted),
-    )
+    row_start_B = counts_before(view.is_teacher_masked_M)[teacher_start_B]
+    first: dict[Rule, Sequence[int]] = {
+        "masked position": row_start_B[:-1].tolist(),
+        "chunk": chunk_start_B[:-1].tolist(),
+    }
+    signal = concat([_at(one, of_source, wanted) for one, of_source in zip(signals, own, strict=True)], first)
     return ViewRecord(pair, view, signal)
 
 
-def _join_topk(found: Found[TopK], wanted: Temperatures) -> TopK | None:
-    if not found:
-        return None
-    every = [topk for topk, _, _ in found]
-    return TopK(
-        rows_R=np.concatenate([topk.rows_R + np.int32(first) for topk, first, _ in found]),
-        counts_R=np.concatenate([topk.counts_R for topk in every]),
-        ids_E=np.concatenate([topk.ids_E for topk in every]),
-        logprobs_E=np.concatenate([topk.logprobs_E for topk in every]),
-        log_tail_RT=np.concatenate([_at(topk.log_tail_RT, own, wanted) for topk, _, own in found]),
-        log_partition_RT=np.concatenate([_at(topk.log_partition_RT, own, wanted) for topk, _, own in found]),
-        tail=_join_tails(every) if any(topk.tail is not None for topk in every) else None,
-    )
-
-
-def _join_tails(every: Sequence[TopK]) -> TailSamples:
-    tails = [
-        topk.tail or TailSamples(np.zeros_like(topk.counts_R), topk.ids_E[:0], topk.logprobs_E[:0], topk.counts_R[:0])
-        for topk in every
-    ]
-    return TailSamples(
-        counts_R=np.concatenate([tail.counts_R for tail in tails]),
-        ids_S=np.concatenate([tail.ids_S for tail in tails]),
-        logprobs_S=np.concatenate([tail.logprobs_S for tail in tails]),
-        draws_S=np.concatenate([tail.draws_S for tail in tails]),
-    )
-
-
-def _join_chunks(found: Found[ChunkCandidates], wanted: Temperatures) -> ChunkCandidates | None:
-    if not found:
-        return None
-    every = [chunks for chunks, _, _ in found]
-    return ChunkCandidates(
-        chunks_A=np.concatenate([chunks.chunks_A + np.int32(first) for chunks, first, _ in found]),
-        counts_A=np.concatenate([chunks.counts_A for chunks in every]),
-        ids_F=np.concatenate([chunks.ids_F for chunks in every]),
-        logprobs_J=np.concatenate([chunks.logprobs_J for chunks in every]),
-        log_tail_AT=np.concatenate([_at(chunks.log_tail_AT, own, wanted) for chunks, _, own in found]),
-        log_partition_AT=np.concatenate([_at(chunks.log_partition_AT, own, wanted) for chunks, _, own in found]),
-    )
-
-
-def _at(values_XT: Float32s, own: Temperatures, wanted: Temperatures) -> Float32s:
-    """Bring tails or partitions to other temperatures."""
+def _at(signal: TeacherSignal, own: Temperatures, wanted: Temperatures) -> TeacherSignal:
+    """Bring tails and partitions to other temperatures."""
     if own == wanted:
-        return values_XT
-    result_XT = np.full((len(values_XT), len(wanted)), np.nan, np.float32)
-    for index, temperature in enumerate(own):
-        result_XT[:, wanted.index(temperature)] = values_XT[:, index]
-    return result_XT
+        return signal
+    topk, chunks = signal.topk, signal.chunks
+    return replace(
+        signal,
+        topk=None if topk is None else at_temperatures(topk, own, wanted),
+        chunks=None if chunks is None else at_temperatures(chunks, own, wanted),
+    )

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from tide_cache.loading.joining import ActiveChunks, Temperatures, counts_before
-from tide_cache.records import Bools, Float32s, Int32s, TailSamples, TopK, ViewRecord
+from tide_cache.loading.joining import ActiveChunks, counts_before
+from tide_cache.records import Float32s, TailSamples, TopK, ViewRecord
+from tide_cache.signal_table import Temperatures, keep_items, take
 
 Ints = npt.NDArray[np.int64]
 
@@ -50,24 +51,16 @@ def shared_topk(
     vocab_of_teacher_row[teacher_row_A] = vocab_A
     row_R, vocab_R = row_of_teacher_row[topk.rows_R], vocab_of_teacher_row[topk.rows_R]
     is_wanted_R = row_R >= 0
-    tail, num_draws_R = _shared_tail(topk, is_wanted_R, vocab_R)
-    if is_wanted_R.all() and topk.ids_E.max(initial=0) < vocab_R.min(initial=1 << 32):  # as ever with one tokenizer
-        shared = TopK(row_R, topk.counts_R, topk.ids_E, topk.logprobs_E, topk.log_tail_RT, topk.log_partition_RT, tail)
-        return SharedTopK(shared, num_draws_R)
-    row_of_entry_E = np.repeat(np.arange(len(topk.rows_R)), topk.counts_R)
-    is_shared_E = topk.ids_E < vocab_R[row_of_entry_E]
-    is_kept_E = is_shared_E & is_wanted_R[row_of_entry_E]
-    counts_R = np.bincount(row_of_entry_E[is_kept_E], minlength=len(topk.rows_R)).astype(np.int32)
-    log_tail_RT = _with_foreign(topk, row_of_entry_E[~is_shared_E], topk.logprobs_E[~is_shared_E], temperatures)
-    shared = TopK(
-        rows_R=row_R[is_wanted_R],
-        counts_R=counts_R[is_wanted_R],
-        ids_E=topk.ids_E[is_kept_E],
-        logprobs_E=topk.logprobs_E[is_kept_E],
-        log_tail_RT=log_tail_RT[is_wanted_R],
-        log_partition_RT=topk.log_partition_RT[is_wanted_R],
-        tail=tail,
-    )
+    tail, num_draws_R = _shared_tail(topk, vocab_R)
+    if topk.ids_E.max(initial=0) >= vocab_R[is_wanted_R].min(initial=1 << 32):  # never so with one tokenizer
+        entry_E = np.repeat(np.arange(len(topk.rows_R)), topk.counts_R)
+        is_shared_E = topk.ids_E < vocab_R[entry_E]
+        log_tail_RT = _with_foreign(topk, entry_E[~is_shared_E], topk.logprobs_E[~is_shared_E], temperatures)
+        topk = replace(keep_items(topk, is_shared_E), log_tail_RT=log_tail_RT)
+    shared = replace(topk, rows_R=row_R, tail=tail)
+    if not is_wanted_R.all():
+        wanted = np.flatnonzero(is_wanted_R)
+        shared, num_draws_R = take(shared, wanted), num_draws_R[wanted]
     return SharedTopK(shared, num_draws_R)
 
 
@@ -85,14 +78,10 @@ def _with_foreign(topk: TopK, row_F: Ints, logprob_F: Float32s, temperatures: Te
     return result_RT
 
 
-def _shared_tail(topk: TopK, is_wanted_R: Bools, vocab_R: Ints) -> tuple[TailSamples | None, Ints]:
-    """Keep the draws of ids that the student has, at the rows that it has, and count all draws of those rows."""
+def _shared_tail(topk: TopK, vocab_R: Ints) -> tuple[TailSamples | None, Ints]:
+    """Keep the draws of ids that the student has, and count all draws of each row."""
     if topk.tail is None:
-        return None, np.zeros(0, np.int64)
-    tail = topk.tail
-    row_S = np.repeat(np.arange(len(topk.rows_R)), tail.counts_R)
-    num_draws_R = np.bincount(row_S, weights=tail.draws_S, minlength=len(topk.rows_R)).astype(np.int64)
-    is_kept_S = is_wanted_R[row_S] & (tail.ids_S < vocab_R[row_S])
-    counts_R: Int32s = np.bincount(row_S[is_kept_S], minlength=len(topk.rows_R)).astype(np.int32)[is_wanted_R]
-    kept = TailSamples(counts_R, tail.ids_S[is_kept_S], tail.logprobs_S[is_kept_S], tail.draws_S[is_kept_S])
-    return kept, num_draws_R[is_wanted_R]
+        return None, np.zeros(len(topk.rows_R), np.int64)
+    row_S = np.repeat(np.arange(len(topk.rows_R)), topk.tail.counts_R)
+    num_draws_R = np.bincount(row_S, weights=topk.tail.draws_S, minlength=len(topk.rows_R)).astype(np.int64)
+    return keep_items(topk.tail, topk.tail.ids_S < vocab_R[row_S]), num_draws_R

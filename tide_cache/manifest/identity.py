@@ -105,9 +105,7 @@ class CacheIdentity(Frozen):
             student_vocab_size=self.vocab_sizes.student,
             teacher_vocab_size=self.vocab_sizes.teacher,
             temperatures=self.signals.temperatures,
-            has_topk="topk" in self.signals.kinds,
-            has_tail=self.signals.tail_samples > 0,
-            has_chunks="chunks" in self.signals.kinds,
+            parts=frozenset({*self.signals.kinds, *(("tail",) if self.signals.tail_samples else ())}) - {"truth"},
             codec=self.signals.codec,
         )
 

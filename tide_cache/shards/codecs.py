@@ -1,13 +1,11 @@
 """The codecs by name: how the columns of the signals table become what is stored, and back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from tide_cache.shards.columns import Column
+from tide_cache.shards.columns import Columns
 from tide_cache.shards.compact import pack, unpack
 from tide_cache.shards.schema import CodecName
-
-Columns = Mapping[str, Column]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,15 @@
-"""The two tables as numpy columns, between Arrow and the records; nothing here looks at single elements.
+"""A table's columns as numpy arrays, between Arrow and the records; nothing here looks at single elements.
 
 Shape suffixes: S rows of the table (samples, or views of samples); a `Ragged` column lays the S lists end to end.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-
-from tide_cache.shards.schema import SignalParts
 
 Array = npt.NDArray[Any]
 
@@ -49,121 +47,37 @@ class Ragged:
 
 
 Column = Ragged | Array | list[str]
+Columns = Mapping[str, Column]
+"""A row group of one of the tables, by the names of its schema."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class PairColumns:
-    """The pairs table; names are those of the schema."""
-
-    sample_index: npt.NDArray[np.int64]
-    sample_id: list[str]
-    student_ids: Ragged
-    is_supervised: Ragged
-    teacher_ids: Ragged
-    chunks: Ragged
+def ragged(columns: Columns, name: str) -> Ragged:
+    """Return a column of lists."""
+    column = columns[name]
+    assert isinstance(column, Ragged), name
+    return column
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class TopKColumns:
-    """The `topk` columns of the signals table."""
-
-    topk_rows: Ragged
-    topk_counts: Ragged
-    topk_ids: Ragged
-    topk_logprobs: Ragged
-    topk_log_tail: Ragged
-    topk_log_partition: Ragged
+def scalars(columns: Columns, name: str) -> Array:
+    """Return a column with one number a row."""
+    column = columns[name]
+    assert isinstance(column, np.ndarray), name
+    return column
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class TailColumns:
-    """Ids drawn from the tails of the `topk` rows."""
-
-    tail_counts: Ragged
-    tail_ids: Ragged
-    tail_logprobs: Ragged
-    tail_draws: Ragged
+def names_of(columns: Columns) -> list[str]:
+    """Return the samples of the rows."""
+    column = columns["sample_id"]
+    assert isinstance(column, list)
+    return column
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class ChunkColumns:
-    """The `chunks` columns of the signals table."""
-
-    chunk_rows: Ragged
-    chunk_counts: Ragged
-    chunk_ids: Ragged
-    chunk_logprobs: Ragged
-    chunk_log_tail: Ragged
-    chunk_log_partition: Ragged
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class SignalColumns:
-    """The signals table; names are those of the schema, and optional groups of columns have a class of their own."""
-
-    sample_index: npt.NDArray[np.int64]
-    sample_id: list[str]
-    view: npt.NDArray[np.int32]
-    t: npt.NDArray[np.float64]
-    student_masked: Ragged
-    teacher_masked: Ragged
-    shown_first: Ragged | None
-    truth_logprobs: Ragged
-    is_top1: Ragged
-    topk: TopKColumns | None
-    tail: TailColumns | None = None
-    chunks: ChunkColumns | None = None
-
-    @property
-    def parts(self) -> SignalParts:
-        """Which optional columns are there."""
-        return SignalParts(
-            topk=self.topk is not None,
-            tail=self.tail is not None,
-            chunks=self.chunks is not None,
-            split=self.shown_first is not None,
-        )
-
-
-_GROUPS: dict[str, type[TopKColumns | TailColumns | ChunkColumns]] = {
-    "topk": TopKColumns,
-    "tail": TailColumns,
-    "chunks": ChunkColumns,
-}
-"""Optional groups of columns, by the field of `SignalColumns` that holds them."""
-
-
-def pair_columns(table: pa.Table) -> PairColumns:
-    """Read an Arrow table of the pairs schema; arrays are read-only views of its memory."""
-    return PairColumns(**columns_of(table))
-
-
-def signal_columns(found: Mapping[str, Any]) -> SignalColumns:
-    """Gather plain columns by name; optional groups that are not there are None."""
-    own: dict[str, Any] = {
-        field.name: found.get(field.name) for field in fields(SignalColumns) if field.name not in _GROUPS
-    }
-    groups: dict[str, Any] = {}
-    for group, holder in _GROUPS.items():
-        names = [field.name for field in fields(holder)]
-        groups[group] = holder(**{name: found[name] for name in names}) if names[0] in found else None
-    return SignalColumns(**own, **groups)
-
-
-def named(columns: PairColumns | SignalColumns) -> dict[str, Column]:
-    """Give the columns that are there, by name."""
-    holders = [columns, *(getattr(columns, group, None) for group in _GROUPS)]
-    found = {f.name: getattr(holder, f.name) for holder in holders if holder is not None for f in fields(holder)}
-    groups = (type(None), *_GROUPS.values())
-    return {name: column for name, column in found.items() if not isinstance(column, groups)}
-
-
-def table_of(columns: Mapping[str, Column], schema: pa.Schema) -> pa.Table:
-    """Give columns as Arrow."""
+def table_of(columns: Columns, schema: pa.Schema) -> pa.Table:
+    """Return columns as Arrow."""
     return pa.Table.from_arrays([_to_arrow(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def columns_of(table: pa.Table) -> dict[str, Any]:
+def columns_of(table: pa.Table) -> dict[str, Column]:
     """Invert `table_of`; arrays are read-only views of the table's memory."""
     return {name: _from_arrow(table.column(name)) for name in table.column_names}
 
@@ -177,12 +91,13 @@ def _to_arrow(column: Column, dtype: pa.DataType) -> pa.Array:
     return pa.array(column, type=dtype)
 
 
-def _from_arrow(column: pa.ChunkedArray) -> Any:
+def _from_arrow(column: pa.ChunkedArray) -> Column:
     """A `Ragged`, an array, or a list of strings, by the column's type."""
     # A row group is one chunk; several, or none for an empty table, are laid end to end.
     array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], column.type), *column.chunks])
     if pa.types.is_string(array.type):
-        return array.to_pylist()
+        texts: list[str] = array.to_pylist()
+        return texts
     if pa.types.is_binary(array.type):
         return _from_binary(array)
     if not pa.types.is_list(array.type):

@@ -14,22 +14,25 @@ whole: a row's share is as long as its list, but only all shares end to end have
 Shape suffixes: E ids or log-probs of a row group, R lists of log-probs, B values of a block.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tide_cache.records import Float32s, UInt32s
-from tide_cache.shards.columns import Column, Ragged
-from tide_cache.shards.laws import Ints, require, require_lengths
+from tide_cache.shards.columns import Column, Columns, Ragged, ragged
+from tide_cache.shards.value_faults import Ints, require, require_lengths
+from tide_cache.signal_table import CHUNKS, TAIL, TOPK
 
 Bytes = npt.NDArray[np.uint8]
 UInt16s = npt.NDArray[np.uint16]
 
-PREFIXES = ("topk", "tail", "chunk")
-"""Of the columns PREFIX_counts, PREFIX_ids and PREFIX_logprobs."""
+LISTS = tuple(
+    (part.counts.column, *(field.column for field in part.having("teacher id", "student id", "rounded logprob")))
+    for part in (TOPK, TAIL, CHUNKS)
+)
+"""Columns of counts, ids and log-probs that belong together."""
 
 ESCAPE = 255
 """High byte of an id whose upper 24 bits do not fit a byte; they are then in the wide column."""
@@ -44,31 +47,31 @@ BLOCK = 1 << 14
 """Ids that are sorted at once; so few that they stay in a processor's cache."""
 
 
-def pack(columns: Mapping[str, Column]) -> dict[str, Column]:
+def pack(columns: Columns) -> dict[str, Column]:
     """Replace the columns of ids and log-probs of one row group by packed ones.
 
     Args:
         columns: The plain columns by name; log-probs hold what a float16 can hold.
     """
     result = dict(columns)
-    for prefix in PREFIXES:
-        if f"{prefix}_ids" not in columns:
+    for counts_name, ids_name, logprobs_name in LISTS:
+        if ids_name not in columns:
             continue
-        ids, logprobs = (_ragged(result.pop(f"{prefix}_{name}")) for name in ("ids", "logprobs"))
-        counts = _ragged(result[f"{prefix}_counts"])
+        counts, ids, logprobs = (ragged(columns, name) for name in (counts_name, ids_name, logprobs_name))
+        del result[ids_name], result[logprobs_name]
         high_E, wide_W, low_E = split_ids(ids.values)
         step_E = steps_by_rank(logprobs.values, counts.values)
         result |= {
-            f"{prefix}_ids_high": Ragged(ids.offsets, high_E),
-            f"{prefix}_ids_wide": Ragged(np.searchsorted(escapes(high_E), ids.offsets).astype(np.int32), wide_W),
-            f"{prefix}_ids_low": Ragged(ids.offsets, low_E),
-            f"{prefix}_logprobs_high": Ragged(logprobs.offsets, (step_E >> 8).astype(np.uint8)),
-            f"{prefix}_logprobs_low": Ragged(logprobs.offsets, step_E.astype(np.uint8)),
+            f"{ids_name}_high": Ragged(ids.offsets, high_E),
+            f"{ids_name}_wide": Ragged(np.searchsorted(escapes(high_E), ids.offsets).astype(np.int32), wide_W),
+            f"{ids_name}_low": Ragged(ids.offsets, low_E),
+            f"{logprobs_name}_high": Ragged(logprobs.offsets, (step_E >> 8).astype(np.uint8)),
+            f"{logprobs_name}_low": Ragged(logprobs.offsets, step_E.astype(np.uint8)),
         }
     return result
 
 
-def unpack(columns: Mapping[str, Column]) -> dict[str, Column]:
+def unpack(columns: Columns) -> dict[str, Column]:
     """Give back the plain columns of one row group.
 
     Args:
@@ -78,18 +81,19 @@ def unpack(columns: Mapping[str, Column]) -> dict[str, Column]:
         ValueFault: Columns contradict each other, so that nothing can be unpacked.
     """
     result = dict(columns)
-    for prefix in PREFIXES:
-        if f"{prefix}_ids_high" in columns:
-            names = ("ids_high", "ids_wide", "ids_low", "logprobs_high", "logprobs_low")
-            high, wide, low, step_high, step_low = (_ragged(result.pop(f"{prefix}_{name}")) for name in names)
-            counts = _ragged(result[f"{prefix}_counts"])
-            escapes_W = escapes(high.values)
-            _check_ids(prefix, high, escapes_W, wide, low)
-            _check_steps(prefix, step_high, step_low, counts)
-            result[f"{prefix}_ids"] = Ragged(high.offsets, join_ids(high.values, escapes_W, wide.values, low.values))
-            step_E = np.left_shift(step_high.values, 8, dtype=np.uint16)
-            step_E |= step_low.values
-            result[f"{prefix}_logprobs"] = Ragged(step_high.offsets, logprobs_of_steps(step_E, counts.values))
+    for counts_name, ids_name, logprobs_name in LISTS:
+        if f"{ids_name}_high" not in columns:
+            continue
+        high, wide, low = (_popped(result, f"{ids_name}_{part}") for part in ("high", "wide", "low"))
+        step_high, step_low = (_popped(result, f"{logprobs_name}_{part}") for part in ("high", "low"))
+        counts = ragged(columns, counts_name)
+        escapes_W = escapes(high.values)
+        _check_ids(ids_name, high, escapes_W, wide, low)
+        _check_steps(logprobs_name, step_high, step_low, counts_name, counts)
+        result[ids_name] = Ragged(high.offsets, join_ids(high.values, escapes_W, wide.values, low.values))
+        step_E = np.left_shift(step_high.values, 8, dtype=np.uint16)
+        step_E |= step_low.values
+        result[logprobs_name] = Ragged(step_high.offsets, logprobs_of_steps(step_E, counts.values))
     return result
 
 
@@ -176,22 +180,23 @@ def _ranks(counts_R: Ints) -> Iterator[tuple[slice, Ints]]:
         done += num_lists
 
 
-def _check_ids(prefix: str, high: Ragged, escapes_W: Ints, wide: Ragged, low: Ragged) -> None:
-    require_lengths(f"{prefix}_ids_low", low.lengths, high.lengths, f"{prefix}_ids_high")
+def _check_ids(name: str, high: Ragged, escapes_W: Ints, wide: Ragged, low: Ragged) -> None:
+    require_lengths(f"{name}_low", low.lengths, high.lengths, f"{name}_high")
     escapes_S = np.diff(np.searchsorted(escapes_W, high.offsets))
-    require_lengths(f"{prefix}_ids_wide", wide.lengths, escapes_S, f"the number of {ESCAPE} in {prefix}_ids_high")
+    require_lengths(f"{name}_wide", wide.lengths, escapes_S, f"the number of {ESCAPE} in {name}_high")
     is_lawful = (wide.values >= ESCAPE) & (wide.values < 1 << 24)
-    require(f"{prefix}_ids_wide", is_lawful, wide.row_of_value, f"a value is outside {ESCAPE} to 2^24 - 1")
+    require(f"{name}_wide", is_lawful, wide.row_of_value, f"a value is outside {ESCAPE} to 2^24 - 1")
 
 
-def _check_steps(prefix: str, high: Ragged, low: Ragged, counts: Ragged) -> None:
-    require_lengths(f"{prefix}_logprobs_low", low.lengths, high.lengths, f"{prefix}_logprobs_high")
-    require(f"{prefix}_counts", counts.values >= 0, counts.row_of_value, "a count is negative")
+def _check_steps(name: str, high: Ragged, low: Ragged, counts_name: str, counts: Ragged) -> None:
+    require_lengths(f"{name}_low", low.lengths, high.lengths, f"{name}_high")
+    require(counts_name, counts.values >= 0, counts.row_of_value, "a count is negative")
     before = np.concatenate([[0], np.cumsum(counts.values, dtype=np.int64)])
     total_S = np.diff(before[counts.offsets])
-    require_lengths(f"{prefix}_logprobs_high", high.lengths, total_S, f"the sum of {prefix}_counts")
+    require_lengths(f"{name}_high", high.lengths, total_S, f"the sum of {counts_name}")
 
 
-def _ragged(column: Any) -> Ragged:
-    assert isinstance(column, Ragged)
+def _popped(columns: dict[str, Column], name: str) -> Ragged:
+    column = ragged(columns, name)
+    del columns[name]
     return column

@@ -7,11 +7,11 @@ the format. A reader keeps no file open, so it can cross into worker processes.
 
 import hashlib
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,13 +21,12 @@ from tide_cache.errors import CacheMismatchError, ShardCorruptError
 from tide_cache.locations import CachePath
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.shards.checks import ShardRules, check_pairs, check_signals
-from tide_cache.shards.codec import columns_to_pairs, columns_to_views
 from tide_cache.shards.codecs import CODECS
-from tide_cache.shards.columns import columns_of, pair_columns, signal_columns
+from tide_cache.shards.columns import Columns, columns_of, names_of
 from tide_cache.shards.files import LOCAL_FILES, Files
-from tide_cache.shards.laws import ValueFault
 from tide_cache.shards.layout import ShardLayout
 from tide_cache.shards.pages import PageFault, check_pages, damaged_column
+from tide_cache.shards.record_columns import columns_to_pairs, columns_to_views
 from tide_cache.shards.schema import (
     FORMAT_VERSION,
     METADATA_PREFIX,
@@ -36,6 +35,7 @@ from tide_cache.shards.schema import (
     SignalKind,
     signals_schema,
 )
+from tide_cache.shards.value_faults import ValueFault
 from tide_cache.shards.writer import MAGIC, ROW_GROUPS_KEY, TRAILER_BYTES
 
 WAY_OUT = "`tide-cache repair CACHE` moves it aside and computes only it again."
@@ -65,7 +65,6 @@ class ShardFacts(Protocol):
         """Samples that it covers."""
 
 
-Columns = TypeVar("Columns")
 _RANGES = TypeAdapter(list[tuple[int, int, str]])
 
 
@@ -94,8 +93,8 @@ class ShardReader:
         """
         assert self._facts.header.table == "pairs"
         row_group = self.layout.row_group(0, group)
-        columns = self._columns(row_group, pair_columns)
-        with self._naming(row_group, columns.sample_id):
+        columns = self._columns(row_group)
+        with self._naming(row_group, names_of(columns)):
             check_pairs(columns, self._rules)
         return columns_to_pairs(columns)
 
@@ -123,18 +122,17 @@ class ShardReader:
         assert self._facts.header.table != "pairs"
         assert len(pairs) == len(self.layout.samples_of(group)), "pairs of another group"
         row_group = self.layout.row_group(view, group)
-        found = self._columns(row_group, columns_of, self._columns_of_signals(signals))
-        with self._naming(row_group, found["sample_id"]):
-            columns = signal_columns(CODECS[self._rules.codec].unpack(found))
+        found = self._columns(row_group, self._columns_of_signals(signals))
+        with self._naming(row_group, names_of(found)):
+            columns = CODECS[self._rules.codec].unpack(found)
             check_signals(columns, view, pairs, self._rules, thorough)
         return columns_to_views(columns, pairs, len(self._rules.temperatures))
 
     def _columns_of_signals(self, signals: Collection[SignalKind] | None) -> list[str] | None:
         if signals is None:
             return None
-        parts = self._rules.parts(self._facts.header.table)
-        has_topk, has_chunks = parts.topk and "topk" in signals, parts.chunks and "chunks" in signals
-        wanted = replace(parts, topk=has_topk, tail=parts.tail and has_topk, chunks=has_chunks)
+        wanted = {"split", *signals, *(("tail",) if "topk" in signals else ())}
+        wanted &= self._rules.parts_of(self._facts.header.table)
         names: list[str] = signals_schema(wanted, self._rules.codec).names
         return names
 
@@ -201,7 +199,7 @@ class ShardReader:
 
     def _check_row_groups(self, footer: _Footer, end: int) -> None:
         table = self._facts.header.table
-        expected = PAIRS_SCHEMA if table == "pairs" else signals_schema(self._rules.parts(table), self._rules.codec)
+        expected = PAIRS_SCHEMA if table == "pairs" else signals_schema(self._rules.parts_of(table), self._rules.codec)
         try:
             found = footer.metadata.schema.to_arrow_schema()
         except pa.ArrowException as error:
@@ -216,11 +214,9 @@ class ShardReader:
         if len(starts) != len(rows) or [*starts, end] != [len(MAGIC), *ends]:
             raise self._corrupt("the row groups do not lie end to end between magic and footer")
 
-    def _columns(
-        self, row_group: int, of_table: Callable[[pa.Table], Columns], names: list[str] | None = None
-    ) -> Columns:
+    def _columns(self, row_group: int, names: list[str] | None = None) -> Columns:
         try:
-            return of_table(self._read(row_group, names))
+            return columns_of(self._read(row_group, names))
         except UnicodeDecodeError as error:
             raise self._corrupt(f"{self._where(row_group)}, column sample_id: not UTF-8: {error}") from None
 

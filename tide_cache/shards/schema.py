@@ -1,10 +1,12 @@
 """The columns of the two tables of format v1, and what a shard says about itself in its key-value metadata."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
+
+from tide_cache.signal_table import PARTS, TRUTH, Field, PartName, Rule
 
 FORMAT_VERSION = 1
 
@@ -38,84 +40,44 @@ _PAIRS = {
     "teacher_ids": _list_of(pa.int32()),
     "chunks": _list_of(pa.int32()),
 }
-_SIGNALS = {
+_VIEWS = {
     "sample_index": pa.int64(),
     "sample_id": pa.string(),
     "view": pa.int32(),
     "t": pa.float64(),
     "student_masked": _list_of(pa.int32()),
     "teacher_masked": _list_of(pa.int32()),
-    "shown_first": _list_of(pa.bool_()),
-    "truth_logprobs": _list_of(pa.float32()),
-    "is_top1": _list_of(pa.bool_()),
 }
-_TOPK = {
-    "topk_rows": _list_of(pa.int32()),
-    "topk_counts": _list_of(pa.int32()),
-    "topk_ids": _list_of(pa.uint32()),
-    "topk_logprobs": _list_of(pa.float32()),
-    "topk_log_tail": _list_of(pa.float32()),
-    "topk_log_partition": _list_of(pa.float32()),
-}
-
-_TAIL = {
-    "tail_counts": _list_of(pa.int32()),
-    "tail_ids": _list_of(pa.uint32()),
-    "tail_logprobs": _list_of(pa.float32()),
-    "tail_draws": _list_of(pa.int32()),
-}
-_CHUNKS = {
-    "chunk_rows": _list_of(pa.int32()),
-    "chunk_counts": _list_of(pa.int32()),
-    "chunk_ids": _list_of(pa.uint32()),
-    "chunk_logprobs": _list_of(pa.float32()),
-    "chunk_log_tail": _list_of(pa.float32()),
-    "chunk_log_partition": _list_of(pa.float32()),
-}
+"""Of the view itself; what the teacher says of it is in `signal_table`."""
 
 PAIRS_SCHEMA = _schema(_PAIRS)
 
-_PACKED: dict[CodecName, dict[str, dict[str, pa.DataType]]] = {
+_PACKED: dict[CodecName, dict[Rule, dict[str, pa.DataType]]] = {
     "plain": {},
     "compact": {
-        "ids": {"high": pa.binary(), "wide": _list_of(pa.uint32()), "low": pa.binary()},
-        "logprobs": {"high": pa.binary(), "low": pa.binary()},
+        "teacher id": {"high": pa.binary(), "wide": _list_of(pa.uint32()), "low": pa.binary()},
+        "student id": {"high": pa.binary(), "wide": _list_of(pa.uint32()), "low": pa.binary()},
+        "rounded logprob": {"high": pa.binary(), "low": pa.binary()},
     },
 }
-"""For each codec, what is in the place of a column of candidates, by the end of its name."""
+"""For each codec, what is in the place of a column, by what its values are."""
 
 
-@dataclass(frozen=True, slots=True)
-class SignalParts:
-    """Which optional column groups a signals shard has.
-
-    Attributes:
-        topk: Candidates at aligned pairs.
-        tail: Ids drawn from the rest of those; needs `topk`.
-        chunks: Candidates of whole chunks.
-        split: CompDemo's split.
-    """
-
-    topk: bool = False
-    tail: bool = False
-    chunks: bool = False
-    split: bool = False
-
-
-def signals_schema(parts: SignalParts, codec: CodecName = "plain") -> pa.Schema:
-    """Columns of a signals shard."""
-    columns = {name: dtype for name, dtype in _SIGNALS.items() if parts.split or name != "shown_first"}
-    for is_there, group in ((parts.topk, _TOPK), (parts.tail, _TAIL), (parts.chunks, _CHUNKS)):
-        columns |= _packed(group, codec) if is_there else {}
+def signals_schema(parts: Collection[PartName], codec: CodecName = "plain") -> pa.Schema:
+    """Return the columns of a signals shard; `truth` is always among its parts."""
+    columns = dict(_VIEWS)
+    for part in PARTS:
+        if part.name in parts or part is TRUTH:
+            for field in part.fields:
+                columns |= _stored(field, codec)
     return _schema(columns)
 
 
-def _packed(group: Mapping[str, pa.DataType], codec: CodecName) -> dict[str, pa.DataType]:
-    result: dict[str, pa.DataType] = {}
-    for name, dtype in group.items():
-        packed = _PACKED[codec].get(name.partition("_")[2])
-        result |= {name: dtype} if packed is None else {f"{name}_{part}": of_part for part, of_part in packed.items()}
-    return result
+def _stored(field: Field, codec: CodecName) -> dict[str, pa.DataType]:
+    packed = _PACKED[codec].get(field.rule)
+    if packed is None:
+        return {field.column: _list_of(pa.type_for_alias(field.dtype))}
+    return {f"{field.column}_{part}": of_part for part, of_part in packed.items()}
 
 
 def byte_stream_split_leaves(schema: pa.Schema) -> list[str]:

@@ -18,11 +18,10 @@ import pyarrow.parquet as pq
 from tide_cache.errors import TeacherOutputError
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.shards.checks import ShardRules, check_pairs, check_signals
-from tide_cache.shards.codec import pairs_to_columns, signals_to_columns
 from tide_cache.shards.codecs import CODECS
-from tide_cache.shards.columns import named, table_of
-from tide_cache.shards.laws import ValueFault
+from tide_cache.shards.columns import names_of, table_of
 from tide_cache.shards.layout import ShardLayout
+from tide_cache.shards.record_columns import pairs_to_columns, signals_to_columns
 from tide_cache.shards.schema import (
     METADATA_PREFIX,
     PAIRS_SCHEMA,
@@ -32,6 +31,8 @@ from tide_cache.shards.schema import (
     compression_levels,
     signals_schema,
 )
+from tide_cache.shards.value_faults import ValueFault
+from tide_cache.signal_table import parts_in
 
 MAGIC = b"PAR1"
 TRAILER_BYTES = 8
@@ -130,7 +131,7 @@ def encode_signals(
         for view, records in enumerate(records_by_view)
         for members in map(layout.samples_of, range(layout.num_groups))
     )
-    schema = signals_schema(rules.parts(header.table), rules.codec)
+    schema = signals_schema(rules.parts_of(header.table), rules.codec)
     return _encode(header, layout, schema, header.to_metadata(rules.codec_of(header.table)), tables)
 
 
@@ -139,8 +140,8 @@ def _pairs_table(indexes: Sequence[int], pairs: Sequence[SamplePair], rules: Sha
     try:
         check_pairs(columns, rules)
     except ValueFault as fault:
-        raise AssertionError(f"sample {columns.sample_id[fault.row]!r}, {fault.column}: {fault.problem}") from fault
-    return table_of(named(columns), PAIRS_SCHEMA)
+        raise AssertionError(f"sample {names_of(columns)[fault.row]!r}, {fault.column}: {fault.problem}") from fault
+    return table_of(columns, PAIRS_SCHEMA)
 
 
 def _signals_table(
@@ -152,17 +153,16 @@ def _signals_table(
     logprob_dtype: Literal["float16", "float32"],
 ) -> pa.Table:
     columns = signals_to_columns(indexes, records, logprob_dtype)
-    assert columns.parts == rules.parts(table), "signals differ from what the identity declares"
+    assert parts_in(columns) == rules.parts_of(table), "signals differ from what the identity declares"
     try:
         check_signals(columns, view, [record.pair for record in records], rules, thorough=True)
     except ValueFault as fault:
         raise TeacherOutputError(
-            f"sample {columns.sample_id[fault.row]!r}, view {view}, {fault.column}: {fault.problem}. "
+            f"sample {names_of(columns)[fault.row]!r}, view {view}, {fault.column}: {fault.problem}. "
             "Nothing of this shard was published.\n"
             "Check the teacher's weights and its dtype (float32 instead of bfloat16), then run the same command again."
         ) from fault
-    packed = CODECS[rules.codec].pack(named(columns))
-    return table_of(packed, signals_schema(columns.parts, rules.codec))
+    return table_of(CODECS[rules.codec].pack(columns), signals_schema(rules.parts_of(table), rules.codec))
 
 
 def _encode(

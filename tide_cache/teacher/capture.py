@@ -13,8 +13,9 @@ from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.packing import Kept, pack_block, pack_full
 from tide_cache.records import Int32s, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
+from tide_cache.signal_table import take
 from tide_cache.teacher.batches import ViewGroup, plan_batches
-from tide_cache.teacher.chunks import ActiveChunks, Speller, chunk_candidates, take_chunks
+from tide_cache.teacher.chunks import AskedChunks, Speller, chunk_candidates
 from tide_cache.teacher.statistics import RowSignals, SignalPlan, start_row_signals
 from tide_cache.views.random import KeyedRandom
 
@@ -261,7 +262,7 @@ class Teacher:
             for (pair, view, index_A), first in zip(active, first_row, strict=False)
         ]
         spans_A4 = np.concatenate([pair.chunks_C4[index_A] for pair, _, index_A in active])
-        chunks = ActiveChunks(
+        chunks = AskedChunks(
             index_A=np.concatenate([index_A for _, _, index_A in active]),
             first_row_A=np.concatenate(rows_of_views).astype(np.int32),
             teacher_size_A=spans_A4[:, 1] - spans_A4[:, 0],
@@ -277,9 +278,7 @@ class Teacher:
         )
         every = chunk_candidates(chunks, true_N.astype(np.int32), rows, self._spelling, self._plan.signals)
         ends = np.cumsum([0, *(len(index_A) for _, _, index_A in active)])
-        of_views = iter(
-            take_chunks(every, chunks.student_size_A, np.arange(start, end)) for start, end in pairwise(ends)
-        )
+        of_views = iter(take(every, np.arange(start, end), chunks.student_size_A) for start, end in pairwise(ends))
         return [[replace(signal, chunks=next(of_views)) for signal in of_sample] for of_sample in signals]
 
 

@@ -11,14 +11,15 @@ F student tokens of all candidates, end to end.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tide_cache.records import ChunkCandidates, Int32s
-from tide_cache.shards.codec import repeats_of_candidates
+from tide_cache.shards.record_columns import repeats_of_candidates
+from tide_cache.signal_table import concat, empty, places_in_lists, take
 from tide_cache.teacher.statistics import RowSignals, SignalPlan
 
 Floats = npt.NDArray[np.float64]
@@ -35,8 +36,8 @@ class Speller(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ActiveChunks:
-    """Active chunks of the views of a batch.
+class AskedChunks:
+    """Chunks whose candidates a forward is asked for: those of its views that carry a loss.
 
     Attributes:
         index_A: Which of its pair's chunks each is.
@@ -54,7 +55,7 @@ class ActiveChunks:
 
 
 def chunk_candidates(
-    chunks: ActiveChunks, true_ids_N: Int32s, rows: RowSignals, spelling: Speller, plan: SignalPlan
+    chunks: AskedChunks, true_ids_N: Int32s, rows: RowSignals, spelling: Speller, plan: SignalPlan
 ) -> ChunkCandidates:
     """Give the candidates of all chunks of a batch, in the order given.
 
@@ -72,81 +73,15 @@ def chunk_candidates(
         _group(np.flatnonzero(chunks.teacher_size_A == size), int(size), chunks, true_ids_N, rows, spelling, plan)
         for size in np.unique(chunks.teacher_size_A)
     ]
-    num_temperatures = len(plan.temperatures)
-    joined = _laid_end_to_end(parts, num_temperatures)
-    found_A = np.concatenate([np.zeros(0, np.int64), *(np.asarray(part.chunks_A) for part in parts)])
-    ordered = take_chunks(joined, chunks.student_size_A[found_A], np.argsort(found_A))
-    return ChunkCandidates(
-        chunks.index_A, ordered.counts_A, ordered.ids_F, ordered.logprobs_J, ordered.log_tail_AT,
-        ordered.log_partition_AT,
-    )  # fmt: skip
-
-
-def take_chunks(
-    candidates: ChunkCandidates, student_size_A: Int32s, order_A: npt.NDArray[np.integer]
-) -> ChunkCandidates:
-    """Give some chunks' candidates, in another order.
-
-    Args:
-        candidates: Of several chunks.
-        student_size_A: Student tokens of each chunk.
-        order_A: Places of the chunks wanted.
-    """
-    return ChunkCandidates(
-        chunks_A=candidates.chunks_A[order_A],
-        counts_A=candidates.counts_A[order_A],
-        ids_F=candidates.ids_F[_entries(candidates.counts_A * student_size_A, order_A)],
-        logprobs_J=candidates.logprobs_J[_entries(candidates.counts_A, order_A)],
-        log_tail_AT=candidates.log_tail_AT[order_A],
-        log_partition_AT=candidates.log_partition_AT[order_A],
-    )
-
-
-def merge_chunks(parts: Sequence[ChunkCandidates], student_size_C: Int32s) -> ChunkCandidates:
-    """Bring the chunks that several forwards spoke of into the order of the sample.
-
-    Args:
-        parts: Candidates of different chunks of one sample.
-        student_size_C: Student tokens of each of its chunks.
-    """
-    joined = _laid_end_to_end(parts, parts[0].log_tail_AT.shape[1])
-    return take_chunks(joined, student_size_C[joined.chunks_A], np.argsort(joined.chunks_A))
-
-
-def _laid_end_to_end(parts: Sequence[ChunkCandidates], num_temperatures: int) -> ChunkCandidates:
-    nothing_T = np.zeros((0, num_temperatures), np.float32)
-    nothing = ChunkCandidates(
-        np.zeros(0, np.int32),
-        np.zeros(0, np.int32),
-        np.zeros(0, np.uint32),
-        np.zeros(0, np.float32),
-        nothing_T,
-        nothing_T,
-    )
-    every = [nothing, *parts]
-    return ChunkCandidates(
-        chunks_A=np.concatenate([part.chunks_A for part in every]),
-        counts_A=np.concatenate([part.counts_A for part in every]),
-        ids_F=np.concatenate([part.ids_F for part in every]),
-        logprobs_J=np.concatenate([part.logprobs_J for part in every]),
-        log_tail_AT=np.concatenate([part.log_tail_AT for part in every]),
-        log_partition_AT=np.concatenate([part.log_partition_AT for part in every]),
-    )
-
-
-def _entries(lengths_A: npt.NDArray[np.integer], order_A: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Places of the values of lists laid end to end, when the lists are taken in another order."""
-    starts_A = np.cumsum(lengths_A) - lengths_A
-    taken_A = lengths_A[order_A]
-    shift_A = starts_A[order_A] - (np.cumsum(taken_A) - taken_A)
-    result: npt.NDArray[np.int64] = np.arange(taken_A.sum()) + np.repeat(shift_A, taken_A)
-    return result
+    joined = concat([empty(ChunkCandidates, len(plan.temperatures)), *parts])
+    ordered = take(joined, np.argsort(joined.chunks_A), chunks.student_size_A[joined.chunks_A])
+    return replace(ordered, chunks_A=chunks.index_A)
 
 
 def _group(
     members_G: npt.NDArray[np.int64],
     size: int,
-    chunks: ActiveChunks,
+    chunks: AskedChunks,
     true_ids_N: Int32s,
     rows: RowSignals,
     spelling: Speller,
@@ -160,7 +95,7 @@ def _group(
     sizes_J = chunks.student_size_A[members_G][group_J]
     spelled_JP = _spelled(tuples_JM, sizes_J, spelling)
     is_true_J = (tuples_JM == true_ids_N[rows_GM][group_J]).all(axis=1)
-    own = chunks.student_ids_F[_entries(chunks.student_size_A, members_G[group_J[is_true_J]])]
+    own = chunks.student_ids_F[places_in_lists(chunks.student_size_A, members_G[group_J[is_true_J]])]
     place_JP = np.arange(spelled_JP.shape[1]) < sizes_J[:, None]
     spelled_JP[place_JP & is_true_J[:, None]] = own
     is_spelled_J = spelled_JP[:, 0] >= 0

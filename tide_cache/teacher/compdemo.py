@@ -1,13 +1,14 @@
 """The `compdemo` pass: the teacher sees two partial views in place of each view, and answers for what each masks."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 
-from tide_cache.records import Bools, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
+from tide_cache.records import Bools, Int32s, MaskedView, SamplePair, TeacherSignal
+from tide_cache.signal_table import concat, take, take_positions
 from tide_cache.teacher.capture import Teacher
-from tide_cache.teacher.chunks import merge_chunks
 from tide_cache.views import draw_shown_first, partial_views
 
 
@@ -98,42 +99,20 @@ def merge_signals(
     order_N = np.argsort(position_N)
     row_of_position_M = np.zeros(len(is_shown_first_M), np.int32)
     row_of_position_M[position_N[order_N]] = np.arange(len(order_N))
-    rows = [row_of_position_M[of_part] for of_part in positions]
-    topks = [signal.topk for signal in signals if signal.topk is not None]
-    chunks = [signal.chunks for signal in signals if signal.chunks is not None]
-    return TeacherSignal(
-        truth_logprobs_N=np.concatenate([signal.truth_logprobs_N for signal in signals])[order_N],
-        is_top1_N=np.concatenate([signal.is_top1_N for signal in signals])[order_N],
-        topk=_merge_topk(topks, rows) if topks else None,
+    joined = concat(
+        [_renumbered(signal, row_of_position_M[of_part]) for signal, of_part in zip(signals, positions, strict=True)]
+    )
+    topk, chunks = joined.topk, joined.chunks
+    size_C = pair.chunks_C4[:, 3] - pair.chunks_C4[:, 2]
+    return replace(
+        take_positions(joined, order_N),
+        topk=None if topk is None else take(topk, np.argsort(topk.rows_R)),
         is_shown_first_N=is_shown_first_M[position_N[order_N]],
-        chunks=merge_chunks(chunks, pair.chunks_C4[:, 3] - pair.chunks_C4[:, 2]) if chunks else None,
+        chunks=None if chunks is None else take(chunks, np.argsort(chunks.chunks_A), size_C[chunks.chunks_A]),
     )
 
 
-def _merge_topk(topks: Sequence[TopK], rows: Sequence[np.ndarray]) -> TopK:
-    """Sort the rows of all parts; `rows` gives the new number of each masked position of each part."""
-    rows_R = np.concatenate([of_part[topk.rows_R] for topk, of_part in zip(topks, rows, strict=True)])
-    counts_R = np.concatenate([topk.counts_R for topk in topks])
-    order_R = np.argsort(rows_R)
-    order_E = np.argsort(np.repeat(rows_R, counts_R), kind="stable")
-    tails = [topk.tail for topk in topks if topk.tail is not None]
-    return TopK(
-        rows_R=rows_R[order_R],
-        counts_R=counts_R[order_R],
-        ids_E=np.concatenate([topk.ids_E for topk in topks])[order_E],
-        logprobs_E=np.concatenate([topk.logprobs_E for topk in topks])[order_E],
-        log_tail_RT=np.concatenate([topk.log_tail_RT for topk in topks])[order_R],
-        log_partition_RT=np.concatenate([topk.log_partition_RT for topk in topks])[order_R],
-        tail=_merge_tails(tails, rows_R, order_R) if tails else None,
-    )
-
-
-def _merge_tails(tails: Sequence[TailSamples], rows_R: np.ndarray, order_R: np.ndarray) -> TailSamples:
-    counts_R = np.concatenate([tail.counts_R for tail in tails])
-    order_S = np.argsort(np.repeat(rows_R, counts_R), kind="stable")
-    return TailSamples(
-        counts_R=counts_R[order_R],
-        ids_S=np.concatenate([tail.ids_S for tail in tails])[order_S],
-        logprobs_S=np.concatenate([tail.logprobs_S for tail in tails])[order_S],
-        draws_S=np.concatenate([tail.draws_S for tail in tails])[order_S],
-    )
+def _renumbered(signal: TeacherSignal, row_N: Int32s) -> TeacherSignal:
+    """Let kept ids refer to the masked positions of the whole view; `row_N` gives the new number of each."""
+    topk = signal.topk
+    return signal if topk is None else replace(signal, topk=replace(topk, rows_R=row_N[topk.rows_R]))
