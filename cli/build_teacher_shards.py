@@ -141,7 +141,7 @@ def _dry_run(run: BuildRun, json: bool) -> None:
         from tide_cache.manifest import CacheFolder
         from tide_cache.reporting.estimate import estimate_build
 
-        build = prepare_build(run, needs_weights=False)
+        build = prepare_build(run, weights="stated")
         is_known = build.identity.teacher["weights_sha256"] is not None
         if is_known:
             CacheFolder(run.build.out).require_fits(build.identity, build.plan)

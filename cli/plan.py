@@ -8,6 +8,7 @@ import typer
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
 from tide_cache.places import require_checkpoint
+from tide_cache.reporting.budget import Budget
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say, size
 from .options import (
@@ -37,41 +38,42 @@ def plan(
     out: Out = None,
     passes: Passes = None,
     allow_untrained: AllowUntrained = False,
-    sample_rows: Annotated[int, typer.Option(min=1, help="Rows to pair, spread over the corpus.")] = 64,
+    sample_rows: Annotated[int, typer.Option(min=1, help="Rows to measure, spread over the corpus.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Devices like this one to foresee the time for.")] = 1,
     epochs: Annotated[
         int, typer.Option(min=1, help="Epochs of a student run, for the break-even; the paper trains 10.")
     ] = 10,
     budget: Annotated[
-        float, typer.Option(min=0, help="Seconds for forwards and encoding, once the teacher is loaded.")
+        float, typer.Option(min=0, help="Seconds for the whole command; what does not fit is left out of the sample.")
     ] = 60.0,
     assignments: Set = None,
     json: Json = False,
 ) -> None:
     """Foresee shards, bytes, teacher hours, and when the cache is cheaper than distilling online.
 
-    Loads the teacher and runs a few of the build's forwards on this device; writes nothing.
+    Loads the teacher and runs a few of the build's forwards on this device; writes nothing. Reads the whole corpus,
+    to count its rows, and pairs some thousands of them at most.
     """
     flags = build_flags(teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
     run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
     require_checkpoint(run.teacher.model)
+    clock = Budget(budget)
+    say(f"Measuring up to {sample_rows} rows and a few forwards, in about {budget:g} s (--budget) ...")
     with chatter_to_stderr():
         from tide_cache.building.prepare import prepare_build
         from tide_cache.reporting.planning import plan_build
 
-        build = prepare_build(run, needs_weights=False)
-        for remark in build.remarks:
-            say(remark)
-        say(f"Measuring up to {sample_rows} rows and a few forwards, about {budget:g} s after loading the teacher ...")
-        found = plan_build(run, build, sample_rows, workers, epochs, budget)
+        build = prepare_build(run, weights="unread", pairs_all=False)
+        found = plan_build(run, build, sample_rows, workers, epochs, clock)
     if json:
-        print_json({**asdict(found), "remarks": build.remarks})
+        print_json(asdict(found))
     else:
         _print_plan(found)
     if found.is_cut:
         say(
-            f"--budget {budget:g} s ended the sample: sizes come from {number(found.views_captured)} views, times from "
-            f"{number(found.batches_timed)} forwards. A longer one gives a closer answer."
+            f"--budget {budget:g} s ended the sample: counts come from {number(found.rows_counted)} rows, sizes from "
+            f"{number(found.views_captured)} views, times from {number(found.batches_timed)} forwards; loading the "
+            f"teacher took {found.load_s:.0f} s. A longer one gives a closer answer."
         )
     if found.fits is False:
         say(
@@ -87,7 +89,8 @@ def _print_plan(found: "CachePlan") -> None:
     per_position = found.cache_bytes / max(found.masked_positions, 1)
     verdict = "" if found.fits is None else (": fits" if found.fits else ": DOES NOT FIT")
     print_fields(
-        f"Plan, from {number(found.rows_sampled)} of {number(found.num_rows)} rows and "
+        f"Plan, from {number(found.rows_counted)} of {number(found.num_rows)} rows, views of "
+        f"{number(found.rows_sampled)} and "
         f"{number(found.views_captured)} views captured",
         [
             ("shards", number(found.num_shards)),

@@ -117,7 +117,7 @@ def test_all_faults_are_told_at_once_before_anything_is_loaded(tmp_path, build_v
 
 def test_a_corpus_that_gives_no_sample_is_refused_with_the_reasons_and_leaves_no_manifest(tmp_path, build_values):
     run = BuildRun.model_validate(build_values(tmp_path / "cache", student__max_length=2))
-    with pytest.raises(PairingError, match=r"no row of the corpus became a sample:\n  - no supervised .*: 40"):
+    with pytest.raises(PairingError, match=r"none of 40 rows became a sample:\n  - no supervised .*: 40"):
         build_cache(run)
     assert not (tmp_path / "cache/manifest.json").exists()
     with pytest.raises(CacheIncompleteError):

@@ -13,10 +13,10 @@ def test_a_plan_shows_bytes_time_and_break_even(call, workshop, tmp_path):
     assert document["cache_bytes"] == sum(sum(of.values()) for of in document["bytes_by_column"].values())
     result = call("plan", "build.toml", "--out", out, "--sample-rows", "8", "--epochs", "3", "--budget", "0")
     assert result.exit_code == 0, result.stderr
-    assert "--budget 0 s ended the sample: sizes come from" in " ".join(result.stderr.split())
+    assert "--budget 0 s ended the sample: counts come from 9 rows, sizes from" in " ".join(result.stderr.split())
     text = " ".join(result.stdout.split())
     for part in (
-        "from 8 of 24 rows and",
+        "from 9 of 24 rows, views of 8 and",
         "views captured",
         "free: fits",
         "3 epochs x 24 samples x 1 forwards x",

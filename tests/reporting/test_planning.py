@@ -1,5 +1,6 @@
 """What a plan says of a build, held against the build."""
 
+import json
 import shutil
 from collections import namedtuple
 from itertools import count
@@ -11,7 +12,33 @@ from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import PairingError
 from tide_cache.manifest import Manifest
-from tide_cache.reporting.planning import plan_build
+from tide_cache.progress import listen
+from tide_cache.reporting.budget import Budget
+from tide_cache.reporting.planning import plan_build, rows
+
+
+class _Hears:
+    """Hears of phases, and of what is told."""
+
+    def __init__(self):
+        self.titles, self.told = [], []
+
+    def begin(self, phase):
+        self.titles.append(phase.title)
+
+    def end(self, phase):
+        pass
+
+    def hear(self, text):
+        self.told.append(text)
+
+
+@pytest.fixture
+def hears():
+    listener = _Hears()
+    listen(listener)
+    yield listener
+    listen(None)
 
 
 @pytest.fixture(scope="module", params=["plain", "both"])
@@ -21,7 +48,7 @@ def planned(request, tmp_path_factory, build_values):
     out = tmp_path_factory.mktemp("planned") / "cache"
     run = BuildRun.model_validate(build_values(out, build__passes=passes))
     build = prepare_build(run)
-    plan = plan_build(run, build, sample_rows=16, workers=2, budget_s=1000)
+    plan = plan_build(run, build, sample_rows=16, workers=2, budget=Budget(1000))
     assert not out.exists(), "a plan writes nothing"
     build_prepared(run, build)
     return plan, Manifest.load(out), out
@@ -51,7 +78,7 @@ def test_every_column_is_foreseen_and_large_ones_within_a_quarter(planned):
 
 def test_counts_are_those_of_the_build(planned):
     plan, manifest, _ = planned
-    assert (plan.num_rows, plan.rows_sampled, plan.num_shards) == (40, 16, 3)
+    assert (plan.num_rows, plan.rows_counted, plan.rows_sampled, plan.num_shards) == (40, 40, 16, 3)
     assert plan.num_samples == manifest.totals["pairs"]["samples"]
     assert plan.passes == manifest.passes
     assert plan.num_views == 4
@@ -90,17 +117,43 @@ def test_whether_it_fits_is_told(built, monkeypatch):
 
 def test_a_sample_without_samples_is_refused_with_the_reasons(tmp_path, build_values):
     run = BuildRun.model_validate(build_values(tmp_path / "cache", student__max_length=2))
-    with pytest.raises(PairingError, match=r"no row of the corpus became a sample:\n  - no supervised .*: 40"):
-        prepare_build(run)
-    unpaired = prepare_build(run, pairs_all=False)
-    with pytest.raises(PairingError, match=r"None of 8 rows became a sample:\n  - no supervised .*: 8"):
-        plan_build(run, unpaired, sample_rows=8)
+    with pytest.raises(PairingError, match=r"none of 40 rows became a sample:\n  - no supervised .*: 40"):
+        plan_build(run, prepare_build(run, "unread", pairs_all=False), sample_rows=8)
+
+
+def test_rows_to_be_measured_that_give_none_are_refused(tmp_path, build_values, corpus_file):
+    """The first row is too long, the others are not."""
+    long = {"messages": [{"role": "user", "content": "long " * 99}, {"role": "assistant", "content": "yes"}]}
+    others = corpus_file.read_text().splitlines()[1:]
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(long), *others]))
+    run = BuildRun.model_validate(build_values(tmp_path / "cache", corpus__spec=str(tmp_path / "rows.jsonl")))
+    with pytest.raises(PairingError, match=r"None of 1 rows became a sample, though 39 of 40 did; raise --sample-rows"):
+        plan_build(run, prepare_build(run, "unread", pairs_all=False), sample_rows=1)
+
+
+def test_of_a_large_corpus_some_rows_are_paired_and_no_weights_are_hashed(tmp_path, build_values, monkeypatch, hears):
+    monkeypatch.setattr(rows, "ROWS_COUNTED", 10)
+    run = BuildRun.model_validate(build_values(tmp_path / "cache", student__max_length=24))
+    plan = plan_build(run, prepare_build(run, "unread", pairs_all=False), sample_rows=4, budget=Budget(1000))
+    assert (plan.num_rows, plan.rows_sampled) == (40, 4)
+    assert 10 <= plan.rows_counted <= 14
+    assert not plan.is_cut
+    assert plan.num_samples == round(40 * (1 - plan.dropped))
+    assert plan.remarks[0].startswith(f"{plan.rows_counted} of 40 rows are counted here, spread over the corpus")
+    assert plan.remarks[1].startswith(f"{plan.rows_counted} rows: ")
+    assert plan.remarks[-1].startswith("warning: ")
+    assert "student.max_length = " in plan.remarks[-1]
+    assert hears.told == list(plan.remarks), "before the teacher is loaded, not only at the end"
+    assert not [title for title in hears.titles if "Hashing" in title]
+    cut = plan_build(run, prepare_build(run, "unread", pairs_all=False), sample_rows=4, budget=Budget(0))
+    assert cut.is_cut
+    assert cut.rows_counted == 5
 
 
 @pytest.mark.parametrize("passes", [("plain",), ("plain", "compdemo")])
 def test_no_budget_leaves_one_forward_and_one_sample_of_each_pass(tmp_path, build_values, passes):
     run = BuildRun.model_validate(build_values(tmp_path / "cache", build__passes=passes))
-    plan = plan_build(run, prepare_build(run), sample_rows=16, budget_s=0)
+    plan = plan_build(run, prepare_build(run), sample_rows=16, budget=Budget(0))
     assert plan.is_cut
     assert (plan.batches_timed, plan.views_captured) == (len(passes), len(passes) * plan.num_views)
     assert plan.cache_bytes > 0
@@ -111,7 +164,7 @@ def test_a_budget_is_shared_by_forwards_and_capture(tmp_path, build_values):
     """A clock that goes on by a second whenever it is read: the sample ends in the middle."""
     run = BuildRun.model_validate(build_values(tmp_path / "cache"))
     build, seconds = prepare_build(run), count()
-    plan = plan_build(run, build, sample_rows=16, budget_s=12, clock=lambda: float(next(seconds)))
+    plan = plan_build(run, build, sample_rows=16, budget=Budget(16, lambda: float(next(seconds))))
     assert plan.is_cut
     assert plan.num_views < plan.views_captured < 10 * plan.num_views
 

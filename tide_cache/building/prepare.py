@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tide_cache.building.paired_corpus import PairedCorpus, pair_corpus
 from tide_cache.building.run_record import begun_on
@@ -31,7 +31,16 @@ from tide_cache.modeling.backbone import (
     unsupported_loading,
 )
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint, stated_fingerprint
-from tide_cache.pairing import PairedRows, PreparedPairer, SamplePairer, Spelling, TextTokenizer, shared_vocab_size
+from tide_cache.pairing import (
+    Lengths,
+    PairedRows,
+    PairingReport,
+    PreparedPairer,
+    SamplePairer,
+    Spelling,
+    TextTokenizer,
+    shared_vocab_size,
+)
 from tide_cache.pairing.checking import LengthLimit, remarks, require_samples, require_usable
 from tide_cache.pairing.dates import today
 from tide_cache.progress import doing
@@ -40,6 +49,8 @@ from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan
 
 ROWS_HELD_AGAINST_TOKENIZERS = 64
+
+Weights = Literal["hashed", "stated", "unread"]
 
 
 class Pairer(Protocol):
@@ -92,13 +103,14 @@ class PreparedBuild:
             return self.pairer.spelling(self.checkpoint.vocab_size)
 
 
-def prepare_build(run: BuildRun, needs_weights: bool = True, pairs_all: bool = True) -> PreparedBuild:
+def prepare_build(run: BuildRun, weights: Weights = "hashed", pairs_all: bool = True) -> PreparedBuild:
     """Check a build, open its corpus, and pair every row; the teacher's weights are looked at last.
 
     Args:
         run: The run file.
-        needs_weights: Whether the weights of a hub's teacher are fetched. Without, their hash is what the hub states.
-        pairs_all: False for a worker of a build whose rows were paired where it began.
+        weights: What is needed of the teacher's. `hashed` fetches those of a hub; `stated` takes the hub's word for
+            their hash; `unread` leaves the hash out, so that the identity names no cache.
+        pairs_all: False for a worker of a build whose rows were paired where it began, and for whoever pairs some.
 
     Raises:
         RunFileError: Something in the run file cannot work; lists every fault.
@@ -132,7 +144,7 @@ def prepare_build(run: BuildRun, needs_weights: bool = True, pairs_all: bool = T
     )
     paired = _paired(run, corpus, pairer, plan) if pairs_all else None
     # For a folder `revision` is as given, since nothing resolves it.
-    fingerprint = {"revision": checkpoint.commit or run.teacher.revision, **_weights(checkpoint, needs_weights)}
+    fingerprint = {"revision": checkpoint.commit or run.teacher.revision, **_weights_hash(checkpoint, weights)}
     return PreparedBuild(
         corpus=corpus,
         pairer=pairer,
@@ -155,32 +167,53 @@ def prepare_build(run: BuildRun, needs_weights: bool = True, pairs_all: bool = T
         ),
         special_tokens={"teacher": teacher.special_tokens, "student": student.special_tokens},
         paired=paired,
-        remarks=() if paired is None else _remarks(run, corpus, paired),
+        remarks=() if paired is None else build_remarks(run, corpus, paired.report, paired.lengths, paired.faults),
     )
 
 
 def _paired(run: BuildRun, corpus: Corpus[Any], pairer: Pairer, plan: ShardPlan) -> PairedCorpus:
     """Pair every row, and refuse those that cannot be used unless they may be left out."""
     paired = pair_corpus(corpus, pairer, plan)
-    require_usable(
-        run.corpus.spec, paired.faults, run.corpus.on_bad_row, "corpus.on_bad_row", num_faults=paired.num_faults
-    )
-    way_out = "Raise student.max_length and teacher.max_length, or mend the corpus. Nothing was computed."
-    require_samples(f"{run.corpus.spec}: no row of the corpus became a sample:", paired.report, way_out)
+    require_usable_rows(run, paired.report, paired.faults, paired.num_faults)
     return paired
 
 
-def _remarks(run: BuildRun, corpus: Corpus[Any], paired: PairedCorpus) -> tuple[str, ...]:
+def require_usable_rows(
+    run: BuildRun, report: PairingReport, faults: Sequence[str], num_faults: int | None = None
+) -> None:
+    """Refuse rows that cannot be used, unless they may be left out; and rows of which nothing is left.
+
+    Args:
+        run: The run file.
+        report: Counts of rows of its corpus.
+        faults: Some or all bad rows among them.
+        num_faults: How many there are; by default those given.
+
+    Raises:
+        PairingError: Lists the first rows, or the reasons.
+    """
+    require_usable(run.corpus.spec, faults, run.corpus.on_bad_row, "corpus.on_bad_row", num_faults)
+    way_out = "Raise student.max_length and teacher.max_length, or mend the corpus. Nothing was computed."
+    num_rows = report.samples + sum(report.dropped.values())
+    require_samples(f"{run.corpus.spec}: none of {num_rows} rows became a sample:", report, way_out)
+
+
+def build_remarks(
+    run: BuildRun, corpus: Corpus[Any], report: PairingReport, lengths: Lengths, faults: Sequence[str]
+) -> tuple[str, ...]:
+    """Say what became of rows, for the user; arguments as for `remarks`."""
     limits = (
         LengthLimit("student.max_length", run.student.max_length),
         LengthLimit("teacher.max_length", run.teacher.max_length, "teacher"),
     )
-    return remarks(paired.report, paired.lengths, limits, corpus.notes, corpus.skipped, paired.faults)
+    return remarks(report, lengths, limits, corpus.notes, corpus.skipped, faults)
 
 
-def _weights(checkpoint: CheckpointInfo, needs_weights: bool) -> dict[str, str | None]:
+def _weights_hash(checkpoint: CheckpointInfo, weights: Weights) -> dict[str, str | None]:
     """Fetch and hash the teacher's weights, or ask the hub for their hash; None where it cannot say."""
-    if not needs_weights and checkpoint.repository is not None and checkpoint.commit is not None:
+    if weights == "unread":
+        return {"weights_sha256": None}
+    if weights == "stated" and checkpoint.repository is not None and checkpoint.commit is not None:
         return stated_fingerprint(checkpoint.repository)
     fetch_weights(checkpoint)
     return {**checkpoint_fingerprint(checkpoint.folder)}

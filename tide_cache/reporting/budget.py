@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Self
 
+import numpy as np
+
 Clock = Callable[[], float]
 
 
@@ -33,7 +35,7 @@ class Budget:
         return type(self)(self.left_s() * part, self._clock)
 
 
-def affordable_parts(members: Sequence[int], budget: Budget) -> Iterator[list[int]]:
+def affordable_parts(members: Sequence[int], budget: Budget, largest: int | None = None) -> Iterator[list[int]]:
     """Cut members into parts to be worked off in turn, until all are done or the budget is used up.
 
     The first part is one member, whatever is left: a measurement of nothing says nothing. Each later one is as large as
@@ -42,17 +44,28 @@ def affordable_parts(members: Sequence[int], budget: Budget) -> Iterator[list[in
     Args:
         members: In the order in which they matter.
         budget: For all of them.
+        largest: Most members of a part.
     """
     before_s, done = budget.left_s(), 0
     while done < len(members):
         left_s = budget.left_s()
         pace_s = (before_s - left_s) / done if done else 0.0
         fits = int(left_s / pace_s) if pace_s > 0 else (done if left_s > 0 else 0)
-        size = min(fits, done) if done else 1
+        size = min(fits, done, largest or done) if done else 1
         if size < 1:
             return
         yield list(members[done : done + size])
         done += size
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Return numbers at even distances: the parts of a mix lie one after the other.
+
+    Args:
+        count: Of all, from 0 on.
+        wanted: How many; all where there are no more.
+    """
+    return list(np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist())
 
 
 def spread_first(members: Sequence[int]) -> list[int]:

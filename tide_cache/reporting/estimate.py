@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from tide_cache.building.prepare import PreparedBuild
 from tide_cache.corpus import Corpus, Row
 from tide_cache.disk import free_bytes
 from tide_cache.errors import WriteError
 from tide_cache.locations import CachePath
+from tide_cache.reporting.budget import spread
 from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 
@@ -85,14 +84,13 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
 
 
 def spread_rows(corpus: Corpus[Row], count: int) -> list[Row]:
-    """Take rows at even distances: the parts of a mix lie one after the other.
+    """Take rows at even distances; see `spread`.
 
     Args:
         corpus: The rows.
         count: How many; all where there are no more.
     """
-    chosen = np.unique(np.linspace(0, len(corpus) - 1, min(count, len(corpus))).round().astype(int))
-    return [corpus[index] for index in chosen.tolist()]
+    return [corpus[index] for index in spread(len(corpus), count)]
 
 
 def require_disk(build: PreparedBuild, out: CachePath, num_shards: int) -> None:

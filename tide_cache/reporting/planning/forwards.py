@@ -1,0 +1,83 @@
+"""How long the teacher takes: a few forwards of the very shape that the build will use, timed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from tide_cache.building.prepare import PreparedBuild
+from tide_cache.progress import doing
+from tide_cache.records import MaskedView, SamplePair
+from tide_cache.reporting.budget import Budget, spread, spread_first
+from tide_cache.shards import PassName
+from tide_cache.teacher.batches import ViewGroup
+from tide_cache.teacher.capture import Teacher
+from tide_cache.teacher.compdemo import demo_parts
+
+from .timing import timed
+
+BATCHES_TIMED = 8
+SHARE_TIMED = 0.25
+"""Of a small build's forwards: timing all of them would cost what they cost."""
+
+Views = Sequence[Sequence[MaskedView]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Forwards of the build, from those that were timed."""
+
+    seconds_per_token: float
+    spread: float
+    num_batches: int
+    tokens_per_shard: float
+    is_cut: bool
+
+
+def time_forwards(
+    build: PreparedBuild,
+    teacher: Teacher,
+    pairs: Sequence[SamplePair],
+    views: Views,
+    kept: float,
+    name: PassName,
+    budget: Budget,
+) -> Timing:
+    """Time forwards spread over those of a full shard, which the sample repeated stands for."""
+    shown = demo_parts(pairs, views, build.views.seed, build.demo_ratio) if name == "compdemo" else views
+    num_rows = len(build.plan.rows_of(0))
+    chosen = [index % len(pairs) for index in range(max(1, round(num_rows * kept)))]
+    batches = build.capture.batches([len(pairs[i].teacher_ids_M) for i in chosen], [len(shown[i]) for i in chosen])
+    wanted = min(BATCHES_TIMED, max(2, round(len(batches) * build.plan.num_shards * SHARE_TIMED)))
+    picked = spread_first(spread(len(batches), wanted))
+
+    def show(batch: Sequence[ViewGroup]) -> None:
+        members = [chosen[group.sample] for group in batch]
+        teacher.signals(
+            [pairs[i] for i in members],
+            [[shown[i][v] for v in group.views] for i, group in zip(members, batch, strict=True)],
+        )
+
+    def num_tokens(batch: Sequence[ViewGroup]) -> int:
+        longest = max(len(pairs[chosen[group.sample]].teacher_ids_M) for group in batch)
+        return len(batch) * longest * (len(batch[0].views) + build.capture.copies)
+
+    with doing(f"Timing forwards of the pass {name}", len(picked) + 1, "forwards") as phase:
+        first_s = timed(lambda: show(batches[picked[0]]))[1]  # it also allocates and tunes
+        phase.advance()
+        seconds: list[float] = []
+        for index in picked:
+            if budget.left_s() <= 0:
+                break
+            seconds.append(timed(lambda batch=batches[index]: show(batch))[1])  # type: ignore[misc]
+            phase.advance()
+    is_cut = len(seconds) < len(picked)
+    seconds = seconds or [first_s]
+    tokens = [num_tokens(batches[index]) for index in picked[: len(seconds)]]
+    rates = [second / token for second, token in zip(seconds, tokens, strict=True)]
+    return Timing(
+        seconds_per_token=sum(seconds) / sum(tokens),
+        spread=stdev(rates) / mean(rates) if len(rates) > 1 else 0.0,
+        num_batches=len(rates),
+        tokens_per_shard=sum(map(num_tokens, batches)),
+        is_cut=is_cut,
+    )
