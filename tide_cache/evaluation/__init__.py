@@ -2,6 +2,7 @@
 
 from tide_cache.evaluation.agreement import Agreement, AgreementReport, teacher_agreement
 from tide_cache.evaluation.answers import OnText, generate_text
+from tide_cache.evaluation.decoding import DecodingCounts
 from tide_cache.evaluation.nll import TIMES, NllAtTime, NllReport, held_out_nll
 from tide_cache.evaluation.sampler import OnBlock, SamplerOptions, generate
 
@@ -9,6 +10,7 @@ __all__ = [
     "TIMES",
     "Agreement",
     "AgreementReport",
+    "DecodingCounts",
     "NllAtTime",
     "NllReport",
     "OnBlock",

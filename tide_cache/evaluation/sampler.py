@@ -4,22 +4,27 @@ A block under sampling sees itself and the clean blocks before it, which is what
 [x_t, x_0]: one model serves both. Blocks are counted from position 0 of the sequence, so the first generated tokens
 share the prompt's last, incomplete block. Blocks are always sampled whole, as the model was trained, and cut after.
 
+Two rules say what a step commits. Without a threshold: ceil(remaining / steps left) tokens, the surest first (SDAR's
+`low_confidence_static` on whole blocks). With one: every token surer than the threshold, and at least the step's share
+(SDAR's `low_confidence_dynamic`, which SGLang and LMDeploy serve).
+
 Shape suffixes: B sequences, K positions of the block, N masked rows, V vocabulary.
 """
 
 import math
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NotRequired, Required, TypedDict
+from typing import NotRequired, Required, TypedDict
 
 import torch
 
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.evaluation.block_context import BlockContext
+from tide_cache.evaluation.decoding import Commit, DecodingCounts, Draw, Remasking, is_ended
 from tide_cache.evaluation.forward import evaluating
 from tide_cache.modeling.backbone import Backbone
 
-Remasking = Literal["low_confidence", "random"]
 OnBlock = Callable[[int, list[int]], None]
 IsComplete = Callable[[list[int]], bool]
 
@@ -30,7 +35,10 @@ class SamplerOptions(TypedDict):
     block_size: Required[int]
     max_new_tokens: Required[int]
     steps_per_block: Required[int]
+    threshold: NotRequired[float | None]
     temperature: NotRequired[float]
+    top_k: NotRequired[int | None]
+    top_p: NotRequired[float | None]
     remasking: NotRequired[Remasking]
     batch_size: NotRequired[int]
     generator: NotRequired[torch.Generator | None]
@@ -48,7 +56,10 @@ def generate(
     block_size: int,
     max_new_tokens: int,
     steps_per_block: int,
+    threshold: float | None = None,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     remasking: Remasking = "low_confidence",
     batch_size: int = 32,
     generator: torch.Generator | None = None,
@@ -56,11 +67,13 @@ def generate(
     cfg_scale: float = 0.0,
     use_cache: bool = True,
     is_complete: IsComplete | None = None,
+    counts: DecodingCounts | None = None,
 ) -> list[list[int]]:
     """Continue each prompt until a stop id or `max_new_tokens`, block by block.
 
-    A step predicts every masked token of the block and commits ceil(remaining / steps left) of them. At temperature 0
-    with `low_confidence`, a batch gives what its prompts give one by one.
+    A step predicts every masked token of the block and commits some of them: see `threshold`. A sequence ends as soon
+    as a stop id stands behind committed tokens only. At temperature 0 with `low_confidence`, a batch gives what its
+    prompts give one by one.
 
     Args:
         backbone: The model; its mode is left as it was.
@@ -70,8 +83,12 @@ def generate(
         stop_ids: A sequence ends before the first of these.
         block_size: Tokens per block.
         max_new_tokens: Most tokens per prompt.
-        steps_per_block: Forwards per block; equal to `block_size` commits one token at a time.
+        steps_per_block: Most forwards per block; equal to `block_size` commits one token at a time.
+        threshold: None commits ceil(remaining / steps left) tokens a step. Else a probability in (0, 1]: a step commits
+            every token above it, and at least block_size / steps_per_block (the remainder in the first steps).
         temperature: 0 takes the most likely token; above, tokens are drawn from softmax(logits / temperature).
+        top_k: Draw from this many likeliest tokens; None from all. Needs a temperature above 0, like `top_p`.
+        top_p: Draw from the fewest tokens, of those, whose probabilities reach this sum; None from all.
         remasking: Which predictions are committed first: the likeliest ones (by probability at temperature 1), or any.
         batch_size: Sequences per forward; prompts of about the same length run together.
         generator: Source of randomness, on the model's device; by default one with seed 0. Unused at temperature 0
@@ -82,6 +99,7 @@ def generate(
         use_cache: Keep keys and values of finished blocks. Without, every step computes them anew: the same tokens,
             slower, for a check or where memory is short.
         is_complete: Called after each block with a sequence's tokens so far; where true, the sequence ends there.
+        counts: Tokens, forwards and seconds are added to it.
 
     Returns:
         New tokens of each prompt, without the stop id.
@@ -90,27 +108,36 @@ def generate(
         RunFileError: An impossible option, or a sequence above the model's limit; lists every fault.
 
     Source: semi-autoregressive decoding with low-confidence remasking as in LLaDA, arXiv:2502.09992, section 2.4, and
-    guidance as in its published sampler; keys and values kept by block as in block diffusion, arXiv:2503.09573.
+    guidance as in its published sampler; keys and values kept by block as in block diffusion, arXiv:2503.09573; the
+    threshold as in SDAR, arXiv:2510.06303.
     """
-    _require_usable(backbone, prompts, block_size, max_new_tokens, steps_per_block, temperature, batch_size, cfg_scale)
+    faults = _size_faults(backbone, prompts, block_size, max_new_tokens, batch_size)
+    faults += _decoding_faults(block_size, steps_per_block, threshold, temperature, top_k, top_p, remasking, cfg_scale)
+    if faults:
+        raise RunFileError(fault_list("nothing can be generated:", faults))
     if generator is None:
         generator = torch.Generator(backbone.device).manual_seed(0)
+    device = backbone.device
     banned = {mask_id} | ({pad_id} - set(stop_ids))
-    draw = _Draw(temperature, remasking, torch.tensor(sorted(banned), device=backbone.device), generator)
-    rules = _Rules(mask_id, block_size, steps_per_block, cfg_scale, use_cache)
+    draw = Draw(temperature, top_k, top_p, remasking, torch.tensor(sorted(banned), device=device), generator)
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=device)
+    rules = _Rules(mask_id, stops, Commit(block_size, steps_per_block, threshold), cfg_scale, use_cache)
+    counts = DecodingCounts() if counts is None else counts
     sequences = [_Sequence(index, list(prompt), len(prompt)) for index, prompt in enumerate(prompts)]
     by_length = sorted(sequences, key=lambda sequence: sequence.block_start(block_size))
     with evaluating(backbone):
         for first in range(0, len(sequences), batch_size):
             batch = _Batch(backbone, by_length[first : first + batch_size], rules)
             while batch.sequences:
-                for sequence, block in zip(batch.sequences, batch.sample_block(draw), strict=True):
+                for sequence, block in zip(batch.sequences, batch.sample_block(draw, counts), strict=True):
                     sequence.extend(block, block_size, stop_ids, max_new_tokens)
                     if on_block is not None:
                         on_block(sequence.index, sequence.new_tokens)
                     if is_complete is not None and is_complete(sequence.new_tokens):
                         sequence.is_done = True
                 batch.drop_finished()
+    counts.sequences += len(sequences)
+    counts.tokens += sum(len(sequence.new_tokens) + sequence.is_stopped for sequence in sequences)
     return [sequence.new_tokens for sequence in sequences]
 
 
@@ -123,6 +150,7 @@ class _Sequence:
     prompt_length: int
     new_tokens: list[int] = field(default_factory=list)
     is_done: bool = False
+    is_stopped: bool = False
 
     def block_start(self, block_size: int) -> int:
         return len(self.ids) // block_size * block_size
@@ -132,29 +160,8 @@ class _Sequence:
         new_tokens = self.ids[self.prompt_length :][:max_new_tokens]
         stops = [place for place, token in enumerate(new_tokens) if token in stop_ids]
         self.new_tokens = new_tokens[: stops[0]] if stops else new_tokens
-        self.is_done = bool(stops) or len(new_tokens) == max_new_tokens
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """How tokens are drawn at masked rows, and how sure each one is."""
-
-    temperature: float
-    remasking: Remasking
-    banned_ids: torch.Tensor
-    generator: torch.Generator
-
-    def __call__(self, logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give a token and its confidence for each row; `logits_NV` is overwritten."""
-        logits_NV[:, self.banned_ids] = -torch.inf
-        if self.temperature == 0:
-            token_N = logits_NV.argmax(dim=1)
-        else:
-            probs_NV = (logits_NV / self.temperature).softmax(dim=1)
-            token_N = probs_NV.multinomial(1, generator=self.generator).squeeze(1)
-        if self.remasking == "random":
-            return token_N, torch.rand(len(token_N), device=token_N.device, generator=self.generator)
-        return token_N, logits_NV.log_softmax(dim=1).gather(1, token_N[:, None]).squeeze(1)
+        self.is_stopped = bool(stops)
+        self.is_done = self.is_stopped or len(new_tokens) == max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -162,8 +169,8 @@ class _Rules:
     """What is the same for every block; fields as the arguments of `generate`."""
 
     mask_id: int
-    block_size: int
-    steps_per_block: int
+    stop_ids: torch.Tensor
+    commit: Commit
     cfg_scale: float
     use_cache: bool
 
@@ -175,34 +182,47 @@ class _Batch:
         self.sequences = list(sequences)
         self._rules = rules
         self._device = backbone.device
-        prefixes = [sequence.ids[: sequence.block_start(rules.block_size)] for sequence in sequences]
-        self._context = BlockContext(backbone, prefixes, rules.block_size, rules.use_cache)
+        block_size = rules.commit.block_size
+        prefixes = [sequence.ids[: sequence.block_start(block_size)] for sequence in sequences]
+        self._is_prefilled = False
+        self._context = BlockContext(backbone, prefixes, block_size, rules.use_cache)
         self._unconditional: BlockContext | None = None
         if rules.cfg_scale > 0:
             masked = [[rules.mask_id] * len(prefix) for prefix in prefixes]
-            self._unconditional = BlockContext(backbone, masked, rules.block_size, rules.use_cache)
+            self._unconditional = BlockContext(backbone, masked, block_size, rules.use_cache)
 
-    def sample_block(self, draw: _Draw) -> list[list[int]]:
-        """Fill the current block of every sequence; gives its tokens, the prompt's own included."""
-        shape = len(self.sequences), self._rules.block_size
+    def sample_block(self, draw: Draw, counts: DecodingCounts) -> list[list[int]]:
+        """Fill the current block of every sequence and return its tokens, the prompt's own included.
+
+        Behind a stop id the block is left masked.
+        """
+        commit = self._rules.commit
+        shape = len(self.sequences), commit.block_size
         ids_BK = torch.full(shape, self._rules.mask_id, device=self._device)
         is_masked_BK = torch.ones(shape, dtype=torch.bool, device=self._device)
         is_prompt_BK = torch.zeros_like(is_masked_BK)
         for b, sequence in enumerate(self.sequences):
-            start = sequence.block_start(self._rules.block_size)
+            start = sequence.block_start(commit.block_size)
             known = sequence.ids[start:]
             ids_BK[b, : len(known)] = torch.tensor(known, dtype=torch.int64)
             is_masked_BK[b, : len(known)] = False
             is_prompt_BK[b, : max(0, sequence.prompt_length - start)] = True
-        for steps_left in range(self._rules.steps_per_block, 0, -1):
+        num_open = int(is_masked_BK.any(dim=1).sum())
+        for step in range(commit.steps_per_block):
+            start_s = time.perf_counter()
             token_N, confidence_N = draw(self._logits(ids_BK, is_masked_BK, is_prompt_BK))
             token_BK = ids_BK.masked_scatter(is_masked_BK, token_N)
             confidence_BK = torch.full(shape, -torch.inf, device=self._device)
             confidence_BK = confidence_BK.masked_scatter(is_masked_BK, confidence_N)
-            is_committed_BK = is_masked_BK & _is_among_the_surest(confidence_BK, is_masked_BK.sum(dim=1), steps_left)
+            is_committed_BK = commit(confidence_BK, is_masked_BK, step)
             ids_BK = torch.where(is_committed_BK, token_BK, ids_BK)
             is_masked_BK = is_masked_BK & ~is_committed_BK
-            if not is_masked_BK.any():
+            is_stop_BK = torch.isin(ids_BK, self._rules.stop_ids) & ~is_prompt_BK & ~is_masked_BK
+            is_masked_BK &= ~is_ended(is_stop_BK, is_masked_BK)[:, None]
+            counts.forwards += num_open
+            num_open = int(is_masked_BK.any(dim=1).sum())
+            self._count_time(counts, time.perf_counter() - start_s, is_committed_BK)
+            if num_open == 0:
                 break
         self._context.extend(ids_BK)
         if self._unconditional is not None:
@@ -219,8 +239,16 @@ class _Batch:
             if self._unconditional is not None:
                 self._unconditional.keep(running)
 
+    def _count_time(self, counts: DecodingCounts, seconds: float, is_committed_BK: torch.Tensor) -> None:
+        if self._is_prefilled:
+            counts.decode_s += seconds
+            return
+        self._is_prefilled = True
+        counts.prefill_s += seconds
+        counts.prefill_tokens += int(is_committed_BK.sum())
+
     def _logits(self, ids_BK: torch.Tensor, is_masked_BK: torch.Tensor, is_prompt_BK: torch.Tensor) -> torch.Tensor:
-        """Give guided logits [N, V] at the masked positions."""
+        """Return guided logits [N, V] at the masked positions."""
         logits_NV = self._context.masked_row_logits(ids_BK, is_masked_BK)
         if self._unconditional is None:
             return logits_NV
@@ -229,31 +257,11 @@ class _Batch:
         return free_NV + (1 + self._rules.cfg_scale) * (logits_NV - free_NV)
 
 
-def _is_among_the_surest(confidence_BK: torch.Tensor, remaining_B: torch.Tensor, steps_left: int) -> torch.Tensor:
-    """Mark the ceil(remaining / steps left) most confident positions of each sequence; ties go to the first."""
-    num_committed_B = (remaining_B + steps_left - 1) // steps_left
-    rank_BK = confidence_BK.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return rank_BK < num_committed_B[:, None]
-
-
-def _require_usable(
-    backbone: Backbone,
-    prompts: Sequence[Sequence[int]],
-    block_size: int,
-    max_new_tokens: int,
-    steps_per_block: int,
-    temperature: float,
-    batch_size: int,
-    cfg_scale: float,
-) -> None:
+def _size_faults(
+    backbone: Backbone, prompts: Sequence[Sequence[int]], block_size: int, max_new_tokens: int, batch_size: int
+) -> list[str]:
     numbers = {"block_size": block_size, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     faults = [f"{name} is {number}; expected at least 1" for name, number in numbers.items() if number < 1]
-    if not 1 <= steps_per_block <= block_size:
-        faults.append(f"steps_per_block is {steps_per_block}; expected 1 to block_size, which is {block_size}")
-    if not 0 <= temperature < math.inf:
-        faults.append(f"temperature is {temperature}; expected 0 (most likely token) or more")
-    if not 0 <= cfg_scale < math.inf:
-        faults.append(f"cfg_scale is {cfg_scale}; expected 0 (no guidance) or more")
     limit = int(backbone.config.max_position_embeddings)
     longest = max((len(prompt) for prompt in prompts), default=0)
     if block_size >= 1 and (needed := -(-(longest + max_new_tokens) // block_size) * block_size) > limit:
@@ -261,5 +269,34 @@ def _require_usable(
             f"the longest prompt has {longest} tokens, with {max_new_tokens} new ones in whole blocks of {block_size} "
             f"that needs {needed} positions, the model's limit is {limit}; lower max_new_tokens or shorten the prompt"
         )
-    if faults:
-        raise RunFileError(fault_list("nothing can be generated:", faults))
+    return faults
+
+
+def _decoding_faults(
+    block_size: int,
+    steps_per_block: int,
+    threshold: float | None,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    remasking: Remasking,
+    cfg_scale: float,
+) -> list[str]:
+    faults = []
+    if not 1 <= steps_per_block <= block_size:
+        faults.append(f"steps_per_block is {steps_per_block}; expected 1 to block_size, which is {block_size}")
+    if threshold is not None and not 0 < threshold <= 1:
+        faults.append(f"threshold is {threshold}; expected a probability above 0, and 1 at most")
+    if threshold is not None and remasking == "random":
+        faults.append("threshold needs remasking = low_confidence: random remasking has no confidence to compare with")
+    if not 0 <= temperature < math.inf:
+        faults.append(f"temperature is {temperature}; expected 0 (most likely token) or more")
+    if top_k is not None and top_k < 1:
+        faults.append(f"top_k is {top_k}; expected at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        faults.append(f"top_p is {top_p}; expected a probability above 0, and 1 at most")
+    if temperature == 0 and (top_k, top_p) != (None, None):
+        faults.append("top_k and top_p choose what is drawn from, and temperature 0 draws nothing; set a temperature")
+    if not 0 <= cfg_scale < math.inf:
+        faults.append(f"cfg_scale is {cfg_scale}; expected 0 (no guidance) or more")
+    return faults

@@ -1,0 +1,150 @@
+"""One step of block decoding: draw a token for every masked row, and choose which of them the block keeps.
+
+Shape suffixes: B sequences, K positions of the block, N masked rows, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Remasking = Literal["low_confidence", "random"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How tokens are drawn at masked rows.
+
+    Fields as the arguments of `generate`; `banned_ids` are never drawn, `generator` is on the model's device.
+    """
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    remasking: Remasking
+    banned_ids: torch.Tensor
+    generator: torch.Generator
+
+    def __call__(self, logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a token and its confidence for each row; `logits_NV` is overwritten.
+
+        The confidence is log p(token) at temperature 1 over all tokens that may be drawn, whatever the draw was.
+        """
+        logits_NV[:, self.banned_ids] = -torch.inf
+        if self.temperature == 0:
+            token_N = logits_NV.argmax(dim=1)
+        else:
+            kept_NV = keep_likeliest(logits_NV / self.temperature, self.top_k, self.top_p)
+            token_N = kept_NV.softmax(dim=1).multinomial(1, generator=self.generator).squeeze(1)
+        if self.remasking == "random":
+            return token_N, torch.rand(len(token_N), device=token_N.device, generator=self.generator)
+        return token_N, logits_NV.log_softmax(dim=1).gather(1, token_N[:, None]).squeeze(1)
+
+
+def keep_likeliest(logits_NV: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    """Return logits with all but the likeliest tokens at -inf.
+
+    Args:
+        logits_NV: Tempered logits.
+        top_k: Keep this many, and what is level with the last of them. None keeps all.
+        top_p: Of those, renormalised, keep the fewest whose probabilities reach this sum; at least one. None keeps all.
+    """
+    if top_k is not None and top_k < logits_NV.shape[1]:
+        least_N1 = logits_NV.topk(top_k, dim=1).values[:, -1:]
+        logits_NV = logits_NV.masked_fill(logits_NV < least_N1, -torch.inf)
+    if top_p is not None and top_p < 1:
+        sorted_NV, order_NV = logits_NV.sort(dim=1, descending=True)
+        probs_NV = sorted_NV.softmax(dim=1)
+        is_beyond_NV = probs_NV.cumsum(dim=1) - probs_NV >= top_p
+        is_beyond_NV = torch.zeros_like(is_beyond_NV).scatter(1, order_NV, is_beyond_NV)
+        logits_NV = logits_NV.masked_fill(is_beyond_NV, -torch.inf)
+    return logits_NV
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Which tokens of a step the block keeps.
+
+    Attributes:
+        block_size: Tokens of a block.
+        steps_per_block: Steps that fill it.
+        threshold: Probability above which a token is kept at once, or None.
+    """
+
+    block_size: int
+    steps_per_block: int
+    threshold: float | None
+
+    def __call__(self, confidence_BK: torch.Tensor, is_masked_BK: torch.Tensor, step: int) -> torch.Tensor:
+        """Mark what is kept: the surest tokens of each sequence, ties to the first.
+
+        Args:
+            confidence_BK: Log-probabilities (or random numbers); -inf where nothing is masked.
+            is_masked_BK: Positions still to be filled.
+            step: 0 to `steps_per_block` - 1.
+        """
+        rank_BK = confidence_BK.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        is_kept_BK = rank_BK < self._share(is_masked_BK.sum(dim=1), step)[:, None]
+        if self.threshold is not None:
+            is_kept_BK |= confidence_BK > math.log(self.threshold)
+        return is_kept_BK & is_masked_BK
+
+    def _share(self, remaining_B: torch.Tensor, step: int) -> torch.Tensor:
+        """Return the least number of tokens that this step keeps.
+
+        With a threshold it is fixed, as SDAR's: the block over its steps, the remainder in the first ones. Without one
+        it spreads what remains over the steps that are left, so that a block that begins in the prompt takes all steps.
+        """
+        steps_left = self.steps_per_block - step
+        if self.threshold is None:
+            return (remaining_B + steps_left - 1) // steps_left
+        share, rest = divmod(self.block_size, self.steps_per_block)
+        return torch.full_like(remaining_B, share + (step < rest))
+
+
+def is_ended(is_stop_BK: torch.Tensor, is_masked_BK: torch.Tensor) -> torch.Tensor:
+    """Mark the sequences [B] that have a stop id and no masked position before it.
+
+    Args:
+        is_stop_BK: Positions where the model wrote a stop id.
+        is_masked_BK: Positions still to be filled.
+    """
+    return (is_stop_BK & (is_masked_BK.cumsum(dim=1) == 0)).any(dim=1)
+
+
+@dataclass
+class DecodingCounts:
+    """How parallel decoding was; `generate` adds to what is given to it.
+
+    Attributes:
+        sequences: Prompts that were continued.
+        tokens: Tokens they were given, a stop id included.
+        forwards: Forwards that filled some of a sequence's positions, summed over sequences. Guidance runs each twice
+            and counts it once.
+        prefill_s: Seconds of the first step of each batch, in which its prompts are computed.
+        decode_s: Seconds of all other steps.
+        prefill_tokens: Tokens that the first steps kept: not counted in `tokens_per_s`.
+    """
+
+    sequences: int = 0
+    tokens: int = 0
+    forwards: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    prefill_tokens: int = 0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens that a forward gives a sequence; nan before any."""
+        return self.tokens / self.forwards if self.forwards else math.nan
+
+    @property
+    def forwards_per_sequence(self) -> float:
+        """Forwards that a sequence takes; nan before any."""
+        return self.forwards / self.sequences if self.sequences else math.nan
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second without the prompts' step; nan where nothing else ran."""
+        return (self.tokens - self.prefill_tokens) / self.decode_s if self.decode_s else math.nan
