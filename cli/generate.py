@@ -43,12 +43,26 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
     steps_per_block: Annotated[
         int | None,
-        typer.Option(min=1, help="Forwards per block; by default one for each of its tokens.", show_default=False),
+        typer.Option(min=1, help="Most forwards per block; by default one for each of its tokens.", show_default=False),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep every token more probable than this at once (0 < P <= 1); by default a fixed number a step.",
+            show_default=False,
+        ),
     ] = None,
     remasking: Annotated[
         Remasking, typer.Option(help="Which predictions a step keeps: the likeliest ones, or any.")
     ] = Remasking.low_confidence,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Draw from this many likeliest tokens.", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw from the likeliest tokens whose probabilities reach this sum.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of random draws.")] = 0,
     cfg_scale: Annotated[
         float, typer.Option(min=0.0, help="Classifier-free guidance towards the prompt; 0 for none.")
@@ -76,6 +90,7 @@ def generate(
     _require_sense(prompts, chat, stream, json, stops)
     require_checkpoint(checkpoint)
     with chatter_to_stderr():
+        from tide_cache.evaluation.sampler import decoding_faults
         from tide_cache.records import Message
 
         model = open_model(checkpoint, block_size)
@@ -83,12 +98,16 @@ def generate(
             "block_size": model.block_size,
             "max_new_tokens": max_new_tokens,
             "steps_per_block": steps_per_block or model.block_size,
+            "threshold": threshold,
             "remasking": remasking.value,
             "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
             "cfg_scale": cfg_scale,
             "use_cache": use_cache,
         }
-        _require_steps(options)
+        if faults := decoding_faults(options):
+            raise RunFileError(fault_list("nothing can be generated:", faults, "Nothing was loaded."))
         speaker = _Speaker(model.load(), model, options, stops, seed)
     is_streamed = stream if stream is not None else sys.stdout.isatty() and (chat or len(prompts) == 1) and not json
     first = [Message("system", system)] if system is not None else []
@@ -125,16 +144,6 @@ def _require_sense(prompts: list[str], chat: bool, stream: bool | None, json: bo
         faults.append("--stop: found an empty text; expected at least one character")
     if faults:
         raise RunFileError(fault_list("nothing can be generated:", faults, "Nothing was loaded."))
-
-
-def _require_steps(options: "SamplerOptions") -> None:
-    """Refuse more steps than a block has tokens: the block size may come from the checkpoint."""
-    steps, block_size = options["steps_per_block"], options["block_size"]
-    if steps > block_size:
-        raise RunFileError(
-            f"--steps-per-block {steps}: a block has {block_size} tokens, and a step fills at least one; expected 1 to "
-            f"{block_size}. Nothing was loaded."
-        )
 
 
 @dataclass

@@ -84,9 +84,15 @@ def test_a_conversation_through_a_pipe(workshop, installed, say):
         (["--prompt", "a", "--json", "--stream"], "--json is printed at the end, --stream as blocks finish"),
         (["--prompt", "a", "--prompt", "b", "--stream"], "--stream: found 2 prompts, which are sampled together"),
         (["--prompt", "a", "--stop", ""], "--stop: found an empty text"),
-        (["--prompt", "a", "--steps-per-block", "17"], "a block has 16 tokens, and a step fills at least one"),
-        (["--prompt", "a", "--block-size", "4", "--steps-per-block", "5"], "expected 1 to 4. Nothing was loaded"),
+        (["--prompt", "a", "--steps-per-block", "17"], "steps_per_block is 17; expected 1 to block_size, which is 16"),
+        (
+            ["--prompt", "a", "--block-size", "4", "--steps-per-block", "5"],
+            "expected 1 to block_size, which is 4\nNothing was loaded",
+        ),
         (["--prompt", "a", "--cfg-scale", "-1"], "--cfg-scale"),
+        (["--prompt", "a", "--threshold", "1.5"], "threshold is 1.5; expected a probability above 0"),
+        (["--prompt", "a", "--threshold", "0.9", "--remasking", "random"], "threshold needs remasking"),
+        (["--prompt", "a", "--top-p", "0.9"], "temperature 0 draws nothing"),
         (["--prompt", "a", "--remasking", "best"], "low_confidence"),
     ],
 )

@@ -112,6 +112,8 @@ def test_a_stop_inside_a_block_saves_its_other_forwards(backbone):
         calls.clear()
         got = generate(backbone, [[]], steps_per_block=BLOCK, **options | {"stop_ids": [stop]})
         assert got == [free[: free.index(stop)]]
+
+
 def test_top_k_and_top_p_keep_the_likeliest(backbone):
     logits = torch.log(torch.tensor([[0.5, 0.05, 0.3, 0.15]]))
 

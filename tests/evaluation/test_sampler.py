@@ -329,3 +329,11 @@ def test_published_layouts_are_sampled_alike_with_and_without_the_cache(golden_b
     assert cached == uncached
     assert all(len(tokens) == 13 and last not in tokens for tokens in cached)
     assert len({tuple(tokens) for tokens in cached}) > 1
+
+
+def test_the_masks_of_an_empty_prompt_are_level(golden_backbone):
+    """All see the same tokens, and rotations are relative: rounding decides which is filled first, on any kernel."""
+    block = torch.full((1, BLOCK), golden_backbone.config.vocab_size - 1)
+    with torch.no_grad():
+        logits = BlockContext(golden_backbone, [[]], BLOCK).masked_row_logits(block, torch.ones_like(block) == 1)
+    torch.testing.assert_close(logits, logits[:1].expand_as(logits), atol=1e-5, rtol=0)

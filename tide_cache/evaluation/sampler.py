@@ -112,7 +112,19 @@ def generate(
     threshold as in SDAR, arXiv:2510.06303.
     """
     faults = _size_faults(backbone, prompts, block_size, max_new_tokens, batch_size)
-    faults += _decoding_faults(block_size, steps_per_block, threshold, temperature, top_k, top_p, remasking, cfg_scale)
+    faults += decoding_faults(
+        {
+            "block_size": block_size,
+            "max_new_tokens": max_new_tokens,
+            "steps_per_block": steps_per_block,
+            "threshold": threshold,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "remasking": remasking,
+            "cfg_scale": cfg_scale,
+        }
+    )
     if faults:
         raise RunFileError(fault_list("nothing can be generated:", faults))
     if generator is None:
@@ -272,16 +284,12 @@ def _size_faults(
     return faults
 
 
-def _decoding_faults(
-    block_size: int,
-    steps_per_block: int,
-    threshold: float | None,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    remasking: Remasking,
-    cfg_scale: float,
-) -> list[str]:
+def decoding_faults(options: SamplerOptions) -> list[str]:
+    """Return what is wrong with options of `generate`, one line each, for a check before weights are loaded."""
+    block_size, steps_per_block = options["block_size"], options["steps_per_block"]
+    threshold, remasking = options.get("threshold"), options.get("remasking")
+    temperature, cfg_scale = options.get("temperature", 0.0), options.get("cfg_scale", 0.0)
+    top_k, top_p = options.get("top_k"), options.get("top_p")
     faults = []
     if not 1 <= steps_per_block <= block_size:
         faults.append(f"steps_per_block is {steps_per_block}; expected 1 to block_size, which is {block_size}")
