@@ -20,6 +20,7 @@ from torch import nn
 from benchmarks.options import ROOT, MaterialMissing, Options, shared_file
 from tide_cache.corpus import open_corpus
 from tide_cache.evaluation.forward import evaluating
+from tide_cache.evaluation.trained import TrainedModel, open_trained
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.backbone import Backbone, load_backbone
 from tide_cache.modeling.packing import PackedInput
@@ -35,7 +36,6 @@ from tide_cache.student.row_statistics import row_statistics
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views.random import KeyedRandom
-from tide_cache_cli.checkpoints import OpenModel, open_model
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 TEMPERATURES = (1.0, 2.0)
@@ -135,17 +135,17 @@ def measure(rows: Rows, plans: Sequence[Plan] = PLANS) -> dict[str, float]:
 # Looking at text.
 
 
-def _open(given: Path | None, usual: Path) -> OpenModel:
+def _open(given: Path | None, usual: Path) -> TrainedModel:
     folder = usual if given is None else given
     if not (folder / "config.json").is_file():
         raise MaterialMissing(
             f"{folder} holds no model. `python examples/gsm8k-cpu/run.py` trains a teacher and its students under "
             "runs/gsm8k-cpu; --teacher and --student name others, of one tokenizer."
         )
-    return open_model(str(folder), None)
+    return open_trained(str(folder), as_trained=False)
 
 
-def look(teacher: OpenModel, student: OpenModel, max_samples: int) -> Rows:
+def look(teacher: TrainedModel, student: TrainedModel, max_samples: int) -> Rows:
     """Mask GSM8K test at every t, run each model on it, and keep `ROWS_PER_TIME` rows of each t.
 
     Raises:
@@ -174,7 +174,7 @@ def _view(pair: SamplePair, view: int) -> MaskedView:
     return MaskedView(pair.sample_id, view, TIMES[view], is_masked_L, np.zeros(len(pair.teacher_ids_M), bool))
 
 
-def _hidden(model: OpenModel, records: Sequence[ViewRecord], plan: CollatePlan) -> tuple[torch.Tensor, torch.Tensor]:
+def _hidden(model: TrainedModel, records: Sequence[ViewRecord], plan: CollatePlan) -> tuple[torch.Tensor, torch.Tensor]:
     """Give a model's hidden states at all masked tokens, and its output weight."""
     backbone = load_backbone(model.info, torch.float32, "cpu")
     with evaluating(backbone):

@@ -11,14 +11,14 @@ import typer
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.places import require_checkpoint
 
-from .checkpoints import BlockSize, Checkpoint, OpenModel, open_model
+from .checkpoints import BlockSize, Checkpoint, open_model
 from .console import chatter_to_stderr, print_json, print_text, say
 from .options import Json
 from .progress import ProgressReport
 
 if TYPE_CHECKING:
     from tide_cache.evaluation import OnBlock, OnText, SamplerOptions
-    from tide_cache.modeling.backbone import Backbone
+    from tide_cache.evaluation.trained import TrainedModel
     from tide_cache.records import Message
 
 
@@ -93,7 +93,7 @@ def generate(
         from tide_cache.evaluation.sampler import decoding_faults
         from tide_cache.records import Message
 
-        model = open_model(checkpoint, block_size)
+        model = open_model(checkpoint, block_size, as_trained=False)
         options: SamplerOptions = {
             "block_size": model.block_size,
             "max_new_tokens": max_new_tokens,
@@ -108,7 +108,7 @@ def generate(
         }
         if faults := decoding_faults(options):
             raise RunFileError(fault_list("nothing can be generated:", faults, "Nothing was loaded."))
-        speaker = _Speaker(model.load(), model, options, stops, seed)
+        speaker = _Speaker(model, options, stops, seed)
     is_streamed = stream if stream is not None else sys.stdout.isatty() and (chat or len(prompts) == 1) and not json
     first = [Message("system", system)] if system is not None else []
     if chat:
@@ -150,8 +150,7 @@ def _require_sense(prompts: list[str], chat: bool, stream: bool | None, json: bo
 class _Speaker:
     """A loaded model that answers; draws of all its answers come from one seed."""
 
-    backbone: "Backbone"
-    model: OpenModel
+    model: "TrainedModel"
     options: "SamplerOptions"
     stops: list[str]
     seed: int
@@ -160,7 +159,7 @@ class _Speaker:
     def __post_init__(self) -> None:
         import torch
 
-        self.options["generator"] = torch.Generator(self.backbone.device).manual_seed(self.seed)
+        self.options["generator"] = torch.Generator(self.model.backbone.device).manual_seed(self.seed)
 
     def answer(self, conversations: "list[list[Message]]") -> list[str]:
         """Answer with a progress report."""
@@ -194,7 +193,7 @@ class _Speaker:
         from tide_cache.evaluation import generate_text
 
         return generate_text(
-            self.backbone, self.model.tokenizer, conversations, on_block=on_block, on_text=on_text,
+            self.model.backbone, self.model.tokenizer, conversations, on_block=on_block, on_text=on_text,
             stop_strings=self.stops, **self.options,
         )  # fmt: skip
 

@@ -16,7 +16,8 @@ from .console import complain
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
-from .evaluate import evaluate
+from .evaluate import EvalCommand, evaluate
+from .evaluate_tasks import evaluate_tasks
 from .export import export
 from .generate import generate
 from .inspect_cache import inspect_cache
@@ -151,11 +152,15 @@ app.command("verify", epilog=_example("tide-cache verify cache --deep"))(verify_
 app.command("repair", epilog=_example("tide-cache repair cache", "tide-cache repair cache --dry-run"))(repair)
 app.command(
     "eval",
-    epilog=_example(
-        "tide-cache eval runs/student/model --dataset held-out.jsonl --cache cache --json",
-        "tide-cache eval runs/student/model --suite tide --allow-code-execution --out runs/student/eval",
-    ),
+    cls=EvalCommand,
+    epilog=_example("tide-cache eval runs/student/model --dataset held-out.jsonl --cache cache --json"),
 )(evaluate)
+app.command(
+    "eval-tasks",
+    epilog=_example(
+        "tide-cache eval-tasks runs/student/model --suite tide --allow-code-execution --out runs/student/eval"
+    ),
+)(evaluate_tasks)
 app.command("generate", epilog=_example('tide-cache generate runs/student/model --prompt "reverse: one two three"'))(
     generate
 )

@@ -13,6 +13,13 @@ from tide_cache.errors import RunFileError
 _NUMBER = r"\d+(\.\d*)?|\.\d+"
 
 
+class Dtype(StrEnum):
+    """Of the weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class OnBadRow(StrEnum):
     """What a row without a usable field does."""
 

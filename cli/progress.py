@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -111,6 +112,39 @@ class ProgressReport:
         if self._unit == "bytes":
             return size(value)
         return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+class ProgressReports:
+    """One report after the other, each with a title of its own; made for a `with` block."""
+
+    def __init__(self, unit: str) -> None:
+        """Say what is counted, in the plural."""
+        self._unit, self._title = unit, ""
+        self._open: ProgressReport | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def update(self, title: str, done: int, total: int) -> None:
+        """Show that `done` of `total` are done of what the title names; another title ends the report before it."""
+        if title != self._title:
+            self.named(title)
+        assert self._open is not None
+        self._open.update(done, total)
+
+    def named(self, title: str) -> Callable[[float, float], None]:
+        """Begin a report, and return what to call with the number done and the number in all."""
+        self._close()
+        self._title, self._open = title, ProgressReport(title, self._unit).__enter__()
+        return self._open.update
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._open = None
 
 
 def _clock(seconds: float) -> str:

@@ -11,8 +11,7 @@ from tide_cache.errors import RunFileError
 from tide_cache.places import require_checkpoint
 
 from .console import chatter_to_stderr, number, percent, print_json, print_table, say
-from .harness import Dtype
-from .options import DryRun, Json, Out, RunFile, Set, caches, given, objectives
+from .options import DryRun, Dtype, Json, Out, RunFile, Set, caches, given, objectives
 from .progress import ProgressReport
 
 if TYPE_CHECKING:

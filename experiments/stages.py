@@ -24,9 +24,10 @@ from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.corpus import open_corpus
 from tide_cache.evaluation import generate_text
-from tide_cache.evaluation.nll import held_out_nll
+from tide_cache.evaluation.measuring import measure
+from tide_cache.evaluation.trained import TrainedModel
 from tide_cache.loading.source import LiveTeacher, TeacherSource
-from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, read_checkpoint
+from tide_cache.modeling.backbone import read_checkpoint
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.records import ChunkCandidates, Message, SamplePair, ViewRecord
 from tide_cache.student.convert import convert
@@ -158,32 +159,25 @@ class Experiment:
     def measure(self, model: Path, pipeline: Pipeline) -> dict[str, Any]:
         """Give held-out NLL and accuracy by t on validation and on test rows, and the share of right final numbers."""
         tokenizer = TextTokenizer.load(str(self.material.tokenizer(pipeline)))
-        backbone = load_backbone(read_checkpoint(str(model)), DTYPES["float32"], self.size.device)
-        measured = {"parameters": sum(weight.numel() for weight in backbone.model.parameters())}
+        trained = TrainedModel(read_checkpoint(str(model)), tokenizer, BLOCK_SIZE, device=self.size.device)
+        measured = {"parameters": sum(weight.numel() for weight in trained.backbone.model.parameters())}
         for part in ("validation", "test"):
-            report = held_out_nll(
-                backbone,
-                self.pairs(part, tokenizer, pipeline),
-                mask_id=tokenizer.mask_id,
-                pad_id=tokenizer.pad_id,
-                block_size=BLOCK_SIZE,
-                times=TIMES,
-            )
+            report = measure(trained, self.pairs(part, tokenizer, pipeline), times=TIMES).nll
             measured[part] = {
                 "nll": report.mean_nll,
                 "accuracy": report.mean_accuracy,
                 "times": [asdict(entry) for entry in report.times],
             }
-        measured["test"]["exact_match"] = self._exact_match(backbone, tokenizer)
+        measured["test"]["exact_match"] = self._exact_match(trained)
         return measured
 
-    def _exact_match(self, backbone: Backbone, tokenizer: TextTokenizer) -> float:
+    def _exact_match(self, trained: TrainedModel) -> float:
         """Answer the test problems and give the share of answers that end with the right number."""
         lines = self.material.rows("test").read_text(encoding="utf-8").splitlines()
         problems = [row for row in map(json.loads, lines) if FINAL in row["answer"]]
         answers = generate_text(
-            backbone,
-            tokenizer,
+            trained.backbone,
+            trained.tokenizer,
             [[Message("user", row["question"])] for row in problems],
             block_size=BLOCK_SIZE,
             max_new_tokens=_MAX_ANSWER,

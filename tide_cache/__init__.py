@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         TideCacheError,
         UnreadableError,
     )
+    from tide_cache.evaluation.measuring import Measurement, measure
+    from tide_cache.evaluation.nll import NllReport
     from tide_cache.loading.torch_dataset import MicroBatches
     from tide_cache.manifest import CacheIdentity
     from tide_cache.modeling.backbone import Backbone, load_backbone, read_checkpoint
@@ -80,9 +82,11 @@ __all__ = [
     "ForwardKL",
     "Interrupted",
     "MaskedView",
+    "Measurement",
     "MicroBatches",
     "ModelError",
     "Needs",
+    "NllReport",
     "Objective",
     "PairingError",
     "Preset",
@@ -112,6 +116,7 @@ __all__ = [
     "load_backbone",
     "load_run_file",
     "masked_hidden",
+    "measure",
     "on_device",
     "open_cache",
     "preset_objectives",
@@ -132,6 +137,8 @@ _MODULES = {
     "errors": "CacheIncompleteError CacheMismatchError CheckpointError CorpusError DeviceMemoryError Interrupted "
     "ModelError PairingError RunFileError ShardCorruptError TeacherOutputError TideCacheError "
     "UnreadableError",
+    "evaluation.measuring": "Measurement measure",
+    "evaluation.nll": "NllReport",
     "loading.torch_dataset": "MicroBatches",
     "manifest": "CacheIdentity",
     "modeling.backbone": "Backbone load_backbone read_checkpoint",

@@ -192,6 +192,7 @@ def test_eval_refuses_another_tokenizers_cache_and_a_missing_folder(call):
     result = call("eval", "teacher/model", "--dataset", "held-out.jsonl", "--out", "nowhere/report.json")
     assert result.exit_code == 2
     assert "found no folder nowhere" in result.stderr
+    assert "nothing to measure on; give --dataset SPEC" in call("eval", "teacher/model").stderr
 
 
 def test_a_broken_note_beside_a_model_is_named(workshop, call, tmp_path):

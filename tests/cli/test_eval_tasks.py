@@ -1,6 +1,7 @@
-"""`tide-cache eval --suite`: student and baseline on tasks from local data, kept task by task."""
+"""`tide-cache eval-tasks`: student and baseline on tasks from local data, kept task by task."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_real_questions_offline(call_anywhere, models, shared, tmp_path):
     except EvaluationError:
         isolation = "limits"
     command = [
-        *("eval", models / "student", "--suite", "tide", "--tasks", BOTH, "--task-data", shared / "data"),
+        *("eval-tasks", models / "student", "--suite", "tide", "--tasks", BOTH, "--task-data", shared / "data"),
         *("--limit", 2, "--out", out, "--allow-code-execution", "--code-isolation", isolation),
     ]
     result = call_anywhere(*command)
@@ -94,7 +95,7 @@ def test_real_questions_offline(call_anywhere, models, shared, tmp_path):
 
 def test_a_rerun_computes_what_is_missing_and_refuses_other_questions(call_anywhere, models, letters, tmp_path):
     options = ["--tasks", f"{letters / 'choices.yaml'},{letters / 'answers.yaml'}", "--task-data", letters]
-    command = ["eval", models / "student", *options, "--out", tmp_path, "--num-samples", 1]
+    command = ["eval-tasks", models / "student", *options, "--out", tmp_path, "--num-samples", 1]
     first = call_anywhere(*command, "--json")
     assert first.exit_code == 0, first.stderr
     (tmp_path / "student" / "answers.json").unlink()
@@ -122,11 +123,21 @@ def test_two_processes_give_what_one_gives(call_anywhere, models, letters, tmp_p
     tasks = f"{letters / 'choices.yaml'},{letters / 'answers.yaml'}"
     options = ["--tasks", tasks, "--task-data", letters, "--no-baseline", "--num-samples", "2"]
     one, two = tmp_path / "one", tmp_path / "two"
-    result = call_anywhere("eval", models / "student", *options, "--out", one)
+    result = call_anywhere("eval-tasks", models / "student", *options, "--out", one)
     assert result.exit_code == 0, result.stderr
     assert "none: scores are comparable with nothing" in result.stdout
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, "-m", "tide_cache_cli.main", "eval", models / "student", *options, "--out", two, "--json"]
+    command = [
+        *launcher,
+        "-m",
+        "tide_cache_cli.main",
+        "eval-tasks",
+        models / "student",
+        *options,
+        "--out",
+        two,
+        "--json",
+    ]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["results"]["student"]
@@ -142,7 +153,7 @@ def test_two_processes_give_what_one_gives(call_anywhere, models, letters, tmp_p
 
 
 def refused(call, *options):
-    result = call("eval", *options)
+    result = call("eval-tasks", *options)
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     return result.exit_code, result.stderr
@@ -233,8 +244,7 @@ def test_a_baseline_that_cannot_be_found_is_asked_for(call_anywhere, models, tmp
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ((), "nothing to measure on; give --dataset SPEC, --suite tide or --tasks NAMES"),
-        (("--suite", "tide", "--dataset", "x.jsonl"), "run eval once for each"),
+        ((), "nothing to score on; give --suite tide or --tasks NAMES"),
         (("--suite", "tied"), "no such suite"),
         (("--suite", "tide", "--baseline", "x", "--no-baseline"), "found both"),
     ],
@@ -245,8 +255,16 @@ def test_impossible_invocations(call_anywhere, models, options, reason):
     assert reason in message
 
 
+@pytest.mark.parametrize("moved", [("--suite", "tide"), ("--tasks=a b",), ("--no-baseline", "--dataset", "x.jsonl")])
+def test_options_of_tasks_given_to_eval_are_refused_with_the_line_to_run(call_anywhere, models, moved):
+    result = call_anywhere("eval", models / "student", *moved)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"error: {moved[0].partition('=')[0]}: tasks are scored by `tide-cache eval-tasks`" in result.stderr
+    assert f"  tide-cache eval-tasks {shlex.join([str(models / 'student'), *moved])}\n" in result.stderr
+
+
 def test_lm_eval_not_installed(call_anywhere, models, monkeypatch):
-    monkeypatch.setattr("tide_cache_cli.harness.find_spec", lambda name: None)
+    monkeypatch.setattr("tide_cache_cli.evaluate_tasks.find_spec", lambda name: None)
     code, message = refused(call_anywhere, models / "student", "--suite", "tide")
     assert code == 2
     assert "pip install 'tide-cache[eval]'" in message
@@ -265,7 +283,7 @@ def test_ctrl_c_keeps_what_is_done(call_anywhere, models, letters, tmp_path, mon
     monkeypatch.setattr(scoring, "score_task", stop_at_the_second)
     tasks = f"{letters / 'choices.yaml'},{letters / 'answers.yaml'}"
     result = call_anywhere(
-        "eval", models / "student", "--tasks", tasks, "--task-data", letters, "--no-baseline", "--num-samples", 1,
+        "eval-tasks", models / "student", "--tasks", tasks, "--task-data", letters, "--no-baseline", "--num-samples", 1,
         "--out", tmp_path,
     )  # fmt: skip
     assert result.exit_code == 130

@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tide_cache.evaluation import generate_text
+from tide_cache.evaluation.trained import TrainedModel, open_trained
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import Message
-from tide_cache_cli.checkpoints import open_model
 from tide_cache_cli.main import app
 
 SHORT = ("--max-new-tokens", "12", "--steps-per-block", "4")
@@ -56,8 +56,8 @@ def test_a_conversation_remembers_its_turns(say, call, workshop):
     turns = "copy: axe\n\n  add: 1 2  \n"
     plain = say("--chat", *SHORT, "--no-stream", turns=turns)
     assert say("--chat", *SHORT, "--stream", turns=turns) == plain
-    model = open_model(str(workshop.teacher), None)
-    backbone, messages, want = model.load(), [], ""
+    model = open_trained(str(workshop.teacher), as_trained=False)
+    backbone, messages, want = model.backbone, [], ""
     for text in ("copy: axe", "add: 1 2"):
         messages.append(Message("user", text))
         options = {"block_size": model.block_size, "max_new_tokens": 12, "steps_per_block": 4}
@@ -97,7 +97,7 @@ def test_a_conversation_through_a_pipe(workshop, installed, say):
     ],
 )
 def test_options_that_contradict_each_other_are_refused(call, monkeypatch, options, found):
-    monkeypatch.setattr("tide_cache_cli.checkpoints.OpenModel.load", lambda _: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(TrainedModel, "backbone", property(lambda _: pytest.fail("weights were loaded")))
     result = call("generate", "teacher/model", *options)
     assert result.exit_code == 2
     assert found in result.stderr

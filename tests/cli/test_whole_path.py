@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 
+import tide_cache
 from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
+from tide_cache.evaluation.measuring import held_out_samples
+from tide_cache.evaluation.trained import open_trained
 from tide_cache_cli.console import chatter_to_stderr
 
 CROSS = ("--set", "student.tokenizer.path=vocab/first")
@@ -128,6 +132,26 @@ def test_eval_measures_the_student_and_its_agreement_with_the_teacher(student_ru
     table = call("eval", model, *options).stdout
     assert f"{report['nll']['mean_nll']:.4f}" in table
     assert "Agreement with the teacher" in table
+
+
+def test_python_measures_what_eval_measures_to_the_last_digit(student_run, call, workshop, monkeypatch):
+    model = student_run.out / "model"
+    options = ("--dataset", "held-out.jsonl", "--cache", "cache", "--max-length", "64", "--limit", "5", "--seed", "3")
+    report = json.loads(call("eval", model, *options, "--json").stdout)
+    monkeypatch.chdir(workshop.root)
+    seen = []
+    found = tide_cache.measure(
+        model, "held-out.jsonl", cache="cache", max_length=64, limit=5, seed=3, progress=lambda *done: seen.append(done)
+    )
+    assert json.loads(json.dumps(asdict(found.nll))) == report["nll"]
+    assert json.loads(json.dumps(asdict(found.agreement))) == report["agreement"]
+    assert list(found.remarks) == report["remarks"]
+    assert {("held-out NLL", 50, 50), ("agreement", 10, 10)} <= set(seen)
+    opened = open_trained(str(model))
+    pairs = held_out_samples("held-out.jsonl", opened, 64, limit=5).pairs
+    assert tide_cache.measure(opened, pairs, seed=3).nll == found.nll
+    with pytest.raises(tide_cache.RunFileError, match="the model's limit"):
+        tide_cache.measure(model, "held-out.jsonl", max_length=10**6)
 
 
 def test_generate_answers_each_prompt(student_run, call):

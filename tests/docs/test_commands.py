@@ -29,6 +29,7 @@ DRY = {
     **{name: [] for name in ("inspect", "verify", "export", "eval")},
     "generate": IN_SHORT["generate"],
     "sweep": None,
+    "eval-tasks": None,
 }
 """What makes a command of the docs run without paying for it; with None it is parsed, for there are no files for it."""
 VARIABLES = {"$TRAIN": "chats.jsonl", "$TEST": "held-out.jsonl"}

@@ -9,8 +9,10 @@ from tide_cache.corpus import open_corpus
 from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, TIMES, DemoPlan, Pipeline
 from tide_cache.demo.stages import HELD_OUT_SEED, DemoFolder
 from tide_cache.demo.tasks import is_checkable, is_correct, make_tasks
-from tide_cache.evaluation import NllReport, generate_text, held_out_nll
-from tide_cache.modeling.backbone import DTYPES, load_backbone, read_checkpoint
+from tide_cache.evaluation import NllReport, generate_text
+from tide_cache.evaluation.measuring import measure
+from tide_cache.evaluation.trained import TrainedModel
+from tide_cache.modeling.backbone import read_checkpoint
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.records import Message
 
@@ -38,7 +40,7 @@ class Measured:
     exact_match: float
 
 
-def measure(folder: DemoFolder, plan: DemoPlan, model: Path, pipeline: Pipeline) -> Measured:
+def measured(folder: DemoFolder, plan: DemoPlan, model: Path, pipeline: Pipeline) -> Measured:
     """Measure a model, or read what was measured before.
 
     Args:
@@ -52,25 +54,15 @@ def measure(folder: DemoFolder, plan: DemoPlan, model: Path, pipeline: Pipeline)
         known = json.loads(file.read_text(encoding="utf-8"))
         return Measured(**known | {"nll_by_part": tuple(known["nll_by_part"])})
     tokenizer = TextTokenizer.load(str(folder.tokenizer(pipeline)))
-    backbone = load_backbone(read_checkpoint(str(model)), DTYPES["float32"], "cpu")
+    trained = TrainedModel(read_checkpoint(str(model)), tokenizer, BLOCK_SIZE, device="cpu")
     rows = list(open_corpus(str(folder.tasks("held-out")), folder=folder.root))
     paired = encode_student(rows, tokenizer, max_length=MAX_LENGTH, block_size=BLOCK_SIZE, fill_last_block=True)
     num_parts = PARTS if len(paired.pairs) >= 10 * PARTS else 1
-    reports = [
-        held_out_nll(
-            backbone,
-            paired.pairs[part::num_parts],
-            mask_id=tokenizer.mask_id,
-            pad_id=tokenizer.pad_id,
-            block_size=BLOCK_SIZE,
-            times=TIMES,
-        )
-        for part in range(num_parts)
-    ]
+    reports = [measure(trained, paired.pairs[part::num_parts], times=TIMES).nll for part in range(num_parts)]
     tasks = [task for task in make_tasks(plan.held_out_samples, HELD_OUT_SEED) if is_checkable(task.kind)]
     tasks = tasks[: plan.exact_samples]
     answers = generate_text(
-        backbone,
+        trained.backbone,
         tokenizer,
         [[Message("user", task.question)] for task in tasks],
         block_size=BLOCK_SIZE,
@@ -78,15 +70,15 @@ def measure(folder: DemoFolder, plan: DemoPlan, model: Path, pipeline: Pipeline)
         steps_per_block=BLOCK_SIZE // 2,
     )
     nll_at, accuracy_at = _at_times(reports)
-    measured = Measured(
+    result = Measured(
         nll=mean(nll_at.values()),
         nll_by_part=tuple(_mean_nll(report) for report in reports) if num_parts > 1 else (),
         nll_at=nll_at,
         accuracy=mean(accuracy_at.values()),
         exact_match=sum(is_correct(task, text) for task, text in zip(tasks, answers, strict=True)) / len(tasks),
     )
-    file.write_text(json.dumps(asdict(measured), indent=2) + "\n", encoding="utf-8")
-    return measured
+    file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    return result
 
 
 def _at_times(parts: list[NllReport]) -> tuple[dict[str, float], dict[str, float]]:

@@ -12,7 +12,7 @@ import torch
 
 from tide_cache.building.driver import BuildProgress, BuildSummary
 from tide_cache.demo.intervals import half_interval
-from tide_cache.demo.measure import Measured, measure
+from tide_cache.demo.measure import Measured, measured
 from tide_cache.demo.picture import Bar, draw
 from tide_cache.demo.plan import NUM_VIEWS, PIPELINES, VIEWS_ARM, Arm, DemoPlan, Pipeline, Table
 from tide_cache.demo.stages import DemoFolder, build, make_data, train_teacher
@@ -103,10 +103,10 @@ def run_demo(out: Path, plan: DemoPlan, table: Table, on_stage: OnStage) -> Demo
     caches = {pipeline: build(folder, pipeline, on_views) for pipeline in PIPELINES}
     jobs = all_jobs(table)
     on_stage("starting", 0, len(jobs))
-    measured = run_jobs(folder, plan, jobs, lambda done, total: on_stage("students", done, total) if done else None)
+    students = run_jobs(folder, plan, jobs, lambda done, total: on_stage("students", done, total) if done else None)
     on_stage("figures", 0, 1)
-    teacher = measure(folder, plan, folder.teacher / "model", "shared")
-    return _result(folder, plan, table, teacher, caches, measured)
+    teacher = measured(folder, plan, folder.teacher / "model", "shared")
+    return _result(folder, plan, table, teacher, caches, students)
 
 
 def _claim(root: Path, plan: DemoPlan) -> None:
@@ -128,10 +128,10 @@ def _result(
     table: Table,
     teacher: Measured,
     caches: dict[Pipeline, BuildSummary],
-    measured: Mapping[tuple[str, int, int], Measured],
+    students: Mapping[tuple[str, int, int], Measured],
 ) -> DemoResult:
     def runs(arm: Arm, views: int) -> dict[int, Measured]:
-        return {seed: measured[arm.slug, views, seed] for seed in table.seeds}
+        return {seed: students[arm.slug, views, seed] for seed in table.seeds}
 
     arms = []
     for arm in table.arms:

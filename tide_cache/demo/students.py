@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tide_cache.demo.measure import Measured, measure
+from tide_cache.demo.measure import Measured, measured
 from tide_cache.demo.plan import VIEWS_ARM, Arm, DemoPlan, Table
 from tide_cache.demo.stages import DemoFolder, student_run, student_steps
 from tide_cache.training.run import train
@@ -86,6 +86,6 @@ def _train_and_measure(folder: DemoFolder, plan: DemoPlan, job: Job, index: int)
             student_run(folder, plan, job.arm, job.seed),
             on_step=lambda metrics, _: _steps_taken.__setitem__(index, metrics.step),
         )
-    measured = measure(folder, plan, out / "model", job.arm.pipeline)
+    result = measured(folder, plan, out / "model", job.arm.pipeline)
     _steps_taken[index] = student_steps(plan, job.arm)
-    return measured
+    return result

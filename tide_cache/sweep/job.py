@@ -13,9 +13,9 @@ from tide_cache.config.train import TrainRun
 from tide_cache.corpus import Corpus, open_corpus
 from tide_cache.disk import write_whole
 from tide_cache.errors import CheckpointError, PairingError, RunFileError, TideCacheError, fault_list
-from tide_cache.evaluation import held_out_nll
-from tide_cache.evaluation.held_out import text_bytes
-from tide_cache.modeling.backbone import DTYPES, load_backbone, read_checkpoint, resolve_device
+from tide_cache.evaluation.measuring import measure
+from tide_cache.evaluation.trained import TrainedModel
+from tide_cache.modeling.backbone import read_checkpoint
 from tide_cache.pairing import PairedRows, encode_student
 from tide_cache.pairing.checking import require_samples
 from tide_cache.records import ChatRow
@@ -138,21 +138,14 @@ def read_scores(job: Job) -> dict[str, Any] | None:
 
 
 def _measure(run: TrainRun, held_out: HeldOut, prepared: Prepared) -> None:
-    corpus, tokenizer = _open(held_out), prepared.tokenizer
-    block_size, max_length = prepared.collate_plan.block_size, prepared.max_length
-    pairs = _samples(held_out, prepared).pairs
-    info = read_checkpoint(str(run.train.out / "model"))
-    nll = held_out_nll(
-        load_backbone(info, DTYPES[held_out.dtype], resolve_device(run.train.device)),
-        pairs,
-        mask_id=tokenizer.mask_id,
-        pad_id=tokenizer.pad_id,
-        block_size=block_size,
-        num_bytes=text_bytes(tokenizer, pairs),
-    )
-    file = run.train.out / SCORES
-    document = {"corpus": _measured_on(held_out, corpus), "max_length": max_length, "nll": asdict(nll)}
-    write_whole(file, json.dumps(document, indent=2) + "\n")
+    info, block_size = read_checkpoint(str(run.train.out / "model")), prepared.collate_plan.block_size
+    model = TrainedModel(info, prepared.tokenizer, block_size, held_out.dtype, run.train.device)
+    document = {
+        "corpus": _measured_on(held_out, _open(held_out)),
+        "max_length": prepared.max_length,
+        "nll": asdict(measure(model, _samples(held_out, prepared).pairs).nll),
+    }
+    write_whole(run.train.out / SCORES, json.dumps(document, indent=2) + "\n")
 
 
 def _samples(held_out: HeldOut, prepared: Prepared) -> PairedRows:

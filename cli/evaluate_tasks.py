@@ -1,0 +1,254 @@
+"""`tide-cache eval-tasks`: scores of a model and its baseline on benchmarks, by lm-evaluation-harness."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tide_cache.errors import RunFileError
+
+from .checkpoints import BlockSize, Checkpoint, open_model
+from .console import chatter_to_stderr, print_fields, print_json, print_table, say
+from .launch import one_voice
+from .options import Dtype, Json
+from .progress import ProgressReports
+
+if TYPE_CHECKING:
+    from tide_cache.evaluation.harness.model import ModelOptions
+    from tide_cache.evaluation.harness.scoring import Contestant
+    from tide_cache.evaluation.harness.tasks import DefinedTask
+    from tide_cache.evaluation.trained import TrainedModel
+    from tide_cache.training.distributed import World
+
+DEFAULT_OUT = Path("eval-output")
+
+
+class ThinkPrefix(StrEnum):
+    """What stands before an answer."""
+
+    template = "template"
+    empty = "empty"
+    none = "none"
+
+
+class CodeIsolation(StrEnum):
+    """How programs of the model are shut in."""
+
+    namespaces = "namespaces"
+    limits = "limits"
+
+
+def evaluate_tasks(
+    checkpoint: Checkpoint,
+    suite: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Score on a suite of tasks: tide.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Tasks of the suite or, without one, any of lm-eval by name or YAML file; joined by commas.",
+            show_default=False,
+        ),
+    ] = None,
+    task_data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Read task data here, not from the hub.", show_default=False)
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Scored beside the model; by default what it was trained from.",
+            show_default=False,
+        ),
+    ] = None,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Score the model alone.")] = False,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run programs that the models write, shut in.")
+    ] = False,
+    code_isolation: Annotated[
+        CodeIsolation,
+        typer.Option(
+            help="namespaces: no network, closed files. limits: time and memory alone, for throw-away machines."
+        ),
+    ] = CodeIsolation.namespaces,
+    num_samples: Annotated[int, typer.Option(min=1, help="Sets of masked tokens per block of a likelihood.")] = 128,
+    think_prefix: Annotated[
+        ThinkPrefix,
+        typer.Option(
+            help="Before an answer: what the template writes with thinking off, an empty think block, or none."
+        ),
+    ] = ThinkPrefix.template,
+    chat_template: Annotated[bool, typer.Option("--chat-template/--no-chat-template", help="Ask as in a chat.")] = True,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences per forward; by default the suite's.", show_default=False),
+    ] = None,
+    block_size: BlockSize = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Questions of each task at most; by default all.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of masks and draws; models are compared at the same one.")] = 0,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of results.")] = DEFAULT_OUT,
+    json: Json = False,
+) -> None:
+    """Score a model and its baseline on benchmark tasks; `eval` measures on held-out text.
+
+    Under torchrun or `srun` the processes share the questions of each task; only the first one prints.
+    """
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # progress is told in our own way
+        os.environ.setdefault(name, "1")
+    if suite is None and tasks is None:
+        raise RunFileError(
+            "nothing to score on; give --suite tide or --tasks NAMES. Held-out text: tide-cache eval CHECKPOINT "
+            "--dataset SPEC"
+        )
+    with chatter_to_stderr():
+        from tide_cache.evaluation.harness.suite import plan_tasks
+        from tide_cache.training.company import keep_company
+        from tide_cache.training.distributed import find_world
+
+        world = find_world()
+        with one_voice(), keep_company(world) as company:
+            if baseline is not None and no_baseline:
+                raise RunFileError("--baseline and --no-baseline: found both; give one of them")
+            plans = plan_tasks(suite, [name for name in (tasks or "").split(",") if name])
+            if batch_size is not None:
+                plans = tuple(replace(plan, batch_size=batch_size) for plan in plans)
+            _require_harness(task_data)
+            models = _open_models(checkpoint, None if no_baseline else baseline, no_baseline, block_size, dtype)
+
+            from tide_cache.evaluation.harness.model import ModelOptions
+            from tide_cache.evaluation.harness.sandbox import Sandbox
+            from tide_cache.evaluation.harness.scoring import ScoringOptions, score_all
+            from tide_cache.evaluation.harness.tasks import define_tasks
+
+            sandbox = Sandbox(code_isolation.value) if allow_code_execution else None
+            defined = define_tasks(plans, task_data, sandbox)
+            if world.is_first:
+                _say_what_has_no_effect(defined)
+            contestants = [
+                _contestant(role, model, ModelOptions(model.block_size, seed, num_samples, think_prefix.value), world)
+                for role, model in models.items()
+            ]
+            company.agree("")  # what ranks exchange is not on the GPU
+            with ProgressReports("questions") as reports:
+                report = reports.named if world.is_first else None
+                options = ScoringOptions(limit, chat_template, dtype.value)
+                results = score_all(contestants, defined, out, options, world, report)
+            document = {
+                "checkpoint": checkpoint,
+                "baseline": models["baseline"].info.location if "baseline" in models else None,
+                "suite": suite,
+                "limit": limit,
+                "results": results,
+            }
+            if world.is_first:
+                from tide_cache.shards.publish import replace_json
+
+                replace_json(out / "results.json", document)
+                say(f"Results, with all figures and answers, are in {out}")
+    if not world.is_first:
+        return
+    if json:
+        print_json(document)
+    else:
+        _print(document)
+
+
+def _require_harness(task_data: Path | None) -> None:
+    from tide_cache.evaluation.harness.suite import INSTALL
+
+    if task_data is not None and not task_data.is_dir():
+        raise RunFileError(f"--task-data {task_data}: found no such folder")
+    if find_spec("lm_eval") is None:
+        raise RunFileError(f"lm-eval is not installed. {INSTALL}")
+
+
+def _open_models(
+    checkpoint: str, baseline: str | None, no_baseline: bool, block_size: int | None, dtype: Dtype
+) -> "dict[str, TrainedModel]":
+    """Open the student and what it is compared with, and check both."""
+    from tide_cache.evaluation.harness.baseline import start_checkpoint
+
+    models = {"student": open_model(checkpoint, block_size, dtype=dtype.value)}
+    if not no_baseline:
+        models["baseline"] = open_model(baseline or start_checkpoint(checkpoint), block_size, dtype=dtype.value)
+    for model in models.values():
+        model.require_fits(model.block_size)
+    return models
+
+
+def _say_what_has_no_effect(tasks: "Sequence[DefinedTask]") -> None:
+    for task in tasks:
+        if names := task.without_effect():
+            say(f"{task.plan.name}: generation_kwargs that the block sampler has no use for: {', '.join(names)}")
+
+
+def _contestant(role: str, model: "TrainedModel", options: "ModelOptions", world: "World") -> "Contestant":
+    import torch
+
+    from tide_cache.evaluation.harness.scoring import Contestant
+    from tide_cache.modeling.backbone import DTYPES, fetch_weights, load_backbone
+    from tide_cache.modeling.fingerprint import checkpoint_fingerprint
+    from tide_cache.training.distributed import rank_device
+
+    device = rank_device(world, "cuda" if torch.cuda.is_available() else "cpu")
+    fetch_weights(model.info)
+    return Contestant(
+        role,
+        model.info.location,
+        model.tokenizer,
+        checkpoint_fingerprint(model.info.folder),
+        options,
+        lambda: load_backbone(model.info, DTYPES[model.dtype], device),
+    )
+
+
+def _print(document: dict[str, Any]) -> None:
+    student = document["results"]["student"]
+    baseline = document["results"].get("baseline", {})
+    print_fields(
+        "Evaluation on tasks",
+        [
+            ("model", document["checkpoint"]),
+            ("baseline", document["baseline"] or "none: scores are comparable with nothing"),
+            (
+                "questions",
+                "all" if document["limit"] is None else f"the first {document['limit']} of each set: no score",
+            ),
+        ],
+    )
+    print_table(
+        "Scores, in per cent, with standard errors",
+        ["task", "figure", "questions", "baseline", "student", "difference"],
+        [_row(name, entry, baseline.get(name)) for name, entry in student.items()],
+        text_columns=range(2),
+    )
+
+
+def _row(name: str, student: dict[str, Any], baseline: dict[str, Any] | None) -> list[str]:
+    scores = [student["score"], baseline["score"] if baseline else None]
+    difference = f"{100 * (scores[0] - scores[1]):+.2f}" if None not in scores else "-"
+    return [
+        name,
+        student["metric"],
+        f"{student['num_questions']:,}",
+        _score_text(baseline) if baseline else "-",
+        _score_text(student),
+        difference,
+    ]
+
+
+def _score_text(entry: dict[str, Any]) -> str:
+    if entry["score"] is None:
+        return "-"
+    error = "" if entry["stderr"] is None else f" ± {100 * entry['stderr']:.2f}"
+    return f"{100 * entry['score']:.2f}{error}"

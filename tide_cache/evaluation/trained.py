@@ -1,0 +1,108 @@
+"""A trained model, opened to be measured or asked: configuration and tokenizer first, weights when they are needed."""
+
+import datetime
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tide_cache.config.common import Precision
+from tide_cache.errors import ModelError, RunFileError, fault_list
+from tide_cache.modeling.backbone import (
+    DTYPES,
+    Backbone,
+    CheckpointInfo,
+    load_backbone,
+    read_checkpoint,
+    resolve_device,
+)
+from tide_cache.modeling.checkpoint import read_provenance
+from tide_cache.pairing import TextTokenizer
+
+DEFAULT_BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A checkpoint's configuration and tokenizer.
+
+    Attributes:
+        info: The checkpoint.
+        tokenizer: Its own.
+        block_size: Tokens per diffusion block.
+        dtype: Of the weights.
+        device: Where they go: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
+
+    info: CheckpointInfo
+    tokenizer: TextTokenizer
+    block_size: int
+    dtype: Precision = "float32"
+    device: str = "auto"
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The weights, loaded when they are first asked for."""
+        return load_backbone(self.info, DTYPES[self.dtype], resolve_device(self.device))
+
+    def require_fits(self, length: int) -> None:
+        """Refuse a tokenizer with more ids than the model has embeddings, and sequences above its limit.
+
+        Args:
+            length: Longest sequence, in tokens.
+
+        Raises:
+            RunFileError: Something does not fit; lists all that does not.
+        """
+        if faults := self.info.require_fits(self.tokenizer.vocab_size, length, "eval"):
+            raise RunFileError(fault_list("The evaluation cannot start:", faults, "Nothing was loaded."))
+
+
+def open_trained(
+    checkpoint: str,
+    block_size: int | None = None,
+    *,
+    as_trained: bool = True,
+    dtype: Precision = "float32",
+    device: str = "auto",
+) -> TrainedModel:
+    """Read a checkpoint's configuration and tokenizer; no weight is loaded.
+
+    Args:
+        checkpoint: Folder or hub name.
+        block_size: Tokens per block; None for what the model was trained with.
+        as_trained: A template that writes the date writes the day that it wrote in training, so that figures do not
+            change overnight; else today's.
+        dtype: Of the weights.
+        device: Where they go.
+
+    Raises:
+        TideCacheError: There is no usable model or tokenizer.
+    """
+    info = read_checkpoint(checkpoint)
+    provenance = read_provenance(info.folder)
+    tokenizer = TextTokenizer.load(
+        checkpoint,
+        revision=info.commit,
+        mask_id=info.mask_id,
+        today=_day_of_training(provenance) if as_trained else None,
+    )
+    block_size = block_size or _trained_block_size(info.folder / "tide_cache.json", provenance)
+    return TrainedModel(info, tokenizer, block_size, dtype, device)
+
+
+def _trained_block_size(path: Path, provenance: dict[str, Any]) -> int:
+    try:
+        return int(provenance.get("block_size", DEFAULT_BLOCK_SIZE))
+    except (ValueError, TypeError):
+        raise ModelError(
+            f"{path}: found no JSON object with the block_size of training; restore the file, or remove it and give "
+            "--block-size"
+        ) from None
+
+
+def _day_of_training(provenance: dict[str, Any]) -> datetime.date | None:
+    """Return the day that the template wrote in training; None where it writes none, or several were mixed."""
+    identity = provenance.get("cache_identity") or {}
+    day = provenance.get("template_date") or identity.get("pairing", {}).get("date")
+    return datetime.date.fromisoformat(day) if day else None
