@@ -21,9 +21,9 @@ from benchmarks.options import Options
 from benchmarks.published_shapes import random_backbone
 from benchmarks.timing import Timings
 from tide_cache.modeling.backbone import DTYPES
+from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
-from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import draw_view
 
 EPOCHS, NUM_VIEWS = 10, 8

@@ -9,10 +9,10 @@ from benchmarks.options import Options, shared_file
 from benchmarks.pairing import gsm8k
 from benchmarks.timing import Timings
 from tide_cache.modeling.backbone import new_backbone
+from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.records import SamplePair, TeacherSignal
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan, draw_view
 
 NUM_VIEWS, BLOCK_SIZE, BATCH_TOKENS = 4, 32, 4096

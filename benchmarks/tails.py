@@ -24,6 +24,7 @@ from tide_cache.evaluation.trained import TrainedModel, open_trained
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.backbone import Backbone, load_backbone
 from tide_cache.modeling.packing import PackedInput
+from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.modeling.rows import masked_hidden
 from tide_cache.objectives import Objective, ids_to_gather
 from tide_cache.objectives.kl import ForwardKL, ReverseKL, Tail
@@ -34,7 +35,6 @@ from tide_cache.shards import ShardHeader, ShardRules, encode_signals
 from tide_cache.shards.record_columns import columns_to_views, signals_to_columns
 from tide_cache.student.row_statistics import row_statistics
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views.random import KeyedRandom
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -11,9 +11,9 @@ from tide_cache.errors import CacheMismatchError, RunFileError
 from tide_cache.evaluation import teacher_agreement
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.modeling.packing import pack_block
+from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.records import SampleId, SamplePair, ViewRecord
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan, active_chunks, draw_view
 
 VOCAB, MASK, PAD, BLOCK = 40, 39, 38, 4

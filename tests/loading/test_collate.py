@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one, pairs
 from tide_cache.loading.collate import CollatePlan, collate
+from tide_cache.modeling.row_signals import SignalPlan, row_signals
 from tide_cache.records import TeacherSignal, TopK, ViewRecord
-from tide_cache.teacher.statistics import SignalPlan, row_signals
 from tide_cache.views import ViewPlan, draw_view
 from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
 

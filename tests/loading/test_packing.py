@@ -19,11 +19,11 @@ from tide_cache.loading.micro_batches import (
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import LiveTeacher, PlainSource
 from tide_cache.modeling.backbone import new_backbone
+from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.objectives import OBJECTIVES, ids_to_gather
 from tide_cache.records import RowStatistics
 from tide_cache.student.model import Student
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan
 
 PLAN = CollatePlan(mask_id=14, pad_id=15, block_size=4, shared_vocab_size=9, temperatures=(1.0, 2.0))

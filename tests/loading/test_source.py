@@ -10,8 +10,8 @@ from transformers import Qwen3Config
 from helpers.pair_examples import one_to_one
 from tide_cache.loading.source import GroupCache, LiveTeacher, PlainSource
 from tide_cache.modeling.backbone import new_backbone
+from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan, draw_view
 
 VIEWS = ViewPlan(num_views=2, seed=1, time_sampling="stratified", schedule="linear", complementary=False)

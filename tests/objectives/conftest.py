@@ -19,11 +19,11 @@ from helpers.pair_examples import one_to_one
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.packing import PackedInput
+from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.objectives import Objective, ids_to_gather
 from tide_cache.records import MaskedView, RowStatistics, SampleId, SamplePair, StudentBatch, Targets, ViewRecord
 from tide_cache.student.row_statistics import row_statistics
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan, draw_view
 from tide_cache.views.masking import spans_to_mask
 

@@ -13,9 +13,9 @@ from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 from helpers.pair_examples import one_to_one, pairs
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import load_backbone, new_backbone, read_checkpoint
+from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.records import SampleId, SamplePair
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan, draw_view
 
 MASK_ID, VOCAB = 159, 160

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from helpers.pair_examples import pairs
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
+from tide_cache.modeling.row_signals import SignalPlan, row_signals
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.chunks import AskedChunks, best_tuples, chunk_candidates
 from tide_cache.teacher.compdemo import compdemo_signals
-from tide_cache.teacher.statistics import SignalPlan, row_signals
 from tide_cache.views import ViewPlan, draw_view
 from tide_cache.views.masking import active_chunks
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from helpers.pair_examples import one_to_one, pairs
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
+from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
-from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan, draw_shown_first, draw_view, partial_views
 
 MASK_ID, VOCAB, SEED = 159, 160, 1

@@ -31,6 +31,7 @@ from tide_cache.modeling.backbone import (
     unsupported_loading,
 )
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint, stated_fingerprint
+from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.pairing import (
     Lengths,
     PairedRows,
@@ -45,7 +46,6 @@ from tide_cache.pairing.checking import LengthLimit, remarks, require_samples, r
 from tide_cache.pairing.dates import today
 from tide_cache.progress import doing
 from tide_cache.teacher.capture import CapturePlan
-from tide_cache.teacher.statistics import SignalPlan
 from tide_cache.views import ViewPlan
 
 ROWS_HELD_AGAINST_TOKENIZERS = 64

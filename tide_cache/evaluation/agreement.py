@@ -14,6 +14,7 @@ from tide_cache.errors import CacheMismatchError, RunFileError, fault_list
 from tide_cache.evaluation.forward import HEAD_ROWS, evaluating, length_faults
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.backbone import Backbone
+from tide_cache.modeling.batches import plan_batches
 from tide_cache.modeling.head import apply_head
 from tide_cache.modeling.rows import masked_hidden
 from tide_cache.objectives.base import (
@@ -25,7 +26,6 @@ from tide_cache.objectives.base import (
 )
 from tide_cache.records import Bools, Float32s, RowStatistics, Targets, ViewRecord
 from tide_cache.student.row_statistics import row_statistics
-from tide_cache.teacher.batches import plan_batches
 
 NUM_BUCKETS = 10
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 
 from tide_cache.modeling.backbone import Backbone
+from tide_cache.modeling.row_signals import RowSignals, SignalPlan, row_signals
 from tide_cache.modeling.rows import Context, masked_hidden
 from tide_cache.records import SamplePair, StudentBatch
-from tide_cache.teacher.statistics import RowSignals, SignalPlan, row_signals
 
 HEAD_ROWS = 256
 """Rows whose logits exist at a time; 156 MB of float32 at a vocabulary of 151,936."""

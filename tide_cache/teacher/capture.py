@@ -11,12 +11,12 @@ import torch
 
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import Backbone
+from tide_cache.modeling.batches import ViewGroup, plan_batches
 from tide_cache.modeling.packing import Kept, pack_block, pack_full
+from tide_cache.modeling.row_signals import RowSignals, SignalPlan, start_row_signals
 from tide_cache.records import Int32s, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
 from tide_cache.signal_table import take
-from tide_cache.teacher.batches import ViewGroup, plan_batches
 from tide_cache.teacher.chunks import AskedChunks, Speller, chunk_candidates
-from tide_cache.teacher.statistics import RowSignals, SignalPlan, start_row_signals
 from tide_cache.views.random import KeyedRandom
 
 

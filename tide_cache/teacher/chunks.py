@@ -17,10 +17,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.modeling.row_signals import RowSignals, SignalPlan
 from tide_cache.records import ChunkCandidates, Int32s
 from tide_cache.shards.record_columns import repeats_of_candidates
 from tide_cache.signal_table import concat, empty, places_in_lists, take
-from tide_cache.teacher.statistics import RowSignals, SignalPlan
 
 Floats = npt.NDArray[np.float64]
 

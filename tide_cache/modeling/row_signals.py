@@ -1,4 +1,4 @@
-"""What is kept of the teacher's distribution at each masked row: truth, top-k, and the rest, exactly.
+"""What is kept of a model's distribution at each masked row: truth, top-k, and the rest, exactly.
 
 The head runs on masked rows only, in slices, in float32: the [B, L, V] tensor never exists.
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tide_cache.teacher.statistics import SignalPlan, largest, row_signals
+from tide_cache.modeling.row_signals import SignalPlan, largest, row_signals
 
 TEMPERATURES = (1.0, 2.0, 0.5)
 quick = settings(max_examples=40, deadline=None)

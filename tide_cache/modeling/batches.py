@@ -1,4 +1,4 @@
-"""Which views share a teacher forward: a pure function of lengths and plan, so that a rerun is identical to the bit."""
+"""Which views share a forward: a pure function of lengths and plan, so that a rerun is identical to the bit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def plan_batches(
     The groups of a batch have equally many views. A group alone above the budget gets a batch of its own.
 
     Args:
-        lengths: Teacher tokens of each sample.
+        lengths: Tokens of each sample.
         num_views: Number of views of each sample.
         views_per_forward: Views that are packed together on one clean copy.
         copies: Clean copies beside the views of a group: 1 in the block context, 0 in the full one.

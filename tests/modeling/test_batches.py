@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tide_cache.teacher.batches import ViewGroup, plan_batches
+from tide_cache.modeling.batches import ViewGroup, plan_batches
 
 
 @st.composite
