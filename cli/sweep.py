@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tide_cache.sweep.job import CheckedJob
     from tide_cache.sweep.run import JobEnd
     from tide_cache.sweep.table import ArmResult
-    from tide_cache.training.metrics import StepMetrics
 
 FAILED = 1
 
@@ -129,8 +128,8 @@ def _run(todo: "list[Job]", num_processes: int) -> "list[JobEnd]":
     ends: dict[str, JobEnd] = {}
     with ProgressReport("sweep", "students") as report:
 
-        def on_step(job: "Job", metrics: "StepMetrics", steps: int) -> None:
-            report.update(len(ends), len(todo), f"{job.name}: step {metrics.step} of {steps}")
+        def on_step(job: "Job", step: int, steps: int) -> None:
+            report.update(len(ends), len(todo), f"{job.name}: step {step} of {steps}")
 
         for end in run_jobs(todo, num_processes, on_step):
             ends[end.job.name] = end

@@ -1,12 +1,10 @@
 """Mean, interval and paired difference over seeds."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 
-_T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Quantiles of Student's t at 97.5%, by degrees of freedom."""
+from tide_cache.evaluation.comparison import half_interval, paired_differences
 
 
 @dataclass(frozen=True)
@@ -29,13 +27,10 @@ class Interval:
 
 def interval(values: Sequence[float]) -> Interval:
     """Give the mean of one to ten values, and the interval by Student's t."""
-    if len(values) == 1:
-        return Interval(values[0], None, 1)
-    half_width = _T_975[len(values) - 1] * stdev(values) / math.sqrt(len(values))
-    return Interval(mean(values), half_width, len(values))
+    return Interval(mean(values), half_interval(values), len(values))
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Interval | None:
     """Give the difference to a baseline over the seeds that both have; None when they share none."""
-    differences = [value - baseline[seed] for seed, value in sorted(values.items()) if seed in baseline]
+    differences = paired_differences(values, baseline)
     return interval(differences) if differences else None

@@ -6,17 +6,18 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tide_cache.demo.intervals import half_interval
 from tide_cache.demo.measure import Measured
 from tide_cache.demo.plan import ARMS, FIRST_LOOK, FULL, QUICK, TEMPERATURES, WHOLE_TABLE, Table
 from tide_cache.demo.run import run_demo, summarise
 from tide_cache.demo.stages import DemoFolder, make_data, student_run, train_teacher
 from tide_cache.demo.students import all_jobs
 from tide_cache.errors import Interrupted, RunFileError
+from tide_cache.evaluation.comparison import half_interval
 from tide_cache.manifest import verify
 from tide_cache_cli.heartbeat import Heartbeat
 from tide_cache_cli.main import app
@@ -71,9 +72,9 @@ def test_a_larger_table_goes_on_in_the_same_folder(finished):
 
 
 def test_the_tables():
-    assert len(all_jobs(FIRST_LOOK)) == 4
-    assert len(all_jobs(WHOLE_TABLE)) == 39
-    assert {job.key for job in all_jobs(FIRST_LOOK)} <= {job.key for job in all_jobs(WHOLE_TABLE)}
+    few, all_of_them = (all_jobs(DemoFolder(Path("out")), FULL, table) for table in (FIRST_LOOK, WHOLE_TABLE))
+    assert (len(few), len(all_of_them), len({job.name for job in all_of_them})) == (4, 39, 39)
+    assert {job.run.train.out for job in few} <= {job.run.train.out for job in all_of_them}
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.slug)

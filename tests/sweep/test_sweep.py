@@ -170,7 +170,7 @@ def test_another_run_in_the_same_folder_is_refused(root, tmp_path):
 def test_an_interrupted_student_goes_on_from_its_checkpoint(root, tmp_path, monkeypatch):
     (job,) = jobs_of(root, [CE], **{"train.out": str(tmp_path), "train.log_every": 1, "train.steps": 3})[1]
 
-    def stop(_, metrics, __):
+    def stop(*_):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="Run the same command again") as caught:
@@ -178,7 +178,7 @@ def test_an_interrupted_student_goes_on_from_its_checkpoint(root, tmp_path, monk
     assert caught.value.exit_code == 128 + signal.SIGTERM
     assert check_job(job).state == "unfinished"
     steps = []
-    (end,) = run_jobs([job], 1, lambda _, metrics, __: steps.append(metrics.step))
+    (end,) = run_jobs([job], 1, lambda _, step, __: steps.append(step))
     assert end.error is None
     assert steps == [2, 3]
 
@@ -191,6 +191,36 @@ def test_side_by_side_gives_what_one_after_the_other_gives(root, call, tmp_path)
     beside = json.loads(result.stdout)["arms"]
     assert beside[0]["nll"]["value"]["mean"] == pytest.approx(alone[0]["nll"]["value"]["mean"], rel=1e-5)
     assert beside[1]["students"][0]["error"] == alone[1]["students"][0]["error"]
+
+
+NOTE = """
+import os, types
+from tide_cache.errors import RunFileError
+
+def note(job, on_step):
+    on_step(types.SimpleNamespace(step=1), 2)
+    print("note", job.seed)
+    job.log.with_suffix(".pid").write_text(str(os.getpid()))
+    if job.seed == 1:
+        raise RunFileError("no room\\nat all")
+    if job.seed == 2:
+        os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_process_takes_job_after_job_and_one_that_fails_costs_only_its_own(root, tmp_path, monkeypatch):
+    (tmp_path / "noting.py").write_text(NOTE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    jobs = jobs_of(root, [CE], 6, **{"train.out": str(tmp_path)})[1]
+    seen = []
+    ends = list(run_jobs(jobs, 2, lambda job, *steps: seen.append((job.seed, *steps)), work="noting:note"))
+    errors = {end.job.seed: end.error for end in ends}
+    assert sorted(seen) == [(seed, 1, 2) for seed in range(6)]
+    assert errors.pop(1) == "no room\nat all"
+    assert errors.pop(2) == f"killed by SIGKILL; its output is in {jobs[2].log}"
+    assert errors == dict.fromkeys((0, 3, 4, 5))
+    assert [job.log.read_text() for job in (jobs[0], jobs[5])] == ["note 0\n", "note 5\n"]
+    assert len({job.log.with_suffix(".pid").read_text() for job in jobs}) < 6
 
 
 def test_cpus_need_no_device_and_gpus_are_counted(root, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from tide_cache.corpus import open_corpus
-from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, TIMES, DemoPlan, Pipeline
+from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, TIMES, DemoPlan
 from tide_cache.demo.stages import HELD_OUT_SEED, DemoFolder
 from tide_cache.demo.tasks import is_checkable, is_correct, make_tasks
 from tide_cache.evaluation import NllReport, generate_text
@@ -40,30 +40,30 @@ class Measured:
     exact_match: float
 
 
-def measured(folder: DemoFolder, plan: DemoPlan, model: Path, pipeline: Pipeline) -> Measured:
+def measured(folder: DemoFolder, plan: DemoPlan, model: Path, tokenizer: Path) -> Measured:
     """Measure a model, or read what was measured before.
 
     Args:
         folder: Of the demonstration.
         plan: Its sizes.
         model: Folder of the saved model.
-        pipeline: Whose tokenizer the model has.
+        tokenizer: Folder of the model's tokenizer.
     """
     file = model.parent / "measured.json"
     if file.exists():
         known = json.loads(file.read_text(encoding="utf-8"))
         return Measured(**known | {"nll_by_part": tuple(known["nll_by_part"])})
-    tokenizer = TextTokenizer.load(str(folder.tokenizer(pipeline)))
-    trained = TrainedModel(read_checkpoint(str(model)), tokenizer, BLOCK_SIZE, device="cpu")
+    text = TextTokenizer.load(str(tokenizer))
+    trained = TrainedModel(read_checkpoint(str(model)), text, BLOCK_SIZE, device="cpu")
     rows = list(open_corpus(str(folder.tasks("held-out")), folder=folder.root))
-    paired = encode_student(rows, tokenizer, max_length=MAX_LENGTH, block_size=BLOCK_SIZE, fill_last_block=True)
+    paired = encode_student(rows, text, max_length=MAX_LENGTH, block_size=BLOCK_SIZE, fill_last_block=True)
     num_parts = PARTS if len(paired.pairs) >= 10 * PARTS else 1
     reports = [measure(trained, paired.pairs[part::num_parts], times=TIMES).nll for part in range(num_parts)]
     tasks = [task for task in make_tasks(plan.held_out_samples, HELD_OUT_SEED) if is_checkable(task.kind)]
     tasks = tasks[: plan.exact_samples]
     answers = generate_text(
         trained.backbone,
-        tokenizer,
+        text,
         [[Message("user", task.question)] for task in tasks],
         block_size=BLOCK_SIZE,
         max_new_tokens=MAX_NEW_TOKENS,

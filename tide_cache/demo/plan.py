@@ -1,7 +1,9 @@
 """The demonstration's sizes and arms, all in one place."""
 
+import json
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
 
 Pipeline = Literal["shared", "cross"]
 PIPELINES: tuple[Pipeline, ...] = get_args(Pipeline)
@@ -110,6 +112,11 @@ class DemoPlan:
     student_batch: int = 32
     held_out_samples: int = 200
     exact_samples: int = 60
+
+    @classmethod
+    def of(cls, file: Path) -> Self:
+        """Read the plan that a demonstration was begun with."""
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
 
 
 FULL = DemoPlan()

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,13 @@ import numpy as np
 import torch
 
 from tide_cache.building.driver import BuildProgress, BuildSummary
-from tide_cache.demo.intervals import half_interval
 from tide_cache.demo.measure import Measured, measured
 from tide_cache.demo.picture import Bar, draw
 from tide_cache.demo.plan import NUM_VIEWS, PIPELINES, VIEWS_ARM, Arm, DemoPlan, Pipeline, Table
 from tide_cache.demo.stages import DemoFolder, build, make_data, train_teacher
-from tide_cache.demo.students import all_jobs, run_jobs
+from tide_cache.demo.students import all_jobs, train_students
 from tide_cache.errors import RunFileError
-from tide_cache.evaluation.comparison import Comparison, Spread, compare, spread
+from tide_cache.evaluation.comparison import Comparison, Spread, compare, half_interval, paired_differences, spread
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest
 from tide_cache.training.metrics import StepMetrics
@@ -101,17 +100,17 @@ def run_demo(out: Path, plan: DemoPlan, table: Table, on_stage: OnStage) -> Demo
     train_teacher(folder, plan, on_step)
     on_stage("capture", 0, plan.student_samples * NUM_VIEWS)
     caches = {pipeline: build(folder, pipeline, on_views) for pipeline in PIPELINES}
-    jobs = all_jobs(table)
+    jobs = all_jobs(folder, plan, table)
     on_stage("starting", 0, len(jobs))
-    students = run_jobs(folder, plan, jobs, lambda done, total: on_stage("students", done, total) if done else None)
+    train_students(jobs, lambda done, total: on_stage("students", done, total))
     on_stage("figures", 0, 1)
-    teacher = measured(folder, plan, folder.teacher / "model", "shared")
-    return _result(folder, plan, table, teacher, caches, students)
+    teacher = measured(folder, plan, folder.teacher / "model", folder.tokenizer("shared"))
+    return _result(folder, plan, table, teacher, caches)
 
 
 def _claim(root: Path, plan: DemoPlan) -> None:
     """Mark a new folder as this demonstration's, or check that it is."""
-    marker, content = root / "demo.json", json.dumps(asdict(plan), indent=2) + "\n"
+    marker, content = DemoFolder(root).marker, json.dumps(asdict(plan), indent=2) + "\n"
     if marker.exists():
         if marker.read_text(encoding="utf-8") != content:
             raise RunFileError(f"{root}: found a demonstration of other sizes; give --out another folder, or remove it")
@@ -128,10 +127,11 @@ def _result(
     table: Table,
     teacher: Measured,
     caches: dict[Pipeline, BuildSummary],
-    students: Mapping[tuple[str, int, int], Measured],
 ) -> DemoResult:
     def runs(arm: Arm, views: int) -> dict[int, Measured]:
-        return {seed: students[arm.slug, views, seed] for seed in table.seeds}
+        folders = {seed: folder.student(replace(arm, num_views=views), seed) for seed in table.seeds}
+        tokenizer = folder.tokenizer(arm.pipeline)
+        return {seed: measured(folder, plan, out / "model", tokenizer) for seed, out in folders.items()}
 
     arms = []
     for arm in table.arms:
@@ -160,10 +160,11 @@ def summarise(arm: Arm, runs: Mapping[int, Measured], baseline: Mapping[int, Mea
     """
     interval = None
     if baseline is not None:
-        pairs = [(runs[seed], baseline[seed]) for seed in runs]
-        differences = [ours.nll - theirs.nll for ours, theirs in pairs]
-        if len(pairs) == 1:
-            differences = [a - b for a, b in zip(pairs[0][0].nll_by_part, pairs[0][1].nll_by_part, strict=True)]
+        differences = paired_differences(_nll_of(runs), _nll_of(baseline))
+        if len(runs) == 1:
+            (seed,) = runs
+            parts = zip(runs[seed].nll_by_part, baseline[seed].nll_by_part, strict=True)
+            differences = [ours - theirs for ours, theirs in parts]
         interval = half_interval(differences)
     return ArmResult(
         arm,

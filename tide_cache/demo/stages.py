@@ -37,6 +37,11 @@ class DemoFolder:
         return self.root / "tokenizers" / ("second" if pipeline == "shared" else "first")
 
     @property
+    def marker(self) -> Path:
+        """File that says of which sizes the demonstration is."""
+        return self.root / "demo.json"
+
+    @property
     def teacher(self) -> Path:
         """Run folder of the teacher."""
         return self.root / "teacher"

@@ -1,8 +1,15 @@
 """Several runs side by side: mean and spread over seeds, and the difference to a baseline paired by seed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from statistics import mean, stdev
+from types import MappingProxyType
+
+T_95 = MappingProxyType(
+    {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
+)
+"""Two-sided 95% points of Student's t, by degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,18 @@ def spread(values: list[float]) -> Spread:
     return Spread(mean(values), stdev(values) if len(values) > 1 else None)
 
 
+def half_interval(values: Sequence[float]) -> float | None:
+    """Return half the width of the 95% interval of the mean of two to eleven values; None of fewer."""
+    if len(values) < 2:
+        return None
+    return T_95[len(values) - 1] * stdev(values) / sqrt(len(values))
+
+
+def paired_differences(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
+    """Return values minus those of the baseline, over the seeds that both have, in their order."""
+    return [value - baseline[seed] for seed, value in sorted(values.items()) if seed in baseline]
+
+
 def compare(values: Mapping[int, float], baseline: Mapping[int, float] | None) -> Comparison:
     """Compare an arm with a baseline, seed by seed; lower is better.
 
@@ -46,7 +65,7 @@ def compare(values: Mapping[int, float], baseline: Mapping[int, float] | None) -
         values: Value of each seed.
         baseline: The same of the baseline; None when this arm is the baseline.
     """
-    differences = [values[seed] - baseline[seed] for seed in sorted(values) if baseline and seed in baseline]
+    differences = paired_differences(values, baseline or {})
     return Comparison(
         value=spread(list(values.values())),
         difference=spread(differences) if differences else None,

@@ -35,7 +35,7 @@ class HeldOutSamples:
         remarks: What was left out or cut, and why.
     """
 
-    pairs: tuple[SamplePair, ...]
+    pairs: Sequence[SamplePair]
     remarks: tuple[str, ...]
 
 

@@ -1,13 +1,16 @@
 """All jobs of a sweep, one after the other or side by side; one that fails does not stop the others."""
 
+import contextlib
+import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,15 +18,15 @@ from tide_cache.errors import Interrupted, RunFileError, TideCacheError
 from tide_cache.interruption import StopRequest
 from tide_cache.modeling.backbone import resolve_device
 from tide_cache.sweep.arms import Job
-from tide_cache.sweep.job import run_job
-from tide_cache.training.metrics import StepMetrics
+from tide_cache.sweep.worker import find_work
 
 WORKER = "tide_cache.sweep.worker"
+WORK = "tide_cache.sweep.job:run_job"
 POLL_S = 0.2
 AGAIN = "Run the same command again: finished students are kept, interrupted ones go on from their checkpoint."
 
-OnJobStep = Callable[[Job, StepMetrics, int], None]
-"""Called with the job, the figures of a logged step, and how many steps it has."""
+OnJobStep = Callable[[Job, int, int], None]
+"""Called with the job, the number of a logged step, and how many steps it has."""
 
 
 @dataclass(frozen=True)
@@ -34,29 +37,33 @@ class JobEnd:
     error: str | None
 
 
-def run_jobs(jobs: Sequence[Job], num_processes: int, on_step: OnJobStep) -> Iterator[JobEnd]:
+def run_jobs(
+    jobs: Sequence[Job], num_processes: int, on_step: OnJobStep, work: str = WORK, threads: int | None = None
+) -> Generator[JobEnd, None, None]:
     """Run jobs; yield them as they end.
 
     Args:
         jobs: From `make_jobs`, checked.
         num_processes: 1 runs them in this process; more run side by side, each on cores or on a GPU of its own.
-        on_step: Progress; called only for jobs of this process.
+        on_step: Progress.
+        work: What runs a job, as `module:function` of a `Job` and an `OnStep`; by default it trains and measures.
+        threads: Of each of several processes; by default its share of the cores.
 
     Raises:
         Interrupted: A stop was asked for; what was done is kept.
     """
     try:
         if num_processes == 1:
-            yield from (_run_here(job, on_step) for job in jobs)
+            yield from (_run_here(job, on_step, work) for job in jobs)
         else:
-            yield from _run_side_by_side(jobs, num_processes)
+            yield from _run_side_by_side(jobs, num_processes, on_step, work, threads)
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped. {AGAIN}") from None
 
 
-def _run_here(job: Job, on_step: OnJobStep) -> JobEnd:
+def _run_here(job: Job, on_step: OnJobStep, work: str) -> JobEnd:
     try:
-        run_job(job, lambda metrics, steps: on_step(job, metrics, steps))
+        find_work(work)(job, lambda metrics, steps: on_step(job, metrics.step, steps))
     except Interrupted as error:
         stopped = Interrupted(f"Stopped in {job.name}. {AGAIN}")
         stopped.exit_code = error.exit_code
@@ -85,64 +92,108 @@ def devices_of(jobs: Sequence[Job], num_processes: int) -> list[str | None]:
     return list(names[:num_processes])
 
 
-def _run_side_by_side(jobs: Sequence[Job], num_processes: int) -> Iterator[JobEnd]:
+def _run_side_by_side(
+    jobs: Sequence[Job], num_processes: int, on_step: OnJobStep, work: str, threads: int | None
+) -> Iterator[JobEnd]:
     waiting, free = list(jobs), devices_of(jobs, num_processes)
-    running: dict[subprocess.Popen[bytes], tuple[Job, str | None]] = {}
-    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // num_processes)
+    selector = selectors.DefaultSelector()
     with StopRequest() as stop:
         try:
-            while waiting or running:
+            while waiting or selector.get_map():
                 while waiting and free:
-                    job, device = waiting.pop(0), free.pop(0)
-                    running[_start(job, device, threads)] = job, device
-                time.sleep(POLL_S)
+                    started = _Worker(waiting.pop(0), free.pop(0), threads, work)
+                    selector.register(started.answers, selectors.EVENT_READ, started)
+                ready = selector.select(POLL_S)
                 if stop.is_set:
                     break
-                for process in [process for process in running if process.poll() is not None]:
-                    job, device = running.pop(process)
-                    free.append(device)
-                    yield JobEnd(job, _fault_of(process, job))
+                for worker in (key.data for key, _ in ready):
+                    for answer in worker.read():
+                        if "step" in answer:
+                            on_step(worker.job, answer["step"], answer["steps"])
+                            continue
+                        yield JobEnd(worker.job, None)
+                        worker.give(waiting.pop(0) if waiting else None)
+                    if worker.has_ended:
+                        selector.unregister(worker.answers)
+                        code = worker.bury()
+                        free.append(worker.device)
+                        if worker.job is not None:
+                            yield JobEnd(worker.job, _fault_of(code, worker.job))
         finally:
-            for process in running:
-                process.send_signal(signal.SIGTERM)
-            for process in running:
-                process.wait()  # it commits a checkpoint first
-                _close(process)
+            left = [key.data for key in list(selector.get_map().values())]
+            for worker in left:
+                worker.popen.terminate()
+            for worker in left:
+                worker.bury()  # it commits a checkpoint first
+            selector.close()
         if stop.is_set:
             stop.raise_interrupted(f"Stopped. {AGAIN}")
 
 
-def _start(job: Job, device: str | None, threads: int) -> "subprocess.Popen[bytes]":
-    """Start a job in a session of its own: Ctrl-C reaches the sweep alone, which stops its jobs."""
-    log = job.log
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = device
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", WORKER],
-            stdin=subprocess.PIPE, stdout=stream, stderr=stream, start_new_session=True, env=environment,
-        )  # fmt: skip
-    assert process.stdin is not None
-    process.stdin.write(job.model_dump_json().encode() + b"\n")
-    process.stdin.flush()
-    return process
+class _Worker:
+    """A process that runs jobs, in a session of its own: Ctrl-C reaches the sweep alone, which stops its jobs.
+
+    Attributes:
+        device: Name of its GPU; None on CPUs.
+        job: What it has in hand; None when there is nothing left to do.
+        answers: File descriptor.
+        has_ended: Whether it will say no more.
+    """
+
+    def __init__(self, job: Job, device: str | None, threads: int, work: str) -> None:
+        self.device = device
+        self.job: Job | None = None
+        self.has_ended = False
+        self._rest = b""
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with job.log.open("wb") as log:  # until it has the job, and sends what it says there itself
+            self.popen = subprocess.Popen(
+                [sys.executable, "-P", "-m", WORKER, work],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True, env=environment,
+            )  # fmt: skip
+        assert self.popen.stdout is not None
+        self.answers = self.popen.stdout.fileno()
+        self.give(job)
+
+    def give(self, job: Job | None) -> None:
+        """Hand over the next job, or send the worker home."""
+        self.job = job
+        assert self.popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has died; the end of its answers says so
+            if job is None:
+                self.popen.stdin.close()
+            else:
+                self.popen.stdin.write(job.model_dump_json().encode() + b"\n")
+                self.popen.stdin.flush()
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield what the worker has said since."""
+        part = os.read(self.answers, 1 << 16)
+        self.has_ended = not part
+        *lines, self._rest = (self._rest + part).split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+
+    def bury(self) -> int:
+        """Wait for its end, and return its exit code."""
+        code = self.popen.wait()
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.popen.stdin.close()
+        self.popen.stdout.close()
+        return code
 
 
-def _close(process: "subprocess.Popen[bytes]") -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-
-
-def _fault_of(process: "subprocess.Popen[bytes]", job: Job) -> str | None:
-    """Say why a process that has ended failed; None when it did not."""
-    _close(process)
-    if process.returncode == 0:
-        return None
+def _fault_of(code: int, job: Job) -> str:
+    """Say why a process has ended with a job in hand."""
     text = job.log.read_text(encoding="utf-8", errors="replace").strip()
-    if process.returncode < 0:
-        return f"killed by {signal.Signals(-process.returncode).name}; its output is in {job.log}"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}; its output is in {job.log}"
     _, found, said = text.rpartition("\nerror: ")
     if not found and text.startswith("error: "):
         found, said = "error: ", text.removeprefix("error: ")
