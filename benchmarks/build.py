@@ -21,7 +21,7 @@ from benchmarks.options import Options, shared_file
 from benchmarks.processes import in_own_process, peak_rss
 from tide_cache.building import prepare as preparing
 from tide_cache.building.driver import build_cache
-from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.shard import build_shard
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun

@@ -8,9 +8,9 @@ from time import perf_counter
 from benchmarks.build import run_values
 from benchmarks.options import Options
 from tide_cache.building.driver import build_prepared
+from tide_cache.building.planning import plan_build
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
-from tide_cache.reporting.planning import plan_build
 
 SAMPLE_ROWS = 16
 BATCH_TOKENS = 2048

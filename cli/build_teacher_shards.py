@@ -137,9 +137,9 @@ def _executor(workers: int, name: ExecutorName, ray_address: str | None) -> "Exe
 
 def _dry_run(run: BuildRun, json: bool) -> None:
     with chatter_to_stderr():
+        from tide_cache.building.estimate import estimate_build
         from tide_cache.building.prepare import prepare_build
         from tide_cache.manifest import CacheFolder
-        from tide_cache.reporting.estimate import estimate_build
 
         build = prepare_build(run, weights="stated")
         is_known = build.identity.teacher["weights_sha256"] is not None

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tide_cache.building.budget import Budget
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
 from tide_cache.places import require_checkpoint
-from tide_cache.reporting.budget import Budget
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say, size
 from .options import (
@@ -26,7 +26,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from tide_cache.reporting.planning import CachePlan
+    from tide_cache.building.planning import CachePlan
 
 
 def plan(
@@ -60,8 +60,8 @@ def plan(
     clock = Budget(budget)
     say(f"Measuring up to {sample_rows} rows and a few forwards, in about {budget:g} s (--budget) ...")
     with chatter_to_stderr():
+        from tide_cache.building.planning import plan_build
         from tide_cache.building.prepare import prepare_build
-        from tide_cache.reporting.planning import plan_build
 
         build = prepare_build(run, weights="unread", pairs_all=False)
         found = plan_build(run, build, sample_rows, workers, epochs, clock)

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tide_cache.building.driver import build_cache
+from tide_cache.building.planning import plan_build
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
@@ -18,7 +19,6 @@ from tide_cache.errors import CacheMismatchError, CorpusError, RunFileError
 from tide_cache.manifest import Manifest, verify
 from tide_cache.pairing import SamplePairer, TextTokenizer
 from tide_cache.records import SamplePair
-from tide_cache.reporting.planning import plan_build
 from tide_cache.training.run import train
 from tide_cache_cli.main import app
 

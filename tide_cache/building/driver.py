@@ -4,8 +4,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tide_cache.building.estimate import require_disk
 from tide_cache.building.executors import Executor, InProcess
-from tide_cache.building.prepare import PreparedBuild, prepare_build
+from tide_cache.building.prepare import prepare_build
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.run_record import keep_record, require_same_tokens
 from tide_cache.building.shard import SHOWINGS, BuiltShard
 from tide_cache.building.worker import load_teacher
@@ -15,7 +17,6 @@ from tide_cache.interruption import StopRequest
 from tide_cache.locations import CachePath
 from tide_cache.manifest import CacheFolder, Manifest, record_path, tables_of
 from tide_cache.manifest.manifest import table_folder
-from tide_cache.reporting.estimate import require_disk
 from tide_cache.shards import TableName, files_of
 
 __all__ = [

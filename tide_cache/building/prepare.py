@@ -2,15 +2,15 @@
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from tide_cache.building.paired_corpus import PairedCorpus, pair_corpus
+from tide_cache.building.prepared_build import Pairer, PreparedBuild
 from tide_cache.building.run_record import begun_on
 from tide_cache.building.shard_size import samples_per_shard
 from tide_cache.config.build import BuildRun
-from tide_cache.config.common import PassName, TokenizerConfig
+from tide_cache.config.common import TokenizerConfig
 from tide_cache.corpus import Corpus, open_corpus, open_prepared
 from tide_cache.errors import CorpusError, RunFileError, TideCacheError, fault_list
 from tide_cache.manifest import (
@@ -34,73 +34,20 @@ from tide_cache.modeling.fingerprint import checkpoint_fingerprint, stated_finge
 from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.pairing import (
     Lengths,
-    PairedRows,
     PairingReport,
     PreparedPairer,
     SamplePairer,
-    Spelling,
     TextTokenizer,
     shared_vocab_size,
 )
 from tide_cache.pairing.checking import LengthLimit, remarks, require_samples, require_usable
 from tide_cache.pairing.dates import today
-from tide_cache.progress import doing
 from tide_cache.teacher.capture import CapturePlan
 from tide_cache.views import ViewPlan
 
 ROWS_HELD_AGAINST_TOKENIZERS = 64
 
 Weights = Literal["hashed", "stated", "unread"]
-
-
-class Pairer(Protocol):
-    """Makes samples of the rows of a corpus."""
-
-    def pair_many(self, rows: Sequence[Any]) -> PairedRows:
-        """Make samples of rows, in their order."""
-
-    def spelling(self, teacher_vocab_size: int) -> Spelling:
-        """Give what spells the teacher's tokens for the student."""
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedBuild:
-    """A checked build; all that a worker needs besides the teacher's weights.
-
-    Attributes:
-        corpus: The rows.
-        pairer: Turns them into samples.
-        checkpoint: Of the teacher.
-        identity: What the cache will hold.
-        plan: How it is cut into shards.
-        views: How views are drawn.
-        demo_ratio: How the views of the compdemo pass are split.
-        passes: What is captured.
-        capture: How the teacher is run.
-        special_tokens: What teacher's and student's tokenizers call their special tokens.
-        paired: The samples of all rows; None where somebody else has paired them.
-        remarks: What became of the rows, for the user.
-    """
-
-    corpus: Corpus[Any]
-    pairer: Pairer
-    checkpoint: CheckpointInfo
-    identity: CacheIdentity
-    plan: ShardPlan
-    views: ViewPlan
-    demo_ratio: float
-    passes: tuple[PassName, ...]
-    capture: CapturePlan
-    special_tokens: dict[str, dict[str, str | list[str]]]
-    paired: PairedCorpus | None = None
-    remarks: tuple[str, ...] = ()
-
-    def spelling(self) -> Spelling | None:
-        """Spell the teacher's vocabulary for the student, where candidate chunks are wanted; takes seconds."""
-        if not self.capture.signals.chunk_k:
-            return None
-        with doing("Spelling the teacher's vocabulary in student tokens", self.checkpoint.vocab_size, "ids"):
-            return self.pairer.spelling(self.checkpoint.vocab_size)
 
 
 def prepare_build(run: BuildRun, weights: Weights = "hashed", pairs_all: bool = True) -> PreparedBuild:

@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 
 from tide_cache.building.driver import OnProgress, build_prepared, load_teacher
-from tide_cache.building.prepare import PreparedBuild, prepare_build
+from tide_cache.building.prepare import prepare_build
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.shard import encode_table, pair_rows
 from tide_cache.config.base import Frozen
 from tide_cache.config.build import BuildRun

@@ -21,7 +21,7 @@ from tide_cache.shards.publish import OtherBytesError
 from tide_cache.version import __version__
 
 if TYPE_CHECKING:
-    from tide_cache.building.prepare import PreparedBuild
+    from tide_cache.building.prepared_build import PreparedBuild
 
 NAME = "build.json"
 MAX_BYTES = 1 << 20

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.manifest import CacheFolder, Statistics, tables_of
 from tide_cache.pairing import PairedRows, PairingReport
 from tide_cache.records import ViewRecord

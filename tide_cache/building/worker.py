@@ -7,7 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
-from tide_cache.building.prepare import PreparedBuild, prepare_build
+from tide_cache.building.prepare import prepare_build
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.run_record import require_same_tokens
 from tide_cache.building.shard import BuiltShard, capture_shard
 from tide_cache.config.build import BuildRun

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.shard import BuiltShard
 from tide_cache.config.build import BuildRun
 

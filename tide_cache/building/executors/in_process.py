@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from tide_cache.building.executors.base import BuildLog
-from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.worker import ShardWorker
 from tide_cache.config.build import BuildRun
 from tide_cache.modeling.backbone import require_means, resolve_device

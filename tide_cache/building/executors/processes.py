@@ -15,7 +15,7 @@ from tide_cache.building.executors.answers import built_of
 from tide_cache.building.executors.base import TICK_S, BuildLog
 from tide_cache.building.executors.devices import worker_devices
 from tide_cache.building.executors.queue import ShardQueue
-from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.config.build import BuildRun
 from tide_cache.modeling.backbone import require_means
 

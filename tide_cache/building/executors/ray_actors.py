@@ -15,7 +15,7 @@ from tide_cache.building.executors.answers import Answer, answer_of, attempted, 
 from tide_cache.building.executors.base import TICK_S, BuildLog
 from tide_cache.building.executors.queue import ShardQueue
 from tide_cache.building.executors.ray_words import heard_stderr, refusal
-from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.shard import BuiltShard
 from tide_cache.building.worker import ShardWorker
 from tide_cache.config.build import BuildRun

@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 
-from tide_cache.reporting.budget import Budget, affordable_parts, spread_first
+from tide_cache.building.budget import Budget, affordable_parts, spread_first
 
 
 class _Clock:

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.budget import spread
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.corpus import Corpus, Row
 from tide_cache.disk import free_bytes
 from tide_cache.errors import WriteError
 from tide_cache.locations import CachePath
-from tide_cache.reporting.budget import spread
 from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 

@@ -3,13 +3,13 @@
 import math
 from statistics import mean
 
-from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.budget import Budget
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
 from tide_cache.disk import free_bytes
 from tide_cache.modeling.backbone import resolve_device
 from tide_cache.progress import tell
-from tide_cache.reporting.budget import Budget
 from tide_cache.views import draw_view
 
 from .forwards import time_forwards

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.budget import Budget, spread, spread_first
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.modeling.batches import ViewGroup
 from tide_cache.progress import doing
 from tide_cache.records import MaskedView, SamplePair
-from tide_cache.reporting.budget import Budget, spread, spread_first
 from tide_cache.shards import PassName
 from tide_cache.teacher.capture import Teacher
 from tide_cache.teacher.compdemo import demo_parts

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tide_cache.building.prepare import PreparedBuild
+from tide_cache.building.budget import Budget, affordable_parts, spread, spread_first
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.shard import capture_records
 from tide_cache.manifest import CommitRecord
 from tide_cache.pairing import PairedRows, PairingReport
 from tide_cache.progress import doing
 from tide_cache.records import SamplePair, ViewRecord
-from tide_cache.reporting.budget import Budget, affordable_parts, spread, spread_first
 from tide_cache.shards import (
     EncodedShard,
     PassName,

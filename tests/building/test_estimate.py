@@ -5,13 +5,13 @@ from collections import namedtuple
 
 import pytest
 
+from tide_cache.building import estimate
 from tide_cache.building.driver import build_shards
+from tide_cache.building.estimate import estimate_build, free_bytes, require_disk, spread_rows
 from tide_cache.building.prepare import prepare_build
 from tide_cache.errors import TideCacheError
 from tide_cache.locations import RemotePath
 from tide_cache.manifest import Manifest
-from tide_cache.reporting import estimate
-from tide_cache.reporting.estimate import estimate_build, free_bytes, require_disk, spread_rows
 
 
 def test_a_corpus_within_the_sample_is_counted_exactly(built):

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tide_cache.building.prepare import PreparedBuild, build_remarks, require_usable_rows
+from tide_cache.building.budget import Budget, affordable_parts, spread, spread_first
+from tide_cache.building.prepare import build_remarks, require_usable_rows
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.config.build import BuildRun
 from tide_cache.corpus import Corpus
 from tide_cache.errors import PairingError
 from tide_cache.pairing import Lengths, PairingReport
 from tide_cache.progress import doing
 from tide_cache.records import SamplePair
-from tide_cache.reporting.budget import Budget, affordable_parts, spread, spread_first
 
 from .timing import timed
 

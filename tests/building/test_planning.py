@@ -7,14 +7,14 @@ from itertools import count
 
 import pytest
 
+from tide_cache.building.budget import Budget
 from tide_cache.building.driver import build_prepared
+from tide_cache.building.planning import plan_build, rows
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import PairingError
 from tide_cache.manifest import Manifest
 from tide_cache.progress import listen
-from tide_cache.reporting.budget import Budget
-from tide_cache.reporting.planning import plan_build, rows
 
 
 class _Hears:

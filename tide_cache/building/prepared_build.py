@@ -1,0 +1,65 @@
+"""A checked build: what a worker needs besides the teacher's weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tide_cache.building.paired_corpus import PairedCorpus
+from tide_cache.config.common import PassName
+from tide_cache.corpus import Corpus
+from tide_cache.manifest import CacheIdentity, ShardPlan
+from tide_cache.modeling.backbone import CheckpointInfo
+from tide_cache.pairing import PairedRows, Spelling
+from tide_cache.progress import doing
+from tide_cache.teacher.capture import CapturePlan
+from tide_cache.views import ViewPlan
+
+
+class Pairer(Protocol):
+    """Makes samples of the rows of a corpus."""
+
+    def pair_many(self, rows: Sequence[Any]) -> PairedRows:
+        """Make samples of rows, in their order."""
+
+    def spelling(self, teacher_vocab_size: int) -> Spelling:
+        """Give what spells the teacher's tokens for the student."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedBuild:
+    """A checked build; all that a worker needs besides the teacher's weights.
+
+    Attributes:
+        corpus: The rows.
+        pairer: Turns them into samples.
+        checkpoint: Of the teacher.
+        identity: What the cache will hold.
+        plan: How it is cut into shards.
+        views: How views are drawn.
+        demo_ratio: How the views of the compdemo pass are split.
+        passes: What is captured.
+        capture: How the teacher is run.
+        special_tokens: What teacher's and student's tokenizers call their special tokens.
+        paired: The samples of all rows; None where somebody else has paired them.
+        remarks: What became of the rows, for the user.
+    """
+
+    corpus: Corpus[Any]
+    pairer: Pairer
+    checkpoint: CheckpointInfo
+    identity: CacheIdentity
+    plan: ShardPlan
+    views: ViewPlan
+    demo_ratio: float
+    passes: tuple[PassName, ...]
+    capture: CapturePlan
+    special_tokens: dict[str, dict[str, str | list[str]]]
+    paired: PairedCorpus | None = None
+    remarks: tuple[str, ...] = ()
+
+    def spelling(self) -> Spelling | None:
+        """Spell the teacher's vocabulary for the student, where candidate chunks are wanted; takes seconds."""
+        if not self.capture.signals.chunk_k:
+            return None
+        with doing("Spelling the teacher's vocabulary in student tokens", self.checkpoint.vocab_size, "ids"):
+            return self.pairer.spelling(self.checkpoint.vocab_size)
