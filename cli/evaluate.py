@@ -39,8 +39,8 @@ class EvalCommand(TyperCommand):
         moved = [name for argument in args if (name := argument.partition("=")[0]) in MOVED]
         if moved and not ctx.resilient_parsing:
             raise RunFileError(
-                f"{moved[0]}: tasks are scored by `tide-cache eval-tasks`, `eval` measures on text. Found an option of "
-                f"tasks; run\n  tide-cache eval-tasks {shlex.join(args)}"
+                f"{moved[0]}: tasks are scored by `tide-cache eval-tasks`; `eval` measures on text. Run:\n"
+                f"  tide-cache eval-tasks {shlex.join(args)}"
             )
         return super().parse_args(ctx, args)
 

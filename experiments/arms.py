@@ -8,7 +8,8 @@ it would help, a teacher or not.
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Pipeline = Literal["shared", "cross"]
+from tide_cache.demo.plan import Pipeline, slug
+
 Entry = dict[str, Any]
 
 CE_UNWEIGHTED: Entry = {"kind": "ce", "time_weight": "uniform"}
@@ -68,7 +69,7 @@ class Arm:
     @property
     def slug(self) -> str:
         """Folder name."""
-        return f"{self.pipeline}-" + "".join(c if c.isalnum() else "-" for c in self.full_name)
+        return slug(self.pipeline, self.full_name)
 
     @property
     def full_name(self) -> str:

@@ -11,8 +11,9 @@ from typing import Any, get_args
 
 import torch
 
-from experiments.arms import Arm, Pipeline, Stage
+from experiments.arms import Arm, Stage
 from experiments.stages import Experiment, Job
+from tide_cache.demo.plan import Pipeline
 
 Measured = dict[str, Any]
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.arms import BASELINE, CE_UNWEIGHTED, STAGES, Arm, Pipeline, Stage
+from experiments.arms import BASELINE, CE_UNWEIGHTED, STAGES, Arm, Stage
 from experiments.queue import best_job, grid_jobs
-from experiments.stages import TIMES, Experiment, Job
+from experiments.stages import Experiment, Job
 from experiments.statistics import Interval, interval, paired
+from tide_cache.demo.plan import TIMES, Pipeline
 
 COLOURS = {"cross": "#b4472b", "shared": "#1f5fa8"}
 TITLES = {"cross": "another tokenizer", "shared": "the teacher's tokenizer"}

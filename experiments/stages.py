@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.arms import Arm, Pipeline
+from experiments.arms import Arm
 from experiments.material import BLOCK_SIZE, FINAL, MAX_LENGTH, Material
 from experiments.plan import Size
 from experiments.pretraining import pretrain
@@ -23,6 +23,7 @@ from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.corpus import open_corpus
+from tide_cache.demo.plan import TIMES, Pipeline
 from tide_cache.evaluation import generate_text
 from tide_cache.evaluation.measuring import measure
 from tide_cache.evaluation.trained import TrainedModel
@@ -36,8 +37,6 @@ from tide_cache.training.distributed import World
 from tide_cache.training.prepare import prepare
 from tide_cache.training.run import train, train_prepared
 
-TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Mid-points of five equal strata."""
 NUM_VIEWS = 8
 """Of a cache of some of the samples."""
 TEMPERATURES = (1.0, 2.0)

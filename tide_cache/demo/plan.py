@@ -9,6 +9,11 @@ Pipeline = Literal["shared", "cross"]
 PIPELINES: tuple[Pipeline, ...] = get_args(Pipeline)
 
 
+def slug(pipeline: Pipeline, name: str) -> str:
+    """Return the folder name of an arm."""
+    return f"{pipeline}-" + "".join(c if c.isalnum() else "-" for c in name)
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to train a student.
@@ -30,7 +35,7 @@ class Arm:
     @property
     def slug(self) -> str:
         """Folder name."""
-        return f"{self.pipeline}-" + "".join(c if c.isalnum() else "-" for c in self.name)
+        return slug(self.pipeline, self.name)
 
 
 CE = {"kind": "ce", "time_weight": "realised_ratio", "weight": 1.0}
