@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tide_cache.modeling.backbone import ADAPTERS, Backbone
-from tide_cache.modeling.llada2_moe import LLaDA2Backbone, LLaDA2MoE
+from tide_cache.modeling.mixture import Mixture, MixtureBackbone
 from tide_cache.modeling.stock import StockBackbone
 
 Config = dict[str, Any]
@@ -65,11 +65,11 @@ def random_backbone(raw: Config, dtype: torch.dtype, device: str) -> Backbone:
         with torch.device(device):
             return StockBackbone(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype))
     with torch.device("meta"):
-        model = LLaDA2MoE(config).to(dtype)
+        model = Mixture(config).to(dtype)
     for name, module in model.named_modules():
-        if name.endswith("gate"):  # the router works in float32, as `LLaDA2Adapter.load` has it
+        if name.endswith("gate"):  # the router works in float32, as `MixtureAdapter.load` has it
             module.float()
     model.to_empty(device=device).requires_grad_(False)
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.fill_(1) if tensor.dim() == 1 else tensor.normal_(std=0.02)
-    return LLaDA2Backbone(model)
+    return MixtureBackbone(model)

@@ -1,19 +1,13 @@
 """Whether caches and checkpoints are where a command was told, before anything heavy is imported to read them."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tide_cache.errors import CacheIncompleteError, ModelError, RunFileError
 from tide_cache.locations import CachePath, nowhere
+from tide_cache.modeling.families import FAMILIES, Family, find_family, nearest_family
 from tide_cache.unreadable import is_there, told_apart
-
-MODEL_TYPES = (
-    *("a2d-llama", "a2d-qwen2", "a2d-qwen3", "llada2_moe", "llama", "qwen2", "qwen3"),
-    "wedlm",
-)
-"""Those that `modeling.backbone.ADAPTERS` serves; a test holds them equal."""
 
 
 def require_cache(root: CachePath) -> None:
@@ -44,7 +38,7 @@ def require_checkpoint(location: str) -> None:
         raise ModelError(reason)
     folder = Path(location)
     if is_there(folder / "config.json") and (folder / "config.json").is_file():
-        require_model_type(location, read_config(location, folder / "config.json"))
+        require_family(location, read_config(location, folder / "config.json"))
 
 
 def read_config(location: str, path: Path) -> dict[str, Any]:
@@ -77,24 +71,27 @@ def no_config(location: str, error: Exception) -> ModelError:
     )
 
 
-def require_model_type(location: str, raw: dict[str, Any], supported: Iterable[str] = MODEL_TYPES) -> None:
-    """Refuse a configuration of a family that nothing here loads.
+def require_family(location: str, raw: dict[str, Any]) -> Family:
+    """Give the family of a configuration.
 
     Args:
         location: Of the checkpoint, for messages.
         raw: Its configuration.
-        supported: Families that are loaded.
 
     Raises:
-        ModelError: Lists the supported ones.
+        ModelError: Nothing here loads it; names the nearest family that is loaded, and what differs.
     """
-    model_type, own_code = str(raw.get("model_type")), own_code_of(raw)
-    if model_type not in (known := sorted(supported)):
-        asks = f" It asks for code of its own ({own_code})." if own_code else ""
-        raise ModelError(
-            f"{location}: model_type {model_type!r} is not supported; supported: {', '.join(known)}.{asks} "
-            "Remote model code is never run; docs/teachers.md says how to add an adapter."
-        )
+    if (family := find_family(raw)) is not None:
+        return family
+    own_code, (nearest, differences) = own_code_of(raw), nearest_family(raw)
+    asks = f" It asks for code of its own ({own_code})." if own_code else ""
+    supported = ", ".join(sorted({name for family in FAMILIES.values() for name in family.model_types}, key=str.lower))
+    raise ModelError(
+        f"{location}: model_type {str(raw.get('model_type'))!r} is not supported; supported: {supported}.{asks} The "
+        f"nearest is {nearest.name} ({nearest.models}), from which it differs: {'; '.join(differences)}. "
+        "Remote model code is never run; `tide-cache doctor --teachers` lists what loads, docs/teachers.md says how to "
+        "add an adapter."
+    )
 
 
 def own_code_of(raw: dict[str, Any]) -> str:

@@ -57,9 +57,9 @@ def test_the_formula_of_all_runs():
 def test_published_shapes_have_the_published_number_of_weights(raw, billions):
     with torch.device("meta"):
         if raw["model_type"] == "llada2_moe":
-            from tide_cache.modeling.llada2_moe import LLaDA2MoE
+            from tide_cache.modeling.mixture import Mixture
 
-            model = LLaDA2MoE(ADAPTERS["llada2_moe"].read_config(raw, "published"))
+            model = Mixture(ADAPTERS["llada2_moe"].read_config(raw, "published"))
         else:
             from transformers import AutoModelForCausalLM
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tide_cache.modeling.backbone import ADAPTERS
-from tide_cache.places import MODEL_TYPES
+from tide_cache.modeling.families import FAMILIES
 from tide_cache_cli.main import app
 
 COMMANDS = [
@@ -130,5 +130,5 @@ def test_refusals_that_need_no_heavy_library_load_none(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_light_list_of_model_types_is_that_of_the_adapters():
-    assert set(MODEL_TYPES) == set(ADAPTERS)
+def test_the_light_table_of_families_is_that_of_the_adapters():
+    assert {name: adapter.family for name, adapter in ADAPTERS.items()} == FAMILIES

@@ -287,7 +287,7 @@ def test_a_sequence_ends_after_the_block_in_which_it_is_complete(backbone, word)
         assert tokens == whole[: next((end for end in ends if is_complete(whole[:end])), 10)]
 
 
-@pytest.fixture(params=["a2d_qwen3_tiny", "llada2_tiny"])
+@pytest.fixture(params=["a2d_qwen3_tiny", "llada2_tiny", "dream_tiny", "llada_moe_tiny"])
 def golden_backbone(request, shared):
     return load_backbone(read_checkpoint(str(shared / "golden/models" / request.param)), torch.float32, "cpu")
 

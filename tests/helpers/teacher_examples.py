@@ -1,14 +1,17 @@
-"""Tiny checkpoints of random weights, in the layouts in which the two teachers of the paper are published."""
+"""Tiny checkpoints of random weights, in the layouts in which families are published."""
 
 import json
+import re
 
 import torch
 from safetensors.torch import save_file
 from transformers import Qwen3Config
 
-from tide_cache.modeling.backbone import new_backbone
+from tide_cache.modeling.backbone import ADAPTERS, new_backbone
 from tide_cache.modeling.checkpoint import save_student
-from tide_cache.modeling.llada2_moe import LLaDA2Config, LLaDA2MoE
+from tide_cache.modeling.llada import LLADA_NAMES
+from tide_cache.modeling.mixture import Mixture
+from tide_cache.modeling.mixture_configs import LLaDA2Config, LLaDAMoEConfig, SDARMoEConfig
 
 WEDLM = {"model_type": "wedlm", "architectures": ["WeDLMForCausalLM"], "qk_norm": True, "attention_bias": False}
 WEDLM |= {"mask_token_id": None, "auto_map": {"AutoModelForCausalLM": "modeling_wedlm.WeDLMForCausalLM"}}
@@ -38,12 +41,72 @@ def write_wedlm(folder, tokenizer, **changes):
 
 def write_llada2(folder, tokenizer):
     """Write a checkpoint of random weights as LLaDA2 is published."""
+    return write_mixture(folder, tokenizer, LLaDA2Config, LLADA2)
+
+
+def write_mixture(folder, tokenizer, config_class, config):
+    """Write a mixture of experts of random weights as it is published."""
     folder.mkdir(exist_ok=True)
-    raw = LLADA2 | {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+    raw = config | {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
     generator = torch.Generator().manual_seed(3)
-    published = LLaDA2MoE(LLaDA2Config.model_validate(raw)).published_tensors()
+    published = Mixture(config_class.model_validate(raw)).published_tensors()
     weights = {name: torch.randn(tensor.shape, generator=generator) / 5 for name, tensor in published.items()}
+    return write_checkpoint(folder, tokenizer, weights, raw)
+
+
+def write_checkpoint(folder, tokenizer, weights, config):
+    """Write weights, configuration and tokenizer."""
     save_file(weights, folder / "model.safetensors")
     tokenizer.save(folder)
-    (folder / "config.json").write_text(json.dumps(raw))
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "hidden_act": "silu", "tie_word_embeddings": False,
+}  # fmt: skip
+SDAR = {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "head_dim": 16, "block_size": 8}
+DREAM = {"model_type": "Dream", "architectures": ["DreamModel"]}
+FAST_DLLM = {"model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"], "bd_size": 8}
+SDAR_MOE = SMALL | SDAR | {
+    "model_type": "sdar_moe", "architectures": ["SDARMoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+}  # fmt: skip
+LLADA_MOE = SMALL | {
+    "model_type": "llada", "architectures": ["LLaDAMoEModelLM"], "num_experts": 8, "num_experts_per_tok": 2,
+    "expert_intermediate_size": 16, "dense_intermediate_size": 48, "moe_layer_freq": [1, 1], "norm_topk_prob": False,
+    "moe_router_score_function": "softmax", "moe_router_enable_expert_bias": False, "qk_layernorm": True,
+}  # fmt: skip
+LLADA = {
+    "model_type": "llada", "architectures": ["LLaDAModelLM"], "d_model": 32, "n_heads": 2, "n_kv_heads": 1,
+    "n_layers": 2, "mlp_hidden_size": 48, "max_sequence_length": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "weight_tying": False,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def write_family(folder, name, tokenizer):
+    """Write a tiny checkpoint of random weights as a family is published."""
+    mixtures = {"llada2_moe": (LLaDA2Config, LLADA2), "llada_moe": (LLaDAMoEConfig, LLADA_MOE)}
+    mixtures["sdar_moe"] = (SDARMoEConfig, SDAR_MOE)
+    if name in mixtures:
+        return write_mixture(folder, tokenizer, *mixtures[name])
+    config = {"sdar": SMALL | SDAR, "Dream": SMALL | DREAM, "Fast_dLLM_Qwen": SMALL | FAST_DLLM, "llada": LLADA}[name]
+    config |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+    model = new_backbone(ADAPTERS[name].read_config(config, "new"), torch.float32, "cpu", seed=3).model
+    weights = {tensor_name: tensor * 3 for tensor_name, tensor in model.state_dict().items()}
+    if name == "llada":
+        weights = {as_llada(tensor_name): tensor for tensor_name, tensor in weights.items()}
+    return write_checkpoint(folder, tokenizer, weights, config)
+
+
+def as_llada(name):
+    """Give what LLaDA calls a tensor of a stock Llama."""
+    for pattern, ours in LLADA_NAMES:
+        plain = re.escape(ours).replace(r"\\1", r"(\d+)")
+        published = pattern.removeprefix("^").replace(r"(\d+)", r"\1").replace("\\.", ".")
+        if re.match(plain, name):
+            return re.sub(plain, published, name)
+    raise AssertionError(name)

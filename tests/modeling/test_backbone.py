@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -22,6 +23,7 @@ from tide_cache.modeling.backbone import (
     resolve_device,
 )
 from tide_cache.modeling.checkpoint import published_config, save_student
+from tide_cache.modeling.families import FAMILIES
 from tide_cache.modeling.packing import Kept, pack_block, pack_full
 
 
@@ -158,12 +160,12 @@ def test_unsupported_checkpoints_are_refused(tmp_path):
 
 
 def test_code_of_a_checkpoint_is_never_run(tmp_path):
-    code = {"auto_map": {"AutoModel": "modeling_dream.DreamModel", "AutoConfig": "configuration_dream.DreamConfig"}}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "Dream", **code}))
+    code = {"auto_map": {"AutoModel": "modeling_mine.MineModel", "AutoConfig": "configuration_mine.MineConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", **code}))
     with pytest.raises(
         ModelError,
-        match=r"'Dream' is not supported; .*asks for code of its own \(configuration_dream.DreamConfig, modeling_dream."
-        r"DreamModel\)\. Remote model code is never run; docs/teachers.md says how to add an adapter",
+        match=r"'mine' is not supported; .*asks for code of its own \(configuration_mine.MineConfig, modeling_mine."
+        r"MineModel\)\. .*Remote model code is never run; .*docs/teachers.md says how to add an adapter",
     ):
         read_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **code}))
@@ -183,21 +185,19 @@ def test_weights_in_fewer_bits_are_not_taken_for_the_original_ones(tmp_path):
 class FullGpu:
     """An adapter added as docs/teachers.md says, whose weights find no room."""
 
-    replaces_code, is_stock = True, False
+    family = replace(FAMILIES["llada2_moe"], name="mine", model_types=("mine",), mask_id=7)
 
     def read_config(self, raw, location):
         return Qwen3Config()
-
-    def mask_id(self, raw):
-        return 7
 
     def load(self, info, plan):
         raise torch.OutOfMemoryError("Tried to allocate 30 GiB.")
 
 
 def test_an_added_adapter_is_used_and_a_full_gpu_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "mine", FullGpu.family)
     monkeypatch.setitem(ADAPTERS, "mine", FullGpu())
-    (tmp_path / "config.json").write_text('{"model_type": "mine"}')
+    (tmp_path / "config.json").write_text('{"model_type": "mine", "vocab_size": 8}')
     info = read_checkpoint(str(tmp_path))
     assert info.mask_id == 7
     with pytest.raises(ModelError, match=r"no room on cpu for the weights in bfloat16: Tried to allocate 30 GiB"):

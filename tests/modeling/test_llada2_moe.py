@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from tide_cache.errors import ModelError
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
-from tide_cache.modeling.llada2_moe import LLaDA2Backbone, LLaDA2Config, LLaDA2MoE
+from tide_cache.modeling.mixture import Mixture, MixtureBackbone
+from tide_cache.modeling.mixture_configs import LLaDA2Config
 from tide_cache.modeling.packing import PackedInput, pack_block, pack_full
 
 
@@ -59,7 +60,7 @@ def test_the_published_model_is_reproduced_on_the_masked_tokens_alone(backbone, 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_reproduces_it_too(backbone, io):
-    flexed = LLaDA2Backbone(backbone.model, "flex")
+    flexed = MixtureBackbone(backbone.model, "flex")
     logits_BLV = logits_of(flexed, packed_block(io))[:, : io["ids"].shape[1]]
     torch.testing.assert_close(logits_BLV, io["logits_block_xt_x0"], atol=1e-5, rtol=0)
     logits_BLV = logits_of(flexed, pack_full(io["ids"], io["pad"]))
@@ -82,7 +83,7 @@ def test_the_published_shape_has_the_published_number_of_parameters(folder):
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text()) | shape
     with torch.device("meta"):
-        model = LLaDA2MoE(LLaDA2Config.model_validate(config))
+        model = Mixture(LLaDA2Config.model_validate(config))
     assert round(sum(weight.numel() for weight in model.parameters()) / 1e6) == 16256
 
 

@@ -71,6 +71,8 @@ def prepare_build(run: BuildRun, weights: Weights = "hashed", pairs_all: bool = 
     shared = shared_vocab_size(teacher, student)
     faults = checkpoint.require_fits(teacher.vocab_size, run.teacher.max_length, "teacher")
     faults += checkpoint.mask_faults(teacher.mask_id, teacher.mask_token, "teacher.tokenizer")
+    if run.teacher.context == "block":
+        faults += checkpoint.block_faults(run.teacher.block_size, "teacher")
     faults += unsupported_loading(checkpoint, run.teacher.quantisation, run.teacher.device_map)
     faults += _setting_faults(run, checkpoint, shared) + _untrained_faults(run, checkpoint)
     day, day_faults = _fix_day(run, teacher, student)

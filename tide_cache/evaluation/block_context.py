@@ -10,7 +10,6 @@ N masked rows, V vocabulary.
 from collections.abc import Sequence
 
 import torch
-from transformers import DynamicCache
 
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.head import apply_head
@@ -34,7 +33,7 @@ class BlockContext:
         assert all(len(prefix) % block_size == 0 for prefix in prefixes)
         self._backbone = backbone
         self._block_size = block_size
-        self._cache = DynamicCache() if use_cache else None
+        self._cache = backbone.new_cache() if use_cache else None
         self._num_cached = 0
         length = max(map(len, prefixes))
         device = backbone.device

@@ -87,13 +87,14 @@ def open_trained(
         mask_id=info.mask_id,
         today=_day_of_training(provenance) if as_trained else None,
     )
-    block_size = block_size or _trained_block_size(info.folder / "tide_cache.json", provenance)
+    stated = info.block_size or DEFAULT_BLOCK_SIZE
+    block_size = block_size or _trained_block_size(info.folder / "tide_cache.json", provenance, stated)
     return TrainedModel(info, tokenizer, block_size, dtype, device)
 
 
-def _trained_block_size(path: Path, provenance: dict[str, Any]) -> int:
+def _trained_block_size(path: Path, provenance: dict[str, Any], stated: int) -> int:
     try:
-        return int(provenance.get("block_size", DEFAULT_BLOCK_SIZE))
+        return int(provenance.get("block_size", stated))
     except (ValueError, TypeError):
         raise ModelError(
             f"{path}: found no JSON object with the block_size of training; restore the file, or remove it and give "

@@ -12,12 +12,14 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from tide_cache.errors import ModelError
 from tide_cache.hub import Repository
 from tide_cache.modeling.attention import AttentionKind
+from tide_cache.modeling.families import FAMILIES, Family
 from tide_cache.modeling.packing import PackedInput
+from tide_cache.modeling.shifting import RememberedOutputs, at_own_tokens
 
 Quantisation = Literal["none", "8bit", "4bit"]
 
@@ -25,10 +27,18 @@ Quantisation = Literal["none", "8bit", "4bit"]
 class Backbone(nn.Module):
     """A denoiser: hidden states from packed inputs, and the output head's weight."""
 
-    def __init__(self, model: nn.Module, attention: AttentionKind = "sdpa"):
+    def __init__(self, model: nn.Module, attention: AttentionKind = "sdpa", is_shifted: bool = False):
+        """Wrap a model.
+
+        Args:
+            model: Its trunk is `model.model`.
+            attention: Which kernel computes it.
+            is_shifted: Whether what it outputs at position i - 1 speaks of token i.
+        """
         super().__init__()
         self.model = model
         self._attention = attention
+        self._is_shifted = is_shifted
 
     @property
     def config(self) -> Any:
@@ -50,14 +60,26 @@ class Backbone(nn.Module):
         trunk: nn.Module = self.model.model  # type: ignore[assignment]
         trunk.compile(dynamic=True)
 
+    def new_cache(self) -> DynamicCache:
+        """Make an empty cache for `forward`."""
+        return RememberedOutputs() if self._is_shifted else DynamicCache()
+
     def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm.
+        """Give the last hidden states [B, S, D], after the final norm, that speak of the token at each place.
 
         Args:
             packed: What is shown.
-            cache: Keys and values of tokens before it; grows by those of `packed`, whose mask [B, 1, Q, S] has a key
-                for every token in the cache, in front of its own.
+            cache: Keys and values of tokens before it, from `new_cache`; grows by those of `packed`, whose mask
+                [B, 1, Q, S] has a key for every token in the cache, in front of its own.
         """
+        outputs_BSD = self.outputs(packed, cache)
+        if not self._is_shifted:
+            return outputs_BSD
+        assert cache is None or isinstance(cache, RememberedOutputs), "a cache that new_cache did not make"
+        return at_own_tokens(outputs_BSD, packed, cache)
+
+    def outputs(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
+        """Give the last hidden states [B, S, D] where the model puts them out, whatever they speak of."""
         raise NotImplementedError
 
 
@@ -67,11 +89,12 @@ class CheckpointInfo:
 
     Attributes:
         location: Folder or hub name, as given.
-        model_type: As published, for example `wedlm`.
+        model_type: The family's name, which is what is published as such where no other family has the same.
         config: The configuration that loads it.
         mask_id: The mask token it was trained with, where config.json or its authors' code says so.
         repository: Where its files lie; None for the folder `location`.
         converted_from: What `tide-cache convert` made it of, where it was not trained since.
+        block_size: Of its training, where config.json states one.
     """
 
     location: str
@@ -80,6 +103,7 @@ class CheckpointInfo:
     mask_id: int | None = None
     repository: Repository | None = None
     converted_from: str | None = None
+    block_size: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -131,6 +155,22 @@ class CheckpointInfo:
             "mask_token_id in config.json if this checkpoint was trained with another"
         ]
 
+    def block_faults(self, block_size: int | None, who: str) -> list[str]:
+        """List a block size that is not the one of the checkpoint's training.
+
+        Args:
+            block_size: The run's; None where it states none.
+            who: Section of the run file, for the message.
+        """
+        if None in (self.block_size, block_size) or self.block_size == block_size:
+            return []
+        field = FAMILIES[self.model_type].block_field
+        return [
+            f"{who}.block_size: found {block_size}; the checkpoint {self.location} ({self.model_type}) was trained "
+            f"with blocks of {self.block_size} ({field} in its config.json). Use {self.block_size}, or "
+            f"state another {field} in config.json if this checkpoint was trained with it"
+        ]
+
 
 @dataclass(frozen=True)
 class LoadPlan:
@@ -157,12 +197,8 @@ class Adapter(Protocol):
     """What a family of checkpoints needs to be a teacher; `docs/teachers.md` tells how to write one."""
 
     @property
-    def replaces_code(self) -> bool:
-        """Whether it was written in place of the code that such checkpoints name in `auto_map`."""
-
-    @property
-    def is_stock(self) -> bool:
-        """Whether transformers' own model serves it, which alone can be quantised, spread, or trained as a student."""
+    def family(self) -> Family:
+        """Which family it loads, and all that is said of it."""
 
     def read_config(self, raw: Mapping[str, Any], location: str) -> Any:
         """Turn config.json into the configuration.
@@ -174,9 +210,6 @@ class Adapter(Protocol):
         Raises:
             ModelError: Something is missing, or would be got wrong.
         """
-
-    def mask_id(self, raw: Mapping[str, Any]) -> int | None:
-        """Give the mask token that such checkpoints are trained with where config.json leaves it open."""
 
     def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
         """Load the weights, which lie in `info.folder` by then.

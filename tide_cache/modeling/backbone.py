@@ -17,10 +17,10 @@ from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadP
 from tide_cache.modeling.attention import AttentionKind
 from tide_cache.modeling.checkpoint import read_provenance
 from tide_cache.modeling.fingerprint import weights_bytes
-from tide_cache.modeling.llada2_moe import LLaDA2Adapter
+from tide_cache.modeling.mixture import MIXTURE_ADAPTERS
 from tide_cache.modeling.safetensors_loading import weight_names
 from tide_cache.modeling.stock import STOCK_ADAPTERS, new_backbone
-from tide_cache.places import own_code_of, read_config, require_model_type
+from tide_cache.places import own_code_of, read_config, require_family
 from tide_cache.progress import doing
 from tide_cache.unreadable import is_there
 
@@ -39,8 +39,8 @@ __all__ = [
     "unsupported_loading",
 ]
 
-ADAPTERS: dict[str, Adapter] = {**STOCK_ADAPTERS, "llada2_moe": LLaDA2Adapter()}
-"""Who loads a checkpoint, by its `model_type`."""
+ADAPTERS: dict[str, Adapter] = {**STOCK_ADAPTERS, **MIXTURE_ADAPTERS}
+"""Who loads a checkpoint, by its family."""
 
 _SHOWN_FILES = 6
 
@@ -60,14 +60,13 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
     """
     repository = open_repository(location, revision)
     raw = _read_config(repository)
-    model_type = str(raw.get("model_type"))
-    require_model_type(location, raw, ADAPTERS)
-    adapter, own_code = ADAPTERS[model_type], own_code_of(raw)
-    if own_code and not adapter.replaces_code:
+    family = require_family(location, raw)
+    adapter, own_code = ADAPTERS[family.name], own_code_of(raw)
+    if own_code and not family.replaces_code:
         raise ModelError(
             f"{location}: it asks for code of its own ({own_code}), which is never run, and may differ from the stock "
-            f"{model_type}. If it is a plain {model_type}, remove auto_map from config.json; if not, docs/teachers.md "
-            "says how to add an adapter."
+            f"{family.name}. If it is a plain {family.name}, remove auto_map from config.json; if not, "
+            "docs/teachers.md says how to add an adapter."
         )
     if bits := raw.get("quantization_config"):
         method = bits.get("quant_method") if isinstance(bits, dict) else bits
@@ -76,14 +75,20 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
             "which teacher.quantisation can load in fewer bits"
         )
     config = adapter.read_config(raw, location)
-    stated = raw.get("mask_token_id")
+    block_size = raw.get(family.block_field) if family.block_field else None
+    if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
+        raise ModelError(
+            f"{location}/config.json: {family.block_field}: found {block_size!r}, expected the number of tokens in a "
+            "block of its training; mend it"
+        )
     return CheckpointInfo(
         location,
-        model_type,
+        family.name,
         config,
-        mask_id=stated if isinstance(stated, int) else adapter.mask_id(raw),
+        mask_id=family.mask_id_in(raw),
         repository=repository,
         converted_from=read_provenance(repository.folder).get("converted_from"),
+        block_size=block_size,
     )
 
 
@@ -188,7 +193,7 @@ def unsupported_loading(info: CheckpointInfo, quantisation: Quantisation, device
         f"teacher.{name} = '{value}': not for {info.model_type}, whose weights are read by a module of our own that "
         "bitsandbytes and accelerate do not know; leave it out"
         for name, value in wanted.items()
-        if value is not None and not ADAPTERS[info.model_type].is_stock
+        if value is not None and not ADAPTERS[info.model_type].family.is_stock
     ]
 
 
@@ -198,10 +203,12 @@ def student_faults(info: CheckpointInfo) -> list[str]:
     Args:
         info: The checkpoint.
     """
-    if ADAPTERS[info.model_type].is_stock:
+    family = ADAPTERS[info.model_type].family
+    if family.is_student:
         return []
-    stock = ", ".join(sorted(name for name, adapter in ADAPTERS.items() if adapter.is_stock))
-    return [f"student.model: {info.model_type} can be a teacher, not a student; expected one of {stock}"]
+    trained = ", ".join(sorted(name for name, adapter in ADAPTERS.items() if adapter.family.is_student))
+    why = " (its rows speak of the next token, and a saved student's of their own)" if family.is_shifted else ""
+    return [f"student.model: {info.model_type} can be a teacher, not a student{why}; expected one of {trained}"]
 
 
 def require_means(

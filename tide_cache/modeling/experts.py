@@ -56,6 +56,25 @@ def route(
     return expert_NK, weight_NK * scaling
 
 
+def route_softmax(
+    x_ND: torch.Tensor, gate_ED: torch.Tensor, *, experts_per_token: int, is_normalised: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose each token's experts by a softmax over all of them, in float32.
+
+    Args:
+        x_ND: Tokens, any float dtype.
+        gate_ED: The router's weight.
+        experts_per_token: K.
+        is_normalised: Whether the weights of a token's experts sum to 1; else they are the softmax's own.
+
+    Returns:
+        Expert [N, K], int64, and weight [N, K], float32.
+    """
+    scores_NE = F.linear(x_ND.float(), gate_ED.float()).softmax(dim=1)
+    weight_NK, expert_NK = scores_NE.topk(experts_per_token, dim=1)
+    return expert_NK, weight_NK / weight_NK.sum(dim=1, keepdim=True) if is_normalised else weight_NK
+
+
 def uses_grouped_gemm(x_ND: torch.Tensor, down_EDI: torch.Tensor) -> bool:
     """Say whether one kernel serves all experts: bfloat16 on a GPU and a torch that have it.
 

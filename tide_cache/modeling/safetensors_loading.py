@@ -72,20 +72,22 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return reduce(torch.promote_types, (FLOATS[name] for name in found))
 
 
-def has_own_head(folder: Path) -> bool:
+def has_own_head(folder: Path, head: str = HEAD, embedding: str = EMBEDDING) -> bool:
     """Tell whether a checkpoint stores an output head that is not its embedding.
 
     Args:
         folder: Of a stock checkpoint.
+        head: What it calls its output head.
+        embedding: What it calls its embedding.
 
     Raises:
         ModelError: A file is missing or damaged.
     """
     files = {name: path for path in weight_files(folder) for name in _tensor_names(path)}
-    if HEAD not in files or EMBEDDING not in files:
+    if head not in files or embedding not in files:
         return False
-    with safe_open(files[HEAD], framework="pt") as one, safe_open(files[EMBEDDING], framework="pt") as other:
-        head_VD, embedding_VD = one.get_slice(HEAD), other.get_slice(EMBEDDING)
+    with safe_open(files[head], framework="pt") as one, safe_open(files[embedding], framework="pt") as other:
+        head_VD, embedding_VD = one.get_slice(head), other.get_slice(embedding)
         if head_VD.get_shape() != embedding_VD.get_shape():
             return True
         rows = range(0, head_VD.get_shape()[0], _ROWS_COMPARED)
@@ -119,11 +121,17 @@ def require_all_weights(
     Raises:
         ModelError: There is any; lists them.
     """
-    faults = [f"missing {name}" for name in sorted(missing)] + [f"unknown {name}" for name in sorted(unknown)]
+    missing, unknown = sorted(missing), sorted(unknown)
+    faults = [f"missing {name}" for name in missing] + [f"unknown {name}" for name in unknown]
     faults += [f"shape of {what}" for what in sorted(misshapen)]
     if faults:
         shown = "; ".join(faults[:_SHOWN]) + (f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else "")
-        raise ModelError(f"{location}: the weights do not fit its config.json: {shown}")
+        has_experts, wants_experts = (any(".experts." in name for name in names) for names in (unknown, missing))
+        hint = ""
+        if has_experts != wants_experts:
+            found, expected = ("a mixture of experts", "a dense model")[:: 1 if has_experts else -1]
+            hint = f". These are weights of {found}, and its config.json describes {expected}: put its own beside them"
+        raise ModelError(f"{location}: the weights do not fit its config.json: {shown}{hint}")
 
 
 def weight_names(folder: Path) -> list[str]:

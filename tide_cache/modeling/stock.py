@@ -26,15 +26,21 @@ from transformers.utils.logging import disable_progress_bar
 from tide_cache.errors import ModelError
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, Quantisation
 from tide_cache.modeling.attention import AttentionKind, Copies, attend, prepare_mask
+from tide_cache.modeling.families import FAMILIES, Family, sibling_faults
+from tide_cache.modeling.llada import LLADA_HEAD_NAMES, LLADA_NAMES, as_llama, llada_faults
 from tide_cache.modeling.packing import PackedInput
-from tide_cache.modeling.safetensors_loading import INDEX, SINGLE, has_own_head, require_all_weights, weight_names
+from tide_cache.modeling.safetensors_loading import (
+    EMBEDDING,
+    HEAD,
+    INDEX,
+    SINGLE,
+    has_own_head,
+    require_all_weights,
+    weight_names,
+)
 from tide_cache.unreadable import require_readable
 
 disable_progress_bar()  # a bar of its own for every load would cut through ours
-
-WEDLM_MASK_ID = 151665
-"""`<tool_response>` of the Qwen3 vocabulary. Published configurations leave mask_token_id null; the authors' code has
-this number (Tencent/WeDLM@0216110, wedlm/engine/model_runner.py:129 and finetune/src/trainer.py:25)."""
 
 
 def _attention_of_copies(
@@ -67,8 +73,8 @@ _KERNELS: dict[AttentionKind, str] = {"sdpa": "tide_cache", "flex": "flex_attent
 class StockBackbone(Backbone):
     """A causal language model of transformers, under an explicit mask."""
 
-    def __init__(self, model: torch.nn.Module, attention: AttentionKind = "sdpa"):
-        super().__init__(model, attention)
+    def __init__(self, model: torch.nn.Module, attention: AttentionKind = "sdpa", is_shifted: bool = False):
+        super().__init__(model, attention, is_shifted)
         self.use_attention(attention)
 
     @property
@@ -82,7 +88,7 @@ class StockBackbone(Backbone):
         self._attention = kind
         self.model.set_attn_implementation(_KERNELS[kind])  # type: ignore[operator]
 
-    def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
+    def outputs(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
         """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
         output = self.model.model(  # type: ignore[operator]
             input_ids=packed.ids_BS,
@@ -100,37 +106,47 @@ def _no_faults(raw: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def _as_it_is(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    return raw
+
+
 @dataclass(frozen=True)
 class StockAdapter:
     """Loads a checkpoint as one of transformers' own architectures.
 
     Attributes:
-        stock_type: Which one.
-        replaces_code: As in `Adapter`.
+        family: As in `Adapter`.
+        stock_type: Which architecture.
         find_faults: Lists what in config.json the stock architecture would get wrong.
-        default_mask_id: As `Adapter.mask_id` gives it, for vocabularies that have such an id.
+        translate: Gives config.json with the stock architecture's names of fields; its `model_type` may name another
+            one than `stock_type`.
+        names: Patterns of tensor names, and what the stock architecture calls these tensors.
+        head_names: What the checkpoint calls its output head and its embedding.
     """
 
+    family: Family
     stock_type: str
-    replaces_code: bool = True
     find_faults: Callable[[Mapping[str, Any]], list[str]] = _no_faults
-    default_mask_id: int | None = None
-    is_stock: bool = True
+    translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_it_is
+    names: tuple[tuple[str, str], ...] = ()
+    head_names: tuple[str, str] = (HEAD, EMBEDDING)
 
     def read_config(self, raw: Mapping[str, Any], location: str) -> PretrainedConfig:
         """Turn config.json into the stock configuration; see `Adapter`."""
-        if faults := self.find_faults(raw):
+        if faults := [*sibling_faults(self.family, raw), *self.find_faults(raw)]:
             raise ModelError(f"{location}/config.json: does not fit a stock {self.stock_type}: {'; '.join(faults)}")
         if named := raw.get("transformers_weights"):
             raise ModelError(
                 f"{location}/config.json: it names a file of weights of its own ({named!r}); expected {SINGLE} or "
                 f"{INDEX}. Rename that file, and remove transformers_weights from config.json."
             )
-        known = {k: v for k, v in raw.items() if k not in {"model_type", "architectures", "auto_map"}}
+        translated = self.translate(raw)
+        stock_type = self.stock_type if translated is raw else str(translated["model_type"])
+        known = {k: v for k, v in translated.items() if k not in {"model_type", "architectures", "auto_map"}}
         if known.get("rope_scaling") is None:
             known.pop("rope_scaling", None)  # transformers 5 warns of the key alone; theta stands beside it
         try:
-            return AutoConfig.for_model(self.stock_type, **known)
+            return AutoConfig.for_model(stock_type, **known)
         except Exception as error:  # its checks raise errors of their own, ValueError, TypeError and KeyError
             reason = " ".join(str(error).split())
             model_type = raw["model_type"]
@@ -138,16 +154,12 @@ class StockAdapter:
                 f"{location}/config.json: no usable {model_type} configuration: {reason}; mend it"
             ) from None
 
-    def mask_id(self, raw: Mapping[str, Any]) -> int | None:
-        """Give the default mask id where the vocabulary has it."""
-        has_it = self.default_mask_id is not None and self.default_mask_id < int(raw.get("vocab_size", 0))
-        return self.default_mask_id if has_it else None
-
     def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
         """Load the weights from safetensors; see `Adapter`."""
         for name in weight_names(info.folder):
             require_readable(info.folder / name)  # transformers calls it missing or damaged
-        placed, config = _placement(plan), _with_stored_head(info)
+        placed, config = _placement(plan), _with_stored_head(info, self.head_names)
+        renamed = {"key_mapping": dict(self.names)} if self.names else {}
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 str(info.folder),
@@ -157,6 +169,7 @@ class StockAdapter:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **renamed,
                 **placed,
             )
         except torch.OutOfMemoryError:
@@ -184,17 +197,17 @@ class StockAdapter:
                 f"{info.location}: device_map = 'auto' found no room on the GPUs for {len(away)} weights, "
                 f"{away[0]} among them; use more GPUs, or quantisation = '8bit' or '4bit'"
             )
-        return StockBackbone(model if placed else model.to(plan.device), plan.attention)
+        return StockBackbone(model if placed else model.to(plan.device), plan.attention, self.family.is_shifted)
 
 
-def _with_stored_head(info: CheckpointInfo) -> PretrainedConfig:
+def _with_stored_head(info: CheckpointInfo, names: tuple[str, str]) -> PretrainedConfig:
     """Give the configuration as the weights have it: not tied where they hold an output head of its own.
 
     Some checkpoints say `tie_word_embeddings` and store a head that differs from the embedding. transformers then
     computes with the stored head, and training changes both; a saved model that says it is tied would lose it.
     """
     config = info.config
-    if not config.tie_word_embeddings or not has_own_head(info.folder):
+    if not config.tie_word_embeddings or not has_own_head(info.folder, *names):
         return config
     untied = copy.deepcopy(config)
     untied.tie_word_embeddings = False
@@ -216,6 +229,15 @@ def _bits(quantisation: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
+def _window_faults(raw: Mapping[str, Any]) -> list[str]:
+    """A mask is always given, so that a stock model would leave out its sliding window in silence."""
+    return (
+        [f"use_sliding_window: found {raw['use_sliding_window']}, expected false"]
+        if raw.get("use_sliding_window")
+        else []
+    )
+
+
 def _wedlm_faults(raw: Mapping[str, Any]) -> list[str]:
     faults = []
     if raw.get("qk_norm") is not True:
@@ -225,16 +247,23 @@ def _wedlm_faults(raw: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-STOCK_ADAPTERS = {
-    "qwen3": StockAdapter("qwen3", replaces_code=False),
-    "qwen2": StockAdapter("qwen2", replaces_code=False),
-    "llama": StockAdapter("llama", replaces_code=False),
-    "a2d-qwen3": StockAdapter("qwen3"),
-    "a2d-qwen2": StockAdapter("qwen2"),
-    "a2d-llama": StockAdapter("llama"),
-    "wedlm": StockAdapter("qwen3", find_faults=_wedlm_faults, default_mask_id=WEDLM_MASK_ID),
+_STOCK_TYPES = {
+    "qwen3": "qwen3",
+    "qwen2": "qwen2",
+    "llama": "llama",
+    "a2d-qwen3": "qwen3",
+    "a2d-qwen2": "qwen2",
+    "a2d-llama": "llama",
 }
-"""By the checkpoint's `model_type`."""
+_WITHOUT_WINDOW = {"sdar": "qwen3", "Dream": "qwen2", "Fast_dLLM_Qwen": "qwen2"}
+
+STOCK_ADAPTERS = {
+    **{name: StockAdapter(FAMILIES[name], stock_type) for name, stock_type in _STOCK_TYPES.items()},
+    **{name: StockAdapter(FAMILIES[name], stock, _window_faults) for name, stock in _WITHOUT_WINDOW.items()},
+    "wedlm": StockAdapter(FAMILIES["wedlm"], "qwen3", find_faults=_wedlm_faults),
+    "llada": StockAdapter(FAMILIES["llada"], "llama", llada_faults, as_llama, LLADA_NAMES, LLADA_HEAD_NAMES),
+}
+"""By family."""
 
 
 def new_backbone(config: PretrainedConfig, dtype: torch.dtype, device: str, seed: int) -> Backbone:

@@ -97,8 +97,10 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
         CheckpointError: There is no checkpoint to resume, or it belongs to another run.
         WriteError: The disk has no room for what the run will write.
     """
-    tokenizer = TextTokenizer.load(**dict(student_tokenizer_config(run.student)))
     checkpoint = read_checkpoint(run.student.model, run.student.revision) if run.student.model else None
+    # A tokenizer beside the checkpoint may leave unsaid which token the checkpoint was trained with.
+    mask_id = checkpoint.mask_id if checkpoint and run.student.tokenizer is None else None
+    tokenizer = TextTokenizer.load(**dict(student_tokenizer_config(run.student)), mask_id=mask_id)
     config = checkpoint.config if checkpoint else _new_config(run.student, tokenizer)
     objectives = tuple(WeightedObjective.of(entry) for entry in run.objective)
     needs = [entry.objective.needs for entry in objectives]
@@ -116,6 +118,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     if checkpoint:
         faults += checkpoint.require_fits(tokenizer.vocab_size, _longest(run, caches), "student")
         faults += student_faults(checkpoint)
+        faults += checkpoint.block_faults(_block_size(run, caches, checkpoint), "student")
     if not caches and union_of_needs(needs).signals:
         kinds = ", ".join(entry.kind for entry in run.objective if entry.kind != "ce")
         faults.append(f"objective: {kinds} needs a teacher's signals, data.corpus has none; give data.cache, or use ce")
@@ -128,7 +131,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
             signals = union_of_needs(needs).signals
             data = open_data(caches, tokenizer, signals, run.train.views_per_step, run.data.seed)
         else:
-            data = _open_corpus(run, tokenizer)
+            data = _open_corpus(run, tokenizer, _block_size(run, caches, checkpoint))
     num_turns = (run.train.epochs or 0) * data.order.num_samples
     steps = run.train.steps or max(1, math.ceil(num_turns / run.train.global_batch))
     require_room_for(run, checkpoint, config, steps)
@@ -176,6 +179,13 @@ def shape_config(shape: ModelShape, tokenizer: TextTokenizer) -> Qwen3Config:
 def _longest(run: TrainRun, caches: Sequence[OpenedCache]) -> int:
     of_caches = [cache.manifest.identity.student.max_length for cache in caches]
     return max(of_caches) if of_caches else run.student.max_length or MAX_LENGTH
+
+
+def _block_size(run: TrainRun, caches: Sequence[OpenedCache], checkpoint: CheckpointInfo | None) -> int:
+    """Give the tokens of a block: the caches', else the run file's, the checkpoint's, or the published student's."""
+    if caches:
+        return caches[0].manifest.identity.student.block_size
+    return run.student.block_size or (checkpoint.block_size if checkpoint else None) or BLOCK_SIZE
 
 
 def _views_faults(run: TrainRun, caches: Sequence[OpenedCache]) -> list[str]:
@@ -230,9 +240,8 @@ def _fix_day(run: TrainRun, tokenizer: TextTokenizer, resume: bool) -> list[str]
     return []
 
 
-def _open_corpus(run: TrainRun, tokenizer: TextTokenizer) -> OpenedData:
+def _open_corpus(run: TrainRun, tokenizer: TextTokenizer, block_size: int) -> OpenedData:
     assert run.data.corpus is not None
-    block_size = run.student.block_size or BLOCK_SIZE
     corpus = open_corpus(**dict(run.data.corpus), section="data.corpus")
     paired = encode_student(
         list(corpus), tokenizer, max_length=_longest(run, ()), block_size=block_size, fill_last_block=True
