@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from teacher_examples import write_family
 
+from helpers.teacher_examples import write_family
 from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
