@@ -32,7 +32,12 @@ def convert(
         typer.Option(metavar="FILE", help="Jinja file, for a tokenizer without a chat template.", show_default=False),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(metavar="COMMIT", help="Of a hub checkpoint.", show_default=False)
+        str | None,
+        typer.Option(metavar="COMMIT", help="Branch, tag or commit of SOURCE on the hub.", show_default=False),
+    ] = None,
+    gguf: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Which GGUF file of SOURCE, where it has several.", show_default=False),
     ] = None,
     num_layers: Annotated[
         int | None,
@@ -46,9 +51,14 @@ def convert(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Another tokenizer for the student; its rows are made from those of the checkpoint's tokens.",
+            help="Another tokenizer for the student, a folder or a hub name; its rows are made from those of the "
+            "checkpoint's tokens.",
             show_default=False,
         ),
+    ] = None,
+    tokenizer_revision: Annotated[
+        str | None,
+        typer.Option(metavar="COMMIT", help="Branch, tag or commit of --tokenizer on the hub.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -71,6 +81,8 @@ def convert(
             num_layers=num_layers,
             layers=chosen,
             tokenizer=tokenizer,
+            tokenizer_revision=tokenizer_revision,
+            gguf=gguf,
         )
     if json:
         print_json({"source": source, "out": str(out), **asdict(done)})

@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from helpers.local_hub import LocalHub, Repository, commit_of
+from helpers.tiny_gguf import write_tiny_gguf
 
 MAIN = commit_of("owner/teacher", "main")
 LIMIT_S = 30
@@ -58,6 +59,10 @@ def hub(tmp_path_factory, tiny_teacher, vocabularies, corpus_file):
     adapter = root / "with-adapter"
     shutil.copytree(tiny_teacher, adapter)
     (adapter / "adapter_config.json").write_text("{}")
+    quantised = root / "quantised"
+    quantised.mkdir()
+    write_tiny_gguf(quantised / "model-Q8_0.gguf", vocabularies.first)
+    (quantised / "model-Q2_K.gguf").write_bytes(b"never fetched")
     rows = root / "rows"
     (rows / "data").mkdir(parents=True)
     for split in ("train", "test"):
@@ -71,6 +76,7 @@ def hub(tmp_path_factory, tiny_teacher, vocabularies, corpus_file):
             "owner/mamba": Repository({"main": files("mamba", config__json='{"model_type": "mamba"}',
                                                      model__safetensors="16 GB")}),
             "owner/gguf": Repository({"main": files("gguf", **{"model-Q4_K_M__gguf": "GGUF", "README__md": ""})}),
+            "owner/quantised": Repository({"main": quantised}),
             "owner/lora": Repository({"main": files("lora", adapter_config__json="{}",
                                                     adapter_model__safetensors="")}),
             "owner/with-adapter": Repository({"main": adapter}),
@@ -191,3 +197,26 @@ def test_only_the_split_that_is_asked_for_is_fetched(hub, ask):
     (offline,) = ask(build("owner/teacher", "owner/rows[test:5]", "--dry-run", "--json"), HF_HUB_OFFLINE="1")
     assert json.loads(offline[1])["estimate"] == json.loads(done[1])["estimate"], offline[2]
     assert json.loads(done[1])["estimate"]["num_rows"] == 5
+
+
+def test_one_gguf_file_of_a_repository_is_fetched_and_converted(hub, ask, tmp_path):
+    convert = ("convert", "owner/quantised", "--out")
+    tokenizer = ("--tokenizer", "owner/tokenizer", "--tokenizer-revision")
+    answers = ask(
+        (*convert, "a"),
+        (*convert, "a", "--gguf", "model-Q4_0.gguf"),
+        (*convert, "a", "--gguf", "model-Q8_0.gguf", *tokenizer, "nope"),
+        (*convert, "b", "--gguf", "model-Q8_0.gguf", "--revision", "main"),
+        ("convert", "owner/gguf", "--out", "a"),
+    )
+    listed = "model-Q2_K.gguf, model-Q8_0.gguf"
+    assert [code for code, *_ in answers] == [3, 3, 3, 0, 3], answers
+    assert f"owner/quantised: found 2 GGUF files, expected one; choose it with --gguf: {listed}" in answers[0][2]
+    assert f"--gguf model-Q4_0.gguf: owner/quantised holds no such file; its GGUF files: {listed}" in answers[1][2]
+    assert "owner/tokenizer: the hub has no revision 'nope' of it" in answers[2][2]
+    assert "model-Q4_K_M.gguf: transformers cannot read this GGUF file" in answers[4][2], "its only one is taken"
+    assert weights(hub) == ["model-Q8_0.gguf", "model-Q4_K_M.gguf"]
+    provenance = json.loads((tmp_path / "b/tide_cache.json").read_text())
+    assert provenance["converted_from"] == "model-Q8_0.gguf"
+    assert provenance["revision"] == commit_of("owner/quantised", "main")
+    assert not (tmp_path / "a").exists()

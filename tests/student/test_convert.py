@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
+from helpers.tiny_gguf import write_tiny_gguf
 from tide_cache.errors import ModelError, PairingError, RunFileError
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.modeling.checkpoint import save_student
@@ -321,54 +322,8 @@ def test_where_the_source_lay_is_not_a_part_of_the_student(causal, tmp_path):
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory, vocabularies):
-    """A tiny Llama as llama.cpp stores it, in float16 and Q8_0, with a byte-level tokenizer and a chat template."""
-    gguf = pytest.importorskip("gguf")
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    torch.manual_seed(0)
-    content = json.loads((vocabularies.first / "tokenizer.json").read_text())
-    special = sorted((t["id"], t["content"]) for t in content["added_tokens"] if t["content"] != "<|mask|>")
-    tokens = [t for t, _ in sorted(content["model"]["vocab"].items(), key=lambda item: item[1])]
-    tokens += [text for _, text in special]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(512)
-    writer.add_embedding_length(32)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(1)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_dimension_count(16)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * (len(tokens) - len(special)) + [3] * len(special))
-    merges = content["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    writer.add_eos_token_id(tokens.index("<|im_end|>"))
-    writer.add_bos_token_id(tokens.index("<|im_end|>"))
-    config = json.loads((vocabularies.first / "tokenizer_config.json").read_text())
-    writer.add_chat_template(config["chat_template"])
-    shapes = {"token_embd.weight": (len(tokens), 32), "output_norm.weight": (32,)}
-    for layer in range(2):
-        part = f"blk.{layer}."
-        shapes |= {
-            part + "attn_norm.weight": (32,), part + "ffn_norm.weight": (32,), part + "attn_q.weight": (32, 32),
-            part + "attn_k.weight": (16, 32), part + "attn_v.weight": (16, 32), part + "attn_output.weight": (32, 32),
-            part + "ffn_gate.weight": (64, 32), part + "ffn_up.weight": (64, 32), part + "ffn_down.weight": (32, 64),
-        }  # fmt: skip
-    stored = {name: torch.randn(shape).numpy() for name, shape in shapes.items()}
-    for name, values in stored.items():
-        if "ffn_up" in name:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path, stored
+    return path, write_tiny_gguf(path, vocabularies.first)
 
 
 @pytest.mark.parametrize("named", ["file", "folder"])
@@ -398,8 +353,14 @@ def test_gguf_that_cannot_be_read_says_what_is_wrong(gguf_file, tmp_path):
     folder.mkdir()
     for name in ("a.gguf", "b.gguf"):
         shutil.copy(path, folder / name)
-    with pytest.raises(ModelError, match=r"found 2 GGUF files, expected one; name it: a.gguf, b.gguf"):
+    with pytest.raises(ModelError, match=r"found 2 GGUF files, expected one; choose it with --gguf: a.gguf, b.gguf"):
         convert(str(folder), tmp_path / "out")
+    with pytest.raises(ModelError, match=r"--gguf c.gguf: .* holds no such file; its GGUF files: a.gguf, b.gguf"):
+        convert(str(folder), tmp_path / "out", gguf="c.gguf")
+    with pytest.raises(ModelError, match=r"--gguf a.gguf: .* is a GGUF file already; leave --gguf out"):
+        convert(str(path), tmp_path / "out", gguf="a.gguf")
+    with pytest.raises(RunFileError, match=r"--tokenizer-revision: is of --tokenizer, which is not given"):
+        convert(str(path), tmp_path / "out", tokenizer_revision="main")
     (tmp_path / "cut.gguf").write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match=r"cut.gguf: transformers cannot read this GGUF file"):
         convert(str(tmp_path / "cut.gguf"), tmp_path / "out")

@@ -5,6 +5,7 @@ read from the same file.
 """
 
 import json
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,28 +13,54 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tide_cache.errors import ModelError
+from tide_cache.hub import open_repository
 from tide_cache.progress import doing
 
 
-def find_gguf(location: str) -> Path | None:
-    """Return the GGUF file that a location names: the file itself, or a folder's only one beside no config.json.
+@dataclass(frozen=True)
+class GGUFFile:
+    """A GGUF file to read, and the commit of the hub's repository that it came from."""
+
+    path: Path
+    commit: str | None = None
+
+
+def find_gguf(location: str, revision: str | None = None, name: str | None = None) -> GGUFFile | None:
+    """Return the GGUF file that a location names: the file itself, or the only one of a folder or a hub's repository.
+
+    Of a hub's repository that file alone is fetched.
 
     Args:
         location: Folder, file or hub name.
+        revision: Branch, tag or commit of a hub's repository.
+        name: Which file of a folder or repository; without it, one with a config.json is no GGUF checkpoint.
+
+    Returns:
+        None where there is no GGUF file, or a checkpoint in Hugging Face layout.
 
     Raises:
-        ModelError: The folder holds several.
+        ModelError: There are several and no name, or not the one that is named; the hub does not give it.
     """
     path = Path(location)
     if path.is_file() and path.suffix == ".gguf":
-        return path
-    if not path.is_dir() or (path / "config.json").exists():
+        if name is not None:
+            raise ModelError(f"--gguf {name}: {location} is a GGUF file already; leave --gguf out")
+        return GGUFFile(path)
+    repository = open_repository(location, revision)
+    if name is None and (repository.folder / "config.json").exists():
         return None
-    found = sorted(path.glob("*.gguf"))
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise ModelError(f"{location}: found {len(found)} GGUF files, expected one; name it: {names}")
-    return found[0] if found else None
+    found = [file for file in repository.names() if file.endswith(".gguf")]
+    listed = ", ".join(found) or "none"
+    if name is not None and name not in found:
+        raise ModelError(f"--gguf {name}: {location} holds no such file; its GGUF files: {listed}")
+    if len(found) > 1 and name is None:
+        raise ModelError(f"{location}: found {len(found)} GGUF files, expected one; choose it with --gguf: {listed}")
+    if not found:
+        return None
+    chosen = name or found[0]
+    _require_package(chosen)
+    repository.fetch([chosen])
+    return GGUFFile(repository.folder / chosen, repository.commit)
 
 
 def unpack_gguf(file: Path, folder: Path) -> None:
@@ -46,8 +73,7 @@ def unpack_gguf(file: Path, folder: Path) -> None:
     Raises:
         ModelError: The package `gguf` is not installed, or transformers cannot read the file.
     """
-    if find_spec("gguf") is None:
-        raise ModelError(f"{file}: reading GGUF needs the package gguf: pip install 'tide-cache[gguf]'")
+    _require_package(file)
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         with doing(f"Unpacking {file.name}"):
@@ -69,6 +95,11 @@ def unpack_gguf(file: Path, folder: Path) -> None:
     written = json.loads(settings.read_text(encoding="utf-8"))
     # transformers 4 does not know the class that transformers 5 names here
     _drop(settings, written | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _require_package(file: str | Path) -> None:
+    if find_spec("gguf") is None:
+        raise ModelError(f"{file}: reading GGUF needs the package gguf: pip install 'tide-cache[gguf]'")
 
 
 def _drop(path: Path, content: dict[str, object], *names: str) -> None:

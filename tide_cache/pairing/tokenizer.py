@@ -125,6 +125,11 @@ class TextTokenizer:
         return cls(tokenizer, path, folder, _template_of(tokenizer, path, chat_template), is_mask_added, own, today)
 
     @property
+    def commit(self) -> str | None:
+        """Commit of the hub's repository that it came from; None for a folder."""
+        return None if Path(self.name).is_dir() else self._folder.name
+
+    @property
     def writes_date(self) -> bool:
         """Whether the chat template asks for the date."""
         return writes_date(self._template)

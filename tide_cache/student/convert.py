@@ -65,20 +65,25 @@ def convert(
     num_layers: int | None = None,
     layers: Sequence[int] | None = None,
     tokenizer: str | None = None,
+    tokenizer_revision: str | None = None,
+    gguf: str | None = None,
 ) -> Conversion:
     """Write a student that `train`, `eval` and `generate` take, with the weights of a causal checkpoint.
 
     All weights that are kept stay as they are, to the bit, but for the row of a mask token that the tokenizer lacked.
 
     Args:
-        source: Folder or hub name of a Qwen3, Qwen2 or Llama checkpoint with its tokenizer, or a GGUF file of one.
+        source: Folder or hub name of a Qwen3, Qwen2 or Llama checkpoint with its tokenizer, or a GGUF file of one, or a folder or
+            hub name with GGUF files.
         out: Folder to write; must not exist.
         mask_token: The mask token's text; by default the tokenizer's own, else `<|mask|>`.
         chat_template: Jinja file for a tokenizer without a chat template.
-        revision: Commit of a hub checkpoint.
+        revision: Branch, tag or commit of the source's hub repository.
         num_layers: Keep so many layers, evenly spaced from the first to the last.
         layers: Or keep these, numbered from 0.
         tokenizer: Folder or hub name of another tokenizer for the student; see `rows_for_tokenizer`.
+        tokenizer_revision: Branch, tag or commit of that tokenizer's hub repository.
+        gguf: Which GGUF file of a folder or hub repository that holds several.
 
     Raises:
         RunFileError: `out` exists, the layers are not there, or the tokenizer has another mask token than `mask_token`.
@@ -89,11 +94,23 @@ def convert(
     require_new(out)
     if num_layers is not None and layers is not None:
         raise RunFileError("--num-layers and --layers: give one of them")
-    if (file := find_gguf(source)) is None:
-        return _convert(source, out, source, mask_token, chat_template, revision, num_layers, layers, tokenizer)
+    if tokenizer_revision is not None and tokenizer is None:
+        raise RunFileError("--tokenizer-revision: is of --tokenizer, which is not given; the source has --revision")
+    other = None if tokenizer is None else _Other(tokenizer, tokenizer_revision)
+    if (file := find_gguf(source, revision, gguf)) is None:
+        return _convert(source, out, source, mask_token, chat_template, revision, num_layers, layers, other)
     with tempfile.TemporaryDirectory(prefix="tide-cache-gguf-") as folder:
-        unpack_gguf(file, Path(folder))
-        return _convert(folder, out, str(file), mask_token, chat_template, None, num_layers, layers, tokenizer)
+        unpack_gguf(file.path, Path(folder))
+        named = str(file.path)
+        return _convert(folder, out, named, mask_token, chat_template, file.commit, num_layers, layers, other)
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Another tokenizer for the student."""
+
+    location: str
+    revision: str | None
 
 
 def _convert(
@@ -105,7 +122,7 @@ def _convert(
     revision: str | None,
     num_layers: int | None,
     layers: Sequence[int] | None,
-    other: str | None,
+    other: _Other | None,
 ) -> Conversion:
     """Convert a checkpoint in Hugging Face layout; `named` is what the user calls it."""
     info = _read_causal(source, named, revision)
@@ -114,10 +131,10 @@ def _convert(
         own = tokenizer = TextTokenizer.load(source, revision=revision, **options)
     else:
         own = TextTokenizer.load(source, revision=revision, add_mask_token=True, chat_template=chat_template)
-        tokenizer = TextTokenizer.load(other, **options)
+        tokenizer = TextTokenizer.load(other.location, revision=other.revision, **options)
     if tokenizer.own_mask_token not in (None, tokenizer.mask_token):
         raise RunFileError(
-            f"--mask-token {mask_token!r}: the tokenizer of {other or named} has a mask token already, "
+            f"--mask-token {mask_token!r}: the tokenizer of {other.location if other else named} has a mask token already, "
             f"{tokenizer.own_mask_token!r}; leave --mask-token out to keep it"
         )
     _require_own_tokenizer(info, own, named)
@@ -144,7 +161,9 @@ def _convert(
         "revision": info.commit or revision,
     }
     provenance |= {} if layers is None else {"layers": list(layers)}
-    provenance |= {} if other is None else {"tokenizer_from": Path(other).name}
+    if other is not None:
+        provenance |= {"tokenizer_from": Path(other.location).name}
+        provenance |= {} if tokenizer.commit is None else {"tokenizer_revision": tokenizer.commit}
     save_student(out, weights, config, tokenizer, provenance)
     return Conversion(
         model_type=PUBLISHED_TYPE[info.model_type][0],
@@ -154,7 +173,7 @@ def _convert(
         num_rows_before=info.vocab_size,
         num_rows=int(config.vocab_size),
         layers=None if layers is None else tuple(layers),
-        tokenizer=other,
+        tokenizer=None if other is None else other.location,
     )
 
 
