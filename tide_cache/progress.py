@@ -30,7 +30,7 @@ class Phase:
         """Count more as done; cheap enough for an inner loop."""
         self.done += amount
 
-    def reach(self, done: float, total: float) -> None:
+    def reach(self, done: float, total: float | None) -> None:
         """Say how much is done of how much, as callbacks `(done, total)` of the library do."""
         self.done, self.total = done, total
 

@@ -1,5 +1,6 @@
 """Where shards are built makes no difference to them, whoever dies meanwhile."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from tide_cache.building.executors import InProcess, LocalProcesses
 from tide_cache.building.executors import processes as processes_module
 from tide_cache.building.executors.answers import answer_of, built_of
 from tide_cache.building.executors.devices import worker_devices
+from tide_cache.building.executors.phases import PhaseMirror, PhaseTeller
 from tide_cache.building.executors.queue import MAX_DEATHS, ShardQueue
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.shard import BuiltShard
@@ -30,6 +32,7 @@ from tide_cache.errors import (
     TideCacheError,
 )
 from tide_cache.manifest import verify
+from tide_cache.progress import Phase, listen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +51,58 @@ def workers():
     return found
 
 
-def test_two_processes_give_the_same_bytes_when_one_is_killed_in_mid_shard(tmp_path, run_in, undisturbed, tree):
+class Hears:
+    """Hears of phases, and keeps those that are not at their end."""
+
+    def __init__(self):
+        self.titles, self.open, self.told = [], [], []
+
+    def begin(self, phase):
+        self.titles.append(phase.title)
+        self.open.append(phase)
+
+    def end(self, phase):
+        self.open.remove(phase)
+
+    def hear(self, text):
+        self.told.append(text)
+
+
+@pytest.fixture
+def hears():
+    listener = Hears()
+    listen(listener)
+    yield listener
+    listen(None)
+
+
+def test_phases_of_workers_are_those_of_one_where_the_slowest_counts(hears):
+    messages, mirror = [], PhaseMirror()
+    teller, phase = PhaseTeller(lambda message: messages.append(json.loads(json.dumps(message)))), Phase("Hashing", 10)
+    teller.begin(phase)
+    (begun,) = messages
+    mirror.start("a")
+    mirror.start("b")
+    assert hears.titles == ["Workers: Starting Python and torch"]
+    assert mirror.hear("a", {**begun, "done": 7})
+    assert mirror.hear("b", begun)
+    (shown,) = hears.open
+    assert (shown.title, shown.done, shown.total) == ("Workers: Hashing", 0, 10)
+    teller.end(phase)
+    teller.hear("a word")
+    for message in messages[1:]:
+        assert mirror.hear("b", message)
+    assert hears.told == ["a word"]
+    assert hears.open == [shown], "the other is at it"
+    assert not mirror.hear("a", {"views": 3, "shard": 0})
+    mirror.forget("a")
+    assert hears.open == []
+    mirror.hear("b", begun)
+    mirror.close()
+    assert hears.open == []
+
+
+def test_two_processes_give_the_same_bytes_when_one_is_killed_in_mid_shard(tmp_path, run_in, undisturbed, tree, hears):
     seen, killed = [], []
 
     def kill_one(progress):
@@ -58,9 +112,12 @@ def test_two_processes_give_the_same_bytes_when_one_is_killed_in_mid_shard(tmp_p
             killed.append(workers()[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    summary = build_cache(run_in(tmp_path / "cache"), kill_one, LocalProcesses(2))
+    run = run_in(tmp_path / "cache")
+    summary = build_cache(run, kill_one, LocalProcesses(2))
     assert killed
     assert workers() == []
+    assert {"Workers: Starting Python and torch", f"Workers: Loading weights of {run.teacher.model}"} <= {*hears.titles}
+    assert hears.open == []
     assert tree(tmp_path / "cache") == tree(undisturbed)
     assert summary.num_shards == seen[-1].shards_done == 5
     assert seen[-1].views_done == seen[-1].num_views == 40 * 4, "views of the dead worker are not counted twice"

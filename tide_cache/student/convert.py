@@ -73,8 +73,8 @@ def convert(
     All weights that are kept stay as they are, to the bit, but for the row of a mask token that the tokenizer lacked.
 
     Args:
-        source: Folder or hub name of a Qwen3, Qwen2 or Llama checkpoint with its tokenizer, or a GGUF file of one, or a folder or
-            hub name with GGUF files.
+        source: Folder or hub name of a Qwen3, Qwen2 or Llama checkpoint with its tokenizer, or of GGUF files of one; or
+            such a file.
         out: Folder to write; must not exist.
         mask_token: The mask token's text; by default the tokenizer's own, else `<|mask|>`.
         chat_template: Jinja file for a tokenizer without a chat template.
@@ -134,8 +134,8 @@ def _convert(
         tokenizer = TextTokenizer.load(other.location, revision=other.revision, **options)
     if tokenizer.own_mask_token not in (None, tokenizer.mask_token):
         raise RunFileError(
-            f"--mask-token {mask_token!r}: the tokenizer of {other.location if other else named} has a mask token already, "
-            f"{tokenizer.own_mask_token!r}; leave --mask-token out to keep it"
+            f"--mask-token {mask_token!r}: the tokenizer of {other.location if other else named} has a mask token "
+            f"already, {tokenizer.own_mask_token!r}; leave --mask-token out to keep it"
         )
     _require_own_tokenizer(info, own, named)
     if num_layers is not None:

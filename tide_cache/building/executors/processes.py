@@ -14,6 +14,7 @@ from typing import Any
 from tide_cache.building.executors.answers import built_of
 from tide_cache.building.executors.base import TICK_S, BuildLog
 from tide_cache.building.executors.devices import worker_devices
+from tide_cache.building.executors.phases import PhaseMirror
 from tide_cache.building.executors.queue import ShardQueue
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.config.build import BuildRun
@@ -43,11 +44,12 @@ class LocalProcesses:
         """Build shards; see `Executor`."""
         queue = ShardQueue(shards)
         devices = worker_devices(run.teacher, self._num_workers)[: len(shards)]
-        selector = selectors.DefaultSelector()
+        selector, phases = selectors.DefaultSelector(), PhaseMirror()
 
         def start(device: str) -> None:
             process = _Process(run, device, len(devices))
             selector.register(process.answers, selectors.EVENT_READ, process)
+            phases.start(process)
             process.give(queue)
 
         try:
@@ -57,9 +59,11 @@ class LocalProcesses:
                 for key, _ in selector.select(TICK_S):
                     process: _Process = key.data
                     for answer in process.read():
-                        _hear(process, answer, queue, log)
+                        if not phases.hear(process, answer):
+                            _hear(process, answer, queue, log)
                     if process.has_ended:
                         selector.unregister(process.answers)
+                        phases.forget(process)
                         how = process.bury()
                         if process.in_hand:
                             log.on_views(-sum(process.in_hand.values()))
@@ -68,6 +72,7 @@ class LocalProcesses:
                             start(process.device)
                 log.on_views(0)
         finally:
+            phases.close()
             _stop(key.data for key in list(selector.get_map().values()))
             selector.close()
 

@@ -13,9 +13,11 @@ from queue import SimpleQueue
 from typing import Any
 
 from tide_cache.building.executors.answers import answer_of, attempted
+from tide_cache.building.executors.phases import PhaseTeller
 from tide_cache.building.shard import BuiltShard
 from tide_cache.building.worker import ShardWorker
 from tide_cache.config.build import BuildRun
+from tide_cache.progress import listen
 
 
 def serve() -> None:
@@ -31,6 +33,8 @@ def serve() -> None:
     def tell(document: dict[str, Any]) -> None:
         with one_at_a_time:  # the writer's thread answers for what it has committed
             os.write(answers, json.dumps(document).encode() + b"\n")
+
+    listen(PhaseTeller(tell))
 
     def build() -> "Future[BuiltShard]":
         nonlocal worker
