@@ -359,6 +359,8 @@ def test_gguf_that_cannot_be_read_says_what_is_wrong(gguf_file, tmp_path):
         convert(str(folder), tmp_path / "out", gguf="c.gguf")
     with pytest.raises(ModelError, match=r"--gguf a.gguf: .* is a GGUF file already; leave --gguf out"):
         convert(str(path), tmp_path / "out", gguf="a.gguf")
+    with pytest.raises(ModelError, match=r"absent.gguf: found no such file"):
+        convert("absent.gguf", tmp_path / "out")
     with pytest.raises(RunFileError, match=r"--tokenizer-revision: is of --tokenizer, which is not given"):
         convert(str(path), tmp_path / "out", tokenizer_revision="main")
     (tmp_path / "cut.gguf").write_bytes(path.read_bytes()[:1000])

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tide_cache.errors import ModelError
 from tide_cache.hub import open_repository
+from tide_cache.locations import nowhere
 from tide_cache.progress import doing
 
 
@@ -46,6 +47,8 @@ def find_gguf(location: str, revision: str | None = None, name: str | None = Non
         if name is not None:
             raise ModelError(f"--gguf {name}: {location} is a GGUF file already; leave --gguf out")
         return GGUFFile(path)
+    if path.suffix == ".gguf" and nowhere(location):
+        raise ModelError(f"{location}: found no such file; expected a GGUF file, a folder or a hub name")
     repository = open_repository(location, revision)
     if name is None and (repository.folder / "config.json").exists():
         return None
