@@ -152,3 +152,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, finished):
         run_demo(tmp_path, QUICK, FIRST_LOOK, lambda *_: None)
     with pytest.raises(RunFileError, match="a demonstration of other sizes"):
         run_demo(finished[0], replace(QUICK, teacher_steps=7), FIRST_LOOK, lambda *_: None)
+    for place, fault in ((tmp_path, "files that no demonstration wrote"), (tmp_path / "thesis.tex", "is a file")):
+        result = CliRunner().invoke(app, ["demo", "--out", str(place)])
+        assert result.exit_code == 2
+        assert fault in result.stderr
+        assert "loaded" not in result.stderr, "before torch is"

@@ -197,7 +197,7 @@ class _Log:
         on_progress: OnProgress | None,
     ) -> None:
         showings = {shard: sum(SHOWINGS[table] for table in tables) for shard, tables in missing.items()}
-        num_views = sum(len(build.plan.rows_of(shard)) * n for shard, n in showings.items()) * build.views.num_views
+        num_views = sum(_most_samples(build, shard) * n for shard, n in showings.items()) * build.views.num_views
         self._folder, self._stop, self._on_progress = folder, stop, on_progress
         self._num_shards, self._num_views = num_shards, num_views
         self._shards, self._views, self._bytes = num_shards - len(missing), 0, 0
@@ -218,6 +218,13 @@ class _Log:
         self._bytes += built.num_bytes
         self._shards += 1
         self.on_views(0)
+
+
+def _most_samples(build: PreparedBuild, shard: int) -> int:
+    """Give the samples of a shard, or its rows where they were paired elsewhere."""
+    if build.paired is None:
+        return len(build.plan.rows_of(shard))
+    return build.paired.starts[shard + 1] - build.paired.starts[shard]
 
 
 def _num_committed(folder: CacheFolder, build: PreparedBuild, shards: range) -> int:

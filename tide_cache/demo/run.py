@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from tide_cache.building.driver import BuildProgress, BuildSummary
+from tide_cache.demo.claim import claim
 from tide_cache.demo.measure import Measured, measured
 from tide_cache.demo.picture import Bar, draw
 from tide_cache.demo.plan import NUM_VIEWS, PIPELINES, VIEWS_ARM, Arm, DemoPlan, Pipeline, Table
 from tide_cache.demo.stages import DemoFolder, build, make_data, train_teacher
 from tide_cache.demo.students import all_jobs, train_students
-from tide_cache.errors import RunFileError
 from tide_cache.evaluation.comparison import Comparison, Spread, compare, half_interval, paired_differences, spread
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest
@@ -85,7 +85,7 @@ def run_demo(out: Path, plan: DemoPlan, table: Table, on_stage: OnStage) -> Demo
         RunFileError: The folder holds something else, or a demonstration of other sizes.
     """
     folder = DemoFolder(out.resolve())
-    _claim(folder.root, plan)
+    claim(folder.root, plan)
     on_stage("corpus", 0, 1)
     make_data(folder, plan)
 
@@ -106,19 +106,6 @@ def run_demo(out: Path, plan: DemoPlan, table: Table, on_stage: OnStage) -> Demo
     on_stage("figures", 0, 1)
     teacher = measured(folder, plan, folder.teacher / "model", folder.tokenizer("shared"))
     return _result(folder, plan, table, teacher, caches)
-
-
-def _claim(root: Path, plan: DemoPlan) -> None:
-    """Mark a new folder as this demonstration's, or check that it is."""
-    marker, content = DemoFolder(root).marker, json.dumps(asdict(plan), indent=2) + "\n"
-    if marker.exists():
-        if marker.read_text(encoding="utf-8") != content:
-            raise RunFileError(f"{root}: found a demonstration of other sizes; give --out another folder, or remove it")
-        return
-    if root.exists() and any(root.iterdir()):
-        raise RunFileError(f"{root}: found files that no demonstration wrote; give --out a new folder")
-    root.mkdir(parents=True, exist_ok=True)
-    marker.write_text(content, encoding="utf-8")
 
 
 def _result(

@@ -8,6 +8,7 @@ from typing import Any
 from tide_cache.building.driver import BuildSummary, OnProgress, build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
+from tide_cache.demo.claim import MARKER
 from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, NUM_VIEWS, SIGNALS, TEMPERATURES, Arm, DemoPlan, Pipeline
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import train_vocabularies
@@ -39,7 +40,7 @@ class DemoFolder:
     @property
     def marker(self) -> Path:
         """File that says of which sizes the demonstration is."""
-        return self.root / "demo.json"
+        return self.root / MARKER
 
     @property
     def teacher(self) -> Path:
