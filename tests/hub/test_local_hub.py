@@ -215,7 +215,7 @@ def test_one_gguf_file_of_a_repository_is_fetched_and_converted(hub, ask, tmp_pa
     assert f"--gguf model-Q4_0.gguf: owner/quantised holds no such file; its GGUF files: {listed}" in answers[1][2]
     assert "owner/tokenizer: the hub has no revision 'nope' of it" in answers[2][2]
     assert "model-Q4_K_M.gguf: transformers cannot read this GGUF file" in answers[4][2], "its only one is taken"
-    assert weights(hub) == ["model-Q8_0.gguf", "model-Q4_K_M.gguf"]
+    assert weights(hub) == ["owner/quantised/model-Q8_0.gguf", "owner/gguf/model-Q4_K_M.gguf"]
     provenance = json.loads((tmp_path / "b/tide_cache.json").read_text())
     assert provenance["converted_from"] == "model-Q8_0.gguf"
     assert provenance["revision"] == commit_of("owner/quantised", "main")
