@@ -95,7 +95,12 @@ def _print_result(result: "DemoResult") -> None:
         per_position = cache.cache_bytes / max(cache.masked_positions, 1)
         views = f"{cache.num_samples} samples x {cache.num_views} views"
         print_text(f"Cache, {pipeline}: {size(cache.cache_bytes)}, {views}, {per_position:.0f} B per masked position")
-    print_text(f"Picture: {result.picture}\nFigures: {result.results}, and all else beside it")
+    print_text(f"Picture: {_near(result.picture)}\nFigures: {_near(result.results)}, and all else beside it")
+
+
+def _near(path: Path) -> Path:
+    """Give a path as seen from the working folder, where it lies in it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _row(row: "ArmResult", num_seeds: int) -> list[str]:
