@@ -9,10 +9,13 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,10 +23,22 @@ import torch
 from safetensors.torch import save_file
 
 from tide_cache.corpus import open_corpus
-from tide_cache.errors import CheckpointError, CorpusError, ModelError, RunFolderError, UnreadableError, WriteError
+from tide_cache.disk import told_refusal, writing
+from tide_cache.errors import (
+    CheckpointError,
+    CorpusError,
+    EvaluationError,
+    ModelError,
+    RunFolderError,
+    UnreadableError,
+    WriteError,
+)
+from tide_cache.hub import open_repository
 from tide_cache.modeling.checkpoint import read_provenance
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint
+from tide_cache.modeling.gguf import find_gguf, unpack_gguf
 from tide_cache.modeling.safetensors_loading import INDEX, SINGLE, load_tensors, stored_dtype, weight_files
+from tide_cache.pairing import TextTokenizer
 from tide_cache.reporting.runs import read_run
 from tide_cache.training.checkpoints import MARKER, Marker, committed_checkpoints, find_checkpoint
 from tide_cache.training.metrics import read_metrics
@@ -33,10 +48,8 @@ NOBODY = 65534
 
 
 @contextmanager
-def closed(path):
-    """Nobody may read a file, or enter a folder, and the process is nobody."""
-    before = path.stat().st_mode
-    path.chmod(0)
+def as_nobody():
+    """The process has no rights of root."""
     is_root = os.geteuid() == 0
     if is_root:
         os.seteuid(NOBODY)
@@ -45,6 +58,17 @@ def closed(path):
     finally:
         if is_root:
             os.seteuid(0)
+
+
+@contextmanager
+def closed(path):
+    """Nobody may read a file, or enter a folder, and the process is nobody."""
+    before = path.stat().st_mode
+    path.chmod(0)
+    try:
+        with as_nobody():
+            yield
+    finally:
         path.chmod(before)
 
 
@@ -239,3 +263,184 @@ def test_no_room_for_the_normalised_corpus_is_no_fault_of_the_corpus(tmp_path, m
     with pytest.raises(WriteError, match=r"^/proc/none: cannot hold the normalised corpus: .*set TMPDIR") as caught:
         open_corpus("a.jsonl", folder=tmp_path)
     assert caught.value.exit_code == 1
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", ".")
+
+
+@pytest.fixture
+def tokenizer(place, vocabularies):
+    shutil.copytree(vocabularies.first, place / "tokenizer")
+    (place / "tokenizer").chmod(0o755)
+    return place / "tokenizer"
+
+
+@pytest.mark.parametrize("name", TOKENIZER_FILES)
+def test_a_tokenizer(tokenizer, name):
+    with closed(tokenizer / name):
+        refused_now(lambda: TextTokenizer.load(str(tokenizer)), "tokenizer")
+    TextTokenizer.load(str(tokenizer))
+
+
+def test_a_chat_template_of_its_own_and_a_tokenizer_that_is_copied(tokenizer, place):
+    template = place / "chat.jinja"
+    template.write_text("{{ messages[0].content }}")
+    with closed(template):
+        refused_now(lambda: TextTokenizer.load(str(tokenizer), chat_template=template), "chat.jinja")
+    loaded, out = TextTokenizer.load(str(tokenizer)), place / "out"
+    out.mkdir()
+    out.chmod(0o777)
+
+    def save():
+        with writing(out):
+            loaded.save(out)
+
+    with closed(tokenizer / "tokenizer.json"):
+        refused_now(save, "tokenizer/tokenizer.json")
+    out.chmod(0o500)
+    with as_nobody(), pytest.raises(WriteError, match=r"out.*cannot be written: Permission denied"):
+        save()
+
+
+def test_data_of_tasks(place):
+    from tide_cache.evaluation.harness.local_data import Wanted, find_files, read_rows
+
+    wanted = Wanted("owner/name", None, "test")
+    (place / "name").mkdir()
+    file = place / "name" / "test-00000-of-00001.jsonl"
+    file.write_text("{}")
+    assert find_files(place, [wanted])[wanted] == (file,)
+    for shut in (place / "name", place):
+        with closed(shut):
+            refused_now(lambda: find_files(place, [wanted]))
+    with closed(file):
+        refused_now(lambda: read_rows([file]), file.name)
+    file.write_text("{")
+    with pytest.raises(EvaluationError, match=r"cannot be read: .*fetch it again"):
+        read_rows([file])
+
+
+def test_a_gguf_file(place):
+    file = place / "model.gguf"
+    file.write_bytes(b"GGUF")
+    with closed(file):
+        assert find_gguf(str(place)) == file
+        refused_now(lambda: unpack_gguf(file, place / "out"), "model.gguf")
+    with closed(place):
+        refused_now(lambda: find_gguf(str(place)))
+        refused_now(lambda: find_gguf(str(file)))
+
+
+@pytest.mark.parametrize("name", [".", "models--owner--name/refs/main"])
+def test_what_is_kept_of_a_hub(place, monkeypatch, name):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(place))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(place / "token"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    commit = "0" * 40
+    (place / "models--owner--name" / "refs").mkdir(parents=True)
+    (place / "models--owner--name" / "refs" / "main").write_text(commit)
+    (place / "models--owner--name" / "snapshots" / commit).mkdir(parents=True)
+    assert open_repository("owner/name").commit == commit
+    with closed(place / name), pytest.raises(UnreadableError, match=r"errno 13.*set HF_HOME") as caught:
+        open_repository("owner/name")
+    assert str(caught.value).startswith(str(place))
+
+
+def test_a_folder_whose_place_nobody_may_enter_is_no_name_of_a_hub(place):
+    (place / "shut" / "model").mkdir(parents=True)
+    with closed(place / "shut"):
+        refused_now(lambda: open_repository(str(place / "shut" / "model")), "shut/model")
+
+
+def test_the_command_line_tells_reading_from_writing(place):
+    (place / "file").write_text("")
+    (place / "folder").mkdir()
+
+    def told(act):
+        with pytest.raises(OSError, match=r".") as caught:
+            act()
+        return told_refusal(caught.value)
+
+    with closed(place / "file"):
+        assert "file: cannot be read now: Permission denied (errno 13)" in told((place / "file").read_text)
+    with closed(place / "folder"):
+        assert "cannot be read now: Permission denied" in told((place / "folder" / "file").read_text)
+    with as_nobody():
+        assert "new: cannot be written: Permission denied" in told((place / "new").touch)
+        assert "file: cannot be written: Permission denied" in told(lambda: (place / "file").write_text(""))
+    assert "/x: cannot be read now: Input/output error (errno 5)" in told_refusal(
+        OSError(errno.EIO, "Input/output error", "/x")
+    )
+    assert "/x: cannot be written: Read-only" in told_refusal(OSError(errno.EROFS, "Read-only file system", "/x"))
+
+
+FAILING_DISK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+static int fails(int fd, off_t at) {
+  char link[64], path[4096];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t n = at < 0 ? -1 : readlink(link, path, sizeof path - 1);
+  return n > 0 && (path[n] = 0, strstr(path, "/failing-disk/") != 0);
+}
+ssize_t read(int fd, void *to, size_t n) {
+  ssize_t (*real)(int, void *, size_t) = dlsym(RTLD_NEXT, "read");
+  if (fails(fd, lseek(fd, 0, SEEK_CUR) - 8)) { errno = EIO; return -1; }
+  return real(fd, to, n);
+}
+ssize_t pread(int fd, void *to, size_t n, off_t at) {
+  ssize_t (*real)(int, void *, size_t, off_t) = dlsym(RTLD_NEXT, "pread");
+  if (fails(fd, at <= 4 ? 0 : -1)) { errno = EIO; return -1; }
+  return real(fd, to, n, at);
+}
+ssize_t pread64(int fd, void *to, size_t n, off64_t at) { return pread(fd, to, n, at); }
+"""
+"""A disk that fails in the middle: behind the first bytes of a file that is read from its beginning, and at the first
+row group, once the footer was read."""
+
+READS = """
+import json, sys
+from pathlib import Path
+from tide_cache.corpus import open_corpus
+from tide_cache.errors import TideCacheError
+from tide_cache.evaluation.harness.local_data import read_rows
+from tide_cache.modeling.fingerprint import checkpoint_fingerprint
+from tide_cache.pairing import TextTokenizer
+disk, said = Path(sys.argv[1]), {}
+looks = {file.name: (lambda file=file: open_corpus(file.name, folder=disk)) for file in disk.glob("a.*")}
+looks |= {"tasks": lambda: read_rows([disk / "a.parquet"]), "weights": lambda: checkpoint_fingerprint(disk / "model"),
+          "tokenizer": lambda: TextTokenizer.load(str(disk / "model"))}
+for name, look in looks.items():
+    try:
+        look()
+    except TideCacheError as error:
+        said[name] = [type(error).__name__, str(error)]
+json.dump(said, sys.stdout)
+"""
+
+
+def test_a_disk_that_fails_in_the_middle_of_a_file(tmp_path, tiny_teacher):
+    if (compiler := shutil.which("gcc")) is None:
+        pytest.skip("gcc is not installed")
+    disk = tmp_path / "failing-disk"
+    disk.mkdir()
+    kinds = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.txt", "a.parquet"]
+    for name in kinds:
+        write_corpus(disk / name)
+    shutil.copytree(tiny_teacher, disk / "model")
+    (tmp_path / "disk.c").write_text(FAILING_DISK)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "disk.so", tmp_path / "disk.c", "-ldl"], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", READS, disk], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "LD_PRELOAD": str(tmp_path / "disk.so"), "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert sorted(said) == sorted([*kinds, "tasks", "weights", "tokenizer"])
+    for name, (kind, message) in said.items():
+        assert kind == "UnreadableError", (name, message)
+        assert "cannot be read now: Input/output error (errno 5)" in message, name

@@ -6,31 +6,28 @@ name, a `SafetensorError`, a bare `Exception`. `writing` makes one error of them
 
 import errno
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tide_cache.errors import TideCacheError, WriteError
+from tide_cache.errors import TideCacheError, UnreadableError, WriteError
 from tide_cache.locations import CachePath
+from tide_cache.unreadable import cannot_be_read_now, errno_of, is_folder, way_out
 from tide_cache.wording import size
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """There is no room, on the disk, in the quota, or for one file."""
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _MEND = "Mend the cause (free space, quota, permissions) and run the same command again."
-_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _TEXTS = {os.strerror(code): code for code in FULL | {errno.EROFS}}
 
 
 def refusal_code(error: BaseException) -> int | None:
     """Give the errno with which the file system refused something, whichever library tells of it; None for others."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    if found := _RUST_ERROR.search(str(error)):
-        return int(found[1])
+    if (code := errno_of(error)) is not None:
+        return code
     return next((code for text, code in _TEXTS.items() if text in str(error)), None)
 
 
@@ -97,9 +94,21 @@ def told_refusal(error: Exception) -> str | None:
         places = {"the current folder": Path.cwd(), "that of temporary files": Path(tempfile.gettempdir())}
         free = ", ".join(f"{size(free_bytes(path) or 0)} in {what} ({path})" for what, path in places.items())
         return f"a file could not be written: {_words(error)}; found free: {free}.\n{_MEND}"
-    if code in FULL | FORBIDDEN:
-        return str(refused(Path(str(name)), error))
+    path = Path(str(name))
+    if code in FULL | {errno.EROFS} or (code in FORBIDDEN and _was_written(path)):
+        return str(refused(path, error))
+    if (helps := way_out(code)) is not None:
+        return f"{name}: cannot be read now: {_words(error)} (errno {code}). {helps}, then run the same command again."
     return f"{name}: {_words(error)}; check the path"
+
+
+def _was_written(path: Path) -> bool:
+    """Tell whether a permission that lacked was one to write: what may be read, or made, was not read."""
+    with suppress(TideCacheError, OSError):
+        if path.exists():
+            return os.access(path, os.R_OK, effective_ids=True)
+        return is_folder(path.parent)
+    return False
 
 
 def _says_more(error: BaseException) -> bool:
@@ -122,6 +131,7 @@ def writing(path: CachePath | str, *, needed: float | None = None, kept: str = "
 
     Raises:
         WriteError: Instead of what the file system, or a library that writes, raised.
+        UnreadableError: What was to be copied cannot be read now.
     """
     try:
         yield
@@ -130,7 +140,18 @@ def writing(path: CachePath | str, *, needed: float | None = None, kept: str = "
     except Exception as error:
         if not isinstance(error, OSError) and refusal_code(error) is None:
             raise
+        if (unread := _read_elsewhere(path, error)) is not None:
+            raise unread from error
         raise refused(_named(path, error), error, needed=needed, kept=kept) from error
+
+
+def _read_elsewhere(path: CachePath | str, error: Exception) -> UnreadableError | None:
+    """Make the error of a file that could not be read while another was written: what is copied."""
+    if not isinstance(error, OSError) or error.errno not in FORBIDDEN or not isinstance(error.filename, str):
+        return None
+    named = Path(error.filename)
+    is_target = isinstance(path, Path) and (named == path or path in named.parents)
+    return None if is_target or _was_written(named) else cannot_be_read_now(named, error)
 
 
 def _named(path: CachePath | str, error: Exception) -> CachePath | str:

@@ -5,11 +5,11 @@ Every refusal keeps its reason: a revision, a licence, a name, a network.
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -21,9 +21,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tide_cache.errors import ModelError, TideCacheError
+from tide_cache.errors import ModelError, TideCacheError, UnreadableError
 from tide_cache.locations import nowhere
 from tide_cache.progress import doing
+from tide_cache.unreadable import chain_of, fault_of_the_machine, is_file, is_folder, names_in
 
 SMALL_FILES = (
     "config.json", "adapter_config.json", "tide_cache.json", "model.safetensors.index.json",
@@ -64,7 +65,7 @@ class Repository:
         Raises:
             TideCacheError: The hub does not give them; says why.
         """
-        if self.commit is not None and not all((self.folder / name).is_file() for name in names):
+        if self.commit is not None and not all(is_file(self.folder / name) for name in names):
             with doing(f"Fetching {', '.join(names[:_SHOWN])} of {self.location}"):
                 _fetch(self.location, self.commit, names, error)
 
@@ -75,7 +76,7 @@ class Repository:
                 return sorted(HfApi().list_repo_files(self.location, revision=self.commit))
             except (OSError, ValueError):
                 pass
-        return sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        return names_in(self.folder)
 
     def stated_sha256(self, names: Sequence[str]) -> dict[str, str]:
         """Give the SHA-256 of large files as the hub states them, without fetching anything; empty where it does not.
@@ -103,8 +104,9 @@ def open_repository(location: str, revision: str | None = None, error: type[Tide
 
     Raises:
         TideCacheError: There is no such folder, and the hub does not give it; says why.
+        UnreadableError: The folder, or what is kept here of the hub, cannot be read now.
     """
-    if Path(location).is_dir():
+    if is_folder(Path(location)):
         return Repository(location, Path(location))
     if reason := nowhere(location):
         raise error(reason)
@@ -129,14 +131,33 @@ def _fetch(location: str, revision: str | None, names: Sequence[str], error: typ
     except Exception as found:  # of huggingface_hub and its HTTP library: some are OSErrors, some are not
         try:
             return Path(snapshot_download(location, revision=revision, allow_patterns=patterns, local_files_only=True))
-        except Exception:
+        except Exception as kept:
+            require_usable_cache(kept)
             raise error(refusal(location, revision, found)) from None
     try:
         folder = Path(snapshot_download(location, revision=commit, allow_patterns=patterns))
         _note_commit(location, revision, str(commit))
         return folder
     except Exception as found:
+        require_usable_cache(found)
         raise error(refusal(location, revision, found)) from None
+
+
+def require_usable_cache(error: Exception) -> None:
+    """Tell a folder of this machine, which may not be read or written, from a fault of the hub.
+
+    Args:
+        error: What `huggingface_hub` raised; of the rest nothing is said here.
+
+    Raises:
+        UnreadableError: It is about such a folder.
+    """
+    fault = fault_of_the_machine(error)
+    if fault is not None and fault.filename is not None:
+        raise UnreadableError(
+            f"{fault.filename}: cannot be read or written now: {os.strerror(fault.errno or 0)} (errno {fault.errno}); "
+            "what is fetched from the hub is kept there. Mend that, or set HF_HOME to a folder of yours"
+        ) from error
 
 
 def _note_commit(location: str, revision: str | None, commit: str) -> None:
@@ -160,7 +181,7 @@ def refusal(location: str, revision: str | None, error: Exception, kind: str = "
     """
     page = f"{constants.ENDPOINT}/{kind}{location}"
     log_in = "set HF_TOKEN, or run `hf auth login`"
-    chain = list(_chain(error))
+    chain = list(chain_of(error))
     if any(isinstance(one, RevisionNotFoundError) for one in chain):
         return (
             f"{location}: the hub has no revision {revision!r} of it; expected a branch, a tag, or a commit of 40 hex "
@@ -192,9 +213,3 @@ def refusal(location: str, revision: str | None, error: Exception, kind: str = "
     return (
         f"{location}: cannot be fetched from the hub: {reason}; check the name and the room in {constants.HF_HUB_CACHE}"
     )
-
-
-def _chain(error: BaseException | None) -> Any:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

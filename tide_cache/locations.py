@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from tide_cache.unreadable import is_folder
+
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _LOCAL_URL = re.compile(r"(file|local)://", re.IGNORECASE)
 
@@ -85,7 +87,7 @@ def nowhere(location: str) -> str | None:
 
     A hub name has the form owner/name; names of one word, which the hub once had, are taken for misspelt folders.
     """
-    if Path(location).is_dir():
+    if is_folder(Path(location)):
         return None
     owner, slash, name = location.partition("/")
     is_hub_name = bool(slash and owner and name) and "/" not in name and owner not in {".", "..", "~"}

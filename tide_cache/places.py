@@ -7,7 +7,7 @@ from typing import Any
 from tide_cache.errors import CacheIncompleteError, ModelError, RunFileError
 from tide_cache.locations import CachePath, nowhere
 from tide_cache.modeling.families import FAMILIES, Family, find_family, nearest_family
-from tide_cache.unreadable import is_there, told_apart
+from tide_cache.unreadable import is_file, is_there, told_apart
 
 
 def require_cache(root: CachePath) -> None:
@@ -37,7 +37,7 @@ def require_checkpoint(location: str) -> None:
     if reason := nowhere(location):
         raise ModelError(reason)
     folder = Path(location)
-    if is_there(folder / "config.json") and (folder / "config.json").is_file():
+    if is_file(folder / "config.json"):
         require_family(location, read_config(location, folder / "config.json"))
 
 

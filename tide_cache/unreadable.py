@@ -2,12 +2,17 @@
 
 import errno
 import os
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tide_cache.errors import UnreadableError
-from tide_cache.locations import CachePath
+from tide_cache.errors import TideCacheError, UnreadableError
+
+if TYPE_CHECKING:
+    from tide_cache.locations import CachePath
 
 _PERMISSION = "Give this user the right to read it, and to enter every folder above it"
 _DEVICE = "The disk or network file system failed: see what `dmesg` says of it"
@@ -25,9 +30,25 @@ _OF_THE_FILE = frozenset(
 """What a path is, or that there is none: for the reader to judge."""
 _OF_A_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """Some readers write: unpacked archives, caches."""
+_OF_NETWORKS_TOO = frozenset({errno.EACCES, errno.EPERM, errno.ETIMEDOUT})
+"""What a connection may say as well, which has no file name."""
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
-def cannot_be_read_now(path: CachePath | str, error: OSError) -> UnreadableError:
+def errno_of(error: BaseException) -> int | None:
+    """Give the errno of what a system call refused, also where a library in Rust tells of it; None for other errors."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _RUST_ERROR.search(str(error))
+    return int(found[1]) if found else None
+
+
+def way_out(code: int | None) -> str | None:
+    """Say what helps against an errno that is no file's fault; None for others."""
+    return _WAYS_OUT.get(code or 0)
+
+
+def cannot_be_read_now(path: "CachePath | str", error: OSError) -> UnreadableError:
     """Make the error of a path that cannot be read now.
 
     Args:
@@ -43,24 +64,50 @@ def cannot_be_read_now(path: CachePath | str, error: OSError) -> UnreadableError
 
 
 @contextmanager
-def told_apart(path: CachePath | str) -> Iterator[None]:
+def told_apart(path: "CachePath | str") -> Iterator[None]:
     """Turn faults of the machine, met while a library reads, into the error that says so; leave all others as they are.
 
-    A library's own OSErrors have no errno: they say that a file is not what its name says.
+    A library's own errors have no errno: they say that a file is not what its name says, unless a fault of the machine
+    led to them.
 
     Args:
         path: What is read; where an error names a file inside it, that one is named.
 
     Raises:
-        UnreadableError: In place of an OSError with the errno of a permission, a device or a server.
+        UnreadableError: In place of an error with the errno of a permission, a device or a server.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno is None or error.errno in _OF_THE_FILE | _OF_A_WRITE:
+    except TideCacheError:
+        raise
+    except Exception as error:
+        if (fault := fault_of_the_machine(error)) is None:
             raise
-        is_inside = isinstance(error.filename, str) and Path(str(path)) in Path(error.filename).parents
-        raise cannot_be_read_now(error.filename if is_inside else path, error) from error
+        is_inside = isinstance(fault.filename, str) and Path(str(path)) in Path(fault.filename).parents
+        raise cannot_be_read_now(fault.filename if is_inside else path, fault) from error
+
+
+def fault_of_the_machine(error: Exception) -> OSError | None:
+    """Give the permission, device or server that an error is about, or that led to it; None where there is none.
+
+    Args:
+        error: Of the system, or of a library that reads.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return None if error.errno in _OF_THE_FILE | _OF_A_WRITE else error
+    for one in chain_of(error):
+        code = errno_of(one)
+        is_of_a_network = isinstance(one, OSError) and one.filename is None and code in _OF_NETWORKS_TOO
+        if code in _WAYS_OUT and code is not None and not is_of_a_network:
+            return one if isinstance(one, OSError) and one.errno else OSError(code, os.strerror(code))
+    return None
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def is_there(path: Path) -> bool:
@@ -72,14 +119,27 @@ def is_there(path: Path) -> bool:
     Raises:
         UnreadableError: It cannot be known now.
     """
+    return _mode(path) is not None
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a path names a plain file, as `is_there` does."""
+    return stat.S_ISREG(_mode(path) or 0)
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a path names a folder, as `is_there` does."""
+    return stat.S_ISDIR(_mode(path) or 0)
+
+
+def _mode(path: Path) -> int | None:
     with told_apart(path):
         try:
-            os.stat(path)
+            return os.stat(path).st_mode
         except OSError as error:
             if error.errno not in _OF_THE_FILE:
                 raise
-            return False
-    return True
+            return None
 
 
 def everything_in(folder: Path) -> list[Path]:
@@ -98,6 +158,34 @@ def everything_in(folder: Path) -> list[Path]:
     with told_apart(folder):
         found = os.walk(folder, onerror=refuse)
         return sorted(Path(where, name) for where, folders, files in found for name in [*folders, *files])
+
+
+def names_in(folder: Path) -> list[str]:
+    """List the names in a folder, sorted; none where there is no folder. `glob` passes over what it may not list.
+
+    Args:
+        folder: Not searched any deeper.
+
+    Raises:
+        UnreadableError: It cannot be listed now.
+    """
+    with told_apart(folder):
+        return sorted(os.listdir(folder)) if is_folder(folder) else []
+
+
+def require_all_readable(folder: Path, names: Iterable[str]) -> None:
+    """Read the first byte of those files of a folder that are there, as `require_readable` does.
+
+    Args:
+        folder: Where they lie.
+        names: Which.
+
+    Raises:
+        UnreadableError: One cannot be read now.
+    """
+    for name in names:
+        if is_file(folder / name):
+            require_readable(folder / name)
 
 
 def require_readable(path: Path) -> None:

@@ -22,7 +22,7 @@ from tide_cache.modeling.safetensors_loading import weight_names
 from tide_cache.modeling.stock import STOCK_ADAPTERS, new_backbone
 from tide_cache.places import own_code_of, read_config, require_family
 from tide_cache.progress import doing
-from tide_cache.unreadable import is_there
+from tide_cache.unreadable import is_file
 
 __all__ = [
     "ADAPTERS",
@@ -94,9 +94,9 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
 
 def _read_config(repository: Repository) -> dict[str, Any]:
     location, path = repository.location, repository.folder / "config.json"
-    if not (is_there(path) and path.is_file()):
+    if not is_file(path):
         raise ModelError(_no_checkpoint(location, repository.names()))
-    if (repository.folder / "adapter_config.json").is_file():
+    if is_file(repository.folder / "adapter_config.json"):
         raise ModelError(
             f"{location}: found adapter_config.json beside the weights; expected a whole model. Whether such an "
             "adapter is applied depends on what is installed, so it is never read here. Merge it into the weights "

@@ -13,7 +13,7 @@ from tide_cache.disk import new_folder
 from tide_cache.errors import ModelError
 from tide_cache.modeling.safetensors_loading import EMBEDDING, HEAD
 from tide_cache.progress import doing
-from tide_cache.unreadable import is_there, told_apart
+from tide_cache.unreadable import is_file, told_apart
 
 PUBLISHED_TYPE = {
     "qwen3": ("a2d-qwen3", "A2DQwen3LMHeadModel"),
@@ -76,7 +76,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         UnreadableError: It cannot be read now.
     """
     path = folder / "tide_cache.json"
-    if not (is_there(path) and path.is_file()):
+    if not is_file(path):
         return {}
     try:
         with told_apart(path):

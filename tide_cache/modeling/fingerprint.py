@@ -7,7 +7,7 @@ from pathlib import Path
 from tide_cache.hub import Repository, open_repository
 from tide_cache.modeling.safetensors_loading import weight_files, weight_names
 from tide_cache.progress import doing
-from tide_cache.unreadable import told_apart
+from tide_cache.unreadable import is_file, told_apart
 
 _BLOCK_BYTES = 1 << 22
 
@@ -57,7 +57,7 @@ def stated_fingerprint(repository: Repository) -> dict[str, str | None]:
         `weights_sha256` is None where the hub states none.
     """
     names = weight_names(repository.folder)
-    if all((repository.folder / name).is_file() for name in names):
+    if all(is_file(repository.folder / name) for name in names):
         return {**checkpoint_fingerprint(repository.folder)}
     stated = repository.stated_sha256(names)
     if set(names) <= stated.keys():

@@ -12,10 +12,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tide_cache.errors import ModelError
+from tide_cache.errors import ModelError, UnreadableError
 from tide_cache.hub import open_repository
 from tide_cache.locations import nowhere
 from tide_cache.progress import doing
+from tide_cache.unreadable import is_file, is_there, require_readable, told_apart
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,17 @@ def find_gguf(location: str, revision: str | None = None, name: str | None = Non
 
     Raises:
         ModelError: There are several and no name, or not the one that is named; the hub does not give it.
+        UnreadableError: The folder cannot be listed now.
     """
     path = Path(location)
-    if path.is_file() and path.suffix == ".gguf":
+    if path.suffix == ".gguf" and is_file(path):
         if name is not None:
             raise ModelError(f"--gguf {name}: {location} is a GGUF file already; leave --gguf out")
         return GGUFFile(path)
     if path.suffix == ".gguf" and nowhere(location):
         raise ModelError(f"{location}: found no such file; expected a GGUF file, a folder or a hub name")
     repository = open_repository(location, revision)
-    if name is None and (repository.folder / "config.json").exists():
+    if name is None and is_there(repository.folder / "config.json"):
         return None
     found = [file for file in repository.names() if file.endswith(".gguf")]
     listed = ", ".join(found) or "none"
@@ -75,13 +77,17 @@ def unpack_gguf(file: Path, folder: Path) -> None:
 
     Raises:
         ModelError: The package `gguf` is not installed, or transformers cannot read the file.
+        UnreadableError: The file cannot be read now.
     """
+    require_readable(file)
     _require_package(file)
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        with doing(f"Unpacking {file.name}"):
+        with told_apart(file), doing(f"Unpacking {file.name}"):
             model = AutoModelForCausalLM.from_pretrained(**source)
             tokenizer = AutoTokenizer.from_pretrained(**source)
+    except UnreadableError:
+        raise
     except Exception as error:  # its readers raise ValueError, KeyError, OSError and IndexError for bad files
         reason = " ".join(str(error).split())
         raise ModelError(

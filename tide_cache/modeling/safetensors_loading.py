@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tide_cache.errors import ModelError
-from tide_cache.unreadable import is_there, require_readable, told_apart
+from tide_cache.unreadable import is_file, require_readable, told_apart
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -38,7 +38,7 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
     try:
         _require_fit(folder, files, into)
         for path in files:
-            with safe_open(path, framework="pt", device=device) as opened:
+            with told_apart(path), safe_open(path, framework="pt", device=device) as opened:
                 for name in opened.keys():  # noqa: SIM118 - it is no mapping
                     into[name].copy_(opened.get_tensor(name))
     except (SafetensorError, OSError) as error:
@@ -60,7 +60,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     found: set[str] = set()
     for path in weight_files(folder):
         try:
-            with safe_open(path, framework="pt") as opened:
+            with told_apart(path), safe_open(path, framework="pt") as opened:
                 found |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError) as error:
             raise ModelError(
@@ -98,7 +98,7 @@ def has_own_head(folder: Path, head: str = HEAD, embedding: str = EMBEDDING) -> 
 
 def _tensor_names(path: Path) -> list[str]:
     try:
-        with safe_open(path, framework="pt") as opened:
+        with told_apart(path), safe_open(path, framework="pt") as opened:
             return list(opened.keys())
     except (SafetensorError, OSError) as error:
         raise ModelError(
@@ -145,7 +145,7 @@ def weight_names(folder: Path) -> list[str]:
         UnreadableError: It cannot be read now.
     """
     index = folder / INDEX
-    if _is_file(folder / SINGLE) or not _is_file(index):
+    if is_file(folder / SINGLE) or not is_file(index):
         return [SINGLE]
     try:
         with told_apart(index):
@@ -172,7 +172,7 @@ def weight_files(folder: Path) -> list[Path]:
         UnreadableError: One cannot be read now.
     """
     names = weight_names(folder)
-    absent = [name for name in names if not _is_file(folder / name)]
+    absent = [name for name in names if not is_file(folder / name)]
     if absent == [SINGLE]:
         raise ModelError(
             f"{folder}: found neither {SINGLE} nor {INDEX}; expected safetensors weights, pickles are never read"
@@ -186,10 +186,6 @@ def weight_files(folder: Path) -> list[Path]:
     for file in files:
         require_readable(file)  # safetensors calls what it may not open missing
     return files
-
-
-def _is_file(path: Path) -> bool:
-    return is_there(path) and path.is_file()
 
 
 def _require_fit(folder: Path, files: list[Path], into: Mapping[str, torch.Tensor]) -> None:

@@ -38,7 +38,7 @@ from tide_cache.modeling.safetensors_loading import (
     require_all_weights,
     weight_names,
 )
-from tide_cache.unreadable import require_readable
+from tide_cache.unreadable import require_readable, told_apart
 
 disable_progress_bar()  # a bar of its own for every load would cut through ours
 
@@ -161,17 +161,18 @@ class StockAdapter:
         placed, config = _placement(plan), _with_stored_head(info, self.head_names)
         renamed = {"key_mapping": dict(self.names)} if self.names else {}
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                str(info.folder),
-                config=config,
-                dtype=plan.dtype,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **renamed,
-                **placed,
-            )
+            with told_apart(info.folder):
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    str(info.folder),
+                    config=config,
+                    dtype=plan.dtype,
+                    attn_implementation="sdpa",
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    **renamed,
+                    **placed,
+                )
         except torch.OutOfMemoryError:
             raise
         except (OSError, RuntimeError, SafetensorError) as error:

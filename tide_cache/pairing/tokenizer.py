@@ -14,8 +14,8 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PretrainedConfig
 
-from tide_cache.errors import PairingError
-from tide_cache.hub import open_repository
+from tide_cache.errors import PairingError, UnreadableError
+from tide_cache.hub import SMALL_FILES, open_repository
 from tide_cache.pairing import dates
 from tide_cache.pairing.dates import on_day, random_names, writes_date
 from tide_cache.pairing.encoding import Encoded, TokenBytes, ends_by_offsets
@@ -23,6 +23,7 @@ from tide_cache.pairing.rendered import Rendered, RenderError
 from tide_cache.pairing.rendering import ChatTemplate, Conversation
 from tide_cache.progress import doing
 from tide_cache.records import Bools, ChatRow, Message
+from tide_cache.unreadable import require_all_readable, told_apart
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
 _CAUSAL = ("qwen3", "qwen2", "llama")
@@ -106,6 +107,7 @@ class TextTokenizer:
 
         Raises:
             PairingError: It cannot be loaded, or lacks a mask token, an end-of-text token or a chat template.
+            UnreadableError: A file of it cannot be read now.
         """
         with doing(f"Loading tokenizer {path}"):
             folder = open_repository(path, revision, PairingError).folder
@@ -318,11 +320,15 @@ def shared_vocab_size(teacher: TextTokenizer, student: TextTokenizer) -> int:
 
 
 def _load(path: str, folder: Path, **options: str) -> Any:
+    require_all_readable(folder, SMALL_FILES)  # transformers calls what it may not open missing, or goes on without it
     try:
         # The class is named in tokenizer_config.json; a config.json beside it, of any model_type, has no say.
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, config=PretrainedConfig(), trust_remote_code=False, **options
-        )
+        with told_apart(folder):
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, config=PretrainedConfig(), trust_remote_code=False, **options
+            )
+    except UnreadableError:
+        raise
     except Exception as error:  # the loader raises OSError, ValueError, KeyError and bare Exception for bad files
         raise PairingError(
             f"{path}: no tokenizer can be loaded from here: {error}\n"
@@ -408,7 +414,8 @@ def _template_of(tokenizer: Any, path: str, file: Path | None) -> str:
 def _stated_template(tokenizer: Any, path: str, file: Path | None) -> str:
     if file is not None:
         try:
-            return file.read_text(encoding="utf-8")
+            with told_apart(file):
+                return file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PairingError(
                 f"{file}: the chat template of {path} cannot be read: {error}. Give a Jinja file in UTF-8."

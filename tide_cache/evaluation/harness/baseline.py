@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tide_cache.errors import RunFileError
 from tide_cache.locations import nowhere
+from tide_cache.unreadable import told_apart
 
 _WAYS_OUT = (
     "Give the undistilled checkpoint: --baseline CHECKPOINT. Scores are comparable with those of the same harness "
@@ -23,7 +24,8 @@ def start_checkpoint(student: str) -> str:
     """
     provenance = Path(student, "tide_cache.json")
     try:
-        run = json.loads(provenance.read_text(encoding="utf-8"))["run"]
+        with told_apart(provenance):
+            run = json.loads(provenance.read_text(encoding="utf-8"))["run"]
         start, revision = run["student.model"], run.get("student.revision")
     except FileNotFoundError:
         raise RunFileError(

@@ -4,6 +4,7 @@ A folder holds data sets in the layout in which the hub has them, so `hf downloa
 FOLDER/NAME` fills it; plain JSON lines will do too, and GSM8K and HumanEval under the names that their authors gave.
 """
 
+import fnmatch
 import gzip
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tide_cache.errors import EvaluationError
+from tide_cache.unreadable import is_file, names_in, told_apart
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
@@ -56,6 +58,7 @@ def find_files(folder: Path, wanted: Iterable[Wanted]) -> dict[Wanted, tuple[Pat
 
     Raises:
         EvaluationError: Some are not there; lists all, with the places looked at.
+        UnreadableError: A folder cannot be looked into now.
     """
     found = {entry: _files(folder, entry) for entry in wanted}
     if missing := [entry for entry, files in found.items() if not files]:
@@ -84,12 +87,14 @@ def read_rows(files: Iterable[Path]) -> list[dict[str, Any]]:
 
     Raises:
         EvaluationError: A file is not what its name says, or there is no row.
+        UnreadableError: A file cannot be read now.
     """
     files = list(files)
     rows: list[dict[str, Any]] = []
     for path in files:
         try:
-            rows += _rows(path)
+            with told_apart(path):
+                rows += _rows(path)
         except (OSError, ValueError, EOFError) as error:
             raise EvaluationError(f"{path}: cannot be read: {error}; fetch it again") from None
     if not rows or not all(isinstance(row, dict) for row in rows):
@@ -100,10 +105,11 @@ def read_rows(files: Iterable[Path]) -> list[dict[str, Any]]:
 def _files(folder: Path, wanted: Wanted) -> tuple[Path, ...]:
     for pattern in wanted.patterns():
         for suffix in SUFFIXES:
-            if (whole := folder / f"{pattern}{suffix}").is_file():
+            if is_file(whole := folder / f"{pattern}{suffix}"):
                 return (whole,)
-            if pieces := sorted((folder / pattern).parent.glob(f"{wanted.split}-[0-9]*{suffix}")):
-                return tuple(pieces)
+            below = (folder / pattern).parent
+            if pieces := fnmatch.filter(names_in(below), f"{wanted.split}-[0-9]*{suffix}"):
+                return tuple(below / piece for piece in pieces)
     return ()
 
 

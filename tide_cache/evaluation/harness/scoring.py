@@ -26,6 +26,7 @@ from tide_cache.pairing import TextTokenizer
 from tide_cache.shards.publish import replace_json
 from tide_cache.training.distributed import World
 from tide_cache.training.meeting import join
+from tide_cache.unreadable import is_there, told_apart
 from tide_cache.version import __version__
 
 FORMAT_VERSION = 1
@@ -154,10 +155,11 @@ def _done(out: Path, identities: Mapping[tuple[str, str], Document]) -> dict[tup
     done, faults = {}, []
     for (role, name), identity in identities.items():
         path = out / role / f"{name}.json"
-        if not path.exists():
+        if not is_there(path):
             continue
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            with told_apart(path):
+                document = json.loads(path.read_text(encoding="utf-8"))
             found = document["identity"]
         except (ValueError, KeyError, TypeError):
             faults.append(f"{path}: found no result of an evaluation; remove it")

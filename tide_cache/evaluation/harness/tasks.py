@@ -26,6 +26,7 @@ from tide_cache.evaluation.harness.local_data import Wanted, find_files, read_ro
 from tide_cache.evaluation.harness.programs import PROGRAMS, scored_by
 from tide_cache.evaluation.harness.sandbox import Sandbox
 from tide_cache.evaluation.harness.suite import INSTALL, TaskPlan
+from tide_cache.unreadable import told_apart
 
 Config = dict[str, Any]
 _ROOT = Path(lm_eval.tasks.__file__).parent
@@ -52,7 +53,7 @@ class DefinedTask:
         digest = hashlib.sha256(json.dumps(self.configs, sort_keys=True, default=_name_of).encode())
         for wanted in sorted(self.files, key=str):
             for path in self.files[wanted]:
-                with path.open("rb") as stream:
+                with told_apart(path), path.open("rb") as stream:
                     digest.update(f"{wanted}{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
         return digest.hexdigest()
 
@@ -76,7 +77,8 @@ class DefinedTask:
             data = DatasetDict({split: Dataset.from_list(entries) for split, entries in rows.items()})
             config = {**config, "custom_dataset": lambda **_: data}
         try:
-            return ConfigurableTask(config=config)
+            with told_apart(str(config.get("dataset_path"))):
+                return ConfigurableTask(config=config)
         except (OSError, ValueError, KeyError, TemplateError) as error:
             where = f"{config.get('dataset_path')} {config.get('dataset_name') or ''}".strip()
             raise EvaluationError(
