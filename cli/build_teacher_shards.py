@@ -99,15 +99,18 @@ def build_teacher_shards(
         _dry_run(run, json)
         return
     with chatter_to_stderr():
-        from tide_cache.building.driver import PartialBuild, build_shards
-        from tide_cache.building.prepare import prepare_build
+        from tide_cache.building.driver import PartialBuild, build_shards, prepare_with_room
 
         hands = _executor(workers or 1, executor or ExecutorName.process, ray_address)
-        build = prepare_build(run)
+        hands.check(run)
+
+        def choose(num_shards: int) -> range:
+            return range(num_shards) if shards is None else shard_range(shards, num_shards, os.environ)
+
+        build = prepare_with_room(run, choose, check_disk)
         for remark in build.remarks:
             say(remark)
-        plan = range(build.plan.num_shards)
-        chosen = plan if shards is None else shard_range(shards, len(plan), os.environ)
+        chosen = choose(build.plan.num_shards)
         with ProgressReport("build", "views") as report:
             summary = build_shards(run, build, chosen, lambda progress: _show(report, progress), hands, check_disk)
     if json:

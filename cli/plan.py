@@ -60,9 +60,11 @@ def plan(
     clock = Budget(budget)
     say(f"Measuring up to {sample_rows} rows and a few forwards, in about {budget:g} s (--budget) ...")
     with chatter_to_stderr():
+        from tide_cache.building.executors import InProcess
         from tide_cache.building.planning import plan_build
         from tide_cache.building.prepare import prepare_build
 
+        InProcess().check(run)  # as a build does: the teacher is run here
         build = prepare_build(run, weights="unread", pairs_all=False)
         found = plan_build(run, build, sample_rows, workers, epochs, clock)
     if json:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -84,14 +85,24 @@ class Repository:
         Args:
             names: Of the files.
         """
-        if self.commit is None:
-            return {}
-        try:
-            found = HfApi().get_paths_info(self.location, list(names), revision=self.commit)
-        except (OSError, ValueError):
-            return {}
-        stated = {file.path: getattr(file, "lfs", None) for file in found}
+        stated = {file.path: getattr(file, "lfs", None) for file in self._stated(names)}
         return {path: lfs.sha256 for path, lfs in stated.items() if lfs is not None}
+
+    def stated_bytes(self, names: Sequence[str]) -> int:
+        """Give the size of files as the hub states it, without fetching anything; 0 where it does not.
+
+        Args:
+            names: Of the files.
+        """
+        return sum(int(getattr(file, "size", None) or 0) for file in self._stated(names))
+
+    def _stated(self, names: Sequence[str]) -> Sequence[Any]:
+        if self.commit is None:
+            return ()
+        try:
+            return HfApi().get_paths_info(self.location, list(names), revision=self.commit)
+        except (OSError, ValueError):
+            return ()
 
 
 def open_repository(location: str, revision: str | None = None, error: type[TideCacheError] = ModelError) -> Repository:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tide_cache.building import repair
 from tide_cache.building.driver import build_cache
@@ -92,6 +93,21 @@ def test_pairs_alone_need_no_teacher(cache, run, pristine, monkeypatch):
     flip(cache / PAIRS)
     assert repair_cache(find_damage(cache), run).is_mended
     assert tree(cache) == tree(pristine)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("also", [None, "manifest.json"])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read_or_moved(cache, run, monkeypatch, also):
+    on_gpu = run.model_copy(update={"teacher": run.teacher.model_copy(update={"device": "cuda"})})
+    if also is None:
+        monkeypatch.setattr(repair, "prepare_build", lambda *_: pytest.fail("the corpus was read"))
+    else:
+        (cache / also).unlink()
+    flip(cache / PLAIN)
+    before = tree(cache)
+    with pytest.raises(RunFileError, match="device 'cuda': found no CUDA devices"):
+        repair_cache(find_damage(cache), on_gpu)
+    assert tree(cache) == before
 
 
 def test_plan_and_records_need_no_run_file(cache, pristine):

@@ -238,9 +238,17 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(call):
 
 def test_training_on_a_gpu_that_is_not_there_is_refused(workshop, call):
     result = call(*STUDENT, "--set", "train.device=cuda")
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert "device 'cuda': found no CUDA devices; use another, 'cpu' or 'auto'" in result.stderr
     assert not (workshop.root / "x").exists()
+
+
+@pytest.mark.parametrize("command", ["build-teacher-shards", "plan"])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(call, monkeypatch, command):
+    monkeypatch.setattr("tide_cache.building.prepare.read_checkpoint", None)
+    result = call(command, "build.toml", "--set", "teacher.device=cuda", "--out", "elsewhere")
+    assert result.exit_code == 2
+    assert "device 'cuda': found no CUDA devices; use another, 'cpu' or 'auto'" in result.stderr
 
 
 def test_flex_attention_without_a_gpu_is_refused(call):

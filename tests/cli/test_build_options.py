@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tide_cache.building import prepare
+
 SMALL = ("--set", "build.samples_per_shard=4")
 COMMAND = Path(sys.executable).with_name("tide-cache")
 
@@ -110,7 +112,9 @@ def test_what_cannot_be_combined_is_refused(call, tmp_path):
 
 def test_a_full_disk_is_foreseen(call, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"total": 2000, "free": 1000}))
-    refused = call(*build(out=tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "fetch_weights", None)  # before they are fetched and hashed
+        refused = call(*build(out=tmp_path / "cache"))
     assert refused.exit_code == 1
     assert "found 0.000 GB free, and 6 shards are still to be written" in refused.stderr
     assert call(*build("--no-disk-check", out=tmp_path / "cache")).exit_code == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Qwen3Config
 
-from tide_cache.errors import ModelError
+from tide_cache.errors import ModelError, RunFileError
 from tide_cache.modeling.adapter import LoadPlan
 from tide_cache.modeling.attention import block_diffusion_mask
 from tide_cache.modeling.backbone import (
@@ -248,12 +248,12 @@ def test_what_does_not_fit_is_listed(golden):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_device_that_is_not_there_is_refused():
     assert resolve_device("auto") == "cpu"
-    with pytest.raises(ModelError, match="no CUDA device"):
+    with pytest.raises(RunFileError, match="no CUDA device"):
         resolve_device("cuda:1")
 
 
 def test_a_device_of_another_name_is_refused():
-    with pytest.raises(ModelError, match=r"device 'gpu': is no device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"):
+    with pytest.raises(RunFileError, match=r"device 'gpu': is no device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"):
         resolve_device("gpu")
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "build_prepared",
     "build_shards",
     "load_teacher",
+    "prepare_with_room",
 ]
 
 
@@ -116,7 +117,35 @@ def build_cache(run: BuildRun, on_progress: OnProgress | None = None, executor: 
         Interrupted: A stop was asked for; committed shards stay, the rest is computed by the same command.
         TideCacheError: See `prepare_build` and `build_shard`.
     """
-    return build_prepared(run, prepare_build(run), on_progress, executor)
+    executor = executor or InProcess()
+    executor.check(run)  # before weights are fetched and hashed, and rows are paired
+    return build_prepared(run, prepare_with_room(run), on_progress, executor)
+
+
+def prepare_with_room(run: BuildRun, choose: Callable[[int], range] = range, check_disk: bool = True) -> PreparedBuild:
+    """Check a build, and whether the disk will hold it, before the teacher's weights are fetched and hashed.
+
+    Args:
+        run: The run file.
+        choose: Gives the shards to build, from the number of all.
+        check_disk: As for `build_shards`.
+
+    Raises:
+        WriteError: The disk may not hold it.
+        TideCacheError: See `prepare_build`.
+    """
+
+    def require_room(build: PreparedBuild) -> None:
+        if check_disk:
+            _require_room(run, build, choose(build.plan.num_shards))
+
+    return prepare_build(run, before_weights=require_room)
+
+
+def _require_room(run: BuildRun, build: PreparedBuild, shards: range) -> None:
+    num_committed = _num_committed(CacheFolder(run.build.out), build, shards)
+    if num_committed < len(shards):
+        require_disk(build, run.build.out, len(shards) - num_committed)
 
 
 def build_prepared(
@@ -152,9 +181,8 @@ def build_shards(
     folder = CacheFolder(run.build.out)
     folder.require_fits(build.identity, build.plan)
     require_same_tokens(run, build)
-    num_committed = _num_committed(folder, build, shards)
-    if check_disk and num_committed < len(shards):
-        require_disk(build, run.build.out, len(shards) - num_committed)
+    if check_disk:
+        _require_room(run, build, shards)
     folder.begin(build.identity, build.plan, build.passes)
     lacking = {s: [t for t in tables_of(build.passes) if not folder.is_committed(t, s)] for s in shards}
     missing = {shard: tables for shard, tables in lacking.items() if tables}

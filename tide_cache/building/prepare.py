@@ -1,7 +1,8 @@
 """Everything of a build that can be known, and found wrong, before the teacher's weights are loaded."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,12 @@ ROWS_HELD_AGAINST_TOKENIZERS = 64
 Weights = Literal["hashed", "stated", "unread"]
 
 
-def prepare_build(run: BuildRun, weights: Weights = "hashed", pairs_all: bool = True) -> PreparedBuild:
+def prepare_build(
+    run: BuildRun,
+    weights: Weights = "hashed",
+    pairs_all: bool = True,
+    before_weights: Callable[[PreparedBuild], None] | None = None,
+) -> PreparedBuild:
     """Check a build, open its corpus, and pair every row; the teacher's weights are looked at last.
 
     Args:
@@ -58,6 +64,7 @@ def prepare_build(run: BuildRun, weights: Weights = "hashed", pairs_all: bool = 
         weights: What is needed of the teacher's. `hashed` fetches those of a hub; `stated` takes the hub's word for
             their hash; `unread` leaves the hash out, so that the identity names no cache.
         pairs_all: False for a worker of a build whose rows were paired where it began, and for whoever pairs some.
+        before_weights: Called with all but the weights' hash, before they are fetched and hashed, which takes minutes.
 
     Raises:
         RunFileError: Something in the run file cannot work; lists every fault.
@@ -93,12 +100,12 @@ def prepare_build(run: BuildRun, weights: Weights = "hashed", pairs_all: bool = 
     )
     paired = _paired(run, corpus, pairer, plan) if pairs_all else None
     # For a folder `revision` is as given, since nothing resolves it.
-    fingerprint = {"revision": checkpoint.commit or run.teacher.revision, **_weights_hash(checkpoint, weights)}
-    return PreparedBuild(
+    unknown = {"revision": checkpoint.commit or run.teacher.revision, "config_sha256": None, "weights_sha256": None}
+    build = PreparedBuild(
         corpus=corpus,
         pairer=pairer,
         checkpoint=checkpoint,
-        identity=_identity(run, corpus, checkpoint, fingerprint, teacher, student, shared, day),
+        identity=_identity(run, corpus, checkpoint, unknown, teacher, student, shared, day),
         plan=plan,
         views=ViewPlan(**run.views.model_dump(exclude={"demo_ratio"})),
         demo_ratio=run.views.demo_ratio,
@@ -118,6 +125,11 @@ def prepare_build(run: BuildRun, weights: Weights = "hashed", pairs_all: bool = 
         paired=paired,
         remarks=() if paired is None else build_remarks(run, corpus, paired.report, paired.lengths, paired.faults),
     )
+    if before_weights is not None:
+        before_weights(build)
+    fingerprint = unknown | _weights_hash(checkpoint, weights)
+    identity = _identity(run, corpus, checkpoint, fingerprint, teacher, student, shared, day)
+    return replace(build, identity=identity)
 
 
 def _paired(run: BuildRun, corpus: Corpus[Any], pairer: Pairer, plan: ShardPlan) -> PairedCorpus:

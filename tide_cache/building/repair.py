@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from tide_cache.building.driver import OnProgress, build_prepared, load_teacher
+from tide_cache.building.executors import InProcess
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.shard import encode_table, pair_rows
@@ -121,6 +122,8 @@ def _mend_files(damage: RepairReport, run: BuildRun | None, quarantine: Quaranti
     lost = [record for record in records if _name(record) in bad]
     if lost:
         run = _required(run, root, [_name(record) for record in lost])
+        if any(record.table != "pairs" for record in lost):
+            InProcess().check(run)
         build = prepare_build(run)
         require_same_identity(root / "manifest.json", plan, PlanDocument(identity=build.identity, plan=build.plan))
         _mend_shards(root, run, build, lost, quarantine, files)
@@ -179,6 +182,7 @@ def _make_manifest(
     faults = _unvouched(root, plan, tables_of(passes), files)
     if faults:
         run = _required(run, root, faults)
+        InProcess().check(run)  # before anything is moved
     for name in ["manifest.json", *(["plan.json"] if plan_is_bad else [])]:
         quarantine.take(name)
     if plan_is_bad:

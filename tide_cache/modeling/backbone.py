@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from tide_cache.errors import ModelError, fault_list
+from tide_cache.errors import ModelError, RunFileError, fault_list
 from tide_cache.hub import Repository, open_repository
 from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadPlan, Quantisation, no_room
 from tide_cache.modeling.attention import AttentionKind
@@ -256,14 +256,14 @@ def resolve_device(wanted: str) -> str:
     """Turn `auto` into cuda where there is one, else cpu; refuse a device that is not there.
 
     Raises:
-        ModelError: It is no device, or CUDA was asked for and there is none of that number.
+        RunFileError: It is no device, or CUDA was asked for and there is none of that number.
     """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise ModelError(f"device {wanted!r}: is no device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
+        raise RunFileError(f"device {wanted!r}: is no device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
     if device.type == "cuda" and (device.index or 0) >= (found := torch.cuda.device_count()):
-        raise ModelError(f"device {wanted!r}: found {found or 'no'} CUDA devices; use another, 'cpu' or 'auto'")
+        raise RunFileError(f"device {wanted!r}: found {found or 'no'} CUDA devices; use another, 'cpu' or 'auto'")
     return wanted

@@ -23,7 +23,7 @@ from tide_cache.modeling.backbone import CheckpointInfo, fetch_weights, load_bac
 from tide_cache.modeling.checkpoint import PUBLISHED_TYPE, save_student
 from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.gguf import find_gguf, unpack_gguf
-from tide_cache.modeling.safetensors_loading import stored_dtype
+from tide_cache.modeling.safetensors_loading import stored_dtype, weight_names
 from tide_cache.pairing import TextTokenizer
 from tide_cache.places import require_new
 from tide_cache.student.cutting import evenly_spaced, keep_layers, require_layers, rows_for_tokenizer
@@ -142,8 +142,9 @@ def _convert(
         layers = evenly_spaced(num_layers, int(info.config.num_hidden_layers))
     elif layers is not None:
         require_layers(layers, int(info.config.num_hidden_layers))
+    stated = info.repository.stated_bytes(weight_names(info.folder)) if info.repository else 0
+    require_room(out, weights_bytes(info.folder) or stated, "the model")
     fetch_weights(info)
-    require_room(out, weights_bytes(info.folder) or 0, "the model")
     backbone = load_backbone(info, stored_dtype(info.folder), "cpu")
     model, config = backbone.model, backbone.config
     assert isinstance(model, PreTrainedModel)

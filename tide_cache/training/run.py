@@ -78,8 +78,9 @@ def train(
     """
     world = find_world()
     with keep_company(world) as company:
+        device = rank_device(world, resolve_device(run.train.device))
         prepared = prepare(run, world, resume)
-        company.agree(device_name(rank_device(world, resolve_device(run.train.device))))
+        company.agree(device_name(device))
         company.require_shared(run.train.out)
         if on_prepared is not None:
             on_prepared(prepared)

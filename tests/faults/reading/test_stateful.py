@@ -254,6 +254,7 @@ def teacher_of_numbers(monkeypatch):
     monkeypatch.setattr(repair, "replace", lambda prepared, **changes: prepared)
     monkeypatch.setattr(repair, "load_teacher", lambda *_: None)
     monkeypatch.setattr(repair, "resolve_device", lambda _: "cpu")
+    monkeypatch.setattr(repair.InProcess, "check", lambda *_: None)
     monkeypatch.setattr(repair, "pair_rows", lambda *_: None)
     monkeypatch.setattr(repair, "encode_table", encode_table)
     monkeypatch.setattr(repair, "build_prepared", lambda run, *_: build(run.root, LocalFiles()))

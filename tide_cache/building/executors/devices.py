@@ -15,9 +15,8 @@ def worker_devices(teacher: TeacherConfig, num_workers: int) -> list[str]:
         num_workers: How many.
 
     Raises:
-        RunFileError: There are fewer GPUs than workers, one GPU is named for several workers, or one teacher takes
-            all GPUs.
-        ModelError: CUDA was asked for and there is none.
+        RunFileError: CUDA was asked for and there is none, there are fewer GPUs than workers, one GPU is named for
+            several workers, or one teacher takes all GPUs.
     """
     device = resolve_device(teacher.device)
     if num_workers == 1 or device == "cpu":
