@@ -2,15 +2,19 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from datetime import date
 from enum import StrEnum
 from importlib.util import find_spec
+from json import loads as json_loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tide_cache.errors import RunFileError
+from tide_cache.unreadable import names_in, told_apart
 
 from .checkpoints import BlockSize, Checkpoint, open_model
 from .console import chatter_to_stderr, print_fields, print_json, print_table, say
@@ -123,7 +127,8 @@ def evaluate_tasks(
             if batch_size is not None:
                 plans = tuple(replace(plan, batch_size=batch_size) for plan in plans)
             _require_harness(task_data)
-            models = _open_models(checkpoint, None if no_baseline else baseline, no_baseline, block_size, dtype)
+            day = date.fromisoformat(company.from_first("day", _day_begun(out).isoformat()))
+            models = _open_models(checkpoint, None if no_baseline else baseline, no_baseline, block_size, dtype, day)
 
             from tide_cache.evaluation.harness.model import ModelOptions
             from tide_cache.evaluation.harness.sandbox import Sandbox
@@ -173,17 +178,32 @@ def _require_harness(task_data: Path | None) -> None:
 
 
 def _open_models(
-    checkpoint: str, baseline: str | None, no_baseline: bool, block_size: int | None, dtype: Dtype
+    checkpoint: str, baseline: str | None, no_baseline: bool, block_size: int | None, dtype: Dtype, day: date
 ) -> "dict[str, TrainedModel]":
     """Open the student and what it is compared with, and check both."""
     from tide_cache.evaluation.harness.baseline import start_checkpoint
 
-    models = {"student": open_model(checkpoint, block_size, dtype=dtype.value)}
+    models = {"student": open_model(checkpoint, block_size, dtype=dtype.value, day=day)}
     if not no_baseline:
-        models["baseline"] = open_model(baseline or start_checkpoint(checkpoint), block_size, dtype=dtype.value)
+        day = models["student"].tokenizer.today or day
+        start = baseline or start_checkpoint(checkpoint)
+        models["baseline"] = open_model(start, block_size, dtype=dtype.value, day=day)
     for model in models.values():
         model.require_fits(model.block_size)
     return models
+
+
+def _day_begun(out: Path) -> date:
+    """Return the day that templates wrote in the results that are there already, or today; a rerun goes on with it."""
+    from tide_cache.pairing.dates import today
+
+    for role in ("student", "baseline"):
+        for name in names_in(out / role):
+            if name.endswith(".json"):
+                with suppress(ValueError, KeyError, TypeError), told_apart(out / role / name):
+                    document = json_loads((out / role / name).read_text(encoding="utf-8"))
+                    return date.fromisoformat(document["identity"]["template_date"])
+    return today()
 
 
 def _say_what_has_no_effect(tasks: "Sequence[DefinedTask]") -> None:

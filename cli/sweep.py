@@ -80,7 +80,7 @@ def sweep(
     overrides = {**dict.fromkeys(replaced), **flags, **parse_assignments(assignments or ())}
     with chatter_to_stderr():
         from tide_cache.sweep.arms import HeldOut, make_jobs
-        from tide_cache.sweep.job import check_jobs
+        from tide_cache.sweep.job import check_jobs, with_days
         from tide_cache.sweep.run import devices_of
         from tide_cache.sweep.table import summarise, write_document
 
@@ -89,6 +89,7 @@ def sweep(
         _require_no_launcher()
         devices_of(todo, jobs)
         checked = check_jobs(todo)
+        todo = with_days(todo, checked)
         if not dry_run:
             rows = summarise(_run(todo, jobs))
             document = write_document(folder, rows, held_out)

@@ -63,6 +63,7 @@ def open_trained(
     block_size: int | None = None,
     *,
     as_trained: bool = True,
+    day: datetime.date | None = None,
     dtype: Precision = "float32",
     device: str = "auto",
 ) -> TrainedModel:
@@ -72,7 +73,8 @@ def open_trained(
         checkpoint: Folder or hub name.
         block_size: Tokens per block; None for what the model was trained with.
         as_trained: A template that writes the date writes the day that it wrote in training, so that figures do not
-            change overnight; else today's.
+            change overnight; else `day`.
+        day: What such a template takes for today where there was no training; by default that of the clock.
         dtype: Of the weights.
         device: Where they go.
 
@@ -85,7 +87,7 @@ def open_trained(
         checkpoint,
         revision=info.commit,
         mask_id=info.mask_id,
-        today=_day_of_training(provenance) if as_trained else None,
+        today=(_day_of_training(provenance) if as_trained else None) or day,
     )
     stated = info.block_size or DEFAULT_BLOCK_SIZE
     block_size = block_size or _trained_block_size(info.folder / "tide_cache.json", provenance, stated)

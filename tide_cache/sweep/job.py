@@ -1,5 +1,6 @@
 """One student of a sweep: checked, trained unless it is there, and measured unless it was."""
 
+import datetime
 import gc
 import json
 import shutil
@@ -16,11 +17,13 @@ from tide_cache.errors import CheckpointError, PairingError, RunFileError, TideC
 from tide_cache.evaluation.measuring import measure
 from tide_cache.evaluation.trained import TrainedModel
 from tide_cache.modeling.backbone import read_checkpoint
+from tide_cache.modeling.checkpoint import read_provenance
 from tide_cache.pairing import PairedRows, encode_student
 from tide_cache.pairing.checking import require_samples
+from tide_cache.pairing.dates import today
 from tide_cache.records import ChatRow
 from tide_cache.sweep.arms import HeldOut, Job
-from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints, find_checkpoint
+from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints, find_checkpoint, read_marker
 from tide_cache.training.distributed import World
 from tide_cache.training.metrics import OnStep
 from tide_cache.training.prepare import Prepared, prepare
@@ -48,9 +51,10 @@ def check_jobs(jobs: Sequence[Job]) -> list[CheckedJob]:
         RunFileError: Lists what is wrong with each job, once where it is the same for every seed.
     """
     checked, faults = [], []
+    day = _day_of_sweep(jobs)
     for job in jobs:
         try:
-            checked.append(check_job(job))
+            checked.append(check_job(job, day))
         except TideCacheError as error:
             faults.append(f"{job.name}: {error}")
     if jobs and jobs[0].held_out is not None:
@@ -66,15 +70,46 @@ def check_jobs(jobs: Sequence[Job]) -> list[CheckedJob]:
     return checked
 
 
-def check_job(job: Job) -> CheckedJob:
+def with_days(jobs: Sequence[Job], checked: Sequence[CheckedJob]) -> list[Job]:
+    """Write the day that templates take for today into the runs, so that arms which begin later have the same.
+
+    Args:
+        jobs: Of one sweep.
+        checked: From `check_jobs`.
+    """
+    days = [one.prepared.continuity.get("data.date") for one in checked]
+    return [job if day is None else _on_day(job, day) for job, day in zip(jobs, days, strict=True)]
+
+
+def _on_day(job: Job, day: str) -> Job:
+    data = job.run.data.model_copy(update={"date": datetime.date.fromisoformat(day)})
+    return job.model_copy(update={"run": job.run.model_copy(update={"data": data})})
+
+
+def _day_of_sweep(jobs: Sequence[Job]) -> datetime.date:
+    """Give the day on which the first student that is there began, or today."""
+    for job in jobs:
+        folder = job.run.train.out
+        begun = committed_checkpoints(folder / CHECKPOINTS)[-1:]
+        day = _run_of(folder).get("data.date") or (read_marker(begun[0]).run.get("data.date") if begun else None)
+        if day is not None:
+            return datetime.date.fromisoformat(day)
+    return today()
+
+
+def check_job(job: Job, day: datetime.date | None = None) -> CheckedJob:
     """Check a job, and whether what its folder holds is of the same run.
+
+    Args:
+        job: From `make_jobs`.
+        day: As for `prepare`.
 
     Raises:
         TideCacheError: As `prepare`; or the folder holds another run, or no run at all.
     """
     out = job.run.train.out
     elsewhere = job.run.train.model_copy(update={"out": out / "new"})  # the folder itself is looked at below
-    prepared = prepare(job.run.model_copy(update={"train": elsewhere}), World(0, 1, 0), resume=False)
+    prepared = prepare(job.run.model_copy(update={"train": elsewhere}), World(0, 1, 0), resume=False, day=day)
     if (out / "model" / "config.json").exists():
         _require_same_run(out, prepared.continuity)
         return CheckedJob("trained", prepared)
@@ -88,8 +123,7 @@ def check_job(job: Job) -> CheckedJob:
 
 
 def _require_same_run(out: Path, continuity: dict[str, Any]) -> None:
-    file = out / "model" / "tide_cache.json"
-    found = json.loads(file.read_text(encoding="utf-8")).get("run", {}) if file.exists() else {}
+    found = _run_of(out)
     differing = [
         f"{name}: found {found.get(name)!r}, expected {continuity.get(name)!r}"
         for name in sorted(found.keys() | continuity.keys())
@@ -98,6 +132,12 @@ def _require_same_run(out: Path, continuity: dict[str, Any]) -> None:
     if differing:
         way_out = f"Sweep with the same run file, give --out a new folder, or remove {out}."
         raise CheckpointError(fault_list(f"{out / 'model'} was trained by another run:", differing, way_out))
+
+
+def _run_of(out: Path) -> dict[str, Any]:
+    """Give what must be equal of the run that trained a student; empty where there is none."""
+    found: dict[str, Any] = read_provenance(out / "model").get("run", {})
+    return found
 
 
 def run_job(job: Job, on_step: OnStep | None = None) -> State:

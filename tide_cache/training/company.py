@@ -83,6 +83,25 @@ class Company:
         if store is not None:
             self._line = (FirstRank if world.is_first else OtherRank)(world, store, self._hear)
 
+    def from_first(self, what: str, value: str) -> str:
+        """Give all ranks what the first one found, where each could find something else: the day, around midnight.
+
+        Args:
+            what: Its name; every rank asks for it once.
+            value: What this rank found.
+
+        Raises:
+            RankError: The first rank failed or died meanwhile.
+        """
+        store, key = self._store, f"first/{what}"
+        if store is None:
+            return value
+        if self._world.is_first:
+            store.set(key, value)
+        else:
+            self._wait_until(lambda: store.check([key]))
+        return str(store.get(key).decode())
+
     def agree(self, device: str) -> None:
         """Wait until every rank is ready for its first collective.
 

@@ -83,13 +83,14 @@ class Prepared:
     provenance: dict[str, Any]
 
 
-def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
+def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None = None) -> Prepared:
     """Check a run and open its data.
 
     Args:
         run: The run file.
         world: This process.
         resume: Whether an existing output folder is meant to be continued.
+        day: What a template that writes the date takes for today, where the run begins; by default that of the clock.
 
     Raises:
         RunFileError: Something in the run file cannot work; lists every fault.
@@ -110,7 +111,7 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
         *_views_faults(run, caches),
         *_out_faults(run.train.out, resume),
         *_attention_faults(run),
-        *_fix_day(run, tokenizer, resume),
+        *_fix_day(run, tokenizer, resume, day or today()),
         *reporter_faults(run.train.report_to),
     ]
     if run.student.lora is not None:
@@ -135,13 +136,13 @@ def prepare(run: TrainRun, world: World, resume: bool) -> Prepared:
     num_turns = (run.train.epochs or 0) * data.order.num_samples
     steps = run.train.steps or max(1, math.ceil(num_turns / run.train.global_batch))
     require_room_for(run, checkpoint, config, steps)
-    day = tokenizer.today if run.data.corpus else None
-    continuity = _continuity(run, data, caches, steps) | ({"data.date": day.isoformat()} if day else {})
+    shown = tokenizer.today if run.data.corpus else None
+    continuity = _continuity(run, data, caches, steps) | ({"data.date": shown.isoformat()} if shown else {})
     return Prepared(
         tokenizer, checkpoint, config, data.source, data.order, data.collate_plan, _longest(run, caches), data.remarks,
         objectives, steps, continuity,
         resumed=find_checkpoint(run.train.out / CHECKPOINTS, continuity) if resume else None,
-        provenance=_provenance(run, data, caches, steps) | ({"template_date": day.isoformat()} if day else {}),
+        provenance=_provenance(run, data, caches, steps) | ({"template_date": shown.isoformat()} if shown else {}),
     )  # fmt: skip
 
 
@@ -228,7 +229,7 @@ def _out_faults(out: Path, resume: bool) -> list[str]:
     return [f"train.out: {out} is not empty and holds no checkpoint to resume; give a new folder, or remove it"]
 
 
-def _fix_day(run: TrainRun, tokenizer: TextTokenizer, resume: bool) -> list[str]:
+def _fix_day(run: TrainRun, tokenizer: TextTokenizer, resume: bool, now: datetime.date) -> list[str]:
     """Have a template that writes the date write one day: the run file's, the one that the run began on, or today."""
     if run.data.corpus is None or not tokenizer.writes_date:
         return [] if run.data.date is None else [
@@ -236,7 +237,7 @@ def _fix_day(run: TrainRun, tokenizer: TextTokenizer, resume: bool) -> list[str]
         ]  # fmt: skip
     begun = committed_checkpoints(run.train.out / CHECKPOINTS)[-1:] if resume else []
     day = read_marker(begun[0]).run.get("data.date") if begun else None
-    tokenizer.show_day(run.data.date or (datetime.date.fromisoformat(day) if day else today()))
+    tokenizer.show_day(run.data.date or (datetime.date.fromisoformat(day) if day else now))
     return []
 
 

@@ -1,5 +1,6 @@
 """Stage 2 as a whole: compose data, student, objectives and engine, and step until done."""
 
+import datetime
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from tide_cache.modeling.checkpoint import save_student
 from tide_cache.modeling.stock import StockBackbone
 from tide_cache.objectives import Objective
 from tide_cache.objectives.tidal import Tidal
+from tide_cache.pairing.dates import today
 from tide_cache.progress import doing, tell
 from tide_cache.records import StudentBatch, Targets
 from tide_cache.student.model import Student
@@ -79,7 +81,8 @@ def train(
     world = find_world()
     with keep_company(world) as company:
         device = rank_device(world, resolve_device(run.train.device))
-        prepared = prepare(run, world, resume)
+        day = datetime.date.fromisoformat(company.from_first("today", today().isoformat()))
+        prepared = prepare(run, world, resume, day)
         company.agree(device_name(device))
         company.require_shared(run.train.out)
         if on_prepared is not None:

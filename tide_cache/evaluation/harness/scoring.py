@@ -130,11 +130,12 @@ def score_all(
 
 
 def _identity(contestant: Contestant, task: DefinedTask, options: ScoringOptions) -> Document:
-    plan = task.plan
+    plan, day = task.plan, contestant.tokenizer.today
     return {
         "format_version": FORMAT_VERSION,
         "weights": dict(contestant.fingerprint),
         "tokenizer": contestant.tokenizer.fingerprint(),
+        **({} if day is None else {"template_date": day.isoformat()}),
         "task": plan.name,
         "questions": task.identity(),
         "new_tokens": plan.new_tokens,
