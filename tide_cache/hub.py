@@ -7,7 +7,7 @@ Every refusal keeps its reason: a revision, a licence, a name, a network.
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,37 @@ def open_repository(location: str, revision: str | None = None, error: type[Tide
             "folder"
         )
     return Repository(location, folder, folder.name)
+
+
+def ask_for_dataset(name: str) -> Exception | None:
+    """Ask the hub for a data set, and give what speaks against it; a hub that does not answer is given up soon.
+
+    Args:
+        name: Of the form owner/name.
+    """
+    try:
+        HfApi().repo_info(name, repo_type="dataset", timeout=ANSWER_WITHIN_S)
+    except Exception as found:  # of huggingface_hub and its HTTP library
+        return found
+    return None
+
+
+@contextlib.contextmanager
+def unasked_hub() -> Iterator[None]:
+    """Have libraries take what is here already, and ask no hub, which would keep them waiting for minutes."""
+    import datasets
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def is_told_by_hub(error: Exception) -> bool:
+    """Tell whether a hub's refusal, or not asking it, led to an error."""
+    return any(isinstance(one, HfHubHTTPError | OfflineModeIsEnabled) for one in chain_of(error))
 
 
 def _fetch(location: str, revision: str | None, names: Sequence[str], error: type[TideCacheError]) -> Path:

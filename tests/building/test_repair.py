@@ -102,7 +102,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read_or_moved(cac
     if also is None:
         monkeypatch.setattr(repair, "prepare_build", lambda *_: pytest.fail("the corpus was read"))
     else:
-        (cache / also).unlink()
+        (cache / also).write_text("{")
     flip(cache / PLAIN)
     before = tree(cache)
     with pytest.raises(RunFileError, match="device 'cuda': found no CUDA devices"):

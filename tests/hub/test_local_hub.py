@@ -81,6 +81,7 @@ def hub(tmp_path_factory, tiny_teacher, vocabularies, corpus_file):
                                                     adapter_model__safetensors="")}),
             "owner/with-adapter": Repository({"main": adapter}),
             "datasets/owner/rows": Repository({"main": rows}),
+            "datasets/owner/secret": Repository({"main": rows}, is_gated=True),
         }  # fmt: skip
         yield server
 
@@ -131,6 +132,10 @@ def test_every_refusal_keeps_its_reason_and_fetches_no_weights(hub, ask, corpus_
         build("owner/mamba", corpus_file): "model_type 'mamba' is not supported",
         build("owner/teacher", corpus_file, student="owner/missing"): "the hub has no such repository",
         build("owner/teacher", "absent.jsonl"): "no such file or folder",
+        build("owner/teacher", "owner/absent"): "owner/absent: no such folder, and the hub has no such repository",
+        build("owner/teacher", "owner/secret"): f"owner/secret: is gated: accept its conditions at {hub.url}/datasets/"
+        "owner/secret, then set HF_TOKEN, or run `hf auth login`",
+        build("owner/teacher", "owner/rows[dev:]"): "Unknown split",
         build("owner/teacher", corpus_file, "--set", "teacher.revision=nope"): "the hub has no revision 'nope' of it",
         ("plan", *build("owner/teacher", "absent.jsonl")[1:]): "no such file or folder",
         ("train", "--student", "owner/gated", "--dataset", corpus_file, "--objective", "ce", "--out", "run",
@@ -143,27 +148,26 @@ def test_every_refusal_keeps_its_reason_and_fetches_no_weights(hub, ask, corpus_
     assert weights(hub) == []
 
 
-def test_a_hub_that_is_down_or_not_to_be_asked_is_told_apart(hub, ask, tmp_path):
-    ((code, _, err, seconds),) = ask(("generate", "owner/teacher", "--prompt", "x"), HF_HUB_OFFLINE="1")
-    assert code == 3
-    assert "the hub is not asked, since HF_HUB_OFFLINE is set" in err
-    assert seconds < LIMIT_S
-    ((code, _, err, seconds),) = ask(
-        ("generate", "owner/teacher", "--prompt", "x"), HF_ENDPOINT="http://127.0.0.1:9", home=tmp_path / "empty"
-    )
-    assert code == 3
-    assert "the hub at http://127.0.0.1:9 cannot be reached" in err
-    assert seconds < LIMIT_S
+def test_a_hub_that_is_down_or_not_to_be_asked_is_told_apart(hub, ask, tmp_path, tiny_teacher, vocabularies):
+    asked = ("generate", "owner/teacher", "--prompt", "x")
+    rows = build(tiny_teacher, "owner/rows", student=vocabularies.first)
+    for code, _, err, seconds in ask(asked, rows, HF_HUB_OFFLINE="1"):
+        assert code == 3
+        assert "the hub is not asked, since HF_HUB_OFFLINE is set" in err
+        assert seconds < LIMIT_S
+    for code, _, err, seconds in ask(asked, rows, HF_ENDPOINT="http://127.0.0.1:9", home=tmp_path / "empty"):
+        assert code == 3
+        assert "the hub at http://127.0.0.1:9 cannot be reached" in err
+        assert seconds < LIMIT_S
     with socket.socket() as silent:  # takes every question and answers none
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        ((code, _, err, seconds),) = ask(
-            ("generate", "owner/teacher", "--prompt", "x"), HF_ENDPOINT=address, home=tmp_path / "empty"
-        )
-    assert code == 3
-    assert f"the hub at {address} cannot be reached" in err
-    assert seconds < LIMIT_S
+        answers = ask(asked, rows, HF_ENDPOINT=address, home=tmp_path / "empty")
+    for code, _, err, seconds in answers:
+        assert code == 3
+        assert f"the hub at {address} cannot be reached" in err
+        assert seconds < LIMIT_S
 
 
 def test_a_dry_run_knows_the_cache_without_the_weights_and_a_build_fetches_only_them(hub, ask, corpus_file, tmp_path):

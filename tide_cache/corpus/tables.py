@@ -6,6 +6,7 @@ values at all. The other columns appear under their names with a placeholder.
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,18 @@ def read_hub(name: str, config: str | None, split: str | None, wanted: frozenset
             f"{name}: is a folder of the working directory and would be taken for the hub dataset of that name. "
             f"Give its path as ./{name} from corpus.folder, or start from another directory."
         )
+    from tide_cache.hub import ask_for_dataset, is_told_by_hub, refusal, require_usable_cache, unasked_hub
+
+    found = ask_for_dataset(name)
     try:
-        dataset = _load_split(name, config, split or "train")
+        with unasked_hub() if found is not None else nullcontext():
+            dataset = _load_split(name, config, split or "train")
     except Exception as error:  # the network, the hub and every builder have their own
+        require_usable_cache(error)
+        if found is not None and not isinstance(error, ValueError):  # a ValueError knows configurations and splits
+            raise CorpusError(refusal(name, None, found, "datasets/")) from None
+        if is_told_by_hub(error):
+            raise CorpusError(refusal(name, None, error, "datasets/")) from None
         raise CorpusError(
             f"{name}: no such local file, and not loadable as a hub dataset "
             f"(configuration {config or 'default'}, split {split or 'train'}): {type(error).__name__}: {error}\n"
@@ -102,9 +112,10 @@ def _load_split(name: str, config: str | None, split: str) -> Any:
     import datasets
 
     root = os.path.join(datasets.config.HF_DATASETS_CACHE, "splits", split)
-    try:
+    builder = None
+    with suppress(Exception):  # not reachable, and not kept alone: the usual way has the rest of the answers
         builder = datasets.load_dataset_builder(name, config, cache_dir=root)
-    except Exception:  # not reachable, and not kept alone: the usual way has the rest of the answers
+    if builder is None:
         return datasets.load_dataset(name, config, split=split)
     files = builder.config.data_files
     if files is not None and split not in files:

@@ -46,12 +46,12 @@ def plan_build(
         PairingError: A row of the sample cannot be used, or none became a sample; lists the reasons.
     """
     budget = budget or Budget(BUDGET_S)
+    device = resolve_device(run.teacher.device)
     rows = draw_rows(run, build, sample_rows, budget.share(SHARE_COUNTING))
     for remark in rows.remarks:
         tell(remark)
     numbers = range(build.views.num_views)
     views, draw_s = timed(lambda: [[draw_view(pair, n, build.views) for n in numbers] for pair in rows.pairs])
-    device = resolve_device(run.teacher.device)
     teacher, load_s = timed(lambda: load_teacher(run, build, device))
     timings = {}
     for place, name in enumerate(build.passes):
