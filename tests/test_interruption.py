@@ -29,15 +29,16 @@ def test_a_long_step_is_cut_off_when_patience_ends(number, code):
     with pytest.raises(Interrupted, match="in the middle of a step; what was committed is kept") as caught:
         work_on_after(number)
     assert caught.value.exit_code == code
-    assert 0.2 <= time.monotonic() - started_s < 5
+    assert 0.2 <= time.monotonic() - started_s < 60
     assert handlers() == before
 
 
 def test_a_step_that_ends_in_time_is_not_cut_off():
     before = handlers()
-    with StopRequest(patience_s=0.2) as stop:
+    with StopRequest(patience_s=60) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.3)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0), "nothing is left that would cut off what follows"
     assert stop.is_set
     assert handlers() == before
 

@@ -74,7 +74,7 @@ def test_a_killed_actor_and_a_lost_node_do_not_change_a_byte(tmp_path, run_in, u
     assert tree(tmp_path / "cache") == tree(undisturbed)
     assert summary.num_shards == seen[-1].shards_done == 5
     assert seen[-1].views_done == seen[-1].num_views
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 120
     while actor_pids():
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
@@ -106,7 +106,7 @@ def test_a_lost_head_is_told_and_what_is_committed_stays(tmp_path, run_in, clust
             time.sleep(0.05)
         for entry in cluster.head_node.all_processes["gcs_server"]:
             entry.process.kill()
-        stdout, err = process.communicate(timeout=30)
+        stdout, err = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tide_cache.evaluation.harness.sandbox import Limits, Sandbox
 
 QUICK = Limits(wall_s=5.0, cpu_s=1, memory_bytes=256 << 20)
 BRIEF = Limits(wall_s=2.0)
+LATE_S = 60
+"""What a machine with other work may add."""
 
 
 def working(isolation):
@@ -63,16 +66,23 @@ def test_an_endless_loop_is_stopped(sandbox):
     assert not outcome.is_passed
     at_the_cpu_limit = {"killed by signal 9", "left early with exit code 1"}
     assert outcome.reason in at_the_cpu_limit | {"timed out"}  # a busy machine may not even give it its second
-    assert time.monotonic() - begin < QUICK.wall_s + 10
+    assert time.monotonic() - begin < QUICK.wall_s + LATE_S
 
 
 def test_one_that_sleeps_is_stopped_with_all_its_processes(sandbox, tmp_path):
     mark = f"tide-cache-sleeper-{os.getpid()}-{sandbox.isolation}"
     program = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', '{mark}'])"
     assert Sandbox(sandbox.isolation, BRIEF).run(program).reason == "timed out"
-    time.sleep(0.2)
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert not any(mark.encode() in line for line in lines)
+    until_s = time.monotonic() + LATE_S
+    while any(mark.encode() in line for line in command_lines()):
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+
+
+def command_lines():
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it may end meanwhile
+            yield path.read_bytes()
 
 
 def test_a_memory_bomb_fails_alone(sandbox):

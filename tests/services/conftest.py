@@ -12,7 +12,7 @@ from helpers.proxy import running_proxy, wait_for
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 SERVER = "import sys; from moto.server import main; main(['-p', sys.argv[1]])"
-LIMIT_S = 60.0
+LIMIT_S = 240.0
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,6 @@ def load_backbone(
     info: CheckpointInfo,
     dtype: torch.dtype,
     device: str,
-    revision: str | None = None,
     *,
     quantisation: Quantisation = "none",
     device_map: Literal["auto"] | None = None,
@@ -139,10 +138,9 @@ def load_backbone(
     """Load a checkpoint's weights from safetensors.
 
     Args:
-        info: From `read_checkpoint`.
+        info: From `read_checkpoint`, which has chosen the commit of a hub's repository.
         dtype: Of the parameters.
         device: Where to put them.
-        revision: Of no effect: `read_checkpoint` has chosen the commit.
         quantisation: See `LoadPlan`.
         device_map: See `LoadPlan`.
         attention: See `LoadPlan`.
