@@ -17,11 +17,13 @@ from tide_cache.building.prepare import prepare_build
 from tide_cache.building.repair import find_damage
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
+from tide_cache.corpus import open_corpus
 from tide_cache.errors import CacheMismatchError, ModelError, PairingError, RunFileError
 from tide_cache.manifest import Manifest
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.modeling.checkpoint import save_student
 from tide_cache.pairing import TextTokenizer
+from tide_cache.records import Message
 from tide_cache.student.convert import convert
 from tide_cache.training.run import train
 
@@ -168,7 +170,9 @@ build_cache(BuildRun.model_validate(json.load(sys.stdin)))
 
 def test_surroundings_do_not_change_a_byte(dated, tiny_teacher, tmp_path, tree):
     """Locale, time zone, hash seed, other files beside the weights: one cache, to the bit."""
-    odd = {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "7"}
+    odd = {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "7",
+           "TOKENIZERS_PARALLELISM": "true", "TMPDIR": str(tmp_path), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1",
+           "COLUMNS": "20", "NO_COLOR": "1", "TRANSFORMERS_VERBOSITY": "debug"}  # fmt: skip
     plain = {"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"}
     shutil.copytree(tiny_teacher, tmp_path / "other")
     (tmp_path / "other/generation_config.json").write_text('{"temperature": 9.0, "do_sample": true}')
@@ -177,9 +181,43 @@ def test_surroundings_do_not_change_a_byte(dated, tiny_teacher, tmp_path, tree):
     for name, environment, teacher in (("a", plain, tiny_teacher), ("b", odd, tmp_path / "other")):
         run = dated(name, pairing__date="2026-01-31", teacher__model=str(teacher))
         done = subprocess.run(
-            [sys.executable, "-c", CHILD], input=run.model_dump_json(), text=True, capture_output=True, timeout=300,
+            [sys.executable, "-c", CHILD], cwd=tmp_path if environment is odd else None,
+            input=run.model_dump_json(), text=True, capture_output=True, timeout=300,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **environment},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     one, other = tree(tmp_path / "a"), tree(tmp_path / "b")
     assert {name for name in one if one[name] != other[name]} == {"build.json"}, "it names the teacher's folder"
+
+
+def test_threads_and_batches_change_last_bits_only(tiny_teacher):
+    backbone = load_backbone(read_checkpoint(str(tiny_teacher)), torch.float32, "cpu")
+    ids_BL = torch.arange(1, 49).reshape(2, 24)
+    before, found = torch.get_num_threads(), []
+    try:
+        with torch.no_grad():
+            for threads, batches in ((1, [ids_BL]), (2, [ids_BL]), (1, ids_BL.split(1))):
+                torch.set_num_threads(threads)
+                found.append(torch.cat([backbone.model(input_ids=batch).logits for batch in batches]))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_in_which_a_file_system_lists_a_folder_does_not_matter(corpus_file, tmp_path, monkeypatch):
+    lines = corpus_file.read_text().splitlines(keepends=True)
+    for name, some in (("a.jsonl", lines[:4]), ("b.jsonl", lines[4:8]), ("c.jsonl", lines[8:12])):
+        (tmp_path / name).write_text("".join(some))
+    walk = os.walk
+    sorted_by_name = open_corpus(".", folder=tmp_path).content_hash
+    monkeypatch.setattr(os, "walk", lambda *args, **options: ((w, d, f[::-1]) for w, d, f in walk(*args, **options)))
+    assert open_corpus(".", folder=tmp_path).content_hash == sorted_by_name
+
+
+def test_templates_are_told_not_to_think(vocabularies, tmp_path):
+    (tmp_path / "thinks.jinja").write_text(
+        "{% if enable_thinking is not defined or enable_thinking %}THINK{% endif %}{{ messages[0].content }}"
+    )
+    tokenizer = TextTokenizer.load(str(vocabularies.first), chat_template=tmp_path / "thinks.jinja")
+    assert tokenizer.render([Message("user", "x")]).text == "x"
