@@ -16,7 +16,7 @@ from tide_cache.training import company, prepare
 from tide_cache.training.checkpoints import MARKER, Marker
 from tide_cache.training.distributed import World
 from tide_cache_cli.checkpoints import open_model
-from tide_cache_cli.harness import _day_begun
+from tide_cache_cli.evaluate_tasks import _day_begun
 
 DATED = (
     "<|system|>Today: {{ strftime_now('%A %d %b %Y') }}<|im_end|>\n"
@@ -133,15 +133,16 @@ def test_a_student_is_evaluated_on_the_day_of_its_training_and_others_on_one_day
     provenance = tmp_path / "model" / "tide_cache.json"
     provenance.write_text('{"template_date": "2026-01-31"}')
     assert day(as_trained=True, day=SECOND) == FIRST
-    assert day() == datetime.date(2026, 3, 1), "generate shows the day of the clock"
+    assert day(as_trained=False) == datetime.date(2026, 3, 1), "generate shows the day of the clock"
     provenance.write_text('{"cache_identity": {"pairing": {"date": "2026-01-31"}}}')
     assert day(as_trained=True) == FIRST
 
 
-def test_a_second_run_of_an_evaluation_goes_on_with_the_first_ones_day(tmp_path):
-    assert _day_begun(tmp_path) is None
+def test_a_second_run_of_an_evaluation_goes_on_with_the_first_ones_day(tmp_path, monkeypatch):
+    monkeypatch.setattr("tide_cache.pairing.dates.today", lambda: SECOND)
+    assert _day_begun(tmp_path) == SECOND
     (tmp_path / "baseline").mkdir()
     (tmp_path / "baseline" / "one.json").write_text('{"identity": {}}')
-    assert _day_begun(tmp_path) is None
+    assert _day_begun(tmp_path) == SECOND
     (tmp_path / "baseline" / "two.json").write_text('{"identity": {"template_date": "2026-01-31"}}')
     assert _day_begun(tmp_path) == FIRST
