@@ -159,7 +159,13 @@ def unasked_hub() -> Iterator[None]:
 
 def is_told_by_hub(error: Exception) -> bool:
     """Tell whether a hub's refusal, or not asking it, led to an error."""
-    return any(isinstance(one, HfHubHTTPError | OfflineModeIsEnabled) for one in chain_of(error))
+    chain = list(chain_of(error))
+    return any(isinstance(one, HfHubHTTPError | OfflineModeIsEnabled) or _is_gated(one) for one in chain)
+
+
+def _is_gated(error: BaseException) -> bool:
+    """Tell whether access has to be asked for; `datasets` keeps the words and drops the error."""
+    return isinstance(error, GatedRepoError) or "is a gated dataset on the Hub" in str(error)
 
 
 def _fetch(location: str, revision: str | None, names: Sequence[str], error: type[TideCacheError]) -> Path:
@@ -229,7 +235,7 @@ def refusal(location: str, revision: str | None, error: Exception, kind: str = "
             f"{location}: the hub has no revision {revision!r} of it; expected a branch, a tag, or a commit of 40 hex "
             f"digits: {page}/commits/main lists them"
         )
-    if any(isinstance(one, GatedRepoError) for one in chain):
+    if any(_is_gated(one) for one in chain):
         return f"{location}: is gated: accept its conditions at {page}, then {log_in}"
     if any(isinstance(one, RepositoryNotFoundError) for one in chain):
         return (
