@@ -36,7 +36,7 @@ from tide_cache.errors import (
 from tide_cache.hub import open_repository
 from tide_cache.modeling.checkpoint import read_provenance
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint
-from tide_cache.modeling.gguf import find_gguf, unpack_gguf
+from tide_cache.modeling.gguf import GGUFFile, find_gguf, unpack_gguf
 from tide_cache.modeling.safetensors_loading import INDEX, SINGLE, load_tensors, stored_dtype, weight_files
 from tide_cache.pairing import TextTokenizer
 from tide_cache.reporting.runs import read_run
@@ -341,7 +341,7 @@ def test_a_gguf_file(place):
     file = place / "model.gguf"
     file.write_bytes(b"GGUF")
     with closed(file):
-        assert find_gguf(str(place)) == file
+        assert find_gguf(str(place)) == GGUFFile(file)
         refused_now(lambda: unpack_gguf(file, place / "out"), "model.gguf")
     with closed(place):
         refused_now(lambda: find_gguf(str(place)))
