@@ -322,9 +322,9 @@ def _sizes(
     figures: dict[str, float] = {}
     for group, members in _groups(cells).items():
         chosen = [targets[c] for c in members]
-        kept_N = torch.cat([(one.kept_ids_NK >= 0).sum(dim=1).double() for one in chosen])
-        top_N = torch.cat([one.kept_logprobs_NK[:, 0].double().exp() for one in chosen])
-        outside_NT = torch.cat([(one.log_tail_NT - one.log_partition_NT).double().exp() for one in chosen])
+        kept_N = torch.cat([(one.topk.kept_ids_NK >= 0).sum(dim=1).double() for one in chosen])
+        top_N = torch.cat([one.topk.kept_logprobs_NK[:, 0].double().exp() for one in chosen])
+        outside_NT = torch.cat([(one.topk.log_tail_NT - one.topk.log_partition_NT).double().exp() for one in chosen])
         name = f"{plan.name}.{group}"
         figures |= {f"{name}.rows": len(kept_N), f"{name}.kept_ids": float(kept_N.mean())}
         figures[f"{name}.top_pct"] = 100 * float(top_N.mean())

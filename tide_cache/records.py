@@ -103,23 +103,28 @@ class SamplePair:
     @cached_property
     def is_distillable_C(self) -> Bools:
         """Chunks whose student tokens are all supervised; the others are never active."""
-        unsupervised_L = np.concatenate([[0], np.cumsum(~self.is_supervised_L)])
-        starts, ends = self.chunks_C4[:, 2], self.chunks_C4[:, 3]
-        result: Bools = unsupervised_L[ends] == unsupervised_L[starts]
-        return result
+        return distillable_chunks(self.chunks_C4, self.is_supervised_L)
 
     def is_aligned_pair_C(self, shared_vocab_size: int) -> Bools:
         """Chunks of one token on each side with the same id below `shared_vocab_size`."""
-        teacher_start, teacher_end, student_start, student_end = self.chunks_C4.T
-        is_single_C = (teacher_end - teacher_start == 1) & (student_end - student_start == 1)
-        teacher_id_C = (
-            self.teacher_ids_M[np.where(is_single_C, teacher_start, 0)] if len(teacher_start) else teacher_start
-        )
-        student_id_C = (
-            self.student_ids_L[np.where(is_single_C, student_start, 0)] if len(student_start) else student_start
-        )
-        result: Bools = is_single_C & (teacher_id_C == student_id_C) & (teacher_id_C < shared_vocab_size)
-        return result
+        return aligned_pairs(self.chunks_C4, self.teacher_ids_M, self.student_ids_L, shared_vocab_size)
+
+
+def distillable_chunks(chunks_C4: Int32s, is_supervised_L: Bools) -> Bools:
+    """Tell for each chunk whether all its student tokens are supervised."""
+    unsupervised_L = np.concatenate([[0], np.cumsum(~is_supervised_L)])
+    result: Bools = unsupervised_L[chunks_C4[:, 3]] == unsupervised_L[chunks_C4[:, 2]]
+    return result
+
+
+def aligned_pairs(chunks_C4: Int32s, teacher_ids_M: Int32s, student_ids_L: Int32s, shared_vocab_size: int) -> Bools:
+    """Tell for each chunk whether it is one token on each side with the same id below `shared_vocab_size`."""
+    teacher_start, teacher_end, student_start, student_end = chunks_C4.T
+    is_single_C = (teacher_end - teacher_start == 1) & (student_end - student_start == 1)
+    teacher_id_C = teacher_ids_M[np.where(is_single_C, teacher_start, 0)] if len(teacher_start) else teacher_start
+    student_id_C = student_ids_L[np.where(is_single_C, student_start, 0)] if len(student_start) else student_start
+    result: Bools = is_single_C & (teacher_id_C == student_id_C) & (teacher_id_C < shared_vocab_size)
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +280,69 @@ class StudentBatch:
 
 
 @dataclass(frozen=True, eq=False)
+class TruthTargets:
+    """What the teacher says of the true tokens, chunk by chunk.
+
+    Attributes:
+        chunk_of_row_N: Active chunk of each row, -1 for none, int64.
+        chunk_logprob_C: Teacher log-prob of the true tokens of each active chunk, summed, nats, float32.
+        chunk_t_C: Diffusion time of each active chunk's view, float32.
+    """
+
+    chunk_of_row_N: torch.Tensor
+    chunk_logprob_C: torch.Tensor
+    chunk_t_C: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TopKTargets:
+    """The teacher's candidates for single tokens, padded.
+
+    Attributes:
+        has_topk_N: Rows that carry teacher candidates.
+        kept_ids_NK: Kept ids, -1 where a row has fewer than K, int64.
+        kept_logprobs_NK: Their teacher log-probs at T = 1, -inf at padding, float32.
+        log_tail_NT: As in `TopK`; 0 where a row has no candidates.
+        log_partition_NT: As in `TopK`; 0 where a row has no candidates.
+        drawn_column_ND: Where the logit of an id drawn from a row's tail is gathered, -1 where a row has fewer, int64.
+        drawn_logprob_ND: Its teacher log-prob at T = 1, float32.
+        drawn_share_ND: Its share of the row's draws, float32; 0 where there is none.
+    """
+
+    has_topk_N: torch.Tensor
+    kept_ids_NK: torch.Tensor
+    kept_logprobs_NK: torch.Tensor
+    log_tail_NT: torch.Tensor
+    log_partition_NT: torch.Tensor
+    drawn_column_ND: torch.Tensor
+    drawn_logprob_ND: torch.Tensor
+    drawn_share_ND: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkTargets:
+    """The teacher's candidates for whole chunks.
+
+    Attributes:
+        candidate_chunk_J: Active chunk of each candidate, int64.
+        candidate_logprob_J: Teacher log-prob of each candidate at T = 1, float32.
+        token_candidate_F: Candidate of each candidate token, int64.
+        token_row_F: Masked row of each candidate token, int64.
+        token_column_F: Where its logit is gathered, int64.
+        log_tail_CT: As in `ChunkCandidates`; 0 where a chunk has no entry.
+        log_partition_CT: As in `ChunkCandidates`; 0 where a chunk has no entry.
+    """
+
+    candidate_chunk_J: torch.Tensor
+    candidate_logprob_J: torch.Tensor
+    token_candidate_F: torch.Tensor
+    token_row_F: torch.Tensor
+    token_column_F: torch.Tensor
+    log_tail_CT: torch.Tensor
+    log_partition_CT: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Targets:
     """What the objectives compare the student with; everything here is data, nothing is on the graph.
 
@@ -284,27 +352,12 @@ class Targets:
         time_weight_N: -alpha'(t) / (1 - alpha(t)) of the view's mask schedule, 1/t for the linear one, float32.
         mask_weight_N: What makes each token count alike whatever its chunk, as `views.weights` says, float32.
         num_supervised: Supervised tokens of the batch, masked or not.
-        temperatures: The T of the last axis of `log_tail_NT` and `log_partition_NT`.
-        has_topk_N: Rows that carry teacher candidates.
-        kept_ids_NK: Kept ids, -1 where a row has fewer than K, int64.
-        kept_logprobs_NK: Their teacher log-probs at T = 1, -inf at padding, float32.
-        log_tail_NT: As in `TopK`; 0 where a row has no candidates.
-        log_partition_NT: As in `TopK`; 0 where a row has no candidates.
-        chunk_of_row_N: Active chunk of each row, -1 for none, int64.
-        chunk_logprob_C: Teacher log-prob of the true tokens of each active chunk, summed, nats, float32.
-        chunk_t_C: Diffusion time of each active chunk's view, float32.
+        temperatures: The T of the last axis of tails and partitions.
         extra_ids_NX: Further ids whose student logits are needed, -1 where a row has fewer than X, int64; distinct from
             each other and from the row's kept ids.
-        drawn_column_ND: Where the logit of an id drawn from a row's tail is gathered, -1 where a row has fewer, int64.
-        drawn_logprob_ND: Its teacher log-prob at T = 1, float32.
-        drawn_share_ND: Its share of the row's draws, float32; 0 where there is none.
-        candidate_chunk_J: Active chunk of each candidate, int64.
-        candidate_logprob_J: Teacher log-prob of each candidate at T = 1, float32.
-        token_candidate_F: Candidate of each candidate token, int64.
-        token_row_F: Masked row of each candidate token, int64.
-        token_column_F: Where its logit is gathered, int64.
-        chunk_log_tail_CT: As in `ChunkCandidates`; 0 where a chunk has no entry.
-        chunk_log_partition_CT: As in `ChunkCandidates`; 0 where a chunk has no entry.
+        truth: The signal `truth`; without chunks where there is no teacher.
+        topk: The signal `topk`; without candidates where it was not captured, or is not read.
+        chunks: The signal `chunks`; likewise.
     """
 
     true_id_N: torch.Tensor
@@ -313,25 +366,10 @@ class Targets:
     mask_weight_N: torch.Tensor
     num_supervised: int
     temperatures: tuple[float, ...]
-    has_topk_N: torch.Tensor
-    kept_ids_NK: torch.Tensor
-    kept_logprobs_NK: torch.Tensor
-    log_tail_NT: torch.Tensor
-    log_partition_NT: torch.Tensor
-    chunk_of_row_N: torch.Tensor
-    chunk_logprob_C: torch.Tensor
-    chunk_t_C: torch.Tensor
     extra_ids_NX: torch.Tensor
-    drawn_column_ND: torch.Tensor
-    drawn_logprob_ND: torch.Tensor
-    drawn_share_ND: torch.Tensor
-    candidate_chunk_J: torch.Tensor
-    candidate_logprob_J: torch.Tensor
-    token_candidate_F: torch.Tensor
-    token_row_F: torch.Tensor
-    token_column_F: torch.Tensor
-    chunk_log_tail_CT: torch.Tensor
-    chunk_log_partition_CT: torch.Tensor
+    truth: TruthTargets
+    topk: TopKTargets
+    chunks: ChunkTargets
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,8 +28,8 @@ def test_made_up_caches_are_lawful_and_load(tmp_path: Path, pipeline):
     ((batch, targets),) = Loading(tmp_path / "cache", manifest).batches(1, 6)
     assert len(targets.true_id_N) == len(batch.row_sample_N) > 20
     assert bool((batch.row_position_N >= 10).all())
-    assert bool(targets.has_topk_N.all()) == (pipeline == "shared")
-    assert (len(targets.candidate_chunk_J) > 0) == (pipeline == "cross")
+    assert bool(targets.topk.has_topk_N.all()) == (pipeline == "shared")
+    assert (len(targets.chunks.candidate_chunk_J) > 0) == (pipeline == "cross")
 
 
 def test_a_step_is_compared_with_the_cross_entropy_of_its_pipeline():

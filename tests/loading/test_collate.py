@@ -1,7 +1,7 @@
 """A batch and its targets against a slow reference that goes token by token."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one, pairs
+from helpers.target_examples import leaves
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.row_signals import SignalPlan, row_signals
 from tide_cache.records import TeacherSignal, TopK, ViewRecord
@@ -135,21 +136,21 @@ def test_everything_equals_the_slow_reference(records):
     assert targets.time_weight_N.tolist() == pytest.approx([row["weight"] for row in rows], rel=1e-6)
     alone = [weights_alone(record) for record in records]
     assert targets.mask_weight_N.tolist() == pytest.approx([weight for weights in alone for weight in weights])
-    assert targets.chunk_of_row_N.tolist() == [row["chunk"] for row in rows]
-    assert targets.chunk_logprob_C.tolist() == pytest.approx([chunk["logprob"] for chunk in chunks], abs=1e-4)
-    assert targets.chunk_t_C.tolist() == pytest.approx([chunk["t"] for chunk in chunks])
+    assert targets.truth.chunk_of_row_N.tolist() == [row["chunk"] for row in rows]
+    assert targets.truth.chunk_logprob_C.tolist() == pytest.approx([chunk["logprob"] for chunk in chunks], abs=1e-4)
+    assert targets.truth.chunk_t_C.tolist() == pytest.approx([chunk["t"] for chunk in chunks])
     assert targets.num_supervised == sum(int(record.pair.is_supervised_L.sum()) for record in records)
     assert targets.temperatures == TEMPERATURES
-    assert targets.has_topk_N.tolist() == [row["kept"] is not None for row in rows]
+    assert targets.topk.has_topk_N.tolist() == [row["kept"] is not None for row in rows]
     for n, row in enumerate(rows):
         kept = row["kept"] or {"ids": [], "logprobs": [], "tails": [0, 0, 0], "partitions": [0, 0, 0]}
         size = len(kept["ids"])
-        assert targets.kept_ids_NK[n, :size].tolist() == kept["ids"]
-        assert targets.kept_logprobs_NK[n, :size].tolist() == kept["logprobs"]
-        assert (targets.kept_ids_NK[n, size:] == -1).all()
-        assert (targets.kept_logprobs_NK[n, size:] == -math.inf).all()
-        assert targets.log_tail_NT[n].tolist() == pytest.approx(kept["tails"], abs=1e-4)
-        assert targets.log_partition_NT[n].tolist() == pytest.approx(kept["partitions"])
+        assert targets.topk.kept_ids_NK[n, :size].tolist() == kept["ids"]
+        assert targets.topk.kept_logprobs_NK[n, :size].tolist() == kept["logprobs"]
+        assert (targets.topk.kept_ids_NK[n, size:] == -1).all()
+        assert (targets.topk.kept_logprobs_NK[n, size:] == -math.inf).all()
+        assert targets.topk.log_tail_NT[n].tolist() == pytest.approx(kept["tails"], abs=1e-4)
+        assert targets.topk.log_partition_NT[n].tolist() == pytest.approx(kept["partitions"])
 
 
 @quick
@@ -157,12 +158,12 @@ def test_everything_equals_the_slow_reference(records):
 @example(DENSE)
 def test_ids_the_student_lacks_move_to_the_rest_and_no_mass_is_lost(records):
     _, targets = collate(records, PLAN)
-    assert (targets.kept_ids_NK < SHARED).all()
+    assert (targets.topk.kept_ids_NK < SHARED).all()
     for index, temperature in enumerate(TEMPERATURES):
-        kept_N = (targets.kept_logprobs_NK / temperature).exp().sum(dim=1)[targets.has_topk_N]
-        whole_N = targets.log_partition_NT[targets.has_topk_N, index].exp()
+        kept_N = (targets.topk.kept_logprobs_NK / temperature).exp().sum(dim=1)[targets.topk.has_topk_N]
+        whole_N = targets.topk.log_partition_NT[targets.topk.has_topk_N, index].exp()
         torch.testing.assert_close(
-            kept_N + targets.log_tail_NT[targets.has_topk_N, index].exp(), whole_N, rtol=1e-4, atol=0
+            kept_N + targets.topk.log_tail_NT[targets.topk.has_topk_N, index].exp(), whole_N, rtol=1e-4, atol=0
         )
 
 
@@ -191,21 +192,21 @@ def test_a_record_gives_the_same_targets_alone_as_in_a_batch(records):
     _, together = collate(records, PLAN)
     alone = [collate([record], PLAN)[1] for record in records]
     for name in PER_ROW + PER_CHUNK:
-        parts = [getattr(targets, name) for targets in alone]
-        torch.testing.assert_close(getattr(together, name), torch.cat(parts), rtol=0, atol=0)
+        parts = [leaves(targets)[name] for targets in alone]
+        torch.testing.assert_close(leaves(together)[name], torch.cat(parts), rtol=0, atol=0)
     sizes = [len(targets.true_id_N) for targets in alone]
     for targets, kept_ids, kept_logprobs in zip(
-        alone, together.kept_ids_NK.split(sizes), together.kept_logprobs_NK.split(sizes), strict=True
+        alone, together.topk.kept_ids_NK.split(sizes), together.topk.kept_logprobs_NK.split(sizes), strict=True
     ):
-        width = targets.kept_ids_NK.shape[1]
-        assert torch.equal(kept_ids[:, :width], targets.kept_ids_NK)
-        assert torch.equal(kept_logprobs[:, :width], targets.kept_logprobs_NK)
+        width = targets.topk.kept_ids_NK.shape[1]
+        assert torch.equal(kept_ids[:, :width], targets.topk.kept_ids_NK)
+        assert torch.equal(kept_logprobs[:, :width], targets.topk.kept_logprobs_NK)
         assert (kept_ids[:, width:] == -1).all()
     first_chunk, expected = 0, []
     for targets in alone:
-        expected += [chunk + first_chunk if chunk >= 0 else -1 for chunk in targets.chunk_of_row_N.tolist()]
-        first_chunk += len(targets.chunk_logprob_C)
-    assert together.chunk_of_row_N.tolist() == expected
+        expected += [chunk + first_chunk if chunk >= 0 else -1 for chunk in targets.truth.chunk_of_row_N.tolist()]
+        first_chunk += len(targets.truth.chunk_logprob_C)
+    assert together.truth.chunk_of_row_N.tolist() == expected
     assert together.num_supervised == sum(targets.num_supervised for targets in alone)
 
 
@@ -222,9 +223,9 @@ DTYPES = {"has_topk_N": torch.bool} | dict.fromkeys(INTEGERS, torch.int64)
 def test_dtypes_are_those_of_the_records(with_signal):
     record = record_of(one_to_one("a", 9, SHARED), 0, 4, 0.9, 0)
     batch, targets = collate([record if with_signal else replace(record, signal=None)], PLAN)
-    for field in fields(targets):
-        if isinstance(value := getattr(targets, field.name), torch.Tensor):
-            assert value.dtype == DTYPES.get(field.name, torch.float32), field.name
+    for name, value in leaves(targets).items():
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == DTYPES.get(name, torch.float32), name
     assert batch.x_0_BL.dtype == batch.x_t_BL.dtype == batch.row_sample_N.dtype == torch.int64
     assert batch.is_real_BL.dtype == torch.bool
 
@@ -237,11 +238,11 @@ def test_without_a_teacher_there_are_rows_but_neither_chunks_nor_candidates(reco
     _, taught = collate(records, PLAN)
     for name in ("true_id_N", "t_N", "time_weight_N", "mask_weight_N"):
         assert torch.equal(getattr(targets, name), getattr(taught, name))
-    assert (targets.chunk_of_row_N == -1).all()
-    assert not targets.has_topk_N.any()
-    assert targets.chunk_logprob_C.shape == (0,)
-    assert targets.kept_ids_NK.shape == (len(batch.row_sample_N), 0)
-    assert targets.log_tail_NT.shape == (len(batch.row_sample_N), 0)
+    assert (targets.truth.chunk_of_row_N == -1).all()
+    assert not targets.topk.has_topk_N.any()
+    assert targets.truth.chunk_logprob_C.shape == (0,)
+    assert targets.topk.kept_ids_NK.shape == (len(batch.row_sample_N), 0)
+    assert targets.topk.log_tail_NT.shape == (len(batch.row_sample_N), 0)
 
 
 def test_a_cache_of_truth_alone_gives_chunks_without_candidates():
@@ -249,17 +250,17 @@ def test_a_cache_of_truth_alone_gives_chunks_without_candidates():
     signal = replace(record.signal, topk=None)
     _, targets = collate([replace(record, signal=signal)], PLAN)
     _, whole = collate([record], PLAN)
-    assert not targets.has_topk_N.any()
-    assert targets.kept_ids_NK.shape[1] == 0
-    assert torch.equal(targets.chunk_logprob_C, whole.chunk_logprob_C)
-    assert torch.equal(targets.chunk_of_row_N, whole.chunk_of_row_N)
+    assert not targets.topk.has_topk_N.any()
+    assert targets.topk.kept_ids_NK.shape[1] == 0
+    assert torch.equal(targets.truth.chunk_logprob_C, whole.truth.chunk_logprob_C)
+    assert torch.equal(targets.truth.chunk_of_row_N, whole.truth.chunk_of_row_N)
 
 
 def test_nothing_masked_gives_no_rows():
     pair = replace(one_to_one("a", 6, SHARED), is_supervised_L=np.zeros(6, bool))
     batch, targets = collate([record_of(pair, 0, 4, 0.9, 0)], PLAN)
     assert torch.equal(batch.x_0_BL, batch.x_t_BL)
-    assert len(batch.row_sample_N) == len(targets.true_id_N) == len(targets.chunk_logprob_C) == 0
+    assert len(batch.row_sample_N) == len(targets.true_id_N) == len(targets.truth.chunk_logprob_C) == 0
     assert targets.num_supervised == 0
 
 
@@ -269,22 +270,25 @@ def test_nothing_masked_gives_no_rows():
 def test_rows_of_pairs_that_the_plan_does_not_share_are_left_out(records):
     _, targets = collate(records, replace(PLAN, shared_vocab_size=5))
     _, whole = collate(records, PLAN)
-    assert torch.equal(targets.has_topk_N, whole.has_topk_N & (targets.true_id_N < 5))
-    assert (targets.kept_ids_NK < 5).all()
-    assert (targets.kept_ids_NK[~targets.has_topk_N] == -1).all()
-    assert (targets.log_partition_NT[~targets.has_topk_N] == 0).all()
+    assert torch.equal(targets.topk.has_topk_N, whole.topk.has_topk_N & (targets.true_id_N < 5))
+    assert (targets.topk.kept_ids_NK < 5).all()
+    assert (targets.topk.kept_ids_NK[~targets.topk.has_topk_N] == -1).all()
+    assert (targets.topk.log_partition_NT[~targets.topk.has_topk_N] == 0).all()
 
 
 def test_all_candidates_foreign_leaves_the_rest_alone():
     record = record_of(one_to_one("a", 9, 3), 0, TEACHER_VOCAB, 1.0, 0)
     _, targets = collate([record], replace(PLAN, shared_vocab_size=3))
-    kept_per_row = (targets.kept_ids_NK >= 0).sum(dim=1)
-    assert targets.has_topk_N.any()
+    kept_per_row = (targets.topk.kept_ids_NK >= 0).sum(dim=1)
+    assert targets.topk.has_topk_N.any()
     assert kept_per_row.max() <= 3
     only_foreign = replace(record.signal.topk, ids_E=(record.signal.topk.ids_E % 4 + 10).astype(np.uint32))
     _, targets = collate([replace(record, signal=replace(record.signal, topk=only_foreign))], PLAN)
-    assert targets.has_topk_N.any()
-    assert targets.kept_ids_NK.shape[1] == 0
+    assert targets.topk.has_topk_N.any()
+    assert targets.topk.kept_ids_NK.shape[1] == 0
     torch.testing.assert_close(
-        targets.log_tail_NT[targets.has_topk_N], targets.log_partition_NT[targets.has_topk_N], atol=1e-5, rtol=0
+        targets.topk.log_tail_NT[targets.topk.has_topk_N],
+        targets.topk.log_partition_NT[targets.topk.has_topk_N],
+        atol=1e-5,
+        rtol=0,
     )

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one
+from helpers.target_examples import leaves
 from tide_cache.loading import mix
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
@@ -158,42 +159,44 @@ def test_every_record_is_collated_by_the_plan_of_its_source():
     )
     for source, own in enumerate(alone):
         rows = of_row == source
-        assert together.has_topk_N[rows].any()
-        assert torch.equal(together.has_topk_N[rows], own.has_topk_N)
-        width = own.kept_ids_NK.shape[1]
-        assert torch.equal(together.kept_ids_NK[rows][:, :width], own.kept_ids_NK)
-        assert (together.kept_ids_NK[rows][:, width:] == -1).all()
+        assert together.topk.has_topk_N[rows].any()
+        assert torch.equal(together.topk.has_topk_N[rows], own.topk.has_topk_N)
+        width = own.topk.kept_ids_NK.shape[1]
+        assert torch.equal(together.topk.kept_ids_NK[rows][:, :width], own.topk.kept_ids_NK)
+        assert (together.topk.kept_ids_NK[rows][:, width:] == -1).all()
         for name in ("log_tail_NT", "log_partition_NT"):
-            both, single = getattr(together, name)[rows], getattr(own, name)
+            both, single = leaves(together)[name][rows], leaves(own)[name]
             for index, temperature in enumerate(PLANS[source].temperatures):
                 assert torch.equal(both[:, plan.temperatures.index(temperature)], single[:, index])
-    assert together.kept_ids_NK[of_row == 0].unique().tolist() == [-1, 0], "id 5 is another word to the first teacher"
-    assert together.kept_ids_NK[of_row == 1].max() == 5
-    chunk_of_second = together.chunk_t_C == np.float32(records[1].view.t)
-    assert torch.equal(together.chunk_log_tail_CT[chunk_of_second][:, [2, 0]], alone[1].chunk_log_tail_CT)
+    assert together.topk.kept_ids_NK[of_row == 0].unique().tolist() == [-1, 0], (
+        "id 5 is another word to the first teacher"
+    )
+    assert together.topk.kept_ids_NK[of_row == 1].max() == 5
+    chunk_of_second = together.truth.chunk_t_C == np.float32(records[1].view.t)
+    assert torch.equal(together.chunks.log_tail_CT[chunk_of_second][:, [2, 0]], alone[1].chunks.log_tail_CT)
 
 
 def test_a_temperature_that_a_source_lacks_is_not_a_number():
     """Read by mistake, it would spoil the loss instead of passing for a value."""
     records = [signalled("a", 40, (1.0, 2.0), 0), signalled("b", 30, (4.0, 1.0), 1, has_chunks=False)]
     batch, targets = collate(records, mixed_collate_plan(PLANS))
-    carries = targets.has_topk_N
+    carries = targets.topk.has_topk_N
     for source, lacking in ((0, 2), (1, 1)):
         rows = carries & (batch.row_sample_N == source)
         assert rows.any()
-        for values in (targets.log_tail_NT[rows], targets.log_partition_NT[rows]):
+        for values in (targets.topk.log_tail_NT[rows], targets.topk.log_partition_NT[rows]):
             assert values[:, lacking].isnan().all()
             assert not values[:, [index for index in range(3) if index != lacking]].isnan().any()
-    assert not targets.log_tail_NT[~carries].any()
-    of_first = targets.chunk_t_C == np.float32(records[0].view.t)
-    assert targets.chunk_log_tail_CT[of_first, 2].isnan().all()
-    assert not targets.chunk_log_tail_CT[~of_first].any(), "without the chunks signal a chunk has no entry"
+    assert not targets.topk.log_tail_NT[~carries].any()
+    of_first = targets.truth.chunk_t_C == np.float32(records[0].view.t)
+    assert targets.chunks.log_tail_CT[of_first, 2].isnan().all()
+    assert not targets.chunks.log_tail_CT[~of_first].any(), "without the chunks signal a chunk has no entry"
 
 
 def test_a_mix_of_one_collates_as_its_source():
     record = signalled("a", 40, (1.0, 2.0), 0)
     one, other = collate([record], PLANS[0])[1], collate([record], mixed_collate_plan(PLANS[:1]))[1]
     assert one.temperatures == other.temperatures
-    for name, value in vars(one).items():
+    for name, value in leaves(one).items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(value, getattr(other, name)), name
+            assert torch.equal(value, leaves(other)[name]), name

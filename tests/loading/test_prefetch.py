@@ -90,12 +90,18 @@ def test_only_waiting_counts_as_a_stall():
     assert ahead.stall_s < 0.3  # nothing, but for a machine that has other work
 
 
-def test_tensors_of_a_record_change_and_the_rest_stays():
+def test_tensors_of_a_record_and_its_parts_change_and_the_rest_stays():
     @dataclass(frozen=True)
     class Some:
         values_N: torch.Tensor
         name: str
 
-    changed = with_tensors(Some(torch.ones(3), "x"), lambda tensor: tensor + 1)
-    assert changed.values_N.tolist() == [2, 2, 2]
-    assert changed.name == "x"
+    @dataclass(frozen=True)
+    class Whole:
+        part: Some
+        t_N: torch.Tensor
+
+    changed = with_tensors(Whole(Some(torch.ones(3), "x"), torch.zeros(1)), lambda tensor: tensor + 1)
+    assert changed.part.values_N.tolist() == [2, 2, 2]
+    assert changed.part.name == "x"
+    assert changed.t_N.tolist() == [1]

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from dataclasses import fields
 from inspect import signature
 from itertools import islice
 
@@ -11,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import tide_cache
+from helpers.target_examples import leaves
 from tide_cache.config.base import load_run_file
 from tide_cache.config.train import TrainConfig, TrainRun
 from tide_cache.errors import RunFileError
@@ -52,8 +52,8 @@ def assert_same(found, expected):
     assert len(found) == len(expected)
     for batches in zip(found, expected, strict=True):
         for one, other in zip(*batches, strict=True):
-            for field in fields(one):
-                left, right = getattr(one, field.name), getattr(other, field.name)
+            for name, left in leaves(one).items():
+                right = leaves(other)[name]
                 if isinstance(left, torch.Tensor):
                     torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
                 else:
@@ -170,5 +170,5 @@ def test_only_the_signals_of_the_objectives_are_read(tiny_cache, tiny_teacher):
     cache = tide_cache.open_cache(tiny_cache)
     _, without = next(iter(cache.torch_dataset(tiny_teacher, [tide_cache.Calm()], steps=1, **PLAN)))
     _, with_topk = next(iter(cache.torch_dataset(tiny_teacher, [tide_cache.ForwardKL()], steps=1, **PLAN)))
-    assert not without.has_topk_N.any()
-    assert with_topk.has_topk_N.any()
+    assert not without.topk.has_topk_N.any()
+    assert with_topk.topk.has_topk_N.any()

@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.target_examples import changed
 from tide_cache.objectives.base import has_candidates
 from tide_cache.objectives.calm import Calm
 from tide_cache.objectives.chunk_kl import ChunkKL, candidate_logprobs
@@ -27,7 +28,7 @@ def make(example, seed, chunk_size, chunk_k=VOCAB**2, top_k=VOCAB, temperature=1
 
 def full_kl(case, temperature):
     """KL of the product distributions of all active chunks: the sum of the KLs at their positions, in float64."""
-    rows = case.targets.chunk_of_row_N >= 0
+    rows = case.targets.truth.chunk_of_row_N >= 0
     teacher_RV, student_RV = (
         (x.double()[rows] / temperature).log_softmax(dim=1) for x in (case.teacher_logits_NV, case.logits_NV)
     )
@@ -81,25 +82,29 @@ def test_on_chunks_of_one_shared_token_it_is_the_kl(example, seed, top_k, temper
 def test_with_the_true_chunk_alone_its_gradient_is_calms(example, seed):
     case = make(example, seed, 2)
     targets = case.targets
-    rows_F, columns_F, candidate_F = targets.token_row_F, targets.token_column_F, targets.token_candidate_F
-    ids_NK = torch.cat([targets.true_id_N[:, None], targets.kept_ids_NK, targets.extra_ids_NX], dim=1)
+    rows_F, columns_F, candidate_F = (
+        targets.chunks.token_row_F,
+        targets.chunks.token_column_F,
+        targets.chunks.token_candidate_F,
+    )
+    ids_NK = torch.cat([targets.true_id_N[:, None], targets.topk.kept_ids_NK, targets.extra_ids_NX], dim=1)
     is_right_F = ids_NK[rows_F, columns_F] == targets.true_id_N[rows_F]
-    is_true_J = torch.ones(len(targets.candidate_chunk_J), dtype=torch.bool).index_put(
+    is_true_J = torch.ones(len(targets.chunks.candidate_chunk_J), dtype=torch.bool).index_put(
         (candidate_F[~is_right_F],), torch.tensor(False)
     )
     new_number_J = is_true_J.cumsum(0) - 1
     is_kept_F = is_true_J[candidate_F]
-    log_tail_CT = torch.log1p(-targets.chunk_logprob_C.exp())[:, None].expand_as(targets.chunk_log_tail_CT)
+    log_tail_CT = torch.log1p(-targets.truth.chunk_logprob_C.exp())[:, None].expand_as(targets.chunks.log_tail_CT)
     alone = replace(
         case,
-        targets=replace(
+        targets=changed(
             targets,
-            candidate_chunk_J=targets.candidate_chunk_J[is_true_J],
-            candidate_logprob_J=targets.candidate_logprob_J[is_true_J],
+            candidate_chunk_J=targets.chunks.candidate_chunk_J[is_true_J],
+            candidate_logprob_J=targets.chunks.candidate_logprob_J[is_true_J],
             token_candidate_F=new_number_J[candidate_F[is_kept_F]],
             token_row_F=rows_F[is_kept_F],
             token_column_F=columns_F[is_kept_F],
-            chunk_log_tail_CT=log_tail_CT,
+            log_tail_CT=log_tail_CT,
         ),
     )
     assert has_candidates(alone.targets).all()
@@ -108,13 +113,15 @@ def test_with_the_true_chunk_alone_its_gradient_is_calms(example, seed):
 
 def test_the_students_candidates_and_rest_sum_to_one_when_all_texts_are_candidates(example):
     case = make(example, 3, 2)
-    ids_NK = torch.cat([case.targets.true_id_N[:, None], case.targets.kept_ids_NK, case.targets.extra_ids_NX], dim=1)
+    ids_NK = torch.cat(
+        [case.targets.true_id_N[:, None], case.targets.topk.kept_ids_NK, case.targets.extra_ids_NX], dim=1
+    )
     is_kept_NK = ids_NK >= 0
     is_kept_NK[:, 0] = False
     student = row_statistics(case.logits_NV.detach(), torch.eye(VOCAB), ids_NK, (1.0,), is_kept_NK)
     logprob_J = candidate_logprobs(student, case.targets, 1.0)
-    mass_C = torch.zeros(len(case.targets.chunk_logprob_C), dtype=torch.float64).index_add(
-        0, case.targets.candidate_chunk_J, logprob_J.exp()
+    mass_C = torch.zeros(len(case.targets.truth.chunk_logprob_C), dtype=torch.float64).index_add(
+        0, case.targets.chunks.candidate_chunk_J, logprob_J.exp()
     )
     torch.testing.assert_close(mass_C, torch.ones_like(mass_C), rtol=0, atol=1e-12)
 
@@ -135,10 +142,10 @@ def test_calm_beside_it_takes_the_chunks_without_candidates(example):
     nothing = torch.zeros(0, dtype=torch.int64)
     none = replace(
         case,
-        targets=replace(
+        targets=changed(
             case.targets, candidate_chunk_J=nothing, candidate_logprob_J=torch.zeros(0), token_candidate_F=nothing,
             token_row_F=nothing, token_column_F=nothing,
-            chunk_log_tail_CT=torch.zeros_like(case.targets.chunk_log_tail_CT),
+            log_tail_CT=torch.zeros_like(case.targets.chunks.log_tail_CT),
         ),
     )  # fmt: skip
     assert (ChunkKL().count(none.targets), none.loss(ChunkKL()).item()) == (0, 0)

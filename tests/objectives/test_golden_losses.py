@@ -96,11 +96,11 @@ def test_chunk_probabilities_equal_the_reference(golden_case, suffix):
     """The teacher's chunk log-probs, one by one: a sum over wrong rows could still give a plausible loss."""
     case = golden_case("alm", f"alm{suffix}")
     recorded = torch.from_numpy(case.recorded["teacher_chunk_lp"])[torch.from_numpy(case.shared["active_chunk_mask"])]
-    torch.testing.assert_close(case.targets.chunk_logprob_C, recorded, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(case.targets.truth.chunk_logprob_C, recorded, rtol=1e-5, atol=1e-5)
 
 
 def test_the_cases_are_not_vacuous(golden_case):
     alm, same = golden_case("alm", "alm"), golden_case("same", "kl")
-    assert len(alm.targets.chunk_logprob_C) == int(alm.shared["active_chunk_mask"].sum()) > 10
-    assert int(same.targets.has_topk_N.sum()) == int(same.shared["student_mask"].sum()) > 30
-    assert (same.targets.kept_ids_NK >= 0).sum(dim=1).eq(47).all()
+    assert len(alm.targets.truth.chunk_logprob_C) == int(alm.shared["active_chunk_mask"].sum()) > 10
+    assert int(same.targets.topk.has_topk_N.sum()) == int(same.shared["student_mask"].sum()) > 30
+    assert (same.targets.topk.kept_ids_NK >= 0).sum(dim=1).eq(47).all()

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.target_examples import changed
 from tide_cache.objectives.base import MAX_PROB, MIN_PROB, ids_to_gather
 from tide_cache.objectives.calm import Calm, ReverseCalm
 from tide_cache.objectives.tidal import Tidal
@@ -44,7 +45,7 @@ def test_the_reverse_coefficient_is_the_teachers_alone_and_bounded(example, seed
     first = example(seed, num_samples=6)
     second = example(seed, num_samples=6, student=lambda teacher: scale * teacher.roll(1, dims=1))
     of_first, of_second = (coefficients(ReverseCalm(temperature), case)[0] for case in (first, second))
-    teacher_C = clamped((first.targets.chunk_logprob_C / temperature).exp())
+    teacher_C = clamped((first.targets.truth.chunk_logprob_C / temperature).exp())
     torch.testing.assert_close(of_first, torch.log1p(-teacher_C) - teacher_C.log(), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(of_first, of_second, rtol=1e-3, atol=1e-4)
     assert LEAST <= of_first.min() <= of_first.max() <= MOST
@@ -54,8 +55,8 @@ def test_the_reverse_coefficient_is_the_teachers_alone_and_bounded(example, seed
 def test_the_reverse_coefficient_is_bounded_even_for_a_teacher_that_is_sure(example, sure, sign):
     """p = 1 - 2^-23 gives -15.94 and p = 1e-7 gives 16.12, whatever lies beyond."""
     case = example(0)
-    logprob_C = torch.full_like(case.targets.chunk_logprob_C, 0.0 if sure else -400.0)
-    case = replace(case, targets=replace(case.targets, chunk_logprob_C=logprob_C))
+    logprob_C = torch.full_like(case.targets.truth.chunk_logprob_C, 0.0 if sure else -400.0)
+    case = replace(case, targets=changed(case.targets, chunk_logprob_C=logprob_C))
     coefficient_N, _ = coefficients(ReverseCalm(1.0), case)
     expected = math.log(2.0**-23) if sure else -math.log(MIN_PROB)
     assert math.copysign(1, expected) == sign
@@ -78,7 +79,7 @@ def test_the_calm_coefficient_grows_without_bound_as_the_student_doubts(example)
     for logprob in (-2.0, -6.0, -10.0, -14.0):
         case = example(0, student=unlikely_truth(true_id_N, logprob))
         coefficient_N, student_N = coefficients(Calm(1.0), case)
-        teacher_C = case.targets.chunk_logprob_C.exp()
+        teacher_C = case.targets.truth.chunk_logprob_C.exp()
         expected_N = -(teacher_C / student_N - (1 - teacher_C) / (1 - student_N))
         torch.testing.assert_close(coefficient_N, expected_N, rtol=1e-3, atol=1e-3)
         largest.append(float(coefficient_N.abs().max()))
@@ -96,8 +97,8 @@ def test_calm_vanishes_where_the_student_equals_the_teacher_and_reverse_calm_doe
 
 def test_reverse_calm_vanishes_where_the_teacher_says_one_half(example):
     case = example(0)
-    half_C = torch.full_like(case.targets.chunk_logprob_C, 2 * math.log(0.5))
-    case = replace(case, targets=replace(case.targets, chunk_logprob_C=half_C))
+    half_C = torch.full_like(case.targets.truth.chunk_logprob_C, 2 * math.log(0.5))
+    case = replace(case, targets=changed(case.targets, chunk_logprob_C=half_C))
     torch.testing.assert_close(case.gradient(ReverseCalm(2.0)), torch.zeros_like(case.logits_NV), atol=1e-6, rtol=0)
     assert case.gradient(Calm(2.0)).abs().max() > 1e-3
 
@@ -126,7 +127,7 @@ def test_without_the_clamp_calm_pulls_hardest_at_what_the_student_has_given_up(e
     case = example(0, student=unlikely_truth(true_id_N, nats))
     logits_NV = case.logits_NV.detach().double().requires_grad_()
     loglik_N = logits_NV.log_softmax(dim=1).gather(1, true_id_N[:, None]).squeeze(1) / temperature
-    p_N = (case.targets.chunk_logprob_C.double() / temperature).exp()
+    p_N = (case.targets.truth.chunk_logprob_C.double() / temperature).exp()
     right = -(p_N * loglik_N + (1 - p_N) * torch.log1p(-loglik_N.exp())).sum()
     assert case.loss(Calm(temperature)).item() == pytest.approx(right.item(), rel=1e-5)
     (gradient_NV,) = torch.autograd.grad(right, logits_NV)
@@ -138,7 +139,7 @@ def test_without_the_clamp_calm_pulls_hardest_at_what_the_student_has_given_up(e
 
 def kl_in_float64(case, logits_NV, trust_N, is_target_constant):
     """T^2 KL(r || q_T) over the kept ids and the rest, by plain sums of probabilities."""
-    kept_NK = case.targets.kept_ids_NK
+    kept_NK = case.targets.topk.kept_ids_NK
     q_NV, p_NV = ((logits.double() / 2).softmax(dim=1) for logits in (logits_NV, case.teacher_logits_NV))
     q_NG, p_NG = (
         torch.cat([of_ids, 1 - of_ids.sum(dim=1, keepdim=True)], dim=1)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.target_examples import changed
 from tide_cache.objectives.kl import ForwardKL, ReverseKL
 
 BOTH = (ForwardKL, ReverseKL)
@@ -93,7 +94,7 @@ def test_with_a_rest_the_kept_ids_have_the_same_gradient_and_the_rest_shares_its
     student_NV, teacher_NV = (
         (logits / temperature).softmax(dim=1) for logits in (case.logits_NV.detach(), case.teacher_logits_NV)
     )
-    is_kept_NV = torch.zeros_like(student_NV, dtype=torch.bool).scatter(1, case.targets.kept_ids_NK, True)
+    is_kept_NV = torch.zeros_like(student_NV, dtype=torch.bool).scatter(1, case.targets.topk.kept_ids_NK, True)
     rest_N1 = [(probs * ~is_kept_NV).sum(dim=1, keepdim=True) for probs in (student_NV, teacher_NV)]
     target_NV = torch.where(is_kept_NV, teacher_NV, student_NV / rest_N1[0] * rest_N1[1])
     expected_NV = temperature * (student_NV - target_NV)
@@ -133,14 +134,14 @@ def test_forward_kl_where_the_student_has_no_rest_is_finite_and_pulls_towards_th
     """The teacher has ids that the student cannot say; they have become its rest, and the student has none."""
     sayable = VOCAB - 2
     case = example(0, top_k=VOCAB, student=lambda teacher: torch.zeros(len(teacher), sayable))
-    is_said_NK = case.targets.kept_ids_NK < sayable
+    is_said_NK = case.targets.topk.kept_ids_NK < sayable
     probs_NV = case.teacher_logits_NV.softmax(dim=1)
     rest_N = probs_NV[:, sayable:].sum(dim=1)
-    targets = replace(
+    targets = changed(
         case.targets,
         true_id_N=torch.zeros_like(case.targets.true_id_N),
-        kept_ids_NK=case.targets.kept_ids_NK.masked_fill(~is_said_NK, -1),
-        kept_logprobs_NK=case.targets.kept_logprobs_NK.masked_fill(~is_said_NK, -torch.inf),
+        kept_ids_NK=case.targets.topk.kept_ids_NK.masked_fill(~is_said_NK, -1),
+        kept_logprobs_NK=case.targets.topk.kept_logprobs_NK.masked_fill(~is_said_NK, -torch.inf),
         log_tail_NT=rest_N.log()[:, None].expand(-1, 2),
     )
     case = replace(case, targets=targets)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from helpers.target_examples import changed, leaves
 from tide_cache.config.objectives import ObjectiveConfig
 from tide_cache.config.semantics import resolve
 from tide_cache.objectives import OBJECTIVES, Needs, union_of_needs
@@ -61,10 +62,10 @@ def test_counts_are_those_of_what_is_summed(example):
 def test_padding_of_kept_ids_changes_nothing(example, objective):
     case = example(0, top_k=4)
     pad_N3 = torch.full((len(case.logits_NV), 3), -1)
-    targets = replace(
+    targets = changed(
         case.targets,
-        kept_ids_NK=torch.cat([case.targets.kept_ids_NK, pad_N3], dim=1),
-        kept_logprobs_NK=torch.cat([case.targets.kept_logprobs_NK, torch.full(pad_N3.shape, -torch.inf)], dim=1),
+        kept_ids_NK=torch.cat([case.targets.topk.kept_ids_NK, pad_N3], dim=1),
+        kept_logprobs_NK=torch.cat([case.targets.topk.kept_logprobs_NK, torch.full(pad_N3.shape, -torch.inf)], dim=1),
     )
     padded = replace(case, targets=targets)
     torch.testing.assert_close(padded.loss(objective), case.loss(objective))
@@ -75,12 +76,12 @@ def test_padding_of_kept_ids_changes_nothing(example, objective):
 @pytest.mark.parametrize("top_p", [0.5, 0.9])
 def test_ragged_rows_equal_each_row_alone(example, objective, top_p):
     case = example(0, top_k=12, top_p=top_p)
-    counts_N = (case.targets.kept_ids_NK >= 0).sum(dim=1)
+    counts_N = (case.targets.topk.kept_ids_NK >= 0).sum(dim=1)
     assert len(set(counts_N.tolist())) > 1
-    per_row = []
+    per_row, arrays = [], leaves(case.targets)
     for n in range(len(counts_N)):
         one = {
-            name: getattr(case.targets, name)[n : n + 1]
+            name: arrays[name][n : n + 1]
             for name in (
                 "true_id_N",
                 "t_N",
@@ -91,12 +92,10 @@ def test_ragged_rows_equal_each_row_alone(example, objective, top_p):
                 "extra_ids_NX",
             )
         }
-        kept = {
-            name: getattr(case.targets, name)[n : n + 1, : counts_N[n]] for name in ("kept_ids_NK", "kept_logprobs_NK")
-        }
-        partition = {"log_partition_NT": case.targets.log_partition_NT[n : n + 1]}
+        kept = {name: arrays[name][n : n + 1, : counts_N[n]] for name in ("kept_ids_NK", "kept_logprobs_NK")}
+        partition = {"log_partition_NT": case.targets.topk.log_partition_NT[n : n + 1]}
         row = replace(
-            case, targets=replace(case.targets, **one, **kept, **partition), logits_NV=case.logits_NV[n : n + 1]
+            case, targets=changed(case.targets, **one, **kept, **partition), logits_NV=case.logits_NV[n : n + 1]
         )
         per_row.append(row.loss(objective).item())
     assert case.loss(objective).item() == pytest.approx(sum(per_row), rel=1e-5)
@@ -117,7 +116,7 @@ def test_nothing_masked_gives_a_zero_on_the_graph(example, objective):
 def test_rows_that_no_signal_reaches_give_a_zero_and_no_gradient(example, objective):
     case = example(0)
     num_rows = len(case.logits_NV)
-    targets = replace(
+    targets = changed(
         case.targets,
         has_topk_N=torch.zeros(num_rows, dtype=torch.bool),
         kept_ids_NK=torch.zeros(num_rows, 0, dtype=torch.int64),

@@ -89,11 +89,11 @@ def test_edge_cases_equal_the_reference(edge_case, name):
 
 def test_the_edge_cases_are_what_their_names_say(edge_case):
     assert all(len(edge_case(name).targets.true_id_N) == 0 for name in NOTHING_MASKED)
-    first, last = (edge_case(f"demo_ratio-{ratio}").targets.chunk_logprob_C for ratio in ("0.0", "1.0"))
+    first, last = (edge_case(f"demo_ratio-{ratio}").targets.truth.chunk_logprob_C for ratio in ("0.0", "1.0"))
     assert len(first) > 10
     assert not torch.isclose(first, last).any(), "one pass says everything, the other nothing"
-    assert edge_case("aligned_sample0_empty").targets.has_topk_N.sum() == 15
-    assert edge_case("aligned_all_empty-kl_aligned").targets.has_topk_N.sum() == 0
+    assert edge_case("aligned_sample0_empty").targets.topk.has_topk_N.sum() == 15
+    assert edge_case("aligned_all_empty-kl_aligned").targets.topk.has_topk_N.sum() == 0
 
 
 def test_uniform_divides_by_the_masked_tokens_and_the_reference_by_all(edge_case):
@@ -171,7 +171,7 @@ def test_chunks_cut_off_the_teacher_carry_no_loss(edge_case, golden_arrays):
     is_inside_BC = (inputs["chunks"][..., 1] <= length) & (inputs["chunks"][..., 1] >= 0)
     right = calm_by_formula(inputs, is_active_BC & is_inside_BC)
     assert case.mean(Calm(T, clamp_student=True)).item() == pytest.approx(right, rel=1e-5)
-    assert len(case.targets.chunk_logprob_C) == (is_active_BC & is_inside_BC).sum() < is_active_BC.sum()
+    assert len(case.targets.truth.chunk_logprob_C) == (is_active_BC & is_inside_BC).sum() < is_active_BC.sum()
     assert (recorded["t_p"][is_active_BC & recorded["chunks_with_empty_teacher_span"]] > 0.999).all()
     wrong = recorded["loss_total"] - float(inputs["ce_loss"])
     assert abs(wrong - right) > 0.1

@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from helpers.target_examples import changed
 from tide_cache.objectives.kl import ForwardKL, ReverseKL
 from tide_cache.objectives.tidal import Tidal
 
@@ -32,11 +33,11 @@ def test_its_expectation_over_the_draws_is_the_whole(example, kind, temperature)
     """With every id's share of the draws put at its probability, which is its expectation, nothing is missing."""
     case = example(1, top_k=2, temperatures=(1.0, 2.0), tail_samples=20_000)
     targets = case.targets
-    is_drawn_ND = targets.drawn_share_ND > 0
+    is_drawn_ND = targets.topk.drawn_share_ND > 0
     assert is_drawn_ND.sum(dim=1).eq(VOCAB - 2).all()  # each id of the tail was drawn
-    share_ND = (targets.drawn_logprob_ND - targets.log_tail_NT[:, :1]).exp() * is_drawn_ND
-    torch.testing.assert_close(targets.drawn_share_ND.sum(dim=1), torch.ones(len(share_ND)))
-    expected = replace(case, targets=replace(targets, drawn_share_ND=share_ND))
+    share_ND = (targets.topk.drawn_logprob_ND - targets.topk.log_tail_NT[:, :1]).exp() * is_drawn_ND
+    torch.testing.assert_close(targets.topk.drawn_share_ND.sum(dim=1), torch.ones(len(share_ND)))
+    expected = replace(case, targets=changed(targets, drawn_share_ND=share_ND))
     loss, gradient = whole(kind, case, temperature)
     assert expected.loss(kind(temperature, "sampled")).item() == pytest.approx(loss, rel=1e-4)
     torch.testing.assert_close(expected.gradient(kind(temperature, "sampled")), gradient, rtol=1e-3, atol=1e-5)
@@ -75,7 +76,7 @@ def test_equals_have_no_kl_whatever_the_tail(example, kind, seed, top_k, tempera
 @given(seed=seeds, temperature=temperatures)
 def test_renormalised_it_is_the_kl_given_that_a_kept_id_comes(example, seed, temperature):
     case = example(seed, top_k=4)
-    ids_NK = case.targets.kept_ids_NK
+    ids_NK = case.targets.topk.kept_ids_NK
     p_NK, q_NK = (
         (x.double().gather(1, ids_NK) / temperature).log_softmax(dim=1)
         for x in (case.teacher_logits_NV, case.logits_NV)
@@ -90,7 +91,7 @@ def test_a_renormalised_student_may_put_mass_outside_at_no_cost(example, seed):
     """Why `rest` is the default: nothing tells such a student how much the teacher leaves to the other ids."""
     case = example(seed, top_k=4)
     assume(len(case.logits_NV))  # some seeds mask nothing
-    is_kept_NV = torch.zeros_like(case.logits_NV, dtype=torch.bool).scatter(1, case.targets.kept_ids_NK, True)
+    is_kept_NV = torch.zeros_like(case.logits_NV, dtype=torch.bool).scatter(1, case.targets.topk.kept_ids_NK, True)
     assert case.gradient(ForwardKL(1.0, "renormalise"))[~is_kept_NV].abs().max() == pytest.approx(0, abs=1e-6)
     assert case.gradient(ForwardKL(1.0))[~is_kept_NV].abs().max() > 1e-4
 

@@ -67,7 +67,7 @@ def test_without_trust_the_target_is_the_student_and_nothing_pulls(example):
 def test_the_target_carries_no_gradient_and_sums_to_one(example):
     case = example()
     logits_NV = case.logits_NV
-    ids_NK = torch.cat([case.targets.true_id_N[:, None], case.targets.kept_ids_NK], dim=1)
+    ids_NK = torch.cat([case.targets.true_id_N[:, None], case.targets.topk.kept_ids_NK], dim=1)
     is_kept_NK = (ids_NK >= 0) & (torch.arange(ids_NK.shape[1]) > 0)
     statistics = row_statistics(logits_NV, torch.eye(logits_NV.shape[1]), ids_NK, (1.0, 2.0), is_kept_NK)
     q, p = student_logprobs(statistics, case.targets, 2.0), teacher_logprobs(case.targets, 2.0)

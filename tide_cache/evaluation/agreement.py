@@ -120,15 +120,15 @@ def _measure(backbone: Backbone, records: Sequence[ViewRecord], plan: CollatePla
     batch, targets = collate(records, plan)
     hidden_ND = masked_hidden(backbone, batch, plan.block_size, "block")
     student = _statistics(hidden_ND, backbone.head_VD, targets)
-    rows_R = targets.has_topk_N.nonzero().squeeze(1)
+    rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
     best_R = _most_likely(hidden_ND[rows_R.to(hidden_ND.device)], backbone.head_VD)
-    is_first_R1 = targets.kept_ids_NK[rows_R, :1] == best_R[:, None]
+    is_first_R1 = targets.topk.kept_ids_NK[rows_R, :1] == best_R[:, None]
     return _Measured(
         t_R=targets.t_N[rows_R].numpy(),
         agrees_R=is_first_R1.any(dim=1).numpy(),
         kl_R=grouped_kl(teacher_logprobs(targets, 1.0), student_logprobs(student, targets, 1.0)).numpy(),
-        t_C=targets.chunk_t_C.numpy(),
-        difference_C=(student_chunk_logprobs(student, targets) - targets.chunk_logprob_C).abs().numpy(),
+        t_C=targets.truth.chunk_t_C.numpy(),
+        difference_C=(student_chunk_logprobs(student, targets) - targets.truth.chunk_logprob_C).abs().numpy(),
     )
 
 

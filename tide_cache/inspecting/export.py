@@ -46,13 +46,19 @@ from tide_cache.inspecting.viewing import require_student_tokenizer
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
-from tide_cache.records import ChunkCandidates, TopK, ViewRecord
+from tide_cache.records import TeacherSignal, ViewRecord
 from tide_cache.shards import PassName
+from tide_cache.signal_table import CHUNKS, SPLIT, TAIL, TOPK, TRUTH, Axis, parts_in, to_columns
 
 ExportFormat = Literal["parquet", "jsonl.zst"]
 OnSamples = Callable[[int, int], None]
 
+Ints = npt.NDArray[np.integer[Any]]
+
 _ZSTD_LEVEL = 3
+_PARTS = (TRUTH, SPLIT, TOPK, TAIL, CHUNKS)
+_DEPTHS: dict[Axis, int] = {"position": 1, "entry": 1, "temperature": 2, "item": 2, "token": 3}
+"""How deep lists are nested."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +125,12 @@ class ExportedView:
 
     def groups(self) -> Iterator[list[dict[str, Any]]]:
         """Give the rows, those of one row group of the cache at a time."""
+        num_temperatures = len(self.manifest.identity.signals.temperatures)
         for shard in range(self.manifest.plan.num_shards):
             pairs, signals = (self.manifest.reader(self.cache, t, shard) for t in ("pairs", self.signal_pass))
             for group in range(pairs.layout.num_groups):
                 records = signals.read_signals(self.view, group, pairs.read_pairs(group))
-                yield [_row(record, self.tokenizer) for record in records]
+                yield [_row(record, self.tokenizer, num_temperatures) for record in records]
 
 
 def export_view(
@@ -195,8 +202,7 @@ def _exists(out: Path) -> RunFileError:
 
 
 def _schema(manifest: Manifest, which: PassName, has_text: bool) -> Any:
-    rules = manifest.identity.shard_rules
-    int32s, uint32s, floats = pa.list_(pa.int32()), pa.list_(pa.uint32()), pa.list_(pa.float32())
+    int32s = pa.list_(pa.int32())
     fields: dict[str, Any] = {
         "sample_id": pa.string(),
         "view": pa.int32(),
@@ -207,20 +213,13 @@ def _schema(manifest: Manifest, which: PassName, has_text: bool) -> Any:
         "teacher_ids": int32s,
         "masked_teacher": int32s,
         "chunks": pa.list_(int32s),
-        "truth_logprobs": floats,
-        "is_top1": pa.list_(pa.bool_()),
     }
-    if which == "compdemo":
-        fields["is_shown_first"] = pa.list_(pa.bool_())
-    if "topk" in rules.parts:
-        fields |= {"topk_positions": int32s, "topk_ids": pa.list_(uint32s), "topk_logprobs": pa.list_(floats)}
-        fields |= {"topk_log_tail": pa.list_(floats), "topk_log_partition": pa.list_(floats)}
-    if "tail" in rules.parts:
-        fields |= {"tail_ids": pa.list_(uint32s), "tail_logprobs": pa.list_(floats), "tail_draws": pa.list_(int32s)}
-    if "chunks" in rules.parts:
-        fields |= {"candidate_chunks": int32s, "candidate_ids": pa.list_(pa.list_(uint32s))}
-        fields |= {"candidate_logprobs": pa.list_(floats), "candidate_log_tail": pa.list_(floats)}
-        fields |= {"candidate_log_partition": pa.list_(floats)}
+    present = manifest.identity.shard_rules.parts_of(which)
+    for field in (field for part in _PARTS if part.name in present for field in part.fields if field.exported):
+        dtype = pa.type_for_alias(field.dtype)
+        for _ in range(_DEPTHS[field.axis]):
+            dtype = pa.list_(dtype)
+        fields[field.exported] = dtype
     if has_text:
         fields["student_text"] = pa.string()
     metadata = {"cache_id": manifest.identity.cache_id, "pass": which}
@@ -228,7 +227,7 @@ def _schema(manifest: Manifest, which: PassName, has_text: bool) -> Any:
     return pa.schema(list(fields.items()), metadata)
 
 
-def _row(record: ViewRecord, tokenizer: TextTokenizer | None) -> dict[str, Any]:
+def _row(record: ViewRecord, tokenizer: TextTokenizer | None, num_temperatures: int) -> dict[str, Any]:
     pair, view, signal = record.pair, record.view, record.signal
     assert signal is not None, "views of a cache carry signals"
     masked_teacher_N = np.flatnonzero(view.is_teacher_masked_M)
@@ -242,46 +241,31 @@ def _row(record: ViewRecord, tokenizer: TextTokenizer | None) -> dict[str, Any]:
         "teacher_ids": pair.teacher_ids_M.tolist(),
         "masked_teacher": masked_teacher_N.tolist(),
         "chunks": pair.chunks_C4.tolist(),
-        "truth_logprobs": signal.truth_logprobs_N.tolist(),
-        "is_top1": signal.is_top1_N.tolist(),
     }
-    if signal.is_shown_first_N is not None:
-        row["is_shown_first"] = signal.is_shown_first_N.tolist()
-    if signal.topk is not None:
-        row |= _topk(signal.topk, masked_teacher_N)
-    if signal.chunks is not None:
-        row |= _candidates(signal.chunks, pair.chunks_C4)
+    row |= _said(signal, masked_teacher_N, pair.chunks_C4[:, 3] - pair.chunks_C4[:, 2], num_temperatures)
     if tokenizer is not None:
         row["student_text"] = tokenizer.decode(pair.student_ids_L)
     return row
 
 
-def _topk(topk: TopK, masked_teacher_N: npt.NDArray[np.int64]) -> dict[str, Any]:
-    row = {
-        "topk_positions": masked_teacher_N[topk.rows_R].tolist(),
-        "topk_ids": _nested(topk.ids_E.tolist(), topk.counts_R.tolist()),
-        "topk_logprobs": _nested(topk.logprobs_E.tolist(), topk.counts_R.tolist()),
-        "topk_log_tail": topk.log_tail_RT.tolist(),
-        "topk_log_partition": topk.log_partition_RT.tolist(),
-    }
-    if topk.tail is not None:
-        drawn = {"ids": topk.tail.ids_S, "logprobs": topk.tail.logprobs_S, "draws": topk.tail.draws_S}
-        counts = topk.tail.counts_R.tolist()
-        row |= {f"tail_{name}": _nested(values_S.tolist(), counts) for name, values_S in drawn.items()}
+def _said(signal: TeacherSignal, masked_teacher_N: Ints, size_C: Ints, num_temperatures: int) -> dict[str, Any]:
+    """Nest what the teacher said: entries, then items, then tokens."""
+    columns, row = to_columns(signal), dict[str, Any]()
+    present = parts_in(columns)
+    for part in (part for part in _PARTS if part.name in present):
+        counts = columns[part.counts.column].tolist() if part.having("count") else []
+        for field in (field for field in part.fields if field.exported):
+            values = columns[field.column]
+            if field.rule == "masked position":
+                values = masked_teacher_N[values]
+            elif field.axis == "temperature":
+                values = values.reshape(-1, num_temperatures)
+            nested = values.tolist()
+            if field.axis == "token":
+                size_A = size_C[columns[part.fields[0].column]]
+                nested = _nested(nested, np.repeat(size_A, counts).tolist())
+            row[field.exported] = _nested(nested, counts) if field.axis in ("item", "token") else nested
     return row
-
-
-def _candidates(chunks: ChunkCandidates, chunks_C4: npt.NDArray[np.int32]) -> dict[str, Any]:
-    counts = chunks.counts_A.tolist()
-    sizes_A = chunks_C4[chunks.chunks_A, 3] - chunks_C4[chunks.chunks_A, 2]
-    ids_by_candidate = _nested(chunks.ids_F.tolist(), np.repeat(sizes_A, counts).tolist())
-    return {
-        "candidate_chunks": chunks.chunks_A.tolist(),
-        "candidate_ids": _nested(ids_by_candidate, counts),
-        "candidate_logprobs": _nested(chunks.logprobs_J.tolist(), counts),
-        "candidate_log_tail": chunks.log_tail_AT.tolist(),
-        "candidate_log_partition": chunks.log_partition_AT.tolist(),
-    }
 
 
 def _nested(values: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:

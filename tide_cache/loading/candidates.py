@@ -7,6 +7,7 @@ the mass outside any subset of them is a sum of what is gathered and of the rest
 Shape suffixes as in `tide_cache.records`; W wanted (row, id) entries.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from tide_cache.loading.joining import ActiveChunks, counts_before
 from tide_cache.loading.sharing import SharedTopK
-from tide_cache.records import ChunkCandidates, TeacherSignal, TopK
+from tide_cache.records import ChunkCandidates, ChunkTargets, TeacherSignal, TopK, TopKTargets
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
@@ -23,8 +24,8 @@ Ints = npt.NDArray[np.int64]
 
 def candidate_targets(
     num_rows: int, shared: SharedTopK | None, signal: TeacherSignal | None, active: ActiveChunks, num_temperatures: int
-) -> dict[str, torch.Tensor]:
-    """Give the fields of `Targets` that speak of candidates: kept ids, draws and chunks.
+) -> tuple[TopKTargets, ChunkTargets, torch.Tensor]:
+    """Lay out kept ids, draws and chunks.
 
     Args:
         num_rows: Masked rows of the batch.
@@ -32,20 +33,45 @@ def candidate_targets(
         signal: All of the batch; its `chunks` belong to active chunks.
         active: The active chunks.
         num_temperatures: T of tails and partitions.
+
+    Returns:
+        Both parts of `Targets`, and its `extra_ids_NX`.
     """
-    kept = _kept(num_rows, None if shared is None else shared.topk, num_temperatures)
+    has_topk_N, kept_ids_NK, kept_logprobs_NK, log_tail_NT, log_partition_NT = _kept(
+        num_rows, None if shared is None else shared.topk, num_temperatures
+    )
     drawn_row_D, drawn_id_D, drawn = _drawn(shared)
-    token_row_F, token_id_F, chunks = _chunks(None if signal is None else signal.chunks, active, num_temperatures)
-    wanted_row_W, wanted_id_W = np.concatenate([drawn_row_D, token_row_F]), np.concatenate([drawn_id_D, token_id_F])
-    extra_ids_NX, column_W = gather_columns(kept["kept_ids_NK"], wanted_row_W, wanted_id_W)
-    arrays = {
-        **kept,
-        **_padded_draws(num_rows, drawn_row_D, column_W[: len(drawn_row_D)], drawn),
-        **chunks,
-        "extra_ids_NX": extra_ids_NX,
-        "token_column_F": column_W[len(drawn_row_D) :],
-    }
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    found = _candidates(None if signal is None else signal.chunks, active, num_temperatures)
+    wanted_row_W = np.concatenate([drawn_row_D, found.token_row_F])
+    wanted_id_W = np.concatenate([drawn_id_D, found.token_id_F])
+    extra_ids_NX, column_W = gather_columns(kept_ids_NK, wanted_row_W, wanted_id_W)
+    drawn_column_ND, drawn_logprob_ND, drawn_share_ND = _padded_draws(
+        num_rows, drawn_row_D, column_W[: len(drawn_row_D)], drawn
+    )
+    topk = TopKTargets(
+        has_topk_N=_tensor(has_topk_N),
+        kept_ids_NK=_tensor(kept_ids_NK),
+        kept_logprobs_NK=_tensor(kept_logprobs_NK),
+        log_tail_NT=_tensor(log_tail_NT),
+        log_partition_NT=_tensor(log_partition_NT),
+        drawn_column_ND=_tensor(drawn_column_ND),
+        drawn_logprob_ND=_tensor(drawn_logprob_ND),
+        drawn_share_ND=_tensor(drawn_share_ND),
+    )
+    chunks = ChunkTargets(
+        candidate_chunk_J=_tensor(found.chunk_J),
+        candidate_logprob_J=_tensor(found.logprob_J),
+        token_candidate_F=_tensor(found.token_candidate_F),
+        token_row_F=_tensor(found.token_row_F),
+        token_column_F=_tensor(column_W[len(drawn_row_D) :]),
+        log_tail_CT=_tensor(found.log_tail_CT),
+        log_partition_CT=_tensor(found.log_partition_CT),
+    )
+    return topk, chunks, _tensor(extra_ids_NX)
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def gather_columns(kept_ids_NK: Ints, row_W: Ints, id_W: Ints) -> tuple[Ints, Ints]:
@@ -92,8 +118,8 @@ def _key(row: Ints, token_id: Ints) -> Ints:
     return row * _IDS + token_id
 
 
-def _kept(num_rows: int, topk: TopK | None, num_temperatures: int) -> dict[str, Array]:
-    """Lay the ragged candidates out as padded rows."""
+def _kept(num_rows: int, topk: TopK | None, num_temperatures: int) -> tuple[Array, Ints, Array, Array, Array]:
+    """Lay the ragged candidates out as padded rows; arrays are the first ones of `TopKTargets`, in its order."""
     width = 0 if topk is None else int(topk.counts_R.max(initial=0))
     log_tail_NT = np.zeros((num_rows, num_temperatures), np.float32)
     log_partition_NT = np.zeros((num_rows, num_temperatures), np.float32)
@@ -115,13 +141,7 @@ def _kept(num_rows: int, topk: TopK | None, num_temperatures: int) -> dict[str, 
         log_tail_NT[topk.rows_R] = topk.log_tail_RT
         log_partition_NT[topk.rows_R] = topk.log_partition_RT
         has_topk_N[topk.rows_R] = True
-    return {
-        "has_topk_N": has_topk_N,
-        "kept_ids_NK": ids_NK,
-        "kept_logprobs_NK": logprobs_NK,
-        "log_tail_NT": log_tail_NT,
-        "log_partition_NT": log_partition_NT,
-    }
+    return has_topk_N, ids_NK, logprobs_NK, log_tail_NT, log_partition_NT
 
 
 def _drawn(shared: SharedTopK | None) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
@@ -133,7 +153,10 @@ def _drawn(shared: SharedTopK | None) -> tuple[Ints, Ints, npt.NDArray[np.float3
     return row_D, tail.ids_S.astype(np.int64), np.stack([tail.logprobs_S, share_D.astype(np.float32)])
 
 
-def _padded_draws(num_rows: int, row_D: Ints, column_D: Ints, drawn: npt.NDArray[np.float32]) -> dict[str, Array]:
+def _padded_draws(
+    num_rows: int, row_D: Ints, column_D: Ints, drawn: npt.NDArray[np.float32]
+) -> tuple[Array, Array, Array]:
+    """Return columns, log-probs and shares as padded rows."""
     counts_N = np.bincount(row_D, minlength=num_rows)
     order_D = np.argsort(row_D, kind="stable")
     rank_D = np.arange(len(row_D)) - np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
@@ -142,30 +165,34 @@ def _padded_draws(num_rows: int, row_D: Ints, column_D: Ints, drawn: npt.NDArray
     share_ND = np.zeros(shape, np.float32)
     place = (row_D[order_D], rank_D)
     column_ND[place], logprob_ND[place], share_ND[place] = column_D[order_D], *drawn[:, order_D]
-    return {"drawn_column_ND": column_ND, "drawn_logprob_ND": logprob_ND, "drawn_share_ND": share_ND}
+    return column_ND, logprob_ND, share_ND
 
 
-def _chunks(
-    chunks: ChunkCandidates | None, active: ActiveChunks, num_temperatures: int
-) -> tuple[Ints, Ints, dict[str, Array]]:
-    """Row and id of each candidate token, and what the teacher says of candidates and chunks."""
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Candidates of chunks before their logits have columns; names as in `ChunkTargets`."""
+
+    chunk_J: Ints
+    logprob_J: Array
+    token_candidate_F: Ints
+    token_row_F: Ints
+    token_id_F: Ints
+    log_tail_CT: Array
+    log_partition_CT: Array
+
+
+def _candidates(chunks: ChunkCandidates | None, active: ActiveChunks, num_temperatures: int) -> _Candidates:
     log_tail_CT = np.zeros((len(active.spans_A4), num_temperatures), np.float32)
     log_partition_CT = np.zeros_like(log_tail_CT)
-    row_F, id_F, chunk_J, candidate_F, logprob_J = *(np.zeros(0, np.int64),) * 4, np.zeros(0, np.float32)
-    if chunks is not None:
-        chunk_A = counts_before(active.is_active_C)[chunks.chunks_A]
-        log_tail_CT[chunk_A], log_partition_CT[chunk_A] = chunks.log_tail_AT, chunks.log_partition_AT
-        chunk_J, logprob_J = np.repeat(chunk_A, chunks.counts_A), chunks.logprobs_J
-        size_J = active.size_A[chunk_J]
-        candidate_F = np.repeat(np.arange(len(chunk_J)), size_J)
-        within_F = np.arange(len(candidate_F)) - np.repeat(np.cumsum(size_J) - size_J, size_J)
-        row_F = np.repeat(active.first_row_A[chunk_J], size_J) + within_F
-        id_F = chunks.ids_F.astype(np.int64)
-    return row_F, id_F, {
-        "candidate_chunk_J": chunk_J,
-        "candidate_logprob_J": logprob_J,
-        "token_candidate_F": candidate_F,
-        "token_row_F": row_F,
-        "chunk_log_tail_CT": log_tail_CT,
-        "chunk_log_partition_CT": log_partition_CT,
-    }  # fmt: skip
+    if chunks is None:
+        nothing = np.zeros(0, np.int64)
+        return _Candidates(nothing, np.zeros(0, np.float32), nothing, nothing, nothing, log_tail_CT, log_partition_CT)
+    chunk_A = counts_before(active.is_active_C)[chunks.chunks_A]
+    log_tail_CT[chunk_A], log_partition_CT[chunk_A] = chunks.log_tail_AT, chunks.log_partition_AT
+    chunk_J = np.repeat(chunk_A, chunks.counts_A)
+    size_J = active.size_A[chunk_J]
+    candidate_F = np.repeat(np.arange(len(chunk_J)), size_J)
+    within_F = np.arange(len(candidate_F)) - np.repeat(np.cumsum(size_J) - size_J, size_J)
+    row_F = np.repeat(active.first_row_A[chunk_J], size_J) + within_F
+    id_F = chunks.ids_F.astype(np.int64)
+    return _Candidates(chunk_J, chunks.logprobs_J, candidate_F, row_F, id_F, log_tail_CT, log_partition_CT)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from tide_cache.loading.candidates import candidate_targets
-from tide_cache.loading.joining import ActiveChunks, counts_before, join_views, starts_of
+from tide_cache.loading.joining import ActiveChunks, JoinedViews, counts_before, join_views
 from tide_cache.loading.sharing import shared_topk
-from tide_cache.records import StudentBatch, Targets, ViewRecord
+from tide_cache.records import StudentBatch, Targets, TruthTargets, ViewRecord
 from tide_cache.views.masking import is_complement
 from tide_cache.views.schedule import Schedule, time_weight
 from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
@@ -101,11 +101,8 @@ def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], plan: CollatePl
 def _targets(records: Sequence[ViewRecord], plan: CollatePlan) -> Targets:
     plans = [plan.of(record) for record in records]
     joined = join_views(records, [own.temperatures for own in plans], plan.temperatures)
-    token_start_B = starts_of([len(record.pair.student_ids_L) for record in records])
-    rows_B, supervised_B = (
-        np.diff(counts_before(is_counted_L)[token_start_B])
-        for is_counted_L in (joined.view.is_student_masked_L, joined.pair.is_supervised_L)
-    )
+    rows_B = np.diff(counts_before(joined.is_student_masked_L)[joined.token_start_B])
+    num_rows = int(rows_B.sum())
     active = ActiveChunks.of(joined)
     sample_A = np.repeat(np.arange(len(records)), rows_B)[active.first_row_A]
     t_B = np.array([record.view.t for record in records])
@@ -115,30 +112,31 @@ def _targets(records: Sequence[ViewRecord], plan: CollatePlan) -> Targets:
     ]
     weight_B = np.array([time_weight(t, law.schedule, law.is_complement) for t, law in zip(t_B, laws, strict=True)])
     vocab_B = np.array([own.shared_vocab_size for own in plans])
-    topk = shared_topk(joined, active, vocab_B[sample_A], plan.temperatures)
+    shared = shared_topk(joined, active, vocab_B[sample_A], plan.temperatures)
+    topk, chunks, extra_ids_NX = candidate_targets(num_rows, shared, joined.signal, active, len(plan.temperatures))
     return Targets(
-        true_id_N=_tensor(joined.pair.student_ids_L[joined.view.is_student_masked_L], np.int64),
+        true_id_N=_tensor(joined.student_ids_L[joined.is_student_masked_L], np.int64),
         t_N=_tensor(np.repeat(t_B, rows_B), np.float32),
         time_weight_N=_tensor(np.repeat(weight_B, rows_B), np.float32),
-        mask_weight_N=_tensor(_mask_weights(records, joined, token_start_B, laws), np.float32),
-        num_supervised=int(supervised_B.sum()),
+        mask_weight_N=_tensor(_mask_weights(joined, laws), np.float32),
+        num_supervised=int(joined.is_supervised_L.sum()),
         temperatures=plan.temperatures,
-        **candidate_targets(int(rows_B.sum()), topk, joined.signal, active, len(plan.temperatures)),
-        chunk_of_row_N=_tensor(active.chunk_of_row(int(rows_B.sum())), np.int64),
-        chunk_logprob_C=_tensor(active.teacher_logprobs(joined), np.float32),
-        chunk_t_C=_tensor(t_B[sample_A], np.float32),
+        extra_ids_NX=extra_ids_NX,
+        truth=TruthTargets(
+            chunk_of_row_N=_tensor(active.chunk_of_row(num_rows), np.int64),
+            chunk_logprob_C=_tensor(active.teacher_logprobs(joined), np.float32),
+            chunk_t_C=_tensor(t_B[sample_A], np.float32),
+        ),
+        topk=topk,
+        chunks=chunks,
     )
 
 
-def _mask_weights(
-    records: Sequence[ViewRecord], joined: ViewRecord, token_start_B: npt.NDArray[np.int64], laws: Sequence[ViewLaw]
-) -> npt.NDArray[np.float64]:
+def _mask_weights(joined: JoinedViews, laws: Sequence[ViewLaw]) -> npt.NDArray[np.float64]:
     """Give each masked row's weight; chunks count without a teacher too, since they decide what is masked at once."""
-    shift_C = np.repeat(token_start_B[:-1], [len(record.pair.chunks_C4) for record in records])
-    spans_C2 = np.concatenate([record.pair.chunks_C4[:, 2:] for record in records]) + shift_C.astype(np.int32)[:, None]
-    view_L = np.repeat(np.arange(len(records)), np.diff(token_start_B))
-    unit_L = unit_sizes(joined.pair.is_supervised_L, spans_C2)
-    return denoising_weights(unit_L, joined.view.is_student_masked_L, view_L, laws)
+    view_L = np.repeat(np.arange(len(laws)), np.diff(joined.token_start_B))
+    unit_L = unit_sizes(joined.is_supervised_L, joined.chunks_C4[:, 2:])
+    return denoising_weights(unit_L, joined.is_student_masked_L, view_L, laws)
 
 
 def _tensor(array: np.ndarray, dtype: type) -> torch.Tensor:

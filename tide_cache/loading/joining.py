@@ -1,8 +1,5 @@
 """Views of several samples as one long view, so that a batch costs a few array operations, not some for each sample.
 
-Tokens are laid end to end and chunks count from the start of all of them; masked teacher positions and chunks are
-numbered through, and what the teacher says refers to those numbers.
-
 Shape suffixes as in `tide_cache.records`.
 """
 
@@ -13,9 +10,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from tide_cache.records import Bools, Int32s, MaskedView, SampleId, SamplePair, TeacherSignal, ViewRecord
+from tide_cache.records import Bools, Int32s, TeacherSignal, ViewRecord, distillable_chunks
 from tide_cache.signal_table import Rule, Temperatures, at_temperatures, concat
-from tide_cache.views.masking import active_chunks
+from tide_cache.views.masking import chunks_touched
 
 
 def starts_of(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -31,8 +28,35 @@ def counts_before(is_counted: Bools) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True, eq=False)
+class JoinedViews:
+    """Views of several samples laid end to end: no view of its own, so it has neither id nor number nor t.
+
+    Student tokens, teacher tokens, chunks and masked teacher positions are numbered through.
+
+    Attributes:
+        token_start_B: First student token of each view, and the end of all.
+        student_ids_L: As in `SamplePair`.
+        is_supervised_L: As in `SamplePair`.
+        is_student_masked_L: As in `MaskedView`.
+        teacher_ids_M: As in `SamplePair`.
+        is_teacher_masked_M: As in `MaskedView`.
+        chunks_C4: As in `SamplePair`.
+        signal: What the teacher says of all of them; its numbers of masked positions and chunks are those of here.
+    """
+
+    token_start_B: npt.NDArray[np.int64]
+    student_ids_L: Int32s
+    is_supervised_L: Bools
+    is_student_masked_L: Bools
+    teacher_ids_M: Int32s
+    is_teacher_masked_M: Bools
+    chunks_C4: Int32s
+    signal: TeacherSignal | None
+
+
+@dataclass(frozen=True, eq=False)
 class ActiveChunks:
-    """The chunks of a view that carry a loss.
+    """The chunks of joined views that carry a loss; without a teacher there are none.
 
     Attributes:
         is_active_C: Which of all chunks they are.
@@ -45,11 +69,12 @@ class ActiveChunks:
     first_row_A: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, record: ViewRecord) -> Self:
+    def of(cls, joined: JoinedViews) -> Self:
         """Find them."""
-        is_active_C = active_chunks(record.pair, record.view)
-        spans_A4 = record.pair.chunks_C4[is_active_C]
-        return cls(is_active_C, spans_A4, counts_before(record.view.is_student_masked_L)[spans_A4[:, 2]])
+        is_active_C = chunks_touched(joined, joined.is_student_masked_L)
+        is_active_C &= distillable_chunks(joined.chunks_C4, joined.is_supervised_L) & (joined.signal is not None)
+        spans_A4 = joined.chunks_C4[is_active_C]
+        return cls(is_active_C, spans_A4, counts_before(joined.is_student_masked_L)[spans_A4[:, 2]])
 
     @property
     def size_A(self) -> npt.NDArray[np.int64]:
@@ -64,21 +89,21 @@ class ActiveChunks:
         chunk_N[np.repeat(self.first_row_A, size_A) + within] = np.repeat(np.arange(len(size_A)), size_A)
         return chunk_N
 
-    def teacher_logprobs(self, record: ViewRecord) -> npt.NDArray[np.float64]:
+    def teacher_logprobs(self, joined: JoinedViews) -> npt.NDArray[np.float64]:
         """Sum what the teacher gives the true tokens of each: the same number in any batch."""
-        if record.signal is None or not len(self.spans_A4):
+        if joined.signal is None or not len(self.spans_A4):
             return np.zeros(0)
-        row_A2 = counts_before(record.view.is_teacher_masked_M)[self.spans_A4[:, :2]]
-        truth = np.append(record.signal.truth_logprobs_N.astype(np.float64), 0)  # so that a last end lies inside
+        row_A2 = counts_before(joined.is_teacher_masked_M)[self.spans_A4[:, :2]]
+        truth = np.append(joined.signal.truth_logprobs_N.astype(np.float64), 0)  # so that a last end lies inside
         result: npt.NDArray[np.float64] = np.add.reduceat(truth, row_A2.ravel())[::2]
         return result
 
 
-def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wanted: Temperatures) -> ViewRecord:
+def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wanted: Temperatures) -> JoinedViews:
     """Lay views end to end.
 
     Args:
-        records: At least one, all with signals or all without; without them chunks carry no loss, and are left out.
+        records: At least one, all with signals or all without.
         own: Temperatures of each one's source.
         wanted: Temperatures of the result; tails and partitions that a source lacks are nan, so that no loss hides it.
     """
@@ -87,32 +112,23 @@ def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wante
     assert len(signals) in (0, len(records)), "views with a signal and views without one"
     student_start_B = starts_of([len(pair.student_ids_L) for pair in pairs])
     teacher_start_B = starts_of([len(pair.teacher_ids_M) for pair in pairs])
-    chunk_start_B = starts_of([len(pair.chunks_C4) if signals else 0 for pair in pairs])
+    chunk_start_B = starts_of([len(pair.chunks_C4) for pair in pairs])
     shift_B4 = np.stack([teacher_start_B, teacher_start_B, student_start_B, student_start_B], axis=1)[:-1]
     shift_C4 = np.repeat(shift_B4.astype(np.int32), np.diff(chunk_start_B), axis=0)
-    pair = SamplePair(
-        sample_id=SampleId("joined"),
+    is_teacher_masked_M = np.concatenate([view.is_teacher_masked_M for view in views])
+    row_start_B = counts_before(is_teacher_masked_M)[teacher_start_B]
+    first: dict[Rule, list[int]] = {"masked position": row_start_B[:-1].tolist(), "chunk": chunk_start_B[:-1].tolist()}
+    brought = [_at(signal, of_source, wanted) for signal, of_source in zip(signals, own, strict=False)]
+    return JoinedViews(
+        token_start_B=student_start_B,
         student_ids_L=np.concatenate([pair.student_ids_L for pair in pairs]),
         is_supervised_L=np.concatenate([pair.is_supervised_L for pair in pairs]),
-        teacher_ids_M=np.concatenate([pair.teacher_ids_M for pair in pairs]),
-        chunks_C4=np.concatenate([pair.chunks_C4 for pair in pairs]) + shift_C4 if signals else shift_C4,
-    )
-    view = MaskedView(
-        sample_id=pair.sample_id,
-        view=0,
-        t=np.nan,
         is_student_masked_L=np.concatenate([view.is_student_masked_L for view in views]),
-        is_teacher_masked_M=np.concatenate([view.is_teacher_masked_M for view in views]),
+        teacher_ids_M=np.concatenate([pair.teacher_ids_M for pair in pairs]),
+        is_teacher_masked_M=is_teacher_masked_M,
+        chunks_C4=np.concatenate([pair.chunks_C4 for pair in pairs]) + shift_C4,
+        signal=concat(brought, first) if brought else None,
     )
-    if not signals:
-        return ViewRecord(pair, view, None)
-    row_start_B = counts_before(view.is_teacher_masked_M)[teacher_start_B]
-    first: dict[Rule, Sequence[int]] = {
-        "masked position": row_start_B[:-1].tolist(),
-        "chunk": chunk_start_B[:-1].tolist(),
-    }
-    signal = concat([_at(one, of_source, wanted) for one, of_source in zip(signals, own, strict=True)], first)
-    return ViewRecord(pair, view, signal)
 
 
 def _at(signal: TeacherSignal, own: Temperatures, wanted: Temperatures) -> TeacherSignal:

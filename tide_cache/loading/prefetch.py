@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -75,14 +75,19 @@ def pinned(record: Record) -> Record:
 
 
 def with_tensors(record: Record, change: Callable[[torch.Tensor], torch.Tensor]) -> Record:
-    """Give a record whose tensors are changed; the rest stays.
+    """Give a record whose tensors are changed, those of its parts too; the rest stays.
 
     Args:
         record: A dataclass.
         change: Of each tensor.
     """
     dataclass: Any = record
-    found = {field.name: getattr(dataclass, field.name) for field in fields(dataclass)}
-    changed = {name: change(value) for name, value in found.items() if isinstance(value, torch.Tensor)}
+    changed: dict[str, Any] = {}
+    for field in fields(dataclass):
+        value = getattr(dataclass, field.name)
+        if isinstance(value, torch.Tensor):
+            changed[field.name] = change(value)
+        elif is_dataclass(value):
+            changed[field.name] = with_tensors(value, change)
     result: Record = replace(dataclass, **changed)
     return result

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from tide_cache.loading.joining import ActiveChunks, counts_before
-from tide_cache.records import Float32s, TailSamples, TopK, ViewRecord
+from tide_cache.loading.joining import ActiveChunks, JoinedViews, counts_before
+from tide_cache.records import Float32s, TailSamples, TopK, aligned_pairs
 from tide_cache.signal_table import Temperatures, keep_items, take
 
 Ints = npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ class SharedTopK:
 
 
 def shared_topk(
-    joined: ViewRecord, active: ActiveChunks, vocab_A: Ints, temperatures: Temperatures
+    joined: JoinedViews, active: ActiveChunks, vocab_A: Ints, temperatures: Temperatures
 ) -> SharedTopK | None:
     """Keep the rows that have a student row, renumbered; ids that the student lacks join the rest.
 
@@ -41,10 +41,10 @@ def shared_topk(
     """
     if joined.signal is None or joined.signal.topk is None:
         return None
-    topk, pair = joined.signal.topk, joined.pair
-    is_pair_A = replace(pair, chunks_C4=active.spans_A4).is_aligned_pair_C(vocab_A.max(initial=0))
-    is_pair_A &= pair.student_ids_L[active.spans_A4[:, 2]] < vocab_A
-    teacher_row_A = counts_before(joined.view.is_teacher_masked_M)[active.spans_A4[:, 0]]
+    topk, student_ids_L = joined.signal.topk, joined.student_ids_L
+    is_pair_A = aligned_pairs(active.spans_A4, joined.teacher_ids_M, student_ids_L, vocab_A.max(initial=0))
+    is_pair_A &= student_ids_L[active.spans_A4[:, 2]] < vocab_A
+    teacher_row_A = counts_before(joined.is_teacher_masked_M)[active.spans_A4[:, 0]]
     row_of_teacher_row = np.full(len(joined.signal.truth_logprobs_N), -1, np.int32)
     row_of_teacher_row[teacher_row_A[is_pair_A]] = active.first_row_A[is_pair_A]
     vocab_of_teacher_row = np.zeros(len(row_of_teacher_row), np.int64)

@@ -76,7 +76,7 @@ class RowLogProbs:
 
 def ids_to_gather(targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
     """Give the ids that the student's statistics are asked for, and which of them make up the kept set."""
-    ids_NK = torch.cat([targets.true_id_N[:, None], targets.kept_ids_NK, targets.extra_ids_NX], dim=1)
+    ids_NK = torch.cat([targets.true_id_N[:, None], targets.topk.kept_ids_NK, targets.extra_ids_NX], dim=1)
     is_kept_NK = ids_NK >= 0
     is_kept_NK[:, 0] = False
     return ids_NK, is_kept_NK
@@ -90,9 +90,9 @@ def student_truth(student: RowStatistics) -> torch.Tensor:
 def student_logprobs(student: RowStatistics, targets: Targets, temperature: float) -> RowLogProbs:
     """Give the student's distribution at T on the rows that carry teacher candidates."""
     index = student.temperatures.index(temperature)
-    rows_R = targets.has_topk_N.nonzero().squeeze(1)
+    rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
     log_z_R = student.log_z_NT[rows_R, index]
-    is_kept_RK = targets.kept_ids_NK[rows_R] >= 0
+    is_kept_RK = targets.topk.kept_ids_NK[rows_R] >= 0
     num_kept = is_kept_RK.shape[1]
     logprobs_RK = student.gathered_NK[rows_R, 1:] / temperature - log_z_R[:, None]
     rest_R = student.log_rest_NT[rows_R, index] - log_z_R
@@ -105,12 +105,12 @@ def student_logprobs(student: RowStatistics, targets: Targets, temperature: floa
 def teacher_logprobs(targets: Targets, temperature: float) -> RowLogProbs:
     """Give the teacher's distribution at T on the rows that carry candidates."""
     index = targets.temperatures.index(temperature)
-    rows_R = targets.has_topk_N.nonzero().squeeze(1)
-    log_partition_R = targets.log_partition_NT[rows_R, index]
+    rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
+    log_partition_R = targets.topk.log_partition_NT[rows_R, index]
     return RowLogProbs(
-        targets.kept_logprobs_NK[rows_R] / temperature - log_partition_R[:, None],
-        targets.log_tail_NT[rows_R, index] - log_partition_R,
-        targets.kept_ids_NK[rows_R] >= 0,
+        targets.topk.kept_logprobs_NK[rows_R] / temperature - log_partition_R[:, None],
+        targets.topk.log_tail_NT[rows_R, index] - log_partition_R,
+        targets.topk.kept_ids_NK[rows_R] >= 0,
     )
 
 
@@ -139,17 +139,17 @@ def among_kept(logprobs: RowLogProbs) -> RowLogProbs:
 
 def has_candidates(targets: Targets) -> torch.Tensor:
     """Tell for each active chunk whether the teacher's candidates for it were captured, [C]."""
-    has_C = torch.zeros_like(targets.chunk_logprob_C, dtype=torch.bool)
-    has_C[targets.candidate_chunk_J] = True
+    has_C = torch.zeros_like(targets.truth.chunk_logprob_C, dtype=torch.bool)
+    has_C[targets.chunks.candidate_chunk_J] = True
     return has_C
 
 
 def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Tensor:
     """Sum the student's log-probs of the true tokens over each active chunk, in nats [C]."""
-    rows = (targets.chunk_of_row_N >= 0).nonzero().squeeze(1)
+    rows = (targets.truth.chunk_of_row_N >= 0).nonzero().squeeze(1)
     truth_N = student_truth(student)  # float64 where the student's statistics are, while targets stay float32
-    nothing_C = truth_N.new_zeros(targets.chunk_logprob_C.shape)
-    return nothing_C.index_add(0, targets.chunk_of_row_N[rows], truth_N[rows])
+    nothing_C = truth_N.new_zeros(targets.truth.chunk_logprob_C.shape)
+    return nothing_C.index_add(0, targets.truth.chunk_of_row_N[rows], truth_N[rows])
 
 
 def chunk_likelihoods(
@@ -174,7 +174,7 @@ def chunk_likelihoods(
     student_C = (student_chunk_logprobs(student, targets) / temperature).clamp_max(math.log(MAX_PROB))
     if clamp_student:
         student_C = student_C.clamp_min(math.log(MIN_PROB))
-    teacher_C = (targets.chunk_logprob_C / temperature).exp().clamp(MIN_PROB, MAX_PROB)
+    teacher_C = (targets.truth.chunk_logprob_C / temperature).exp().clamp(MIN_PROB, MAX_PROB)
     return student_C, teacher_C
 
 

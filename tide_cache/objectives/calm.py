@@ -21,7 +21,7 @@ class _ChunkLikelihood:
 
     def count(self, targets: Targets) -> float:
         """Give the number of active chunks."""
-        return float(len(targets.chunk_logprob_C))
+        return float(len(targets.truth.chunk_logprob_C))
 
 
 @dataclass(frozen=True)

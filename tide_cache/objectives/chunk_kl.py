@@ -42,11 +42,14 @@ class ChunkKL:
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats; its gradient in a candidate's log-prob is T^2 (q_c p_rest / q_rest - p_c)."""
         index = targets.temperatures.index(self.temperature)
-        log_partition_C = targets.chunk_log_partition_CT[:, index].double()
-        p_J = targets.candidate_logprob_J.double() / self.temperature - log_partition_C[targets.candidate_chunk_J]
-        p_rest_C = targets.chunk_log_tail_CT[:, index].double() - log_partition_C
+        log_partition_C = targets.chunks.log_partition_CT[:, index].double()
+        p_J = (
+            targets.chunks.candidate_logprob_J.double() / self.temperature
+            - log_partition_C[targets.chunks.candidate_chunk_J]
+        )
+        p_rest_C = targets.chunks.log_tail_CT[:, index].double() - log_partition_C
         q_J = candidate_logprobs(student, targets, self.temperature)
-        q_rest_C = torch.ones_like(p_rest_C).index_add(0, targets.candidate_chunk_J, -q_J.exp())
+        q_rest_C = torch.ones_like(p_rest_C).index_add(0, targets.chunks.candidate_chunk_J, -q_J.exp())
         q_rest_C = q_rest_C.clamp_min(_LEAST_REST).log()
         has_rest_C = has_candidates(targets) & (p_rest_C > -torch.inf)
         of_rest_C = torch.where(has_rest_C, p_rest_C.exp() * (torch.where(has_rest_C, p_rest_C, 0) - q_rest_C), 0)
@@ -61,10 +64,12 @@ def candidate_logprobs(student: RowStatistics, targets: Targets, temperature: fl
     rest sum to one to 1e-16, and the rest of a chunk can be taken from 1.
     """
     index = student.temperatures.index(temperature)
-    is_there_NK = torch.cat([targets.kept_ids_NK, targets.extra_ids_NX], dim=1) >= 0
+    is_there_NK = torch.cat([targets.topk.kept_ids_NK, targets.extra_ids_NX], dim=1) >= 0
     logits_NK = (student.gathered_NK[:, 1:].double() / temperature).masked_fill(~is_there_NK, -torch.inf)
     log_rest_N1 = student.log_rest_NT[:, index, None].double()
     log_z_N = torch.cat([logits_NK, log_rest_N1], dim=1).logsumexp(dim=1)
-    token_F = logits_NK[targets.token_row_F, targets.token_column_F - 1] - log_z_N[targets.token_row_F]
-    nothing_J = torch.zeros_like(targets.candidate_logprob_J, dtype=torch.float64)
-    return nothing_J.index_add(0, targets.token_candidate_F, token_F)
+    token_F = (
+        logits_NK[targets.chunks.token_row_F, targets.chunks.token_column_F - 1] - log_z_N[targets.chunks.token_row_F]
+    )
+    nothing_J = torch.zeros_like(targets.chunks.candidate_logprob_J, dtype=torch.float64)
+    return nothing_J.index_add(0, targets.chunks.token_candidate_F, token_F)

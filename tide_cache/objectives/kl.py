@@ -38,7 +38,7 @@ class _GroupedKL:
 
     def count(self, targets: Targets) -> float:
         """Give the number of rows that carry teacher candidates."""
-        return float(targets.has_topk_N.sum())
+        return float(targets.topk.has_topk_N.sum())
 
     def _distributions(self, student: RowStatistics, targets: Targets) -> tuple[RowLogProbs, RowLogProbs]:
         """Give the student's and the teacher's distributions over the outcomes that are compared one by one."""
@@ -109,15 +109,15 @@ class _Drawn:
 
 
 def _drawn(student: RowStatistics, targets: Targets, temperature: float) -> _Drawn:
-    rows_R = targets.has_topk_N.nonzero().squeeze(1)
+    rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
     of_teacher, of_student = targets.temperatures.index(temperature), student.temperatures.index(temperature)
-    tail_mass_R1 = targets.log_tail_NT[rows_R, targets.temperatures.index(1.0)].exp()[:, None]
-    logprob_RD, share_RD = targets.drawn_logprob_ND[rows_R], targets.drawn_share_ND[rows_R]
-    column_RD = targets.drawn_column_ND[rows_R].clamp_min(0)
+    tail_mass_R1 = targets.topk.log_tail_NT[rows_R, targets.temperatures.index(1.0)].exp()[:, None]
+    logprob_RD, share_RD = targets.topk.drawn_logprob_ND[rows_R], targets.topk.drawn_share_ND[rows_R]
+    column_RD = targets.topk.drawn_column_ND[rows_R].clamp_min(0)
     return _Drawn(
         # Drawn in proportion to p at T = 1, whatever T the sum is over.
         weight_RD=torch.where(share_RD > 0, share_RD * tail_mass_R1 / logprob_RD.exp(), 0),
-        teacher_RD=logprob_RD / temperature - targets.log_partition_NT[rows_R, of_teacher][:, None],
+        teacher_RD=logprob_RD / temperature - targets.topk.log_partition_NT[rows_R, of_teacher][:, None],
         student_RD=student.gathered_NK[rows_R].gather(1, column_RD) / temperature
         - student.log_z_NT[rows_R, of_student][:, None],
     )

@@ -60,14 +60,14 @@ class Tidal:
 
     def count(self, targets: Targets) -> float:
         """Give the sum of the weights of rows with candidates, or of active chunks; or their number, as published."""
-        t = targets.t_N[targets.has_topk_N] if self.over == "kl" else targets.chunk_t_C
+        t = targets.t_N[targets.topk.has_topk_N] if self.over == "kl" else targets.truth.chunk_t_C
         return float(len(t)) if self.normalise == "count" else float(self._weight(t.double()).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the weighted sum in nats."""
         if self.over == "calm":
-            return (self._weight(targets.chunk_t_C) * self._calm_C(student, targets, progress)).sum()
-        t_R = targets.t_N[targets.has_topk_N]
+            return (self._weight(targets.truth.chunk_t_C) * self._calm_C(student, targets, progress)).sum()
+        t_R = targets.t_N[targets.topk.has_topk_N]
         return self.temperature**2 * (self._weight(t_R) * self._kl_R(student, targets, t_R, progress)).sum()
 
     def trust(self, t: torch.Tensor, progress: float) -> torch.Tensor:
@@ -95,7 +95,7 @@ class Tidal:
 
     def _calm_C(self, student: RowStatistics, targets: Targets, progress: float) -> torch.Tensor:
         student_C, teacher_C = chunk_likelihoods(student, targets, self.temperature, self.clamp_student)
-        trust_C = self.trust(targets.chunk_t_C, progress)
+        trust_C = self.trust(targets.truth.chunk_t_C, progress)
         target_C = ((1 - trust_C) * student_C.detach().exp() + trust_C * teacher_C).clamp(MIN_PROB, MAX_PROB)
         return binary_cross_entropy(target_C, student_C)
 
