@@ -62,7 +62,7 @@ class Stored:
 
     Attributes:
         pairs: Its samples.
-        records: Their records, by view.
+        records: The records of each, by view.
         rules: Of the shard.
     """
 
@@ -73,7 +73,7 @@ class Stored:
     @property
     def num_positions(self) -> int:
         """Positions with a top-k row."""
-        return sum(len(record.signal.topk.rows_R) for of_view in self.records for record in _with_topk(of_view))
+        return sum(len(record.signal.topk.rows_R) for of_sample in self.records for record in _with_topk(of_sample))
 
     def encode(self, codec: CodecName) -> EncodedShard:
         """Give the shard in a codec."""
@@ -168,7 +168,7 @@ def _stored(rows: Rows, counts_P: npt.NDArray[np.integer[Any]]) -> Stored:
         view = MaskedView(pair.sample_id, 0, count / LENGTH, is_masked_L, is_masked_L)
         pairs.append(pair)
         records.append(ViewRecord(pair, view, TeacherSignal(truth_N, true_P[own] == 0, topk)))
-    return Stored(pairs, [records], RULES)
+    return Stored(pairs, [[record] for record in records], RULES)
 
 
 def _draw(rng: np.random.Generator, probs_PK: Floats) -> npt.NDArray[np.int64]:
@@ -270,7 +270,8 @@ def _shards(cache: Path) -> Iterator[Stored]:
             [record for group, pairs in enumerate(groups) for record in of_signals.read_signals(view, group, pairs)]
             for view in range(of_signals.layout.num_views)
         ]
-        yield Stored([pair for pairs in groups for pair in pairs], records, manifest.identity.shard_rules)
+        by_sample = [list(views) for views in zip(*records, strict=True)]
+        yield Stored([pair for pairs in groups for pair in pairs], by_sample, manifest.identity.shard_rules)
 
 
 def _with_topk(records: Sequence[ViewRecord]) -> Iterator[Any]:

@@ -120,7 +120,10 @@ def write_cache(root: Path, shape: Shape) -> Manifest:
             records.append(ViewRecord(pair, view, _signal(pair, view, shape, random)))
         pairs_header, signals_header = (folder.header(table, shard) for table in ("pairs", "plain"))
         folder.commit(encode_pairs(pairs_header, indexes, pairs, identity.shard_rules), {})
-        folder.commit(encode_signals(signals_header, indexes, [records], identity.shard_rules, "float16"), {})
+        folder.commit(
+            encode_signals(signals_header, indexes, [[record] for record in records], identity.shard_rules, "float16"),
+            {},
+        )
     return folder.finish(("plain",))
 
 

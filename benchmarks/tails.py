@@ -335,7 +335,9 @@ def _sizes(
         1, vocab_size, vocab_size, TEMPERATURES, frozenset({"topk", "tail"} if plan.tail_samples else {"topk"})
     )
     header = ShardHeader("tails", "tails", "plain", 0)
-    columns = encode_signals(header, range(len(records)), [records], rules, "float16").column_bytes
+    columns = encode_signals(
+        header, range(len(records)), [[record] for record in records], rules, "float16"
+    ).column_bytes
     for part in ("topk", "tail"):
         size = sum(size for name, size in columns.items() if name.startswith(f"{part}_"))
         figures |= {f"{plan.name}.{part}_bytes_per_row": size / num_rows} if size else {}

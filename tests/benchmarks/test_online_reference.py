@@ -57,7 +57,7 @@ def test_the_reference_and_ours_have_the_same_losses(build_values, tmp_path, pip
     )  # fmt: skip
     run = BuildRun.model_validate(values)
     build = prepare_build(run)
-    pairs = pair_rows(build, 0).rows.pairs[:5]
+    pairs = pair_rows(build, 0).pairs[:5]
     views = [draw_view(pair, 0, build.views) for pair in pairs]
     teacher = load_teacher(run, build, "cpu")
     student = TextTokenizer.load(**values["student"]["tokenizer"])

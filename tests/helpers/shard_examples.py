@@ -156,6 +156,13 @@ def make_chunks(rng: np.random.Generator, record: ViewRecord) -> ChunkCandidates
     )  # fmt: skip
 
 
+def encode_views(
+    header: ShardHeader, indexes: list[int], by_view: Sequence[Sequence[ViewRecord]], rules: ShardRules, dtype: str
+) -> EncodedShard:
+    """The signals shard of records by view, as `make_shard` gives them."""
+    return encode_signals(header, indexes, list(zip(*by_view, strict=True)), rules, dtype)
+
+
 def encode_both(
     seed: int, num_samples: int, rules: ShardRules = RULES, header: ShardHeader = HEADER, max_chunks: int = 8
 ) -> tuple[EncodedShard, EncodedShard]:
@@ -163,7 +170,7 @@ def encode_both(
     indexes, pairs, records = make_shard(seed, num_samples, rules, max_chunks)
     return (
         encode_pairs(replace(header, table="pairs"), indexes, pairs, rules),
-        encode_signals(replace(header, table="plain"), indexes, records, rules, "float16"),
+        encode_views(replace(header, table="plain"), indexes, records, rules, "float16"),
     )
 
 
@@ -187,7 +194,7 @@ def encode_compdemo(
 ) -> EncodedShard:
     """The compdemo shard of the samples of `encode_both`."""
     indexes, _, records = make_shard(seed, num_samples, rules, max_chunks)
-    return encode_signals(replace(header, table="compdemo"), indexes, make_compdemo(seed, records), rules, "float16")
+    return encode_views(replace(header, table="compdemo"), indexes, make_compdemo(seed, records), rules, "float16")
 
 
 def assert_pairs_equal(found: Sequence[SamplePair], expected: Sequence[SamplePair]) -> None:

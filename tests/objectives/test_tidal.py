@@ -5,6 +5,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from helpers.target_examples import leaves
 from tide_cache.config.objectives import ObjectiveConfig
 from tide_cache.objectives.base import binary_cross_entropy, student_logprobs, teacher_logprobs
 from tide_cache.objectives.calm import BernoulliKL, Calm, ReverseCalm
@@ -32,7 +33,7 @@ def test_the_trust_equals_the_reference_at_every_step_axis_and_growth(shared):
 @pytest.mark.parametrize(("over", "t_of"), [("kl", "t_N"), ("calm", "chunk_t_C")])
 def test_the_divisor_is_the_sum_of_the_weights_or_as_published_their_number(example, over, t_of):
     case = example(0, num_samples=6)
-    t = getattr(case.targets, t_of).double()
+    t = leaves(case.targets)[t_of].double()
     weights = torch.exp(-((t - 0.5) ** 2) / 0.045)
     of_weights, of_count = (
         Tidal(over, 2.0, time_weight="midrange", normalise=normalise) for normalise in ("weights", "count")

@@ -16,10 +16,11 @@ from helpers.shard_examples import (
     MemoryFiles,
     assert_records_equal,
     encode_both,
+    encode_views,
     make_shard,
 )
 from tide_cache.errors import ShardCorruptError, TeacherOutputError
-from tide_cache.shards import ShardReader, encode_signals
+from tide_cache.shards import ShardReader
 from tide_cache.shards.codecs import CODECS
 from tide_cache.shards.columns import Ragged
 from tide_cache.shards.compact import (
@@ -181,7 +182,7 @@ def test_a_lie_in_a_shard_names_column_and_sample(monkeypatch):
         return {**packed, "topk_ids_wide": wide}
 
     monkeypatch.setitem(CODECS, "compact", replace(CODECS["compact"], pack=lie))
-    shard = encode_signals(replace(HEADER, table="plain"), indexes, records, COMPACT, "float16")
+    shard = encode_views(replace(HEADER, table="plain"), indexes, records, COMPACT, "float16")
     with pytest.raises(ShardCorruptError, match=r"row group 1 .*, column topk_ids_wide, sample '.*differs from the n"):
         reader_of(shard, COMPACT).read_signals(1, 0, pairs)
 
@@ -190,7 +191,7 @@ def test_a_compact_shard_holds_the_same_in_fewer_bytes():
     indexes, pairs, records = make_shard(3, 64, WHOLE, max_chunks=30)
     header = replace(HEADER, table="plain")
     plain, packed = (
-        encode_signals(header, indexes, records, rules, "float16") for rules in (replace(WHOLE, codec="plain"), WHOLE)
+        encode_views(header, indexes, records, rules, "float16") for rules in (replace(WHOLE, codec="plain"), WHOLE)
     )
     assert len(packed.data) < len(plain.data)
     read = [
@@ -218,4 +219,4 @@ def test_the_writer_checks_before_it_packs():
     broken = replace(topk, logprobs_E=np.full_like(topk.logprobs_E, -1e6))
     records[1][at] = replace(records[1][at], signal=replace(records[1][at].signal, topk=broken))
     with pytest.raises(TeacherOutputError, match="topk_logprobs: a log-prob is not finite"):
-        encode_signals(replace(HEADER, table="plain"), indexes, records, COMPACT, "float16")
+        encode_views(replace(HEADER, table="plain"), indexes, records, COMPACT, "float16")

@@ -18,11 +18,12 @@ from helpers.shard_examples import (
     assert_records_equal,
     encode_both,
     encode_compdemo,
+    encode_views,
     make_compdemo,
     make_shard,
 )
 from tide_cache.errors import ShardCorruptError
-from tide_cache.shards import SAMPLES_PER_GROUP, LocalFiles, ShardLayout, ShardReader, encode_pairs, encode_signals
+from tide_cache.shards import SAMPLES_PER_GROUP, LocalFiles, ShardLayout, ShardReader, encode_pairs
 from tide_cache.shards.columns import columns_of
 
 
@@ -43,7 +44,7 @@ def test_decode_inverts_encode(tmp_path_factory, seed, num_samples, num_views, p
     records = make_compdemo(seed, records) if table == "compdemo" else records
     folder = tmp_path_factory.mktemp("shard")
     pair_shard = encode_pairs(HEADER, indexes, pairs, rules)
-    signal_shard = encode_signals(replace(HEADER, table=table), indexes, records, rules, logprob_dtype)
+    signal_shard = encode_views(replace(HEADER, table=table), indexes, records, rules, logprob_dtype)
     readers = []
     for name, shard in (("pairs", pair_shard), ("signals", signal_shard)):
         (folder / name).write_bytes(shard.data)
@@ -126,11 +127,11 @@ def test_the_split_is_a_column_of_the_compdemo_table_alone(tmp_path: Path):
     _, _, records = make_shard(5, 3)
     for table, of_table in (("plain", make_compdemo(5, records)), ("compdemo", records)):
         with pytest.raises(AssertionError, match="signals differ from what the identity declares"):
-            encode_signals(replace(HEADER, table=table), [0, 1, 2], of_table, RULES, "float16")
+            encode_views(replace(HEADER, table=table), [0, 1, 2], of_table, RULES, "float16")
     of_table = make_compdemo(5, records)
     of_table[0][1] = records[0][1]
     with pytest.raises(AssertionError, match="an optional signal in some rows only"):
-        encode_signals(replace(HEADER, table="compdemo"), [0, 1, 2], of_table, RULES, "float16")
+        encode_views(replace(HEADER, table="compdemo"), [0, 1, 2], of_table, RULES, "float16")
 
 
 def test_a_reader_crosses_into_worker_processes(tmp_path: Path):
@@ -145,7 +146,7 @@ def test_a_reader_crosses_into_worker_processes(tmp_path: Path):
 def test_only_the_signals_asked_for_are_decoded(codec, signals, monkeypatch):
     rules = replace(RULES, parts=frozenset({"topk", "tail", "chunks"}), codec=codec)
     indexes, pairs, records = make_shard(5, 7, rules)
-    shard = encode_signals(replace(HEADER, table="plain"), indexes, records, rules, "float16")
+    shard = encode_views(replace(HEADER, table="plain"), indexes, records, rules, "float16")
     reader = ShardReader(Path("s.parquet"), shard, rules, MemoryFiles(shard.data))
     names = []
     monkeypatch.setattr(
@@ -176,7 +177,7 @@ def test_signals_that_are_not_decoded_are_not_checked(monkeypatch):
     topk = replace(records[1][at].signal.topk, logprobs_E=np.ones_like(records[1][at].signal.topk.logprobs_E))
     records[1][at] = replace(records[1][at], signal=replace(records[1][at].signal, topk=topk))
     monkeypatch.setattr("tide_cache.shards.writer.check_signals", lambda *args, **kwargs: None)
-    shard = encode_signals(replace(HEADER, table="plain"), indexes, records, RULES, "float16")
+    shard = encode_views(replace(HEADER, table="plain"), indexes, records, RULES, "float16")
     reader = ShardReader(Path("s.parquet"), shard, RULES, MemoryFiles(shard.data))
     with pytest.raises(ShardCorruptError, match="column topk_logprobs"):
         reader.read_signals(1, 0, pairs)
@@ -186,7 +187,7 @@ def test_signals_that_are_not_decoded_are_not_checked(monkeypatch):
 def test_signals_that_are_not_stored_stay_absent():
     rules = replace(RULES, parts=frozenset())
     indexes, pairs, records = make_shard(5, 7, rules)
-    shard = encode_signals(replace(HEADER, table="plain"), indexes, records, rules, "float16")
+    shard = encode_views(replace(HEADER, table="plain"), indexes, records, rules, "float16")
     reader = ShardReader(Path("s.parquet"), shard, rules, MemoryFiles(shard.data))
     assert_records_equal(reader.read_signals(1, 0, pairs, signals=["topk", "chunks"]), records[1], "float16")
 
@@ -194,7 +195,7 @@ def test_signals_that_are_not_stored_stay_absent():
 def test_polars_opens_a_plain_shard(tmp_path: Path):
     polars = pytest.importorskip("polars")
     indexes, _, records = make_shard(5, 70)
-    shard = encode_signals(replace(HEADER, table="plain"), indexes, records, RULES, "float16")
+    shard = encode_views(replace(HEADER, table="plain"), indexes, records, RULES, "float16")
     rows = polars.read_parquet(_written(tmp_path, shard.data)).filter(polars.col("view") == 1)
     assert rows.schema["topk_logprobs"] == polars.List(polars.Float32)
     assert rows.schema["topk_ids"] == polars.List(polars.UInt32)
@@ -208,7 +209,7 @@ def test_duckdb_opens_a_plain_shard(tmp_path: Path):
     import duckdb
 
     indexes, _, records = make_shard(5, 70)
-    shard = encode_signals(replace(HEADER, table="plain"), indexes, records, RULES, "float16")
+    shard = encode_views(replace(HEADER, table="plain"), indexes, records, RULES, "float16")
     path = _written(tmp_path, shard.data)
     types = {row[0]: row[1] for row in duckdb.sql(f"describe select * from '{path}'").fetchall()}
     assert types["topk_logprobs"] == types["truth_logprobs"] == types["topk_log_tail"] == "FLOAT[]"

@@ -7,10 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.shard_examples import HEADER, RULES, STUDENT_VOCAB, TEACHER_VOCAB, MemoryFiles, make_compdemo, make_shard
+from helpers.shard_examples import (
+    HEADER,
+    RULES,
+    STUDENT_VOCAB,
+    TEACHER_VOCAB,
+    MemoryFiles,
+    encode_views,
+    make_compdemo,
+    make_shard,
+)
 from tide_cache.errors import ShardCorruptError, TeacherOutputError
 from tide_cache.records import SampleId, SamplePair, TeacherSignal, TopK, ViewRecord
-from tide_cache.shards import ShardReader, encode_pairs, encode_signals
+from tide_cache.shards import ShardReader, encode_pairs
 
 SIGNALS = replace(HEADER, table="plain")
 INDEXES, PAIRS, RECORDS = make_shard(4, 5)
@@ -157,12 +166,12 @@ def test_a_broken_law_is_refused_by_writer_and_reader(name, monkeypatch):
     records = [list(view) for view in RECORDS]
     records[1][AT] = change(records[1][AT])
     with pytest.raises(TeacherOutputError) as refused:
-        encode_signals(SIGNALS, INDEXES, records, RULES, "float16")
+        encode_views(SIGNALS, INDEXES, records, RULES, "float16")
     for part in (", view 1, ", f"{column}: ", problem, "Nothing of this shard was published", "float32"):
         assert part in str(refused.value)
 
     monkeypatch.setattr("tide_cache.shards.writer.check_signals", lambda *args, **kwargs: None)
-    shard = encode_signals(SIGNALS, INDEXES, records, RULES, "float16")
+    shard = encode_views(SIGNALS, INDEXES, records, RULES, "float16")
     reader = ShardReader(Path("s.parquet"), shard, RULES, MemoryFiles(shard.data))
     with pytest.raises(ShardCorruptError) as corrupt:
         reader.read_signals(1, 0, PAIRS, thorough=True)
@@ -204,9 +213,9 @@ def test_a_broken_split_is_refused_by_writer_and_reader(name, monkeypatch):
     )
     records[1][at] = change(records[1][at])
     with pytest.raises(TeacherOutputError, match=f"view 1, shown_first: .*{problem}"):
-        encode_signals(table, INDEXES, records, RULES, "float16")
+        encode_views(table, INDEXES, records, RULES, "float16")
     monkeypatch.setattr("tide_cache.shards.writer.check_signals", lambda *args, **kwargs: None)
-    shard = encode_signals(table, INDEXES, records, RULES, "float16")
+    shard = encode_views(table, INDEXES, records, RULES, "float16")
     reader = ShardReader(Path("s.parquet"), shard, RULES, MemoryFiles(shard.data))
     with pytest.raises(ShardCorruptError, match=f"column shown_first, sample '{PAIRS[at].sample_id}': .*{problem}"):
         reader.read_signals(1, 0, PAIRS)
@@ -281,7 +290,7 @@ def test_rounding_to_float16_is_no_fault(vocabulary):
         [replace(record, view=replace(record.view, view=v), signal=replace(record.signal, topk=topk))] for v in range(3)
     ]
     rules = replace(RULES, teacher_vocab_size=vocabulary)
-    shard = encode_signals(SIGNALS, [0], records, rules, "float16")
+    shard = encode_views(SIGNALS, [0], records, rules, "float16")
     reader = ShardReader(Path("s.parquet"), shard, rules, MemoryFiles(shard.data))
     stored = reader.read_signals(1, 0, [record.pair])[0].signal.topk.logprobs_E
     assert abs(np.exp(stored).sum() - 1) > 1e-3

@@ -38,6 +38,21 @@ class IndexedPair:
 
 
 @dataclass(frozen=True, eq=False)
+class PairedShard:
+    """The samples of a shard.
+
+    Attributes:
+        indexes: Each one's row number in the corpus, increasing.
+        pairs: The samples, in the same order.
+        report: Counts of all rows of the shard.
+    """
+
+    indexes: list[int]
+    pairs: list[SamplePair]
+    report: PairingReport
+
+
+@dataclass(frozen=True, eq=False)
 class PairedCorpus:
     """The samples of a corpus.
 
@@ -62,10 +77,27 @@ class PairedCorpus:
         """Counts of all rows."""
         return sum(self.reports, PairingReport())
 
-    def shard(self, shard: int) -> tuple[PairedRows, list[int]]:
+    def shard(self, shard: int) -> PairedShard:
         """Give the samples of a shard, and their row numbers; what was left out is in the counts alone."""
         found = list(self.samples.rows(self.starts[shard], self.starts[shard + 1]))
-        return PairedRows([one.pair for one in found], [], self.reports[shard]), [one.index for one in found]
+        return PairedShard([one.index for one in found], [one.pair for one in found], self.reports[shard])
+
+
+def pair_range(corpus: Corpus[Any], pairer: PairsRows, rows: range) -> tuple[list[int], PairedRows]:
+    """Pair some rows of a corpus.
+
+    Args:
+        corpus: The rows.
+        pairer: Makes samples of them.
+        rows: Which.
+
+    Returns:
+        The row number of each sample, and what became of the rows.
+    """
+    found = list(corpus.rows(rows.start, rows.stop))
+    paired = pairer.pair_many(found)
+    index_of = {row.sample_id: index for index, row in zip(rows, found, strict=True)}
+    return [index_of[pair.sample_id] for pair in paired.pairs], paired
 
 
 def pair_corpus(corpus: Corpus[Any], pairer: PairsRows, plan: ShardPlan) -> PairedCorpus:
@@ -87,14 +119,13 @@ def pair_corpus(corpus: Corpus[Any], pairer: PairsRows, plan: ShardPlan) -> Pair
         for shard in range(plan.num_shards):
             rows, report, count = plan.rows_of(shard), PairingReport(), 0
             for first in range(rows.start, rows.stop, ROWS_AT_ONCE):
-                some = list(corpus.rows(first, min(first + ROWS_AT_ONCE, rows.stop)))
-                paired = pairer.pair_many(some)
-                index_of = {row.sample_id: first + number for number, row in enumerate(some)}
+                some = range(first, min(first + ROWS_AT_ONCE, rows.stop))
+                indexes, paired = pair_range(corpus, pairer, some)
                 report, lengths = report + paired.report, lengths + paired.lengths
                 num_faults += len(paired.faults)
                 faults.extend(paired.faults[: KEPT_FAULTS - len(faults)])
                 count += len(paired.pairs)
-                yield from (IndexedPair(index_of[pair.sample_id], pair) for pair in paired.pairs)
+                yield from map(IndexedPair, indexes, paired.pairs)
                 phase.advance(len(some))
             reports.append(report)
             starts.append(starts[-1] + count)

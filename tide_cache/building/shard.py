@@ -1,12 +1,13 @@
 """One shard from its rows of the corpus: pair, mask, ask the teacher, encode; a pure function of plan and number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from tide_cache.building.paired_corpus import PairedShard, pair_range
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.manifest import CacheFolder, Statistics, tables_of
-from tide_cache.pairing import PairedRows, PairingReport
-from tide_cache.records import ViewRecord
+from tide_cache.pairing import PairingReport
+from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.shards import EncodedShard, PassName, ShardHeader, TableName, encode_pairs, encode_signals
 from tide_cache.teacher.capture import Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
@@ -54,28 +55,17 @@ def capture_shard(
 
     def write() -> BuiltShard:
         num_bytes = sum(folder.commit(*encode()).size for encode in tables)
-        return BuiltShard(shard, num_bytes, len(paired.rows.pairs))
+        return BuiltShard(shard, num_bytes, len(paired.pairs))
 
     return write
-
-
-@dataclass(frozen=True)
-class PairedShard:
-    """The samples of a shard, and each one's row number in the corpus."""
-
-    rows: PairedRows
-    indexes: list[int]
 
 
 def pair_rows(build: PreparedBuild, shard: int) -> PairedShard:
     """Give the samples of a shard: those that were made before the build began, else the rows are paired here."""
     if build.paired is not None:
-        return PairedShard(*build.paired.shard(shard))
-    rows = build.plan.rows_of(shard)
-    corpus_rows = list(build.corpus.rows(rows.start, rows.stop))
-    paired = build.pairer.pair_many(corpus_rows)
-    index_of = {row.sample_id: index for index, row in zip(rows, corpus_rows, strict=True)}
-    return PairedShard(paired, [index_of[pair.sample_id] for pair in paired.pairs])
+        return build.paired.shard(shard)
+    indexes, paired = pair_range(build.corpus, build.pairer, build.plan.rows_of(shard))
+    return PairedShard(indexes, paired.pairs, paired.report)
 
 
 def encode_table(
@@ -107,39 +97,38 @@ def capture_table(
     """
     rules, name = build.identity.shard_rules, header.table
     if name == "pairs":
-        statistics = _pairing_statistics(paired.rows.report)
-        return lambda: (encode_pairs(header, paired.indexes, paired.rows.pairs, rules), statistics)
+        statistics = _pairing_statistics(paired.report)
+        return lambda: (encode_pairs(header, paired.indexes, paired.pairs, rules), statistics)
     assert teacher is not None, "signals without a teacher"
-    records_by_view = capture_records(build, teacher, paired.rows, name, on_views)
+    records = capture_records(build, teacher, paired.pairs, name, on_views)
 
     def encode() -> tuple[EncodedShard, Statistics]:
-        encoded = encode_signals(header, paired.indexes, records_by_view, rules, build.identity.signals.logprob_dtype)
-        return encoded, _signal_statistics(records_by_view)
+        encoded = encode_signals(header, paired.indexes, records, rules, build.identity.signals.logprob_dtype)
+        return encoded, _signal_statistics(records)
 
     return encode
 
 
 def capture_records(
-    build: PreparedBuild, teacher: Teacher, paired: PairedRows, name: PassName, on_views: Callable[[int], None]
+    build: PreparedBuild, teacher: Teacher, pairs: Sequence[SamplePair], name: PassName, on_views: Callable[[int], None]
 ) -> list[list[ViewRecord]]:
-    """Give, for each view number, the records of all samples, with signals.
+    """Give the records of all views of each sample, with signals.
 
     Args:
         build: The checked build.
         teacher: With its weights loaded.
-        paired: The samples.
+        pairs: The samples.
         name: The pass.
         on_views: As for `capture_shard`.
     """
-    numbers = range(build.views.num_views)
-    views = [[draw_view(pair, number, build.views) for number in numbers] for pair in paired.pairs]
+    views = [[draw_view(pair, number, build.views) for number in range(build.views.num_views)] for pair in pairs]
     if name == "compdemo":
-        signals = compdemo_signals(teacher, paired.pairs, views, build.views.seed, build.demo_ratio, on_views)
+        signals = compdemo_signals(teacher, pairs, views, build.views.seed, build.demo_ratio, on_views)
     else:
-        signals = teacher.signals(paired.pairs, views, on_views)
+        signals = teacher.signals(pairs, views, on_views)
     return [
-        [ViewRecord(pair, views[i][number], signals[i][number]) for i, pair in enumerate(paired.pairs)]
-        for number in numbers
+        [ViewRecord(pair, view, signal) for view, signal in zip(of_sample, said, strict=True)]
+        for pair, of_sample, said in zip(pairs, views, signals, strict=True)
     ]
 
 
@@ -149,8 +138,8 @@ def _pairing_statistics(report: PairingReport) -> Statistics:
     return {**counts, **{f"dropped.{reason}": count for reason, count in dropped.items()}}
 
 
-def _signal_statistics(records_by_view: list[list[ViewRecord]]) -> Statistics:
-    records = [record for records in records_by_view for record in records]
+def _signal_statistics(records_by_sample: list[list[ViewRecord]]) -> Statistics:
+    records = [record for of_sample in records_by_sample for record in of_sample]
     signals = [record.signal for record in records if record.signal is not None]
     topks = [signal.topk for signal in signals if signal.topk is not None]
     splits = [signal.is_shown_first_N for signal in signals if signal.is_shown_first_N is not None]

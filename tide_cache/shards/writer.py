@@ -104,7 +104,7 @@ def encode_pairs(
 def encode_signals(
     header: ShardHeader,
     indexes: Sequence[int],
-    records_by_view: Sequence[Sequence[ViewRecord]],
+    records: Sequence[Sequence[ViewRecord]],
     rules: ShardRules,
     logprob_dtype: Literal["float16", "float32"],
 ) -> EncodedShard:
@@ -113,7 +113,7 @@ def encode_signals(
     Args:
         header: Which shard this is; its table is the pass.
         indexes: Each sample's row number in the corpus, increasing.
-        records_by_view: For each view, the records of all samples in the order of `indexes`, with signals.
+        records: For each sample, in the order of `indexes`, the records of its views, with signals.
         rules: What the values are checked against.
         logprob_dtype: `float16` rounds the kept log-probs; see `signals_to_columns`.
 
@@ -121,14 +121,14 @@ def encode_signals(
         TeacherOutputError: The teacher said something impossible, such as NaN; names sample and view.
     """
     assert header.table != "pairs", header
-    assert len(records_by_view) == rules.num_views, "a view is missing"
+    assert all(len(of_sample) == rules.num_views for of_sample in records), "a view is missing"
     layout = ShardLayout(len(indexes), rules.num_views)
 
     tables = (
         _signals_table(
-            header.table, [indexes[i] for i in members], [records[i] for i in members], view, rules, logprob_dtype
+            header.table, [indexes[i] for i in members], [records[i][view] for i in members], view, rules, logprob_dtype
         )
-        for view, records in enumerate(records_by_view)
+        for view in range(rules.num_views)
         for members in map(layout.samples_of, range(layout.num_groups))
     )
     schema = signals_schema(rules.parts_of(header.table), rules.codec)

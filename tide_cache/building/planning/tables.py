@@ -9,7 +9,6 @@ from tide_cache.building.budget import Budget, affordable_parts, spread, spread_
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.shard import capture_records
 from tide_cache.manifest import CommitRecord
-from tide_cache.pairing import PairedRows, PairingReport
 from tide_cache.progress import doing
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.shards import (
@@ -95,9 +94,8 @@ def measure_tables(
         members, records = _capture_some(build, teacher, pairs, name, wanted, share)
 
         def encode(part: slice, name: PassName = name, records: Any = records) -> EncodedShard:
-            indexes = range(len(records[0]))[part]
-            dtype = build.identity.signals.logprob_dtype
-            return encode_signals(header(name), indexes, [of_view[part] for of_view in records], rules, dtype)
+            indexes = range(len(records))[part]
+            return encode_signals(header(name), indexes, records[part], rules, build.identity.signals.logprob_dtype)
 
         measure(name, members, num_masked, encode, len(members) < len(wanted))
     return result, total_s
@@ -113,15 +111,11 @@ def _capture_some(
 ) -> tuple[list[int], list[list[ViewRecord]]]:
     """Capture samples until all that are wanted are there, or the budget is used up; gives which, and their records."""
     members: list[int] = []
-    records: list[list[ViewRecord]] = [[] for _ in range(build.views.num_views)]
+    records: list[list[ViewRecord]] = []
     num_views = len(wanted) * build.views.num_views * (2 if name == "compdemo" else 1)
     with doing(f"Capturing a sample of the pass {name}", num_views, "views") as phase:
         for part in affordable_parts(wanted, budget):
-            chosen = PairedRows([pairs[i] for i in part], [], PairingReport())
-            for of_view, more in zip(
-                records, capture_records(build, teacher, chosen, name, phase.advance), strict=True
-            ):
-                of_view += more
+            records += capture_records(build, teacher, [pairs[i] for i in part], name, phase.advance)
             members += part
     return members, records
 
