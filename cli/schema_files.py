@@ -12,7 +12,7 @@ from tide_cache.config.train import TrainRun
 from tide_cache.disk import new_folder, write_whole
 from tide_cache.manifest import CommitRecord, Manifest, PlanDocument
 from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, signals_schema
-from tide_cache.signal_table import PartName
+from tide_cache.signal_table import PARTS, SPLIT, TRUTH
 from tide_cache.version import __version__
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -26,7 +26,7 @@ MODELS: dict[str, type[Frozen]] = {
 }
 RUN_FILES = ("build-run.json", "train-run.json")
 COLUMNS = "parquet-columns.json"
-OPTIONAL_PARTS: tuple[PartName, ...] = ("topk", "tail", "chunks", "split")
+OPTIONAL_PARTS = (*(part.name for part in PARTS if part not in (TRUTH, SPLIT)), SPLIT.name)
 
 
 def schema_id(name: str) -> str:

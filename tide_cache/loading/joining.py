@@ -93,9 +93,9 @@ class ActiveChunks:
         """Sum what the teacher gives the true tokens of each: the same number in any batch."""
         if joined.signal is None or not len(self.spans_A4):
             return np.zeros(0)
-        row_A2 = counts_before(joined.is_teacher_masked_M)[self.spans_A4[:, :2]]
+        position_A2 = counts_before(joined.is_teacher_masked_M)[self.spans_A4[:, :2]]
         truth = np.append(joined.signal.truth_logprobs_N.astype(np.float64), 0)  # so that a last end lies inside
-        result: npt.NDArray[np.float64] = np.add.reduceat(truth, row_A2.ravel())[::2]
+        result: npt.NDArray[np.float64] = np.add.reduceat(truth, position_A2.ravel())[::2]
         return result
 
 
@@ -116,8 +116,11 @@ def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wante
     shift_B4 = np.stack([teacher_start_B, teacher_start_B, student_start_B, student_start_B], axis=1)[:-1]
     shift_C4 = np.repeat(shift_B4.astype(np.int32), np.diff(chunk_start_B), axis=0)
     is_teacher_masked_M = np.concatenate([view.is_teacher_masked_M for view in views])
-    row_start_B = counts_before(is_teacher_masked_M)[teacher_start_B]
-    first: dict[Rule, list[int]] = {"masked position": row_start_B[:-1].tolist(), "chunk": chunk_start_B[:-1].tolist()}
+    position_start_B = counts_before(is_teacher_masked_M)[teacher_start_B]
+    first: dict[Rule, list[int]] = {
+        "masked position": position_start_B[:-1].tolist(),
+        "chunk": chunk_start_B[:-1].tolist(),
+    }
     brought = [_at(signal, of_source, wanted) for signal, of_source in zip(signals, own, strict=False)]
     return JoinedViews(
         token_start_B=student_start_B,

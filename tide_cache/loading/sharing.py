@@ -1,6 +1,7 @@
 """Of the teacher's candidates, those that the student can be told: its rows and its ids; the rest joins the tail.
 
-Shape suffixes as in `tide_cache.records`; A active chunks of the batch.
+Shape suffixes as in `tide_cache.records`; A active chunks of the batch, P its masked teacher
+positions, R those of them with kept ids.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ class SharedTopK:
 def shared_topk(
     joined: JoinedViews, active: ActiveChunks, vocab_A: Ints, temperatures: Temperatures
 ) -> SharedTopK | None:
-    """Keep the rows that have a student row, renumbered; ids that the student lacks join the rest.
+    """Keep the positions that have a row of the batch, numbered by it; ids that the student lacks join the rest.
 
     Args:
         joined: All views of the batch.
@@ -44,12 +45,12 @@ def shared_topk(
     topk, student_ids_L = joined.signal.topk, joined.student_ids_L
     is_pair_A = aligned_pairs(active.spans_A4, joined.teacher_ids_M, student_ids_L, vocab_A.max(initial=0))
     is_pair_A &= student_ids_L[active.spans_A4[:, 2]] < vocab_A
-    teacher_row_A = counts_before(joined.is_teacher_masked_M)[active.spans_A4[:, 0]]
-    row_of_teacher_row = np.full(len(joined.signal.truth_logprobs_N), -1, np.int32)
-    row_of_teacher_row[teacher_row_A[is_pair_A]] = active.first_row_A[is_pair_A]
-    vocab_of_teacher_row = np.zeros(len(row_of_teacher_row), np.int64)
-    vocab_of_teacher_row[teacher_row_A] = vocab_A
-    row_R, vocab_R = row_of_teacher_row[topk.rows_R], vocab_of_teacher_row[topk.rows_R]
+    position_A = counts_before(joined.is_teacher_masked_M)[active.spans_A4[:, 0]]
+    row_of_position_P = np.full(len(joined.signal.truth_logprobs_N), -1, np.int32)
+    row_of_position_P[position_A[is_pair_A]] = active.first_row_A[is_pair_A]
+    vocab_of_position_P = np.zeros(len(row_of_position_P), np.int64)
+    vocab_of_position_P[position_A] = vocab_A
+    row_R, vocab_R = row_of_position_P[topk.rows_R], vocab_of_position_P[topk.rows_R]
     is_wanted_R = row_R >= 0
     tail, num_draws_R = _shared_tail(topk, vocab_R)
     if topk.ids_E.max(initial=0) >= vocab_R[is_wanted_R].min(initial=1 << 32):  # never so with one tokenizer

@@ -22,7 +22,7 @@ def pairs_to_columns(indexes: Sequence[int], pairs: Sequence[SamplePair]) -> dic
     """Lay out the samples of one row group.
 
     Args:
-        indexes: Each sample's row number in the corpus.
+        indexes: Each sample's number in the corpus.
         pairs: The samples, in the same order.
     """
     return {
@@ -51,7 +51,7 @@ def signals_to_columns(
     """Lay out one view of the samples of one row group.
 
     Args:
-        indexes: Each sample's row number in the corpus.
+        indexes: Each sample's number in the corpus.
         records: Their views with signals, in the same order; an optional part is in all of them, or in none.
         logprob_dtype: `float16` rounds the kept log-probs to what a float16 can hold; `truth` is never rounded.
     """

@@ -84,7 +84,7 @@ def encode_pairs(
 
     Args:
         header: Which shard this is; its table is `pairs`.
-        indexes: Each sample's row number in the corpus, increasing.
+        indexes: Each sample's number in the corpus, increasing.
         pairs: The samples, in the same order; may be empty.
         rules: What the values are checked against.
 
@@ -112,7 +112,7 @@ def encode_signals(
 
     Args:
         header: Which shard this is; its table is the pass.
-        indexes: Each sample's row number in the corpus, increasing.
+        indexes: Each sample's number in the corpus, increasing.
         records: For each sample, in the order of `indexes`, the records of its views, with signals.
         rules: What the values are checked against.
         logprob_dtype: `float16` rounds the kept log-probs; see `signals_to_columns`.
