@@ -19,6 +19,7 @@ from .doctor import doctor
 from .evaluate import EvalCommand, evaluate
 from .evaluate_tasks import evaluate_tasks
 from .export import export
+from .export_model import export_model
 from .generate import generate
 from .inspect_cache import inspect_cache
 from .plan import plan
@@ -148,6 +149,13 @@ app.command(
         "tide-cache export cache --view 3 --pass compdemo --student tokenizers/qwen --text --out view-3.jsonl.zst",
     ),
 )(export)
+app.command(
+    "export-model",
+    epilog=_example(
+        "tide-cache export-model runs/student --format sdar --out served/student",
+        "tide-cache export-model runs/student --format hf --out students/stock",
+    ),
+)(export_model)
 app.command("verify", epilog=_example("tide-cache verify cache --deep"))(verify_cache)
 app.command("repair", epilog=_example("tide-cache repair cache", "tide-cache repair cache --dry-run"))(repair)
 app.command(

@@ -16,7 +16,7 @@ from tide_cache_cli.main import app
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-OTHER_PROGRAMS = {"duckdb", "git", "hf", "ls", "printf", "ray", "source", "test"}
+OTHER_PROGRAMS = {"duckdb", "git", "hf", "lmdeploy", "ls", "printf", "ray", "source", "test"}
 """Programs that are not ours and say nothing of us."""
 INLINE = re.compile(r"(?<!`)`((?:tide-cache|python -m benchmarks\S*|make|pip install) [^`]+)`(?!`)")
 UsageError = typer.BadParameter.__base__
@@ -128,6 +128,8 @@ def check(words):
     elif Path(program).name == "python" and rest[:2] == ["-m", "benchmarks"]:
         if rest[2] != "NAME":
             benchmarks_parser().parse_args(rest[2:])
+    elif Path(program).name == "python" and rest[:2] == ["-m", "sglang.launch_server"]:
+        pass  # an engine that serves students, on a GPU
     elif Path(program).name == "python" and rest[0] == "-m":
         assert (ROOT / (rest[1].replace(".", "/") + ".py")).is_file(), rest
     elif Path(program).name == "python":

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from tide_cache.disk import new_folder
 from tide_cache.errors import ModelError
+from tide_cache.modeling.card import model_card
 from tide_cache.modeling.safetensors_loading import EMBEDDING, HEAD
 from tide_cache.progress import doing
 from tide_cache.unreadable import is_file, told_apart
@@ -44,7 +45,7 @@ def save_student(
         weights: State of the stock model, by its parameter names.
         config: Its configuration.
         tokenizer: Saved beside it.
-        provenance: What the student learned from; goes to `tide_cache.json`.
+        provenance: What the student learned from; goes to `tide_cache.json`, and for a trained one to a README.md card.
 
     Raises:
         WriteError: The disk is full, or the folder cannot be written; a new folder is not left behind.
@@ -61,6 +62,8 @@ def save_student(
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "tide_cache.json", dict(provenance))
         tokenizer.save(folder)
+        if "steps" in provenance:
+            (folder / "README.md").write_text(model_card(provenance, config.model_type), encoding="utf-8")
         stored = {"dtype": dtype, "tie_word_embeddings": is_tied}
         _write_json(folder / "config.json", published_config(config) | stored)  # last: without it, no model
 
