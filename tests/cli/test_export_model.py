@@ -57,14 +57,23 @@ def test_sdar_is_what_engines_read(call, workshop, tmp_path):
     assert loaded.rope_parameters["rope_theta"] == stored["rope_theta"]
 
 
-def test_the_other_layouts_load_with_equal_logits(call, workshop, tmp_path):
+def test_every_layout_loads_with_equal_logits(call, workshop, tmp_path):
     want = logits(workshop.teacher)
-    for format, model_type in (("a2d", "a2d-qwen3"), ("hf", "qwen3")):
-        assert exported(call, tmp_path / format, "--format", format)["model_type"] == model_type
+    for format, model_type in (("sdar", "sdar"), ("a2d", "a2d-qwen3"), ("hf", "qwen3")):
+        done = exported(call, tmp_path / format, "--format", format, "--any-mask-id")
+        assert done["model_type"] == model_type
         torch.testing.assert_close(logits(tmp_path / format), want, atol=0, rtol=0)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     weights = load_file(workshop.teacher / "model.safetensors")
     assert all(torch.equal(stock.state_dict()[name], weight) for name, weight in weights.items())
+
+
+def test_what_was_exported_writes_the_same_text(call, tmp_path):
+    exported(call, tmp_path / "sdar", "--any-mask-id")
+    options = ["--prompt", "reverse: one two", "--max-new-tokens", "12", "--threshold", "0.5", "--json"]
+    answers = [json.loads(call("generate", model, *options).stdout)["answers"] for model in
+               ("teacher/model", tmp_path / "sdar")]  # fmt: skip
+    assert answers[0] == answers[1]
 
 
 def test_a_trained_model_has_a_card(call, workshop, tmp_path):
