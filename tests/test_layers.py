@@ -7,8 +7,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = """
-version errors progress launchers records locations wording
-interruption unreadable hub disk config signal_table
+version errors progress launchers records wording families
+unreadable interruption signal_table
+locations
+hub disk config
 objectives views places
 corpus pairing shards
 manifest modeling

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tide_cache.errors import CacheIncompleteError, ModelError, RunFileError
+from tide_cache.families import FAMILIES, Family, find_family, nearest_family
 from tide_cache.locations import CachePath, nowhere
-from tide_cache.modeling.families import FAMILIES, Family, find_family, nearest_family
 from tide_cache.unreadable import is_file, is_there, told_apart
 
 

@@ -7,12 +7,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tide_cache.errors import TideCacheError, UnreadableError
-
-if TYPE_CHECKING:
-    from tide_cache.locations import CachePath
 
 _PERMISSION = "Give this user the right to read it, and to enter every folder above it"
 _DEVICE = "The disk or network file system failed: see what `dmesg` says of it"
@@ -48,11 +44,11 @@ def way_out(code: int | None) -> str | None:
     return _WAYS_OUT.get(code or 0)
 
 
-def cannot_be_read_now(path: "CachePath | str", error: OSError) -> UnreadableError:
+def cannot_be_read_now(path: object, error: OSError) -> UnreadableError:
     """Make the error of a path that cannot be read now.
 
     Args:
-        path: What was to be read.
+        path: What was to be read; named as `str` writes it.
         error: What the system said.
     """
     reason = os.strerror(error.errno) if error.errno else str(error)
@@ -64,7 +60,7 @@ def cannot_be_read_now(path: "CachePath | str", error: OSError) -> UnreadableErr
 
 
 @contextmanager
-def told_apart(path: "CachePath | str") -> Iterator[None]:
+def told_apart(path: object) -> Iterator[None]:
     """Turn faults of the machine, met while a library reads, into the error that says so; leave all others as they are.
 
     A library's own errors have no errno: they say that a file is not what its name says, unless a fault of the machine

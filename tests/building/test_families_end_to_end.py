@@ -14,10 +14,10 @@ from tide_cache.config.train import TrainRun
 from tide_cache.corpus import open_corpus
 from tide_cache.errors import PairingError, RunFileError
 from tide_cache.evaluation.nll import held_out_nll
+from tide_cache.families import FAMILIES
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest, verify
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
-from tide_cache.modeling.families import FAMILIES
 from tide_cache.modeling.packing import pack_full
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.training.distributed import World

@@ -8,8 +8,8 @@ import textwrap
 import pytest
 from typer.testing import CliRunner
 
+from tide_cache.families import FAMILIES
 from tide_cache.modeling.backbone import ADAPTERS
-from tide_cache.modeling.families import FAMILIES
 from tide_cache_cli.main import app
 
 COMMANDS = [

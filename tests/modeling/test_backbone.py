@@ -12,6 +12,7 @@ import torch
 from transformers import Qwen3Config
 
 from tide_cache.errors import ModelError, RunFileError
+from tide_cache.families import FAMILIES
 from tide_cache.modeling.adapter import LoadPlan
 from tide_cache.modeling.attention import block_diffusion_mask
 from tide_cache.modeling.backbone import (
@@ -23,7 +24,6 @@ from tide_cache.modeling.backbone import (
     resolve_device,
 )
 from tide_cache.modeling.checkpoint import published_config, save_student
-from tide_cache.modeling.families import FAMILIES
 from tide_cache.modeling.packing import Kept, pack_block, pack_full
 
 

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import Cache, DynamicCache
 
 from tide_cache.errors import ModelError
+from tide_cache.families import FAMILIES, Family
 from tide_cache.hub import Repository
 from tide_cache.modeling.attention import AttentionKind
-from tide_cache.modeling.families import FAMILIES, Family
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.shifting import RememberedOutputs, at_own_tokens
 

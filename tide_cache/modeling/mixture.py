@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache
 
+from tide_cache.families import FAMILIES, Family
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, no_room
 from tide_cache.modeling.attention import Copies, attend, prepare_mask
 from tide_cache.modeling.experts import grouped_experts, route, route_softmax, uses_grouped_gemm
-from tide_cache.modeling.families import FAMILIES, Family
 from tide_cache.modeling.mixture_configs import (
     LLaDA2Config,
     LLaDAMoEConfig,

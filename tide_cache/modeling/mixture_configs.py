@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from tide_cache.errors import ModelError, fault_list
-from tide_cache.modeling.families import Family, sibling_faults
+from tide_cache.families import Family, sibling_faults
 
 
 class Routing(NamedTuple):

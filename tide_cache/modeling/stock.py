@@ -24,9 +24,9 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils.logging import disable_progress_bar
 
 from tide_cache.errors import ModelError
+from tide_cache.families import FAMILIES, Family, sibling_faults
 from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, Quantisation
 from tide_cache.modeling.attention import AttentionKind, Copies, attend, prepare_mask
-from tide_cache.modeling.families import FAMILIES, Family, sibling_faults
 from tide_cache.modeling.llada import LLADA_HEAD_NAMES, LLADA_NAMES, as_llama, llada_faults
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.safetensors_loading import (

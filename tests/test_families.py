@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tide_cache.errors import ModelError
+from tide_cache.families import FAMILIES, nearest_family
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint, student_faults
-from tide_cache.modeling.families import FAMILIES, nearest_family
 from tide_cache.modeling.packing import Kept, PackedInput, pack_block, pack_full
 from tide_cache.modeling.stock import StockBackbone
 
