@@ -9,7 +9,7 @@ export DS_BUILD_OPS := 0
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test faults check format schemas docs pictures clean
+.PHONY: demo test test-full faults check format schemas docs pictures clean
 
 # What the commands need, and matplotlib for pictures. DeepSpeed's setup imports torch, hence its line of its own.
 $(BASE): pyproject.toml constraints.txt
@@ -32,7 +32,11 @@ demo: $(BASE)
 	$(BIN)/tide-cache demo --out demo-output
 
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Every process is started as a user starts it, none forked; the rest as `make test`.
+test-full: $(DEV)
+	TIDE_CACHE_TESTS=full OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 faults: $(DEV)
 	TIDE_CACHE_FAULTS=full TIDE_CACHE_FAULTS_JSON=faults.json OMP_NUM_THREADS=1 $(BIN)/pytest -p no:xdist tests/faults tests/training/test_fresh_processes.py

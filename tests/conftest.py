@@ -1,7 +1,7 @@
 """Fixtures that several test folders use."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from transformers import Qwen3Config
 
+from helpers import fresh
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.demo.tasks import make_tasks, write_tasks
@@ -27,6 +28,26 @@ settings.load_profile("tide-cache")
 os.environ.setdefault("TIDE_CACHE_MEET_S", "600")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+LONGEST_FIRST = (
+    "building/test_executors_ray.py",
+    "hub/test_local_hub.py",
+    "training/test_fresh_processes.py",
+    "training/test_world_sizes.py",
+    "experiments/test_experiment.py",
+    "benchmarks/test_benchmarks.py",
+    "demo/test_demo.py",
+    "test_packaging.py",
+    "cli/test_build_options.py",
+    "services/test_object_store.py",
+)
+"""Else one core would wait for the other's last file."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -142,3 +163,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     )
     build_cache(run)
     return Built(run, root / "cache", vocabularies.second, vocabularies.first)
+
+
+@pytest.fixture
+def forking() -> Iterator[None]:
+    """Python processes that the code under test starts are forked, and need not import."""
+    with fresh.forking():
+        yield

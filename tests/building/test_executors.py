@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers import fresh
 from tide_cache.building.driver import PartialBuild, build_cache, build_shards
 from tide_cache.building.executors import InProcess, LocalProcesses
 from tide_cache.building.executors import processes as processes_module
@@ -34,7 +35,7 @@ from tide_cache.errors import (
 from tide_cache.manifest import verify
 from tide_cache.progress import Phase, listen
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "forking")
 
 
 def workers():
@@ -43,10 +44,11 @@ def workers():
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            is_worker = b"worker_process" in (folder / "cmdline").read_bytes()
+            command = (folder / "cmdline").read_bytes()
         except OSError:
             continue  # it has ended meanwhile
-        if parent == os.getpid() and is_worker:
+        is_forked = b"fresh_server" in command and int(folder.name) not in fresh.servers
+        if parent == os.getpid() and (is_forked or b"worker_process" in command):
             found.append(int(folder.name))
     return found
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.fresh import IS_FULL
 from tide_cache.building.driver import build_cache
 from tide_cache.building.executors import RayActors, ray_actors
 from tide_cache.errors import RunFileError, TideCacheError
@@ -92,6 +93,7 @@ def test_a_cluster_without_a_gpu_is_refused_where_one_is_asked_for(tmp_path, run
         build_cache(run_in(tmp_path / "cache", teacher__device="cuda"), executor=RayActors(1, cluster.address))
 
 
+@pytest.mark.skipif(not IS_FULL, reason="takes half a minute: TIDE_CACHE_TESTS=full")
 def test_a_lost_head_is_told_and_what_is_committed_stays(tmp_path, run_in, cluster):
     """The last one: nothing mends the cluster afterwards."""
     out = tmp_path / "cache"

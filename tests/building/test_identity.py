@@ -4,13 +4,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 
 import huggingface_hub.constants
 import pytest
 from safetensors.torch import load_file, save_file
 
+from helpers import fresh
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import ModelError
@@ -146,10 +146,11 @@ def test_a_hub_name_is_resolved_to_the_commit_that_was_read(build_values, tiny_t
         shutil.copytree(tiny_teacher, repository / "snapshots" / commit)
     values = build_values(tmp_path / "cache", teacher__model="owner/teacher")
     hub = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    done = fresh.run(
         [sys.executable, "-c", CHILD, *COMMITS],
+        imports="torch",
         input=json.dumps(values),
-        env={**os.environ, **hub, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, **hub},
         capture_output=True,
         text=True,
         timeout=120,

@@ -2,15 +2,16 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, CompletedProcess
 
 import pytest
 from typer.testing import CliRunner
 
+from helpers import fresh
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import train_vocabularies
 from tide_cache_cli.main import app
@@ -75,8 +76,8 @@ class Workshop:
 
 
 def run_command(*arguments, cwd, stdin=None, **environment):
-    """Run the installed command to its end, with a text on stdin or none."""
-    return subprocess.run(
+    """Run the command to its end in a process of its own, with a text on stdin or none."""
+    return fresh.run(
         [COMMAND, *map(str, arguments)],
         cwd=cwd,
         env={**ENVIRONMENT, **environment},
@@ -142,17 +143,17 @@ class StoppedRun:
     code: int
     err: str
     lines_when_stopped: int
-    again: subprocess.CompletedProcess[str]
+    again: CompletedProcess[str]
 
 
 def stop_and_run_again(workshop, command, out, is_reached, again=()):
     """Start the installed command, send SIGINT once `is_reached`, wait, and run it again with the options `again`."""
-    process = subprocess.Popen(
+    process = fresh.Process(
         [COMMAND, *map(str, command)],
         cwd=workshop.root,
         env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
         text=True,
     )
     try:

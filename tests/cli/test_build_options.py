@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import fresh
 from tide_cache.building import prepare
 
 SMALL = ("--set", "build.samples_per_shard=4")
@@ -58,8 +59,8 @@ def test_a_signal_stops_all_workers(workshop, tmp_path, number, code):
     out = tmp_path / "cache"
     options = ("--workers", "2", "--set", "views.num_views=200", "--set", "build.batch_tokens=64")
     command = [COMMAND, *map(str, build(*options, out=out))]
-    process = subprocess.Popen(command, cwd=workshop.root, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = fresh.Process(command, cwd=workshop.root, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
     try:
         while not any(out.glob("pairs/*.parquet")):
             assert process.poll() is None, process.communicate()

@@ -1,9 +1,9 @@
 """Full disks: one message with path and bytes, nothing half-written left behind, and nothing lost that was paid for."""
 
 import os
-import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers import fresh
 from tide_cache.config.base import load_run_file
 from tide_cache.config.train import TrainRun
 from tide_cache.errors import WriteError
@@ -52,13 +53,11 @@ def small_disk(tmp_path):
 
 def run_with_small_files(*arguments, cwd):
     """Run the installed command where no file may grow beyond a few kilobytes; that takes no root."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_FILE_BYTES, SMALL_FILE_BYTES))
-
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_S,
-        preexec_fn=limit,
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({SMALL_FILE_BYTES}, {SMALL_FILE_BYTES}))\n"
+    code += "from tide_cache_cli.main import run; run()"
+    return fresh.run(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True,
+        timeout=LIMIT_S,
     )  # fmt: skip
 
 

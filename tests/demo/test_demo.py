@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from helpers import fresh
 from tide_cache.demo.measure import Measured
 from tide_cache.demo.plan import ARMS, FIRST_LOOK, FULL, QUICK, TEMPERATURES, WHOLE_TABLE, Table
 from tide_cache.demo.run import run_demo, summarise
@@ -27,7 +27,7 @@ from tide_cache_cli.main import app
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     command = [sys.executable, "-m", "tide_cache_cli.main", "demo", "--quick", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = fresh.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out, done
 

@@ -7,11 +7,11 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 
 import pytest
 
+from helpers import fresh
 from helpers.local_hub import LocalHub, Repository, commit_of
 from helpers.tiny_gguf import write_tiny_gguf
 
@@ -93,10 +93,10 @@ def ask(hub, tmp_path):
     def run(*commands, home=None, **environment):
         hub.served.clear()
         settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home or tmp_path / "home"), "NO_PROXY": "*", "HF_TOKEN": ""}
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER],
+        done = fresh.run(
+            [sys.executable, "-c", DRIVER], imports="torch",
             input=json.dumps([[str(part) for part in command] for command in commands]),
-            env={**os.environ, **settings, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1",
+            env={**os.environ, **settings, "OMP_NUM_THREADS": "1",
                  "HF_HUB_OFFLINE": "0", **environment},
             cwd=tmp_path, capture_output=True, text=True, timeout=300,
         )  # fmt: skip

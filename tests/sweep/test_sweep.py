@@ -183,7 +183,7 @@ def test_an_interrupted_student_goes_on_from_its_checkpoint(root, tmp_path, monk
     assert steps == [2, 3]
 
 
-def test_side_by_side_gives_what_one_after_the_other_gives(root, call, tmp_path):
+def test_side_by_side_gives_what_one_after_the_other_gives(root, call, tmp_path, forking):
     command = ("arms.toml", "--held-out", "held-out.jsonl", "--json")
     alone = json.loads(call(*command, "--out", tmp_path / "alone").stdout)["arms"]
     result = call(*command, "--out", tmp_path / "beside", "--jobs", 2)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import fresh
+
 COMMAND = str(Path(sys.executable).with_name("tide-cache"))
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "NO_COLOR": "1"}
 IS_FULL = os.environ.get("TIDE_CACHE_FAULTS") == "full"
@@ -98,6 +100,9 @@ def test_a_run_starts_in_fresh_processes(command, tmp_path, stage, processes, wa
     assert "Traceback" not in done.stderr
 
 
+start = subprocess.Popen if IS_FULL else fresh.Process
+
+
 class Tasks:
     """Processes as `srun` starts them: each on its own, told by variables which one it is."""
 
@@ -107,7 +112,7 @@ class Tasks:
             port = probe.getsockname()[1]
         both = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_STEP_NUM_TASKS": str(len(commands))}
         self.processes = [
-            subprocess.Popen(
+            start(
                 words, cwd=folder, env=ENVIRONMENT | both | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             )

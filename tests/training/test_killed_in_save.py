@@ -3,14 +3,15 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 from safetensors.torch import load_file
 
+from helpers import fresh
 from tide_cache.config.train import TrainRun
 from tide_cache.training.checkpoints import MARKER, committed_checkpoints
 from tide_cache.training.run import train
@@ -39,7 +40,7 @@ def kill_in_save(run, job_file):
     """Train in another process and kill it while a checkpoint lies there without its marker."""
     job_file.write_text(json.dumps([{"run": run.model_dump(mode="json"), "resume": False, "stop_at": 0}]))
     worker = Path(__file__).with_name("worker.py")
-    process = subprocess.Popen([sys.executable, "-W", "ignore", str(worker), str(job_file)], stderr=subprocess.DEVNULL)
+    process = fresh.Process([sys.executable, "-W", "ignore", str(worker), str(job_file)], stderr=DEVNULL)
     folder = run.train.out / "checkpoints"
     try:
         while process.poll() is None:

@@ -3,16 +3,17 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import Qwen3Config
 
+from helpers import fresh
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
@@ -92,9 +93,9 @@ def in_two_processes(folder, jobs):
         port = probe.getsockname()[1]
     both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen(
+        fresh.Process(
             [sys.executable, "-W", "ignore", str(Path(__file__).with_name("worker.py")), str(file)],
-            env=os.environ | both | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
+            env=os.environ | both | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
