@@ -4,26 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from transformers import PretrainedConfig, Qwen3Config
 
 from benchmarks.material import Shape
-from tide_cache.config.objectives import ObjectiveConfig
-from tide_cache.config.semantics import resolve
-from tide_cache.config.train import OptimizerConfig, TrainConfig
+from tide_cache.config.train import OptimizerConfig, TrainConfig, read_objectives
 from tide_cache.modeling.backbone import DTYPES, new_backbone
-from tide_cache.objectives import OBJECTIVES, union_of_needs
+from tide_cache.objectives import Objective, objective_of, union_of_needs
 from tide_cache.records import StudentBatch, Targets
 from tide_cache.shards import SignalKind
 from tide_cache.student.model import Student
 from tide_cache.training.distributed import World
 from tide_cache.training.engine import make_engine
 from tide_cache.training.meeting import join
-from tide_cache.training.step import StepSums, WeightedObjective, train_step
+from tide_cache.training.step import StepSums, train_step
 
 ALONE = World(0, 1, 0)
 SIGNALS: tuple[SignalKind, ...] = ("truth", "topk", "chunks")
-_OBJECTIVE: TypeAdapter[ObjectiveConfig] = TypeAdapter(ObjectiveConfig)
 
 PROXY = {
     "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -45,18 +41,14 @@ def qwen3_config(vocab_size: int, **shape: Any) -> Qwen3Config:
     return Qwen3Config(vocab_size=vocab_size, tie_word_embeddings=True, **special, **shape)
 
 
-def objectives_of(entries: Sequence[dict[str, Any]]) -> tuple[WeightedObjective, ...]:
+def objectives_of(entries: Sequence[dict[str, Any]]) -> tuple[Objective, ...]:
     """Make objectives from entries of a run file, as a run with the default semantics does."""
-    resolved = [resolve(_OBJECTIVE.validate_python(entry), "corrected") for entry in entries]
-    return tuple(
-        WeightedObjective(OBJECTIVES[entry.kind](**entry.model_dump(exclude={"kind", "weight"})), entry.weight)
-        for entry in resolved
-    )
+    return tuple(objective_of(entry) for entry in read_objectives(entries, "corrected"))
 
 
-def signals_of(objectives: Sequence[WeightedObjective]) -> tuple[SignalKind, ...]:
+def signals_of(objectives: Sequence[Objective]) -> tuple[SignalKind, ...]:
     """Give what the objectives need of a cache."""
-    wanted = union_of_needs(entry.objective.needs for entry in objectives).signals
+    wanted = union_of_needs(objective.needs for objective in objectives).signals
     return tuple(kind for kind in SIGNALS if kind in wanted)
 
 
@@ -93,7 +85,7 @@ class Trainee:
         student = Student(self.backbone, block_size, train.head_rows).train()
         self.engine = make_engine(student, train, OptimizerConfig(lr=1e-5), ALONE.size)
 
-    def step(self, batch: tuple[StudentBatch, Targets], objectives: Sequence[WeightedObjective]) -> StepSums:
+    def step(self, batch: tuple[StudentBatch, Targets], objectives: Sequence[Objective]) -> StepSums:
         """Take one step; on a GPU, wait until it is done."""
         sums = train_step(self.engine, [batch], objectives, ALONE, progress=0.5)
         if self.engine.device.type == "cuda":

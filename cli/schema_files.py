@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from tide_cache.config.base import Frozen
 from tide_cache.config.build import BuildRun
+from tide_cache.config.json_schema import RunFileSchema
 from tide_cache.config.train import TrainRun
 from tide_cache.disk import new_folder, write_whole
 from tide_cache.manifest import CommitRecord, Manifest, PlanDocument
@@ -38,7 +39,7 @@ def schema_id(name: str) -> str:
 def schema_texts() -> dict[str, str]:
     """Give the content of every schema file, by name."""
     documents: dict[str, Any] = {
-        name: {"$schema": DIALECT, "$id": schema_id(name), **model.model_json_schema()}
+        name: {"$schema": DIALECT, "$id": schema_id(name), **model.model_json_schema(schema_generator=RunFileSchema)}
         for name, model in MODELS.items()
     }
     always = _columns(signals_schema(()))

@@ -134,7 +134,7 @@ def test_another_tokenizer_or_a_missing_signal_is_refused(cache, tiny_teacher, v
 
 def test_a_preset_gives_its_objectives():
     cross_entropy, reverse = tide_cache.preset_objectives("cross/tide-cross", "paper")
-    assert cross_entropy.objective == tide_cache.CrossEntropy(time_weight="scheduler")
-    assert reverse.objective == tide_cache.ReverseCalm(temperature=5.0, clamp_student=True)
+    assert cross_entropy == tide_cache.CrossEntropy(time_weight="scheduler")
+    assert reverse == tide_cache.ReverseCalm(temperature=5.0, clamp_student=True)
     with pytest.raises(tide_cache.RunFileError, match="did you mean 'cross/tide-cross'"):
         tide_cache.preset_objectives("cross/tide-crss")

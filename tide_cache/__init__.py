@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from tide_cache.student.model import Student
     from tide_cache.student.row_statistics import row_statistics
     from tide_cache.training.run import train
-    from tide_cache.training.step import WeightedObjective, on_device
+    from tide_cache.training.step import on_device
 
 __all__ = [
     "OBJECTIVES",
@@ -109,7 +109,6 @@ __all__ = [
     "TrainRun",
     "UnreadableError",
     "ViewRecord",
-    "WeightedObjective",
     "__version__",
     "build_cache",
     "ids_to_gather",
@@ -156,7 +155,7 @@ _MODULES = {
     "student.model": "Student",
     "student.row_statistics": "row_statistics",
     "training.run": "train",
-    "training.step": "WeightedObjective on_device",
+    "training.step": "on_device",
 }
 _MODULE_OF = {name: f"tide_cache.{module}" for module, names in _MODULES.items() for name in names.split()}
 

@@ -8,11 +8,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
-from tide_cache.config.objectives import ObjectiveConfig
 from tide_cache.config.presets import find_preset
-from tide_cache.config.semantics import Semantics, resolve
+from tide_cache.config.semantics import Semantics
+from tide_cache.config.train import read_objectives
 from tide_cache.errors import RunFileError
 from tide_cache.inspecting.export import ExportedView
 from tide_cache.loading.cache import HELD_GROUPS, CacheSource
@@ -22,11 +20,10 @@ from tide_cache.loading.opening import OpenedCache
 from tide_cache.loading.torch_dataset import MicroBatches
 from tide_cache.locations import CachePath, cache_path
 from tide_cache.manifest import CacheIdentity, Manifest, Statistics, shard_path
-from tide_cache.objectives import Objective, union_of_needs
+from tide_cache.objectives import Objective, objective_of, union_of_needs
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import ViewRecord
 from tide_cache.shards import PassName, TableName
-from tide_cache.training.step import WeightedObjective
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -253,7 +250,7 @@ def _exported_rows(
         yield from rows
 
 
-def preset_objectives(name: str, semantics: Semantics = "corrected") -> tuple[WeightedObjective, ...]:
+def preset_objectives(name: str, semantics: Semantics = "corrected") -> tuple[Objective, ...]:
     """Give the objectives of a row of the paper's table; `PRESETS[name].signal_pass` is the pass they learn from.
 
     Args:
@@ -267,5 +264,4 @@ def preset_objectives(name: str, semantics: Semantics = "corrected") -> tuple[We
         preset = find_preset(name)
     except ValueError as error:
         raise RunFileError(str(error)) from None
-    reader: TypeAdapter[ObjectiveConfig] = TypeAdapter(ObjectiveConfig)
-    return tuple(WeightedObjective.of(resolve(reader.validate_python(entry), semantics)) for entry in preset.objectives)
+    return tuple(objective_of(entry) for entry in read_objectives(preset.objectives, semantics))

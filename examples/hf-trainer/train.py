@@ -21,11 +21,11 @@ import tide_cache
 class CacheTrainer(Trainer):
     """A `Trainer` whose loss is a weighted sum of objectives over a cache's micro-batches."""
 
-    def __init__(self, *arguments: Any, objectives: tuple[tide_cache.WeightedObjective, ...], **options: Any):
+    def __init__(self, *arguments: Any, objectives: tuple[tide_cache.Objective, ...], **options: Any):
         super().__init__(*arguments, **options)
         self.objectives = objectives
         self.temperatures = sorted(
-            tide_cache.union_of_needs(entry.objective.needs for entry in objectives).student_temperatures
+            tide_cache.union_of_needs(objective.needs for objective in objectives).student_temperatures
         )
         self.model_accepts_loss_kwargs = True  # the loss is divided for the whole step, and not again
 
@@ -36,7 +36,7 @@ class CacheTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Take a step's micro-batches, and count for each objective what its sum is divided by."""
         micro_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = [sum(entry.objective.count(targets) for _, targets in micro_batches) for entry in self.objectives]
+        counts = [sum(objective.count(targets) for _, targets in micro_batches) for objective in self.objectives]
         return micro_batches, torch.tensor(counts, device=device)
 
     def compute_loss(
@@ -48,8 +48,8 @@ class CacheTrainer(Trainer):
         statistics = tide_cache.RowStatistics(*tensors, tuple(self.temperatures))
         progress = self.state.global_step / self.state.max_steps
         loss = sum(
-            entry.weight * entry.objective.total(statistics, targets, progress) / count.clamp(min=1e-9)
-            for entry, count in zip(self.objectives, num_items_in_batch, strict=True)
+            objective.weight * objective.total(statistics, targets, progress) / count.clamp(min=1e-9)
+            for objective, count in zip(self.objectives, num_items_in_batch, strict=True)
         )
         return (loss, statistics) if return_outputs else loss
 
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     objectives = tide_cache.preset_objectives(options.preset)
     dataset = cache.torch_dataset(
         options.student,
-        [entry.objective for entry in objectives],
+        objectives,
         steps=options.steps,
         global_batch=options.global_batch,
         micro_batch=options.micro_batch,

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 from benchmarks.online_reference import OnlinePlan, OnlineTrainer, make_batch
 from benchmarks.students import ALONE, Trainee, qwen3_config
@@ -10,13 +9,12 @@ from tide_cache.building.prepare import prepare_build
 from tide_cache.building.shard import pair_rows
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
-from tide_cache.config.objectives import ObjectiveConfig
-from tide_cache.config.semantics import resolve
+from tide_cache.config.train import read_objectives
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.loading.source import LiveTeacher
-from tide_cache.objectives import OBJECTIVES
+from tide_cache.objectives import objective_of
 from tide_cache.pairing import TextTokenizer
-from tide_cache.training.step import WeightedObjective, train_step
+from tide_cache.training.step import train_step
 from tide_cache.views import draw_view
 
 SHAPE = {
@@ -34,8 +32,7 @@ OURS = {
 
 
 def paper(entry):
-    config = resolve(TypeAdapter(ObjectiveConfig).validate_python(entry), "paper")
-    return WeightedObjective(OBJECTIVES[config.kind](**config.model_dump(exclude={"kind", "weight"})), 1.0)
+    return objective_of(*read_objectives([entry], "paper"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tide_cache.objectives.tidal import Tidal
 from tide_cache.records import StudentBatch
 from tide_cache.student.row_statistics import row_statistics
 from tide_cache.training.distributed import World
-from tide_cache.training.step import StepSums, WeightedObjective, train_step
+from tide_cache.training.step import StepSums, train_step
 from tide_cache.training.window import Window
 
 MIDRANGE = Tidal("kl", 2.0, time_weight="midrange", axes="training_only")
@@ -58,7 +58,7 @@ def step(cases, objective):
     """Take a step; gives its mean and the gradient in all logits."""
     engine = TableOfLogits(cases)
     micro_batches = [(NO_BATCH, case.targets) for case in cases]
-    sums = train_step(engine, micro_batches, [WeightedObjective(objective, 1.0)], World(0, 1, 0))
+    sums = train_step(engine, micro_batches, [objective], World(0, 1, 0))
     return (sums.totals_O / sums.counts_O).item(), torch.cat([logits_NV.grad for logits_NV in engine.logits])
 
 
@@ -86,7 +86,7 @@ def test_a_sum_of_weights_below_one_divides_too(example):
 def test_a_step_without_a_row_has_a_zero_gradient_and_no_nan(example):
     case = example(0, is_supervised=False)
     engine = TableOfLogits([case])
-    sums = train_step(engine, [(NO_BATCH, case.targets)], [WeightedObjective(MIDRANGE, 1.0)], World(0, 1, 0))
+    sums = train_step(engine, [(NO_BATCH, case.targets)], [MIDRANGE], World(0, 1, 0))
     assert sums.totals_O.tolist() == sums.counts_O.tolist() == [0.0]
 
 

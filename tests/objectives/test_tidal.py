@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from helpers.target_examples import leaves
-from tide_cache.config.objectives import ObjectiveConfig
+from tide_cache.config.train import read_objectives
 from tide_cache.objectives.base import binary_cross_entropy, student_logprobs, teacher_logprobs
 from tide_cache.objectives.calm import BernoulliKL, Calm, ReverseCalm
 from tide_cache.objectives.kl import ForwardKL
@@ -91,7 +91,7 @@ def test_with_the_whole_vocabulary_the_target_is_the_softmax_of_mixed_logits(exa
 
 def test_tidal_over_a_reverse_objective_is_refused_with_the_papers_reason():
     with pytest.raises(ValidationError, match=r"TIDAL does not go with a reverse objective: .*counterproductive"):
-        TypeAdapter(ObjectiveConfig).validate_python({"kind": "tidal", "over": "reverse_calm"})
+        read_objectives([{"kind": "tidal", "over": "reverse_calm"}], "paper")
 
 
 def test_the_bernoulli_kl_is_least_where_student_and_teacher_agree(example):

@@ -114,7 +114,7 @@ def test_counts_are_over_all_caches_and_lacking_signals_count_nothing(make_run):
     records = visited(prepared.source, prepared.order.visits(0, 24))
     by_source = [[record for record in records if record.source == number] for number in (0, 1)]
     counts = [
-        [entry.objective.count(collate(part, prepared.collate_plan)[1]) for entry in prepared.objectives]
+        [objective.count(collate(part, prepared.collate_plan)[1]) for objective in prepared.objectives]
         for part in (records, *by_source)
     ]
     ce, kl, calm, chunk_kl = range(4)

@@ -4,8 +4,10 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -162,6 +164,10 @@ def _types_in(annotation: Any) -> list[Any]:
     return [*getattr(annotation, "__metadata__", ()), *inner]
 
 
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+"""What pydantic calls it in a model, and in a dataclass."""
+
+
 def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
     faults = []
     found = error.errors(include_url=False)
@@ -171,7 +177,7 @@ def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str
         ):
             continue  # it is short because its entries were refused, each with its own fault
         key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] in UNKNOWN_KEY:
             known = _known_keys(model, fault["loc"][:-1])
             faults.append(f"{key}: unknown key; {_hint(str(fault['loc'][-1]), known)}")
         elif fault["type"] == "missing":
@@ -197,13 +203,18 @@ def _hint(found: str, known: list[str], is_short: bool = False) -> str:
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Keys that the models at a location know; a tagged union contributes all its members' keys."""
-    here: list[type[BaseModel]] = [model]
+    here: list[dict[str, Any]] = [_fields(model)]
     for part in location:
-        fields = [m.model_fields[part] for m in here if isinstance(part, str) and part in m.model_fields]
-        if fields:
-            here = [
-                t for f in fields for t in _types_in(f.annotation) if isinstance(t, type) and issubclass(t, BaseModel)
-            ]
+        types = [t for known in here if part in known for t in _types_in(known[part])]
+        if types:
+            here = [_fields(t) for t in types if isinstance(t, type)]
         elif isinstance(part, str):  # the tag of a union
-            here = [m for m in here if part in str(m.model_fields["kind"].annotation)] if here else here
-    return sorted({key for m in here for key in m.model_fields})
+            here = [known for known in here if part in get_args(known["kind"])]
+    return sorted({key for known in here for key in known})
+
+
+def _fields(section: type) -> dict[str, Any]:
+    """Return the fields of a section, a model or a dataclass, with their types; none of any other type."""
+    if issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    return {field.name: field.type for field in dataclass_fields(section)} if is_dataclass(section) else {}

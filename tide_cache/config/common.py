@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from tide_cache.config.base import Frozen, LocationMark
+from tide_cache.config.objectives import AnyObjective
 from tide_cache.locations import RemotePath, cache_path
 
 Location = Annotated[str, LocationMark, Field(min_length=1)]
@@ -17,6 +18,9 @@ CacheLocation = Annotated[
     WithJsonSchema({"format": "path", "type": "string"}),
 ]
 """A folder, or a URL of an object store: s3://bucket/cache, gs://..., any protocol of fsspec."""
+
+ObjectiveEntry = Annotated[AnyObjective, Field(discriminator="kind")]
+"""An entry of `[[objective]]`, told from others by its `kind`."""
 
 Precision = Literal["float32", "bfloat16"]
 

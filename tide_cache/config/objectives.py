@@ -1,144 +1,139 @@
-"""The `[[objective]]` entries of a training run file."""
+"""The `[[objective]]` entries of a training run file; the objective of that kind inherits its fields from here.
 
+They are not in `objectives/`, because a run file is checked, and refused, before torch is loaded. Fields whose default
+is None are decided by `config/semantics.py`.
+"""
+
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator
+from annotated_types import Ge, Gt, Le
 
-from tide_cache.config.base import Frozen
+from tide_cache.config.settings import Refused, Setting
 
-CLAMP = Field(
-    default=None, description="Clamp the student's chunk probability at 1e-7: no gradient below. Semantics decides."
-)
-
-
-class _Objective(Frozen):
-    weight: float = Field(
-        default=1.0, gt=0,
-        description="Factor of this objective in the sum. 1 was best for chunk_kl and reverse_calm, and kl at T = 1 "
-        "gained the most of all with it; others: docs/objectives.md.",
-    )  # fmt: skip
+Temperature = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Tail = Literal["rest", "renormalise", "sampled"]
 
 
+@dataclass(frozen=True)
+class _Objective(Setting):
+    """What every entry has."""
+
+    weight: Annotated[float, Gt(0)] = field(default=1.0, kw_only=True)
+    """Factor of this objective in the sum. 1 was best for chunk_kl and reverse_calm, and kl at T = 1 gained the most of
+    all with it; others: docs/objectives.md."""
+
+
+@dataclass(frozen=True)
 class CrossEntropyConfig(_Objective):
     """Denoising cross-entropy on the true tokens; needs no teacher."""
 
-    kind: Literal["ce"]
-    time_weight: Literal["scheduler", "realised_ratio", "uniform"] | None = Field(
-        default=None,
-        description="1/t as BD3LM, 1/(the token's own chance to be masked, given what is masked), or none with a mean "
-        "over masked tokens; by default scheduler with semantics = 'paper' and realised_ratio with 'corrected'.",
-    )
+    kind: Literal["ce"] = field(default="ce", kw_only=True)
+    time_weight: Literal["scheduler", "realised_ratio", "uniform"] | None = None
+    """1/t as BD3LM, 1/(the token's own chance to be masked, given what is masked), or none with a mean over masked
+    tokens; by default scheduler with semantics = 'paper' and realised_ratio with 'corrected'."""
 
 
+@dataclass(frozen=True)
 class ForwardKLConfig(_Objective):
     """KL(teacher || student) on aligned pairs."""
 
-    kind: Literal["kl"]
-    temperature: float = Field(
-        default=1.0, gt=0,
-        description="Softens both distributions; must have been captured. 1 lowered NLL by 0.166, 2 by 0.111: "
-        "docs/experiments.md.",
-    )  # fmt: skip
-    tail: Literal["rest", "renormalise", "sampled"] = Field(
-        default="rest",
-        description="What is not kept: one outcome, left out, or estimated from signals.tail_samples draws.",
-    )
+    kind: Literal["kl"] = field(default="kl", kw_only=True)
+    temperature: Temperature = 1.0
+    """Softens both distributions; must have been captured. 1 lowered NLL by 0.166, 2 by 0.111: docs/experiments.md."""
+    tail: Tail = "rest"
+    """What is not kept: one outcome, left out, or estimated from signals.tail_samples draws."""
 
 
+@dataclass(frozen=True)
 class ReverseKLConfig(_Objective):
     """KL(student || teacher) on aligned pairs."""
 
-    kind: Literal["reverse_kl"]
-    temperature: float = Field(
-        default=2.0, gt=0,
-        description="Softens both distributions; must have been captured. 2 is the paper's; no other was tried.",
-    )  # fmt: skip
-    tail: Literal["rest", "renormalise", "sampled"] = Field(
-        default="rest",
-        description="What is not kept: one outcome, left out, or estimated from signals.tail_samples draws.",
-    )
+    kind: Literal["reverse_kl"] = field(default="reverse_kl", kw_only=True)
+    temperature: Temperature = 2.0
+    """Softens both distributions; must have been captured. 2 is the paper's; no other was tried."""
+    tail: Tail = "rest"
+    """What is not kept: one outcome, left out, or estimated from signals.tail_samples draws."""
 
 
+@dataclass(frozen=True)
 class _ChunkLikelihood(_Objective):
-    temperature: float = Field(
-        default=5.0, gt=0,
-        description="Divides summed chunk log-probs; dimensionless. 5 is that of the paper's scripts; 1 was no better: "
-        "docs/experiments.md.",
-    )  # fmt: skip
-    clamp_student: bool | None = CLAMP
+    temperature: Temperature = 5.0
+    """Divides summed chunk log-probs; dimensionless. 5 is that of the paper's scripts; 1 was no better:
+    docs/experiments.md."""
+    clamp_student: bool | None = None
+    """Clamp the student's chunk probability at 1e-7: no gradient below. Semantics decides."""
 
 
+@dataclass(frozen=True)
 class CalmConfig(_ChunkLikelihood):
     """Binary cross-entropy of chunk likelihoods, teacher as target: CALM."""
 
-    kind: Literal["calm"]
-    chunks: Literal["all", "without_candidates"] = Field(
-        default="all", description="without_candidates: only chunks that chunk_kl beside it cannot compare."
-    )
+    kind: Literal["calm"] = field(default="calm", kw_only=True)
+    chunks: Literal["all", "without_candidates"] = "all"
+    """without_candidates: only chunks that chunk_kl beside it cannot compare."""
 
 
+@dataclass(frozen=True)
 class ReverseCalmConfig(_ChunkLikelihood):
     """Binary cross-entropy of chunk likelihoods, student as target: Reverse CALM."""
 
-    kind: Literal["reverse_calm"]
+    kind: Literal["reverse_calm"] = field(default="reverse_calm", kw_only=True)
 
 
+@dataclass(frozen=True)
 class BernoulliKLConfig(_ChunkLikelihood):
     """KL between chunk likelihoods as two outcomes: what Reverse CALM is said to be."""
 
-    kind: Literal["bernoulli_kl"]
+    kind: Literal["bernoulli_kl"] = field(default="bernoulli_kl", kw_only=True)
 
 
+@dataclass(frozen=True)
 class ChunkKLConfig(_Objective):
     """KL(teacher || student) over candidate chunks and the rest, across tokenizers."""
 
-    kind: Literal["chunk_kl"]
-    temperature: float = Field(
-        default=1.0, gt=0,
-        description="Softens both distributions; must have been captured. 1 lowered NLL by 0.066, 2 by 0.015: "
-        "docs/experiments.md.",
-    )  # fmt: skip
+    kind: Literal["chunk_kl"] = field(default="chunk_kl", kw_only=True)
+    temperature: Temperature = 1.0
+    """Softens both distributions; must have been captured. 1 lowered NLL by 0.066, 2 by 0.015: docs/experiments.md."""
 
 
+_NOT_REVERSED = Refused(
+    "reverse",
+    "TIDAL does not go with a reverse objective: the paper finds the two counterproductive together "
+    "(arXiv:2604.26951); use over = 'kl' or 'calm', or the reverse objective by itself",
+)
+
+
+@dataclass(frozen=True)
 class TidalConfig(_Objective):
     """A target between student and teacher that moves to the teacher with training progress and falling noise."""
 
-    kind: Literal["tidal"]
-    over: Literal["kl", "calm"] = Field(
-        default="kl", description="kl on aligned pairs, or calm on chunks; reverse objectives are refused."
-    )
-    temperature: float = Field(default=2.0, gt=0, description="Over kl it must have been captured. 2 is the paper's.")
-    axes: Literal["both", "training_only", "timestep_only"] = Field(
-        default="both", description="What the trust in the teacher depends on."
-    )
-    time_weight: Literal["uniform", "midrange"] = Field(
-        default="uniform", description="midrange: exp(-(t - 0.5)^2 / (2 * 0.15^2)), paper Table 5."
-    )
-    normalise: Literal["count", "weights"] | None = Field(
-        default=None,
-        description="Divide by the number of rows or chunks, or by the sum of their time weights; by default count "
-        "with semantics = 'paper' and weights with 'corrected'.",
-    )
-    growth: Literal["cosine", "linear"] = Field(default="cosine", description="How trust grows over the run.")
-    lambda_init: float = Field(default=0.1, ge=0, le=1, description="Trust at the start (paper: 0.1).")
-    lambda_max: float = Field(default=0.9, ge=0, le=1, description="Trust at the end (paper: 0.9).")
-    tail: Literal["rest", "renormalise"] = Field(
-        default="rest", description="Over kl, what is not kept: one outcome, or left out."
-    )
-    clamp_student: bool | None = CLAMP
-
-    @field_validator("over", mode="before")
-    @classmethod
-    def _not_reversed(cls, value: object) -> object:
-        if isinstance(value, str) and value.startswith("reverse"):
-            raise ValueError(
-                "TIDAL does not go with a reverse objective: the paper finds the two counterproductive together "
-                "(arXiv:2604.26951); use over = 'kl' or 'calm', or the reverse objective by itself"
-            )
-        return value
+    kind: Literal["tidal"] = field(default="tidal", kw_only=True)
+    over: Annotated[Literal["kl", "calm"], _NOT_REVERSED] = "kl"
+    """kl on aligned pairs, or calm on chunks; reverse objectives are refused."""
+    temperature: Temperature = 2.0
+    """Over kl it must have been captured. 2 is the paper's."""
+    axes: Literal["both", "training_only", "timestep_only"] = "both"
+    """What the trust in the teacher depends on."""
+    time_weight: Literal["uniform", "midrange"] = "uniform"
+    """midrange: exp(-(t - 0.5)^2 / (2 * 0.15^2)), paper Table 5."""
+    normalise: Literal["count", "weights"] | None = None
+    """Divide by the number of rows or chunks, or by the sum of their time weights; by default count with semantics =
+    'paper' and weights with 'corrected'."""
+    growth: Literal["cosine", "linear"] = "cosine"
+    """How trust grows over the run."""
+    lambda_init: Share = 0.1
+    """Trust at the start (paper: 0.1)."""
+    lambda_max: Share = 0.9
+    """Trust at the end (paper: 0.9)."""
+    tail: Literal["rest", "renormalise"] = "rest"
+    """Over kl, what is not kept: one outcome, or left out."""
+    clamp_student: bool | None = None
+    """Clamp the student's chunk probability at 1e-7: no gradient below. Semantics decides."""
 
 
-ObjectiveConfig = Annotated[
+AnyObjective = (
     CrossEntropyConfig
     | ForwardKLConfig
     | ReverseKLConfig
@@ -146,10 +141,7 @@ ObjectiveConfig = Annotated[
     | ReverseCalmConfig
     | BernoulliKLConfig
     | ChunkKLConfig
-    | TidalConfig,
-    Field(discriminator="kind"),
-]
-
-OBJECTIVE_KINDS: tuple[str, ...] = tuple(
-    get_args(member.model_fields["kind"].annotation)[0] for member in get_args(get_args(ObjectiveConfig)[0])
+    | TidalConfig
 )
+
+OBJECTIVE_KINDS: tuple[str, ...] = tuple(entry.kind for entry in get_args(AnyObjective))

@@ -1,9 +1,11 @@
 """What `semantics` decides: weights, divisors and clamps that a run file leaves open, as published or corrected."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from tide_cache.config.objectives import ObjectiveConfig
+from tide_cache.config.objectives import AnyObjective
 
 Semantics = Literal["paper", "corrected"]
 
@@ -26,7 +28,11 @@ DECIDED: MappingProxyType[Semantics, dict[str, dict[str, Any]]] = MappingProxyTy
 """By kind, the fields whose default is None; docs/decisions/semantics.md says why they differ."""
 
 
-def resolve(objective: ObjectiveConfig, semantics: Semantics) -> ObjectiveConfig:
+def resolve(objective: AnyObjective, semantics: Semantics) -> AnyObjective:
     """Fill in what an objective leaves open; what it states stays."""
-    decided = DECIDED[semantics].get(objective.kind, {})
-    return objective.model_copy(update={key: v for key, v in decided.items() if getattr(objective, key) is None})
+    return replace(objective, **left_open(objective.kind, vars(objective), semantics))
+
+
+def left_open(kind: str, values: Mapping[str, Any], semantics: Semantics) -> dict[str, Any]:
+    """Return what `semantics` decides of an objective: the fields that are None, with their values."""
+    return {name: value for name, value in DECIDED[semantics].get(kind, {}).items() if values[name] is None}

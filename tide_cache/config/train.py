@@ -1,22 +1,24 @@
 """The run file of `tide-cache train`."""
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
 from tide_cache.config.base import Frozen
 from tide_cache.config.common import (
     CacheLocation,
     CorpusConfig,
     Location,
+    ObjectiveEntry,
     PassName,
     Precision,
     TokenizerConfig,
     ViewsConfig,
 )
-from tide_cache.config.objectives import CrossEntropyConfig, ObjectiveConfig
+from tide_cache.config.objectives import AnyObjective, CrossEntropyConfig
 from tide_cache.config.presets import find_preset
 from tide_cache.config.semantics import Semantics, resolve
 
@@ -202,9 +204,7 @@ class TrainRun(Frozen):
         default="corrected",
         description="Weights and divisors that objectives leave open: as the paper, or corrected for whole chunks.",
     )
-    objective: tuple[ObjectiveConfig, ...] = Field(
-        default=(CrossEntropyConfig(kind="ce"),), min_length=1, validate_default=True
-    )
+    objective: tuple[ObjectiveEntry, ...] = Field(default=(CrossEntropyConfig(),), min_length=1, validate_default=True)
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
 
@@ -228,10 +228,20 @@ class TrainRun(Frozen):
     @field_validator("objective")
     @classmethod
     def _apply_semantics(
-        cls, objectives: tuple[ObjectiveConfig, ...], info: ValidationInfo
-    ) -> tuple[ObjectiveConfig, ...]:
+        cls, objectives: tuple[ObjectiveEntry, ...], info: ValidationInfo
+    ) -> tuple[ObjectiveEntry, ...]:
         """Fill in what `semantics` decides, so that the resolved run says every value it trains with."""
         semantics = info.data.get("semantics")
         if semantics is None:  # was refused, and is reported as a fault of its own
             return objectives
         return tuple(resolve(entry, semantics) for entry in objectives)
+
+
+def read_objectives(entries: Sequence[dict[str, Any]], semantics: Semantics) -> tuple[AnyObjective, ...]:
+    """Return entries as a run with these semantics has them.
+
+    Raises:
+        ValidationError: An entry would be refused in a run file.
+    """
+    reader: TypeAdapter[AnyObjective] = TypeAdapter(ObjectiveEntry)
+    return tuple(resolve(reader.validate_python(entry), semantics) for entry in entries)

@@ -10,12 +10,13 @@ Shape suffixes: N masked rows, R rows with teacher candidates, K kept ids, X fur
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
 import torch
 
+from tide_cache.config.semantics import left_open
 from tide_cache.records import RowStatistics, Targets
 
 MIN_PROB, MAX_PROB = 1e-7, 1 - 2.0**-23
@@ -37,18 +38,33 @@ class Needs:
     teacher_temperatures: frozenset[float] = frozenset()
 
 
-class Objective(Protocol):
-    """One term of the training loss: a frozen dataclass of its hyper-parameters, in a file of its own."""
+class Objective(ABC):
+    """One term of the training loss, in a file of its own; its fields are those of its `[[objective]]` entry.
 
-    kind: ClassVar[str]
+    Fields that an entry leaves to `semantics` are filled in as `corrected` does.
+
+    Attributes:
+        kind: Its name in run files.
+        weight: Its factor in the sum of the run's objectives.
+    """
+
+    kind: str
+    weight: float
+
+    def __post_init__(self) -> None:
+        for name, value in left_open(self.kind, vars(self), "corrected").items():
+            object.__setattr__(self, name, value)
 
     @property
+    @abstractmethod
     def needs(self) -> Needs:
         """What must be there before training can start."""
 
+    @abstractmethod
     def count(self, targets: Targets) -> float:
         """Give the number the sum is divided by; depends on data only."""
 
+    @abstractmethod
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats, a scalar on the graph; zero when nothing is there to sum.
 

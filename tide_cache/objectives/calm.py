@@ -1,18 +1,17 @@
 """Chunk likelihoods across tokenizers: CALM, Reverse CALM and the true KL, on two outcomes per active chunk."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 
-from tide_cache.objectives.base import Needs, binary_cross_entropy, chunk_likelihoods, has_candidates
+from tide_cache.config.objectives import BernoulliKLConfig, CalmConfig, ReverseCalmConfig
+from tide_cache.objectives.base import Needs, Objective, binary_cross_entropy, chunk_likelihoods, has_candidates
 from tide_cache.records import RowStatistics, Targets
 
 
-@dataclass(frozen=True)
-class _ChunkLikelihood:
-    temperature: float = 5.0
-    clamp_student: bool = False
+class _ChunkLikelihood(Objective):
+    temperature: float
+    clamp_student: bool | None
 
     @property
     def needs(self) -> Needs:
@@ -23,9 +22,12 @@ class _ChunkLikelihood:
         """Give the number of active chunks."""
         return float(len(targets.truth.chunk_logprob_C))
 
+    def _likelihoods(self, student: RowStatistics, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+        return chunk_likelihoods(student, targets, self.temperature, bool(self.clamp_student))
+
 
 @dataclass(frozen=True)
-class Calm(_ChunkLikelihood):
+class Calm(CalmConfig, _ChunkLikelihood):
     """Sum -[p log s + (1 - p) log(1 - s)]: teacher's chunk probability p as target, student's s as prediction.
 
     The gradient in s is p/s - (1 - p)/(1 - s), which is not bounded as s goes to 0. With `without_candidates` it
@@ -33,9 +35,6 @@ class Calm(_ChunkLikelihood):
 
     Source: CALM in TIDE, arXiv:2604.26951, section 2.3; after ALM, arXiv:2503.20083.
     """
-
-    kind: ClassVar[str] = "calm"
-    chunks: Literal["all", "without_candidates"] = "all"
 
     @property
     def needs(self) -> Needs:
@@ -48,7 +47,7 @@ class Calm(_ChunkLikelihood):
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""
-        student_C, teacher_C = chunk_likelihoods(student, targets, self.temperature, self.clamp_student)
+        student_C, teacher_C = self._likelihoods(student, targets)
         return binary_cross_entropy(teacher_C, student_C)[self._is_compared(targets)].sum()
 
     def _is_compared(self, targets: Targets) -> torch.Tensor:
@@ -57,7 +56,7 @@ class Calm(_ChunkLikelihood):
 
 
 @dataclass(frozen=True)
-class ReverseCalm(_ChunkLikelihood):
+class ReverseCalm(ReverseCalmConfig, _ChunkLikelihood):
     """Sum -[s log p + (1 - s) log(1 - p)]: linear in s, so the coefficient log((1 - p)/p) is the teacher's alone.
 
     It is not KL(Bern(s) || Bern(p)), as the paper says: it lacks the entropy of s, its minimum lies at s = 0 or 1, and
@@ -66,16 +65,14 @@ class ReverseCalm(_ChunkLikelihood):
     Source: Reverse CALM, arXiv:2604.26951, section 2.3.
     """
 
-    kind: ClassVar[str] = "reverse_calm"
-
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""
-        student_C, teacher_C = chunk_likelihoods(student, targets, self.temperature, self.clamp_student)
+        student_C, teacher_C = self._likelihoods(student, targets)
         return binary_cross_entropy(student_C.exp(), teacher_C.log()).sum()
 
 
 @dataclass(frozen=True)
-class BernoulliKL(_ChunkLikelihood):
+class BernoulliKL(BernoulliKLConfig, _ChunkLikelihood):
     """Sum KL(Bern(s) || Bern(p)): what the paper says Reverse CALM equals, and it does not.
 
     Reverse CALM lacks the entropy of s. With it the gradient in s is logit(s) - logit(p), so the minimum lies at s = p.
@@ -83,10 +80,8 @@ class BernoulliKL(_ChunkLikelihood):
     Source: ours; the claim is in arXiv:2604.26951, section 2.3.
     """
 
-    kind: ClassVar[str] = "bernoulli_kl"
-
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""
-        student_C, teacher_C = chunk_likelihoods(student, targets, self.temperature, self.clamp_student)
+        student_C, teacher_C = self._likelihoods(student, targets)
         prob_C = student_C.exp()
         return (binary_cross_entropy(prob_C, teacher_C.log()) - binary_cross_entropy(prob_C, student_C)).sum()

@@ -1,16 +1,16 @@
 """Denoising cross-entropy on the true tokens: the BD3LM row of the paper's table, and the term of every other row."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 
-from tide_cache.objectives.base import Needs, student_truth
+from tide_cache.config.objectives import CrossEntropyConfig
+from tide_cache.objectives.base import Needs, Objective, student_truth
 from tide_cache.records import RowStatistics, Targets
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(CrossEntropyConfig, Objective):
     """Sum -w log q(true) over masked rows.
 
     `scheduler`: w = 1/t (for the linear schedule), divided by all supervised tokens, masked or not: an estimate of the
@@ -21,9 +21,6 @@ class CrossEntropy:
     Source: `scheduler` is BD3LM's, arXiv:2503.09573, as used by TIDE, arXiv:2604.26951; `realised_ratio` the form of
     the same bound in LLaDA, arXiv:2502.09992; docs/decisions/semantics.md.
     """
-
-    kind: ClassVar[str] = "ce"
-    time_weight: Literal["scheduler", "realised_ratio", "uniform"] = "realised_ratio"
 
     @property
     def needs(self) -> Needs:

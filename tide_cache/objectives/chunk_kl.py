@@ -4,11 +4,11 @@ Shape suffixes: N masked rows, K gathered ids but the true one, J candidates, F 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from tide_cache.objectives.base import Needs, has_candidates
+from tide_cache.config.objectives import ChunkKLConfig
+from tide_cache.objectives.base import Needs, Objective, has_candidates
 from tide_cache.records import RowStatistics, Targets
 
 _LEAST_REST = 1e-15
@@ -16,7 +16,7 @@ _LEAST_REST = 1e-15
 
 
 @dataclass(frozen=True)
-class ChunkKL:
+class ChunkKL(ChunkKLConfig, Objective):
     """Sum T^2 KL(p_T || q_T) over the teacher's candidates for each chunk and the rest.
 
     Both models predict masked tokens independently, so a candidate's probability is a product over its tokens; the
@@ -25,9 +25,6 @@ class ChunkKL:
 
     Source: ours; the step from one candidate to k is docs/objectives.md, `chunk_kl`.
     """
-
-    kind: ClassVar[str] = "chunk_kl"
-    temperature: float = 1.0
 
     @property
     def needs(self) -> Needs:

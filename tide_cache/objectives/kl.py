@@ -7,12 +7,13 @@ Shape suffixes: R rows with teacher candidates, D ids drawn from a row's tail.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 
+from tide_cache.config.objectives import ForwardKLConfig, ReverseKLConfig, Tail
 from tide_cache.objectives.base import (
     Needs,
+    Objective,
     RowLogProbs,
     among_kept,
     grouped_kl,
@@ -21,13 +22,10 @@ from tide_cache.objectives.base import (
 )
 from tide_cache.records import RowStatistics, Targets
 
-Tail = Literal["rest", "renormalise", "sampled"]
 
-
-@dataclass(frozen=True)
-class _GroupedKL:
-    temperature: float = 2.0
-    tail: Tail = "rest"
+class _GroupedKL(Objective):
+    temperature: float
+    tail: Tail
 
     @property
     def needs(self) -> Needs:
@@ -54,15 +52,12 @@ class _GroupedKL:
 
 
 @dataclass(frozen=True)
-class ForwardKL(_GroupedKL):
+class ForwardKL(ForwardKLConfig, _GroupedKL):
     """Sum T^2 KL(p_T || q_T): the student covers what the teacher finds likely.
 
     Source: the KL baseline of TIDE, arXiv:2604.26951; the rest outcome, docs/decisions/rest-outcome.md; sampling,
     arXiv:2503.16870.
     """
-
-    kind: ClassVar[str] = "kl"
-    temperature: float = 1.0
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats; its gradient in a logit is T (q_T - p_T)."""
@@ -75,13 +70,11 @@ class ForwardKL(_GroupedKL):
 
 
 @dataclass(frozen=True)
-class ReverseKL(_GroupedKL):
+class ReverseKL(ReverseKLConfig, _GroupedKL):
     """Sum T^2 KL(q_T || p_T): the student avoids what the teacher finds unlikely; mode-seeking.
 
     Source: the shared-tokenizer TIDE-Cross row of TIDE, arXiv:2604.26951; the rest outcome, as in `ForwardKL`.
     """
-
-    kind: ClassVar[str] = "reverse_kl"
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Give the sum in nats."""

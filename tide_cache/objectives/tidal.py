@@ -6,14 +6,15 @@ run goes on and where the teacher sees more. The mixture carries no gradient.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 
+from tide_cache.config.objectives import TidalConfig
 from tide_cache.objectives.base import (
     MAX_PROB,
     MIN_PROB,
     Needs,
+    Objective,
     RowLogProbs,
     among_kept,
     binary_cross_entropy,
@@ -26,7 +27,7 @@ from tide_cache.records import RowStatistics, Targets
 
 
 @dataclass(frozen=True)
-class Tidal:
+class Tidal(TidalConfig, Objective):
     """Sum w(t) * loss(target, student), over rows with candidates (`over` = kl) or active chunks (`over` = calm).
 
     kl: T^2 KL(r || q_T), with r proportional to q_T^(1-l) p_T^l over the kept ids and the rest: logits are mixed, as in
@@ -37,18 +38,6 @@ class Tidal:
     Source: TIDAL, arXiv:2604.26951, section 2.1; `midrange` from its Table 5; the rest, docs/decisions/rest-outcome.md;
     the divisor, docs/decisions/semantics.md.
     """
-
-    kind: ClassVar[str] = "tidal"
-    over: Literal["kl", "calm"] = "kl"
-    temperature: float = 2.0
-    axes: Literal["both", "training_only", "timestep_only"] = "both"
-    time_weight: Literal["uniform", "midrange"] = "uniform"
-    normalise: Literal["count", "weights"] = "weights"
-    growth: Literal["cosine", "linear"] = "cosine"
-    lambda_init: float = 0.1
-    lambda_max: float = 0.9
-    tail: Literal["rest", "renormalise"] = "rest"
-    clamp_student: bool = False
 
     @property
     def needs(self) -> Needs:
@@ -94,7 +83,7 @@ class Tidal:
         return grouped_kl(mixture(q, p, self.trust(t_R, progress)), q)
 
     def _calm_C(self, student: RowStatistics, targets: Targets, progress: float) -> torch.Tensor:
-        student_C, teacher_C = chunk_likelihoods(student, targets, self.temperature, self.clamp_student)
+        student_C, teacher_C = chunk_likelihoods(student, targets, self.temperature, bool(self.clamp_student))
         trust_C = self.trust(targets.truth.chunk_t_C, progress)
         target_C = ((1 - trust_C) * student_C.detach().exp() + trust_C * teacher_C).clamp(MIN_PROB, MAX_PROB)
         return binary_cross_entropy(target_C, student_C)

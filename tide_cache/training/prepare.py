@@ -3,7 +3,7 @@
 import datetime
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import PlainSource, TeacherSource
 from tide_cache.modeling.attention import flex_problem
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device, student_faults
-from tide_cache.objectives import union_of_needs
+from tide_cache.objectives import Objective, objective_of, union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.pairing.checking import LengthLimit, remarks_of, require_samples, require_usable
 from tide_cache.pairing.dates import today
@@ -40,7 +40,6 @@ from tide_cache.training.distributed import World
 from tide_cache.training.lora import lora_faults
 from tide_cache.training.reporters import reporter_faults
 from tide_cache.training.room import require_room_for
-from tide_cache.training.step import WeightedObjective
 from tide_cache.version import __version__
 from tide_cache.views import ViewPlan
 
@@ -76,7 +75,7 @@ class Prepared:
     collate_plan: CollatePlan
     max_length: int
     remarks: tuple[str, ...]
-    objectives: tuple[WeightedObjective, ...]
+    objectives: tuple[Objective, ...]
     steps: int
     continuity: dict[str, Any]
     resumed: Checkpoint | None
@@ -103,8 +102,8 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
     mask_id = checkpoint.mask_id if checkpoint and run.student.tokenizer is None else None
     tokenizer = TextTokenizer.load(**dict(student_tokenizer_config(run.student)), mask_id=mask_id)
     config = checkpoint.config if checkpoint else _new_config(run.student, tokenizer)
-    objectives = tuple(WeightedObjective.of(entry) for entry in run.objective)
-    needs = [entry.objective.needs for entry in objectives]
+    objectives = tuple(objective_of(entry) for entry in run.objective)
+    needs = [objective.needs for objective in objectives]
     caches, sizes = open_caches(run.data), (run.student.block_size, run.student.max_length)
     faults = [
         *_batch_faults(run, world),
@@ -275,7 +274,7 @@ def _continuity(run: TrainRun, data: OpenedData, caches: Sequence[OpenedCache], 
         "data.signal_pass": run.data.signal_pass if run.data.signal_pass != "plain" else None,
         "data.views": run.data.views.model_dump(mode="json") if run.data.corpus else None,
         **{f"student.{name}": value for name, value in student.items()},
-        "objective": [entry.model_dump(mode="json") for entry in run.objective],
+        "objective": [asdict(entry) for entry in run.objective],
         "optimizer": run.optimizer.model_dump(mode="json"),
         "train.steps": steps,
         **{f"train.{name}": getattr(run.train, name) for name in _CONTINUED},
@@ -298,7 +297,7 @@ def _provenance(run: TrainRun, data: OpenedData, caches: Sequence[OpenedCache], 
         "data": content,
         "cache_identity": identities[0] if is_alone else None,
         "signal_pass": run.data.signal_pass if is_alone else None,
-        "objective": [entry.model_dump(mode="json") for entry in run.objective],
+        "objective": [asdict(entry) for entry in run.objective],
         "steps": steps,
         "global_batch": run.train.global_batch,
         "seed": run.train.seed,

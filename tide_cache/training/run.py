@@ -266,7 +266,7 @@ class _Loop:
             nll_by_t=figures.nll_by_t,
             learning_rate=self._rate(done - 1),
             gradient_norm=None if norm is None else float(norm),
-            trust=_trust([entry.objective for entry in objectives], (done - 1) / self._prepared.steps),
+            trust=_trust(objectives, (done - 1) / self._prepared.steps),
             tokens_per_s=figures.tokens_per_s,
             stall_share=figures.stall_share,
             peak_memory_bytes=figures.peak_memory_bytes,

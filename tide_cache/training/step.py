@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from tide_cache.config.objectives import ObjectiveConfig
 from tide_cache.loading.prefetch import with_tensors
-from tide_cache.objectives import OBJECTIVES, Objective, ids_to_gather, union_of_needs
+from tide_cache.objectives import Objective, ids_to_gather, union_of_needs
 from tide_cache.objectives.base import student_truth
 from tide_cache.records import RowStatistics, StudentBatch, Targets
 from tide_cache.training.distributed import World, sum_over_ranks
@@ -16,19 +15,6 @@ from tide_cache.training.distributed import World, sum_over_ranks
 Record = TypeVar("Record", StudentBatch, Targets)
 
 T_BUCKETS = 10
-
-
-@dataclass(frozen=True)
-class WeightedObjective:
-    """An objective and its factor in the loss."""
-
-    objective: Objective
-    weight: float
-
-    @classmethod
-    def of(cls, entry: ObjectiveConfig) -> Self:
-        """Make what an entry of a run file describes; `semantics` has filled in what it left open."""
-        return cls(OBJECTIVES[entry.kind](**entry.model_dump(exclude={"kind", "weight"})), entry.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +35,7 @@ class StepSums:
 def train_step(
     engine: Any,
     micro_batches: Sequence[tuple[StudentBatch, Targets]],
-    objectives: Sequence[WeightedObjective],
+    objectives: Sequence[Objective],
     world: World,
     progress: float = 0.0,
 ) -> StepSums:
@@ -68,14 +54,15 @@ def train_step(
     """
     device = engine.device
     counts_O = torch.tensor(
-        [sum(entry.objective.count(targets) for _, targets in micro_batches) for entry in objectives],
+        [sum(objective.count(targets) for _, targets in micro_batches) for objective in objectives],
         dtype=torch.float64,
     )
     counts_O = sum_over_ranks(counts_O.to(device))
     scale_O = [
-        entry.weight * world.size / (count or 1.0) for entry, count in zip(objectives, counts_O.tolist(), strict=True)
+        objective.weight * world.size / (count or 1.0)
+        for objective, count in zip(objectives, counts_O.tolist(), strict=True)
     ]
-    temperatures = tuple(sorted(union_of_needs(e.objective.needs for e in objectives).student_temperatures))
+    temperatures = tuple(sorted(union_of_needs(objective.needs for objective in objectives).student_temperatures))
     totals_O = torch.zeros(len(objectives), dtype=torch.float64, device=device)
     nll_B = torch.zeros(T_BUCKETS, dtype=torch.float64, device=device)
     rows_B = torch.zeros_like(nll_B)
@@ -83,7 +70,7 @@ def train_step(
         here, there = on_device(batch, device), on_device(targets, device)
         gathered_NK, log_z_NT, log_rest_NT = engine(here, *ids_to_gather(there), temperatures)
         statistics = RowStatistics(gathered_NK, log_z_NT, log_rest_NT, temperatures)
-        totals = [entry.objective.total(statistics, there, progress) for entry in objectives]
+        totals = [objective.total(statistics, there, progress) for objective in objectives]
         engine.backward(sum(total * scale for total, scale in zip(totals, scale_O, strict=True)), scale_wrt_gas=False)
         engine.step()
         totals_O += torch.stack([total.detach() for total in totals])

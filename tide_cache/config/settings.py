@@ -1,0 +1,43 @@
+"""What settings have in common that stages take as a run file states them: frozen dataclasses, declared once.
+
+They know neither pydantic nor torch: run files check them without either of the stage's libraries, and pure stages
+import them. Bounds stand in the type, `Annotated[float, Gt(0)]`; what a field means stands below it, and becomes its
+description in the JSON schema.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Base of frozen dataclasses that run files are checked against: unknown keys, NaN and infinities are refused."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Annotates a field: text that begins so is refused, and the message says why, in place of what is allowed.
+
+    Attributes:
+        prefix: How it begins.
+        reason: Why, and what to do.
+    """
+
+    prefix: str
+    reason: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        """Have a run file's check ask this first; see pydantic's "custom types"."""
+        return {
+            "type": "function-before",
+            "function": {"type": "no-info", "function": self._check},
+            "schema": handler(source),
+        }
+
+    def _check(self, value: object) -> object:
+        if isinstance(value, str) and value.startswith(self.prefix):
+            raise ValueError(self.reason)
+        return value
