@@ -20,8 +20,8 @@ from benchmarks.online import ROWS, SMALL, Setting, measure_time
 from benchmarks.options import Options
 from benchmarks.published_shapes import random_backbone
 from benchmarks.timing import Timings
+from tide_cache.config.sections import SignalsConfig
 from tide_cache.modeling.backbone import DTYPES
-from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
 from tide_cache.views import draw_view
@@ -64,7 +64,7 @@ def measure_capture(setting: Setting, root: Path, repeats: int) -> dict[str, flo
             views_per_forward=4,
             batch_tokens=16384,
             head_rows=1024,
-            signals=SignalPlan((1.0, 2.0), top_k=64 if has_topk else 0, top_p=1.0, has_topk=has_topk),
+            signals=SignalsConfig(kinds=("truth", "topk") if has_topk else ("truth",), top_p=1.0),
         ),
     )
     pairs = [record.pair for record in setting.records(root)]

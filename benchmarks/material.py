@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from tide_cache.config.sections import ViewsConfig
 from tide_cache.loading.cache import CacheSource, cache_collate_plan
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.loading.order import SampleOrder
@@ -38,10 +39,10 @@ from tide_cache.records import (
     ViewRecord,
 )
 from tide_cache.shards import SignalKind, encode_pairs, encode_signals
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 
-VIEWS = ViewPlan(num_views=1, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
+VIEWS = ViewsConfig(num_views=1, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
 CANDIDATES = 4
 """Of each chunk: about what a trained teacher has within the length of the true one."""
 SHARD_SAMPLES = 256

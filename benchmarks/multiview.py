@@ -8,12 +8,12 @@ from benchmarks.build import MASK
 from benchmarks.options import Options, shared_file
 from benchmarks.pairing import gsm8k
 from benchmarks.timing import Timings
+from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.modeling.backbone import new_backbone
-from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.records import SamplePair, TeacherSignal
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 
 NUM_VIEWS, BLOCK_SIZE, BATCH_TOKENS = 4, 32, 4096
 MAX_ROWS = 4
@@ -29,7 +29,7 @@ def run(options: Options) -> dict[str, float]:
     rows = gsm8k(min(options.rows, MAX_ROWS))
     students = encode_student(rows, tokenizer, max_length=512, block_size=BLOCK_SIZE, fill_last_block=True).pairs
     pairs = [_as_teacher(pair) for pair in students]
-    plan = ViewPlan(NUM_VIEWS, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
+    plan = ViewsConfig(NUM_VIEWS, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
     views = [[draw_view(pair, view, plan) for view in range(NUM_VIEWS)] for pair in pairs]
     config = Qwen3Config(
         vocab_size=VOCAB, hidden_size=512, intermediate_size=1536, num_hidden_layers=6,
@@ -41,7 +41,7 @@ def run(options: Options) -> dict[str, float]:
     def capture(views_per_forward: int) -> list[list[TeacherSignal]]:
         how = CapturePlan(
             "block", BLOCK_SIZE, VOCAB - 1, 0, views_per_forward, BATCH_TOKENS, 1024,
-            SignalPlan((1.0,), top_k=0, top_p=1.0, has_topk=False),
+            SignalsConfig(kinds=("truth",), temperatures=(1.0,)),
         )  # fmt: skip
         return Teacher(backbone, how).signals(pairs, views)
 

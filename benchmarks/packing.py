@@ -5,12 +5,13 @@ from typing import get_args
 from benchmarks.build import MASK
 from benchmarks.options import Options, shared_file
 from benchmarks.pairing import gsm8k
+from tide_cache.config.sections import BatchConfig, ViewsConfig
+from tide_cache.config.settings import Batching
 from tide_cache.loading.collate import CollatePlan
-from tide_cache.loading.micro_batches import Batching, BatchPlan, step_micro_batches
+from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import PlainSource
 from tide_cache.pairing import TextTokenizer, encode_student
-from tide_cache.views import ViewPlan
 
 BLOCK_SIZE, MAX_LENGTH, GLOBAL_BATCH, MICRO_BATCH = 32, 512, 64, 8
 
@@ -24,11 +25,11 @@ def run(options: Options) -> dict[str, float]:
         pairs = encode_student(
             rows, tokenizer, max_length=MAX_LENGTH, block_size=BLOCK_SIZE, fill_last_block=fills
         ).pairs
-        views = ViewPlan(4, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
+        views = ViewsConfig(4, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
         source, order = PlainSource(pairs, views), SampleOrder((len(pairs),), "packing", 0)
         layout = CollatePlan(tokenizer.mask_id, tokenizer.pad_id, BLOCK_SIZE)
         for batching in get_args(Batching):
-            plan = BatchPlan(GLOBAL_BATCH, MICRO_BATCH, batching, MAX_LENGTH)
+            plan = BatchConfig(GLOBAL_BATCH, MICRO_BATCH, batching, MAX_LENGTH)
             real = computed = 0
             for step in range(max(1, len(pairs) // GLOBAL_BATCH)):
                 for batch, _ in step_micro_batches(source, order, layout, plan, step, 0, 1):

@@ -24,12 +24,14 @@ import numpy as np
 from benchmarks.material import VIEWS, Loading, Shape, write_cache
 from benchmarks.options import Options
 from benchmarks.processes import in_own_process, peak_rss
+from tide_cache.config.sections import BatchConfig
+from tide_cache.config.settings import Batching
 from tide_cache.config.train import TrainRun
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import train_vocabularies
 from tide_cache.loading.cache import CacheSource
 from tide_cache.loading.collate import CollatePlan
-from tide_cache.loading.micro_batches import Batching, BatchPlan, step_micro_batches
+from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import PlainSource
 from tide_cache.manifest import Manifest
@@ -87,7 +89,7 @@ def is_order_identical() -> bool:
     source, layout = PlainSource(samples, VIEWS), CollatePlan(mask_id=1, pad_id=0, block_size=8)
     order = SampleOrder(source.group_sizes, "scale", seed=0)
     for batching in get_args(Batching):
-        plan = BatchPlan(global_batch=24, micro_batch=2, batching=batching, row_tokens=128)
+        plan = BatchConfig(global_batch=24, micro_batch=2, batching=batching, row_tokens=128)
         for step in range(6):  # more than two epochs
             found = [
                 sorted(
@@ -134,7 +136,7 @@ def peak_of_loading(root: Path) -> int:
     loading = Loading(root, Manifest.load(root))
     source, layout = CacheSource(root, loading.manifest, held_groups=HELD_GROUPS), loading.plan()
     order = SampleOrder(source.group_sizes, "scale", seed=0, window_groups=HELD_GROUPS // 2)
-    plan = BatchPlan(global_batch=64, micro_batch=8)
+    plan = BatchConfig(global_batch=64, micro_batch=8)
     for step in range(2 * order.num_samples // plan.global_batch):
         for _ in step_micro_batches(source, order, layout, plan, step, 0, 1):
             continue

@@ -18,16 +18,17 @@ import torch
 from torch import nn
 
 from benchmarks.options import ROOT, MaterialMissing, Options, shared_file
+from tide_cache.config.objectives import Tail
+from tide_cache.config.sections import SignalsConfig
 from tide_cache.corpus import open_corpus
 from tide_cache.evaluation.forward import evaluating
 from tide_cache.evaluation.trained import TrainedModel, open_trained
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.backbone import Backbone, load_backbone
 from tide_cache.modeling.packing import PackedInput
-from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.modeling.rows import masked_hidden
 from tide_cache.objectives import Objective, ids_to_gather
-from tide_cache.objectives.kl import ForwardKL, ReverseKL, Tail
+from tide_cache.objectives.kl import ForwardKL, ReverseKL
 from tide_cache.objectives.tidal import Tidal
 from tide_cache.pairing import encode_student
 from tide_cache.records import MaskedView, SampleId, SamplePair, Targets, ViewRecord
@@ -261,7 +262,12 @@ def _objectives(kind: str, temperature: float, has_draws: bool) -> dict[Tail, Ob
 def _captured(cells: Sequence[_Cell], plan: Plan) -> list[ViewRecord]:
     """Give what a cache with this plan says of each cell, as if its rows were one sample."""
     vocab_size = len(cells[0].rows.teacher_head_VW)
-    signals = SignalPlan(TEMPERATURES, min(plan.top_k, vocab_size), plan.top_p, plan.tail_samples)
+    signals = SignalsConfig(
+        temperatures=TEMPERATURES,
+        top_k=min(plan.top_k, vocab_size),
+        top_p=plan.top_p,
+        tail_samples=plan.tail_samples,
+    )
     capture = CapturePlan("full", 1, 0, vocab_size, 1, 10**9, SLICE_ROWS, signals)
     records = []
     for index, cell in enumerate(cells):

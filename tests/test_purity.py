@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PATTERNS = {
     "tide_cache/config/settings.py": {"annotated_types"},
     "tide_cache/config/objectives.py": {"annotated_types"},
+    "tide_cache/config/sections.py": {"annotated_types"},
     "tide_cache/config/semantics.py": set(),
     "tide_cache/views/*.py": {"numpy"},
     "tide_cache/objectives/*.py": {"torch"},

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tide_cache.config.presets import find_preset
+from tide_cache.config.sections import BatchConfig
 from tide_cache.config.semantics import Semantics
+from tide_cache.config.settings import Batching
 from tide_cache.config.train import read_objectives
 from tide_cache.errors import RunFileError
 from tide_cache.inspecting.export import ExportedView
 from tide_cache.loading.cache import HELD_GROUPS, CacheSource
 from tide_cache.loading.fitting import require_fitting_caches
-from tide_cache.loading.micro_batches import Batching, BatchPlan
 from tide_cache.loading.opening import OpenedCache
 from tide_cache.loading.torch_dataset import MicroBatches
 from tide_cache.locations import CachePath, cache_path
@@ -144,9 +145,9 @@ class Cache:
         global_batch: int,
         micro_batch: int,
         first_step: int = 0,
-        batching: Batching = BatchPlan.batching,
-        row_tokens: int = BatchPlan.row_tokens,
-        views_per_step: int = BatchPlan.views_per_step,
+        batching: Batching = BatchConfig.batching,
+        row_tokens: int = BatchConfig.row_tokens,
+        views_per_step: int = BatchConfig.views_per_step,
         num_views: int | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -196,7 +197,7 @@ class Cache:
             self.cache_id,
             seed,
             opened.collate_plan(tokenizer),
-            BatchPlan(global_batch, micro_batch, batching, row_tokens, views_per_step),
+            BatchConfig(global_batch, micro_batch, batching, row_tokens, views_per_step),
             range(first_step, first_step + steps),
             rank,
             world,

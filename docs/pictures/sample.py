@@ -7,12 +7,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tide_cache.config.sections import ViewsConfig
 from tide_cache.demo.vocabularies import train_vocabularies
 from tide_cache.pairing import TextTokenizer
 from tide_cache.pairing.pairer import SamplePairer
 from tide_cache.records import Bools, ChatRow, Int32s, Message, SampleId, SamplePair
 from tide_cache.views.compdemo import draw_shown_first
-from tide_cache.views.masking import ViewPlan, draw_view
+from tide_cache.views.masking import draw_view
 
 QUESTION, ANSWER = "code scale: scale x by 50", "def scale(x): return x * 50"
 NUM_VIEWS, SEED = 4, 4
@@ -37,7 +38,7 @@ class Shown:
     student: list[Token]
     chunks: list[tuple[int, int]]
     pair: SamplePair
-    views: ViewPlan
+    views: ViewsConfig
 
     def view(self, number: int) -> tuple[float, Bools, Bools]:
         """Give t, the teacher's and the student's masked places of a view."""
@@ -69,7 +70,7 @@ def make_sample() -> Shown:
     }
     by_place = {token.place: token for token in sides["student"]}
     chunks = [(by_place[start].start, by_place[end - 1].end) for _, _, start, end in chunks_C4.tolist()]
-    return Shown(**sides, chunks=chunks, pair=pair, views=ViewPlan(NUM_VIEWS, SEED, "stratified", "linear", False))
+    return Shown(**sides, chunks=chunks, pair=pair, views=ViewsConfig(NUM_VIEWS, SEED, "stratified", "linear", False))
 
 
 def _tokens(tokenizer: TextTokenizer, ids: Int32s, first: int, last: int) -> list[Token]:

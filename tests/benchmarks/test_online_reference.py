@@ -62,13 +62,13 @@ def test_the_reference_and_ours_have_the_same_losses(build_values, tmp_path, pip
     layout = CollatePlan(
         student.mask_id, student.pad_id, 8, build.identity.pairing.shared_vocab_size, temperatures, "linear"
     )
-    source = LiveTeacher(pairs, build.views, teacher, demo_ratio=build.demo_ratio if compdemo else None)
+    source = LiveTeacher(pairs, build.views, teacher, demo_ratio=build.views.demo_ratio if compdemo else None)
     batch = collate(source.records(range(5), 0), layout)
     trainee = Trainee(qwen3_config(student.vocab_size, **SHAPE), block_size=8, micro_batch=5)
     plan = OnlinePlan(
         method, OURS[method]["temperature"], context, compdemo, block_size=8, student_mask_id=student.mask_id,
         teacher_mask_id=build.capture.mask_id, pad_id=student.pad_id,
-        shared_vocab_size=build.identity.pairing.shared_vocab_size, demo_ratio=build.demo_ratio,
+        shared_vocab_size=build.identity.pairing.shared_vocab_size, demo_ratio=build.views.demo_ratio,
     )  # fmt: skip
     reference = OnlineTrainer(trainee.backbone, teacher._backbone, plan)
     found = [float(x.detach()) for x in reference.losses(make_batch(pairs, views, plan, "cpu", build.views.seed), 0.3)]

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
+from tide_cache.config.sections import BuildViewsConfig
 from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ModelError, PairingError, RunFileError
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest, verify
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 
 
 def tree(folder):
@@ -73,7 +74,7 @@ def test_another_build_in_the_same_folder_is_refused_with_the_field(undisturbed,
 def test_every_mask_follows_from_the_manifest(undisturbed):
     manifest = Manifest.load(undisturbed[0])
     source = CacheSource(undisturbed[0], manifest)
-    views = ViewPlan(**manifest.identity.views.model_dump(exclude={"demo_ratio"}))
+    views = BuildViewsConfig(**dict(manifest.identity.views))
     for epoch in range(4):
         for record in source.records(range(40), epoch):
             again = draw_view(record.pair, epoch, views)

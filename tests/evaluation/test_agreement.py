@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.errors import CacheMismatchError, RunFileError
 from tide_cache.evaluation import teacher_agreement
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.modeling.packing import pack_block
-from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.records import SampleId, SamplePair, ViewRecord
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.views import ViewPlan, active_chunks, draw_view
+from tide_cache.views import active_chunks, draw_view
 
 VOCAB, MASK, PAD, BLOCK = 40, 39, 38, 4
 PLAN = CollatePlan(MASK, PAD, BLOCK, shared_vocab_size=VOCAB, temperatures=(1.0, 2.0))
-VIEWS = ViewPlan(num_views=6, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
+VIEWS = ViewsConfig(num_views=6, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
 
 
 def sample(index, length):
@@ -43,7 +43,7 @@ def ask(teacher, top_k=VOCAB, lengths=(9, 16, 6)):
         views_per_forward=2,
         batch_tokens=100,
         head_rows=16,
-        signals=SignalPlan(temperatures=(1.0, 2.0), top_k=top_k, top_p=1.0),
+        signals=SignalsConfig(temperatures=(1.0, 2.0), top_k=top_k, top_p=1.0),
     )
     signals = Teacher(teacher, capture).signals(pairs, views)
     return [

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one, pairs
 from helpers.target_examples import leaves
+from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.loading.collate import CollatePlan, collate
-from tide_cache.modeling.row_signals import SignalPlan, row_signals
+from tide_cache.modeling.row_signals import row_signals
 from tide_cache.records import TeacherSignal, TopK, ViewRecord
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
 
 TEACHER_VOCAB, SHARED = 14, 9
@@ -22,7 +23,7 @@ TEMPERATURES = (1.0, 2.0, 0.5)
 PLAN = CollatePlan(
     mask_id=98, pad_id=99, block_size=4, shared_vocab_size=SHARED, temperatures=TEMPERATURES, schedule="cosine"
 )
-VIEWS = ViewPlan(num_views=2, seed=1, time_sampling="uniform", schedule="cosine", complementary=False)
+VIEWS = ViewsConfig(num_views=2, seed=1, time_sampling="uniform", schedule="cosine", complementary=False)
 quick = settings(max_examples=60, deadline=None)
 
 
@@ -35,7 +36,7 @@ def record_of(pair, view_number, top_k, top_p, seed):
     wants_M[pair.chunks_C4[pair.is_aligned_pair_C(SHARED) & pair.is_distillable_C, 0]] = True
     true_ids_N = torch.from_numpy(pair.teacher_ids_M[positions].astype(np.int64))
     wants_N = torch.from_numpy(wants_M[positions])
-    plan = SignalPlan(TEMPERATURES, top_k, top_p)
+    plan = SignalsConfig(temperatures=TEMPERATURES, top_k=top_k, top_p=top_p)
     rows = row_signals(logits_NV, torch.eye(TEACHER_VOCAB), true_ids_N, wants_N * plan.top_p, plan, 64)
     is_kept_NK = torch.arange(rows.ids_NK.shape[1]) < rows.counts_N[:, None]
     topk = TopK(

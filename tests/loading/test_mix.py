@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one
 from helpers.target_examples import leaves
+from tide_cache.config.sections import ViewsConfig
 from tide_cache.loading import mix
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
 from tide_cache.loading.order import SampleOrder, Visit, rank_turns
 from tide_cache.loading.source import PlainSource
 from tide_cache.records import ChunkCandidates, TeacherSignal, TopK, ViewRecord
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 from tide_cache.views.schedule import time_weight
 
 quick = settings(max_examples=60, deadline=None)
@@ -105,7 +106,7 @@ def test_keys_seed_and_weights_each_change_the_turns_and_nothing_else_does():
     assert base[:16] != base[16:32], "every block is drawn anew"
 
 
-VIEWS = ViewPlan(num_views=2, seed=1, time_sampling="stratified", schedule="linear", complementary=False)
+VIEWS = ViewsConfig(num_views=2, seed=1, time_sampling="stratified", schedule="linear", complementary=False)
 
 
 def test_records_come_from_their_sources_in_the_order_asked_for():

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config
 
 from helpers.pair_examples import one_to_one
+from tide_cache.config.sections import BatchConfig, SignalsConfig, ViewsConfig
 from tide_cache.loading.collate import CollatePlan, collate, collate_rows
 from tide_cache.loading.micro_batches import (
-    BatchPlan,
     plan_micro_batches,
     share_of_rank,
     step_micro_batches,
@@ -19,15 +19,13 @@ from tide_cache.loading.micro_batches import (
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import LiveTeacher, PlainSource
 from tide_cache.modeling.backbone import new_backbone
-from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.objectives import OBJECTIVES, ids_to_gather
 from tide_cache.records import RowStatistics
 from tide_cache.student.model import Student
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.views import ViewPlan
 
 PLAN = CollatePlan(mask_id=14, pad_id=15, block_size=4, shared_vocab_size=9, temperatures=(1.0, 2.0))
-VIEWS = ViewPlan(num_views=4, seed=1, time_sampling="uniform", schedule="linear", complementary=False)
+VIEWS = ViewsConfig(num_views=4, seed=1, time_sampling="uniform", schedule="linear", complementary=False)
 LENGTHS = (12, 7, 5, 4, 9)
 KINDS = ("ce", "kl", "reverse_kl", "calm")
 quick = settings(max_examples=60, deadline=None)
@@ -49,7 +47,7 @@ def student():
 @pytest.fixture(scope="module")
 def samples():
     """Each sample with its views, and what a teacher says of them."""
-    capture = CapturePlan("block", 4, 15, 9, 2, 1000, 32, SignalPlan((1.0, 2.0), 4, 0.9))
+    capture = CapturePlan("block", 4, 15, 9, 2, 1000, 32, SignalsConfig(temperatures=(1.0, 2.0), top_k=4, top_p=0.9))
     teacher = LiveTeacher([one_to_one(str(n), n) for n in LENGTHS], VIEWS, Teacher(backbone(seed=1), capture))
     return list(zip(*(teacher.records(range(len(LENGTHS)), view) for view in range(4)), strict=True))
 
@@ -134,7 +132,7 @@ PAIRS = [one_to_one(f"sample{size}", size) for size in (3, 30, 9, 17, 5, 22, 14,
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_together_take_the_samples_of_the_step(batching, world):
     source, order = PlainSource(PAIRS, VIEWS), SampleOrder((8,), "key", 0)
-    plan, layout = BatchPlan(8, 2, batching, row_tokens=32, views_per_step=2), CollatePlan(14, 15, 4)
+    plan, layout = BatchConfig(8, 2, batching, row_tokens=32, views_per_step=2), CollatePlan(14, 15, 4)
     shares = [list(step_micro_batches(source, order, layout, plan, 1, rank, world)) for rank in range(world)]
     assert {len(share) for share in shares} == {4 // world}
     found = sum(targets.num_supervised for share in shares for _, targets in share)
@@ -172,7 +170,7 @@ def test_padding_shrinks_from_order_to_length_to_packed():
     for batching in ("order", "length", "packed"):
         steps = step_micro_batches(
             PlainSource(pairs, VIEWS), SampleOrder((64,), "key", 0), CollatePlan(14, 15, 1),
-            BatchPlan(64, 8, batching, row_tokens=128), 0, 0, 1,
+            BatchConfig(64, 8, batching, row_tokens=128), 0, 0, 1,
         )  # fmt: skip
         useful[batching] = np.mean(np.concatenate([batch.is_real_BL.flatten() for batch, _ in steps]))
     assert useful["order"] < useful["length"]

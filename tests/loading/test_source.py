@@ -8,13 +8,13 @@ import torch
 from transformers import Qwen3Config
 
 from helpers.pair_examples import one_to_one
+from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.loading.source import GroupCache, LiveTeacher, PlainSource
 from tide_cache.modeling.backbone import new_backbone
-from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 
-VIEWS = ViewPlan(num_views=2, seed=1, time_sampling="stratified", schedule="linear", complementary=False)
+VIEWS = ViewsConfig(num_views=2, seed=1, time_sampling="stratified", schedule="linear", complementary=False)
 PAIRS = [one_to_one(f"sample{length}", length) for length in (5, 9, 7)]
 
 
@@ -24,7 +24,7 @@ def teacher():
         vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
-    plan = CapturePlan("block", 4, 15, 16, 2, 1000, 32, SignalPlan((1.0, 2.0), 4, 0.9))
+    plan = CapturePlan("block", 4, 15, 16, 2, 1000, 32, SignalsConfig(temperatures=(1.0, 2.0), top_k=4, top_p=0.9))
     return Teacher(new_backbone(config, torch.float32, "cpu", seed=0), plan)
 
 

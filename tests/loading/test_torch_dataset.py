@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 import tide_cache
 from helpers.target_examples import leaves
 from tide_cache.config.base import load_run_file
+from tide_cache.config.sections import BatchConfig
 from tide_cache.config.train import TrainConfig, TrainRun
 from tide_cache.errors import RunFileError
 from tide_cache.loading.cache import CacheSource, cache_collate_plan
-from tide_cache.loading.micro_batches import BatchPlan, step_micro_batches
+from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.loading.order import SampleOrder
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
@@ -42,7 +43,7 @@ def of_training(tiny_cache, tiny_teacher):
     collate_plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, 8)
 
     def load(steps=range(STEPS)):
-        where = source, order, collate_plan, BatchPlan(**PLAN)
+        where = source, order, collate_plan, BatchConfig(**PLAN)
         return [batch for step in steps for batch in step_micro_batches(*where, step, 0, 1)]
 
     return load
@@ -77,9 +78,7 @@ def trained(tiny_cache, tiny_teacher, tmp_path_factory):
         }
         run = load_run_file(TrainRun, None, values)
         prepared = prepare(run, World(rank, world, rank), resume=False)
-        train = run.train
-        plan = BatchPlan(train.global_batch, train.micro_batch, train.batching, train.row_tokens, train.views_per_step)
-        where = prepared.source, prepared.order, prepared.collate_plan, plan
+        where = prepared.source, prepared.order, prepared.collate_plan, run.train
         return [batch for step in range(STEPS) for batch in step_micro_batches(*where, step, rank, world)]
 
     return load

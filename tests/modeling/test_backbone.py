@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import Qwen3Config
 
+from tide_cache.config.sections import LoadingConfig
 from tide_cache.errors import ModelError, RunFileError
 from tide_cache.families import FAMILIES
 from tide_cache.modeling.adapter import LoadPlan
@@ -260,22 +261,22 @@ def test_a_device_of_another_name_is_refused():
 def test_packages_that_are_not_installed_are_named_with_the_extra(monkeypatch):
     monkeypatch.setattr("tide_cache.modeling.backbone.find_spec", lambda name: None)
     with pytest.raises(ModelError) as raised:
-        require_means("cuda:0", quantisation="8bit", device_map="auto")
+        require_means("cuda:0", LoadingConfig(quantisation="8bit", device_map="auto"))
     for part in (
         "teacher.quantisation = '8bit': not installed: bitsandbytes, accelerate; pip install 'tide-cache[quantised]'",
         "teacher.device_map = 'auto': not installed: accelerate;",
     ):
         assert part in str(raised.value)
     monkeypatch.setattr("tide_cache.modeling.backbone.find_spec", lambda name: name)
-    require_means("cuda:0", quantisation="8bit", device_map="auto", attention="flex")
+    require_means("cuda:0", LoadingConfig(quantisation="8bit", device_map="auto", attention="flex"))
     with pytest.raises(ModelError, match=r"teacher.attention = 'flex': found the device 'cpu', expected CUDA"):
-        require_means("cpu", attention="flex")
+        require_means("cpu", LoadingConfig(attention="flex"))
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_what_transformers_cannot_load_as_asked_is_told(golden):
     info = read_checkpoint(str(golden[0]))
-    plan = LoadPlan(torch.float32, "cpu", quantisation="4bit")
+    plan = LoadPlan(torch.float32, "cpu", LoadingConfig(quantisation="4bit"))
     with pytest.raises(
         ModelError, match=r"transformers cannot load it with quantisation = '4bit', device_map = None: "
     ):
@@ -299,4 +300,4 @@ def test_a_compiled_model_says_the_same_for_every_shape(shared, monkeypatch):
 def test_without_a_compiler_compilation_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ModelError, match=r"teacher.compile: found no C\+\+ compiler \(no-such-compiler\); install one"):
-        require_means("cpu", compile=True)
+        require_means("cpu", LoadingConfig(compile=True))

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tide_cache.modeling.row_signals import SignalPlan, largest, row_signals
+from tide_cache.config.sections import SignalsConfig
+from tide_cache.modeling.row_signals import largest, row_signals
 
 TEMPERATURES = (1.0, 2.0, 0.5)
 quick = settings(max_examples=40, deadline=None)
@@ -26,7 +27,7 @@ def full_logprobs(hidden_ND, head_VD):
 
 
 plans = st.builds(
-    SignalPlan,
+    SignalsConfig,
     temperatures=st.just(TEMPERATURES),
     top_k=st.integers(1, 30),
     top_p=st.floats(0.05, 1) | st.sampled_from([0.999, 0.9999, 1.0]),
@@ -93,7 +94,7 @@ def test_kept_mass_and_tail_make_up_the_partition_at_every_temperature(plan, see
 
 @pytest.mark.parametrize("slice_rows", [1, 4, 9, 100])
 def test_slices_do_not_matter(slice_rows):
-    plan = SignalPlan(TEMPERATURES, top_k=8, top_p=0.95)
+    plan = SignalsConfig(temperatures=TEMPERATURES, top_k=8, top_p=0.95)
     whole = row_signals(*inputs(), plan, slice_rows=9)
     sliced = row_signals(*inputs(), plan, slice_rows=slice_rows)
     for name in ("is_top1_N", "counts_N", "ids_NK"):
@@ -105,7 +106,7 @@ def test_slices_do_not_matter(slice_rows):
 def test_all_mass_means_every_id_even_where_float32_loses_the_tail():
     """A sum of float32 probabilities reaches one long before the last id."""
     hidden_ND = torch.tensor([[0.0, 30, 5, 1, 2], [9, 9, 9, 9, 9]])
-    plan = SignalPlan(TEMPERATURES, top_k=5, top_p=1.0)
+    plan = SignalsConfig(temperatures=TEMPERATURES, top_k=5, top_p=1.0)
     got = row_signals(hidden_ND, torch.eye(5), torch.tensor([1, 0]), torch.ones(2), plan, 10)
     assert got.counts_N.tolist() == [5, 5]
     assert (got.log_tail_NT == -math.inf).all()
@@ -114,7 +115,7 @@ def test_all_mass_means_every_id_even_where_float32_loses_the_tail():
 def test_candidates_are_kept_where_they_are_wanted_only():
     hidden_ND, head_VD, true_ids_N, _ = inputs()
     wants_N = torch.arange(9) % 3 == 1
-    plan = SignalPlan(TEMPERATURES, top_k=8, top_p=0.9)
+    plan = SignalsConfig(temperatures=TEMPERATURES, top_k=8, top_p=0.9)
     got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * plan.top_p, plan, slice_rows=4)
     everywhere = row_signals(hidden_ND, head_VD, true_ids_N, torch.full(wants_N.shape, plan.top_p), plan, slice_rows=4)
     assert (got.counts_N > 0).tolist() == wants_N.tolist()
@@ -124,14 +125,14 @@ def test_candidates_are_kept_where_they_are_wanted_only():
 
 
 def test_no_candidates_at_all():
-    got = row_signals(*inputs(), SignalPlan((1.0,), top_k=0, top_p=1.0), slice_rows=4)
+    got = row_signals(*inputs(), SignalsConfig(kinds=("truth",), temperatures=(1.0,)), slice_rows=4)
     assert got.ids_NK.shape == (9, 0)
     assert (got.counts_N == 0).all()
     assert got.truth_logprobs_N.isfinite().all()
 
 
 def test_no_rows():
-    got = row_signals(*inputs(num_rows=0), SignalPlan(TEMPERATURES, top_k=4, top_p=0.9), slice_rows=4)
+    got = row_signals(*inputs(num_rows=0), SignalsConfig(temperatures=TEMPERATURES, top_k=4, top_p=0.9), slice_rows=4)
     assert got.truth_logprobs_N.shape == (0,)
     assert got.ids_NK.shape == (0, 4)
     assert got.log_tail_NT.shape == (0, 3)
@@ -140,7 +141,7 @@ def test_no_rows():
 def test_bfloat16_states_give_float32_statistics():
     """Half precision rounds the inputs; the products are summed in float32."""
     hidden_ND, head_VD, true_ids_N, wants_N = inputs(scale=8.0)
-    plan = SignalPlan(TEMPERATURES, top_k=8, top_p=0.9)
+    plan = SignalsConfig(temperatures=TEMPERATURES, top_k=8, top_p=0.9)
     low = row_signals(hidden_ND.bfloat16(), head_VD.bfloat16(), true_ids_N, wants_N * plan.top_p, plan, 4)
     same = row_signals(
         hidden_ND.bfloat16().float(), head_VD.bfloat16().float(), true_ids_N, wants_N * plan.top_p, plan, 4
@@ -154,7 +155,7 @@ def test_bfloat16_states_give_float32_statistics():
 def test_a_vocabulary_of_many_segments_gives_the_full_distribution(scale):
     """The largest ids are looked for in a few segments of the vocabulary; its last, shorter one takes part."""
     hidden_ND, head_VD, true_ids_N, _ = inputs(num_rows=20, vocab=3_001, scale=scale)
-    plan = SignalPlan((1.0, 2.0, 3.0), top_k=8, top_p=0.9)
+    plan = SignalsConfig(temperatures=(1.0, 2.0, 3.0), top_k=8, top_p=0.9)
     got = row_signals(hidden_ND, head_VD, true_ids_N, torch.full((20,), 0.9), plan, slice_rows=7)
     full_NV = full_logprobs(hidden_ND, head_VD)
     best_NK, best_ids_NK = full_NV.topk(8, dim=1)

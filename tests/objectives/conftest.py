@@ -16,15 +16,15 @@ import torch
 from torch import nn
 
 from helpers.pair_examples import one_to_one
+from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.packing import PackedInput
-from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.objectives import Objective, ids_to_gather
 from tide_cache.records import MaskedView, RowStatistics, SampleId, SamplePair, StudentBatch, Targets, ViewRecord
 from tide_cache.student.row_statistics import row_statistics
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 from tide_cache.views.masking import spans_to_mask
 
 NO_MASK, NO_PAD = 10_000, 10_001
@@ -64,7 +64,7 @@ def capture(
     pairs: Sequence[SamplePair],
     views: Sequence[MaskedView],
     teacher_logits_BLV: torch.Tensor,
-    signals: SignalPlan,
+    signals: SignalsConfig,
     shared_vocab_size: int,
 ) -> tuple[StudentBatch, Targets]:
     """Let a teacher with these logits speak, and collate; samples have equal teacher lengths."""
@@ -173,7 +173,7 @@ def _chunk_targets(
     chunks = [rows[:count] for rows, count in zip(at["chunks"], at["n_chunks"], strict=True)]
     pairs, views = _recorded_views(at, at["teacher_input_ids"], at["teacher_mask"], chunks)
     logits_BLV = _teacher_logits(at, is_compdemo, "teacher_M_A")
-    return capture(pairs, views, logits_BLV, SignalPlan((1.0,), top_k=0, top_p=1.0), 0)
+    return capture(pairs, views, logits_BLV, SignalsConfig(kinds=("truth",), temperatures=(1.0,)), 0)
 
 
 def _shared_targets(
@@ -186,7 +186,7 @@ def _shared_targets(
     pairs, views = _recorded_views(at, at["student_input_ids"], at["student_mask"], chunks)
     logits_BLV = _teacher_logits(at, is_compdemo, "M_A")[..., :size]
     temperatures = tuple(sorted({1.0, hyper["kl_temperature"]}))
-    return capture(pairs, views, logits_BLV, SignalPlan(temperatures, top_k=size, top_p=1.0), size)
+    return capture(pairs, views, logits_BLV, SignalsConfig(temperatures=temperatures, top_k=size, top_p=1.0), size)
 
 
 def _aligned_targets(
@@ -200,7 +200,7 @@ def _aligned_targets(
     pairs, views = _recorded_views(at, at["teacher_input_ids"], at["teacher_mask"], position_pairs)
     logits_BLV = _teacher_logits(at, is_compdemo, "teacher_M_A")[..., : hyper["shared_vocab_size"]]
     temperatures = tuple(sorted({1.0, hyper["kl_temperature"]}))
-    signals = SignalPlan(temperatures, top_k=hyper["shared_vocab_size"], top_p=1.0)
+    signals = SignalsConfig(temperatures=temperatures, top_k=hyper["shared_vocab_size"], top_p=1.0)
     return capture(pairs, views, logits_BLV, signals, at["student_logits"].shape[2])
 
 
@@ -280,9 +280,12 @@ def example() -> Callable[..., Example]:
         teacher_logits_BLV, student_logits_BLV = teacher_logits_BLV[chosen], student_logits_BLV[chosen]
         pairs = [_in_chunks(one_to_one(f"sample{b}", length, vocab), chunk_size) for b in chosen]
         pairs = [replace(pair, is_supervised_L=pair.is_supervised_L & is_supervised) for pair in pairs]
-        plan = ViewPlan(num_views=1, seed=seed, time_sampling="uniform", schedule="linear", complementary=False)
+        plan = ViewsConfig(num_views=1, seed=seed, time_sampling="uniform", schedule="linear", complementary=False)
         views = [draw_view(pair, 0, plan) for pair in pairs]
-        signals = SignalPlan(temperatures, top_k, top_p, tail_samples, chunk_k=chunk_k)
+        signals = SignalsConfig(
+            kinds=("truth", "topk", "chunks") if chunk_k else ("truth", "topk"),
+            temperatures=temperatures, top_k=top_k, top_p=top_p, tail_samples=tail_samples, chunk_k=chunk_k,
+        )  # fmt: skip
         batch, targets = capture(pairs, views, teacher_logits_BLV, signals, vocab)
         teacher_NV = teacher_logits_BLV[batch.row_sample_N, batch.row_position_N]
         logits_NV = (

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from tide_cache.config.sections import ViewsConfig
 from tide_cache.objectives.ce import CrossEntropy
 from tide_cache.objectives.tidal import Tidal
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 from tide_cache.views.weights import ViewLaw, denoising_weights
 
 NUM_TOKENS, NUM_VIEWS = 64, 4000
@@ -39,7 +40,7 @@ def draws(pair_in_chunks):
     """Masked share, t and `realised_ratio` of views of one sample, whose tokens come in chunks of a size."""
 
     def make(chunk_size):
-        plan = ViewPlan(NUM_VIEWS, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
+        plan = ViewsConfig(NUM_VIEWS, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
         views = [draw_view(pair_in_chunks(NUM_TOKENS, chunk_size), v, plan) for v in range(NUM_VIEWS)]
         masked_VL = np.array([view.is_student_masked_L for view in views])
         view_VL = np.repeat(np.arange(NUM_VIEWS)[:, None], NUM_TOKENS, axis=1)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from tide_cache.config.sections import ViewsConfig
 from tide_cache.loading.collate import CollatePlan, collate
 from tide_cache.objectives import CrossEntropy
 from tide_cache.records import RowStatistics, SampleId, SamplePair, ViewRecord
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 from tide_cache.views.schedule import mask_probability
 
 NUM_VIEWS = 1600
@@ -29,7 +30,7 @@ def pair_of(sizes):
 
 def weights_of(objective, pair, schedule, sampling, complementary):
     """Weight of each token in each view, 0 where it is shown [V, L], as the gradient of the sum in the log-probs."""
-    plan = ViewPlan(NUM_VIEWS, 0, sampling, schedule, complementary)
+    plan = ViewsConfig(NUM_VIEWS, 0, sampling, schedule, complementary)
     views = [draw_view(pair, number, plan) for number in range(NUM_VIEWS)]
     layout = CollatePlan(998, 999, 1, schedule=schedule, complementary=complementary)
     batch, targets = collate([ViewRecord(pair, view, None) for view in views], layout)

@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import Qwen3Config
 
 from helpers.pair_examples import one_to_one
+from tide_cache.config.sections import ViewsConfig
 from tide_cache.errors import ModelError
 from tide_cache.loading.collate import CollatePlan, collate_rows
 from tide_cache.loading.source import PlainSource
@@ -20,11 +21,10 @@ from tide_cache.modeling.backbone import new_backbone
 from tide_cache.objectives import ids_to_gather
 from tide_cache.student.model import Student
 from tide_cache.training.run import _checkpoint_activations, _choose_attention
-from tide_cache.views import ViewPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 PLAN = CollatePlan(mask_id=14, pad_id=15, block_size=4)
-VIEWS = ViewPlan(num_views=2, seed=1, time_sampling="uniform", schedule="linear", complementary=False)
+VIEWS = ViewsConfig(num_views=2, seed=1, time_sampling="uniform", schedule="linear", complementary=False)
 LENGTHS = (70, 33, 9)
 
 

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from helpers.pair_examples import one_to_one, pairs
+from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import load_backbone, new_backbone, read_checkpoint
-from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.records import SampleId, SamplePair
 from tide_cache.teacher.capture import CapturePlan, Teacher
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 
 MASK_ID, VOCAB = 159, 160
 TEMPERATURES = (1.0, 2.0)
-VIEWS = ViewPlan(num_views=3, seed=1, time_sampling="stratified", schedule="linear", complementary=False)
+VIEWS = ViewsConfig(num_views=3, seed=1, time_sampling="stratified", schedule="linear", complementary=False)
 PLAN = CapturePlan(
     context="block",
     block_size=4,
@@ -29,7 +29,7 @@ PLAN = CapturePlan(
     views_per_forward=3,
     batch_tokens=10_000,
     head_rows=16,
-    signals=SignalPlan(TEMPERATURES, top_k=VOCAB, top_p=1.0),
+    signals=SignalsConfig(temperatures=TEMPERATURES, top_k=VOCAB, top_p=1.0),
 )
 CONTEXTS = ("full", "block")
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -132,7 +132,7 @@ def test_packing_batching_and_slicing_change_nothing(backbone_of_every_kind, con
     backbone = backbone_of_every_kind
     samples = [one_to_one(f"sample{length}", length, MASK_ID) for length in (9, 3, 14, 9, 6)]
     views = drawn(samples)
-    plan = replace(PLAN, context=context, signals=SignalPlan(TEMPERATURES, top_k=4, top_p=1.0))
+    plan = replace(PLAN, context=context, signals=SignalsConfig(temperatures=TEMPERATURES, top_k=4, top_p=1.0))
     one_at_a_time = replace(plan, views_per_forward=1, batch_tokens=1, head_rows=1)
     assert_close(
         Teacher(backbone, plan).signals(samples, views), Teacher(backbone, one_at_a_time).signals(samples, views)
@@ -170,7 +170,7 @@ def test_dtypes_are_those_of_the_records(backbone):
 
 def test_candidates_are_left_out_where_none_are_wanted(backbone):
     sample = [one_to_one("a", 12, MASK_ID)]
-    plan = replace(PLAN, signals=SignalPlan((1.0,), top_k=0, top_p=1.0))
+    plan = replace(PLAN, signals=SignalsConfig(kinds=("truth",), temperatures=(1.0,)))
     assert Teacher(backbone, plan).signals(sample, drawn(sample))[0][0].topk is None
     none_shared = Teacher(backbone, replace(PLAN, shared_vocab_size=0)).signals(sample, drawn(sample))[0][0]
     assert len(none_shared.truth_logprobs_N)

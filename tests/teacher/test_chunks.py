@@ -10,15 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.pair_examples import pairs
+from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
-from tide_cache.modeling.row_signals import SignalPlan, row_signals
+from tide_cache.modeling.row_signals import row_signals
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.chunks import AskedChunks, best_tuples, chunk_candidates
 from tide_cache.teacher.compdemo import compdemo_signals
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 
-VOCAB, TEMPERATURES = 6, (1.0, 2.0)
+VOCAB, TEMPERATURES, KINDS = 6, (1.0, 2.0), ("truth", "topk", "chunks")
 few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -65,7 +66,7 @@ def all_tuples(logits_MV):
 )
 def test_the_likeliest_tuples_are_found_and_all_others_are_in_the_tail(seed, size, chunk_k, top_p):
     logits_NV = 2 * torch.randn(2 * size, VOCAB, generator=torch.Generator().manual_seed(seed))
-    plan = SignalPlan(TEMPERATURES, VOCAB, top_p, chunk_k=chunk_k)
+    plan = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=VOCAB, top_p=top_p, chunk_k=chunk_k)
     rows = signals_of(logits_NV, plan, top_p if size == 1 else 1.0)
     tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(np.arange(2 * size).reshape(2, size), rows, plan)
     for g in range(2):
@@ -114,7 +115,7 @@ def whole(candidates):
 
 def test_what_cannot_be_spelled_in_the_chunks_size_is_tail():
     logits_NV = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
-    plan = SignalPlan(TEMPERATURES, VOCAB, 1.0, chunk_k=VOCAB**2)
+    plan = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=VOCAB, top_p=1.0, chunk_k=VOCAB**2)
     rows = signals_of(logits_NV, plan, 1.0)
     chunks = chunks_of([1, 2], [(10,), (10, 11)])
     speller = Speller({0: None, 1: (7, 8), 2: (9,)})
@@ -131,7 +132,7 @@ def test_what_cannot_be_spelled_in_the_chunks_size_is_tail():
 
 def test_of_two_tuples_that_are_spelled_alike_the_likelier_is_the_candidate():
     logits_NV = torch.tensor([[0.0, 1.0, 2.0]])
-    plan = SignalPlan(TEMPERATURES, 3, 1.0, chunk_k=4)
+    plan = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=3, top_p=1.0, chunk_k=4)
     candidates = chunk_candidates(
         chunks_of([1], [(0,)]),
         np.zeros(1, np.int32),
@@ -146,7 +147,7 @@ def test_of_two_tuples_that_are_spelled_alike_the_likelier_is_the_candidate():
 
 
 def test_a_chunk_may_have_no_candidate_at_all():
-    plan = SignalPlan(TEMPERATURES, 3, 1.0, chunk_k=4)
+    plan = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=3, top_p=1.0, chunk_k=4)
     rows = signals_of(torch.zeros(3, 3), plan, 1.0)
     nothing = Speller(dict.fromkeys(range(3)))
     candidates = chunk_candidates(chunks_of([1, 2], [(0, 1), (0,)]), np.array([0, 1, 9]), rows, nothing, plan)
@@ -155,10 +156,11 @@ def test_a_chunk_may_have_no_candidate_at_all():
 
 
 MASK_ID, SEED = 159, 1
-VIEWS = ViewPlan(num_views=3, seed=SEED, time_sampling="stratified", schedule="linear", complementary=False)
+VIEWS = ViewsConfig(num_views=3, seed=SEED, time_sampling="stratified", schedule="linear", complementary=False)
 PLAN = CapturePlan(
     context="block", block_size=4, mask_id=MASK_ID, shared_vocab_size=160, views_per_forward=2, batch_tokens=120,
-    head_rows=16, signals=SignalPlan(TEMPERATURES, top_k=5, top_p=0.9, tail_samples=3, chunk_k=4), seed=SEED,
+    head_rows=16, seed=SEED,
+    signals=SignalsConfig(KINDS, top_k=5, top_p=0.9, temperatures=TEMPERATURES, tail_samples=3, chunk_k=4),
 )  # fmt: skip
 
 

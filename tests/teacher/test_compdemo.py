@@ -10,18 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one, pairs
+from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
-from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
-from tide_cache.views import ViewPlan, draw_shown_first, draw_view, partial_views
+from tide_cache.views import draw_shown_first, draw_view, partial_views
 
 MASK_ID, VOCAB, SEED = 159, 160, 1
-VIEWS = ViewPlan(num_views=3, seed=SEED, time_sampling="stratified", schedule="linear", complementary=False)
+VIEWS = ViewsConfig(num_views=3, seed=SEED, time_sampling="stratified", schedule="linear", complementary=False)
 PLAN = CapturePlan(
     context="block", block_size=4, mask_id=MASK_ID, shared_vocab_size=VOCAB, views_per_forward=2, batch_tokens=120,
-    head_rows=16, signals=SignalPlan((1.0, 2.0), top_k=5, top_p=0.9),
+    head_rows=16, signals=SignalsConfig(temperatures=(1.0, 2.0), top_k=5, top_p=0.9),
 )  # fmt: skip
 CONTEXTS = ("full", "block")
 few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -125,7 +125,7 @@ def test_views_that_mask_nothing_no_candidates_and_no_samples(backbone):
     (signals,) = compdemo_signals(Teacher(backbone, PLAN), [shown], drawn([shown]), SEED, 0.5)
     assert [signal.is_shown_first_N.shape for signal in signals] == [(0,)] * 3
     assert [signal.topk.log_tail_RT.shape for signal in signals] == [(0, 2)] * 3
-    teacher = Teacher(backbone, replace(PLAN, signals=SignalPlan((1.0,), top_k=0, top_p=1.0)))
+    teacher = Teacher(backbone, replace(PLAN, signals=SignalsConfig(kinds=("truth",), temperatures=(1.0,))))
     sample = [one_to_one("a", 6, MASK_ID)]
     assert compdemo_signals(teacher, sample, drawn(sample), SEED, 0.5)[0][2].topk is None
     assert compdemo_signals(teacher, [], [], SEED, 0.5) == []

@@ -83,7 +83,7 @@ def live(builds):
     teacher = load_teacher(builds["exact"], build, "cpu")
     return {
         "plain": LiveTeacher(pairs, build.views, teacher),
-        "compdemo": LiveTeacher(pairs, build.views, teacher, demo_ratio=build.demo_ratio),
+        "compdemo": LiveTeacher(pairs, build.views, teacher, demo_ratio=build.views.demo_ratio),
     }
 
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one, pairs
+from tide_cache.config.sections import ViewsConfig
 from tide_cache.records import MaskedView, SampleId, SamplePair
-from tide_cache.views import ViewPlan, draw_shown_first, draw_view, partial_views
+from tide_cache.views import draw_shown_first, draw_view, partial_views
 from tide_cache.views.compdemo import shown_first
 
-PLAN = ViewPlan(num_views=4, seed=3, time_sampling="stratified", schedule="linear", complementary=False)
+PLAN = ViewsConfig(num_views=4, seed=3, time_sampling="stratified", schedule="linear", complementary=False)
 few = settings(max_examples=100, deadline=None)
 
 

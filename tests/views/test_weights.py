@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.pair_examples import pairs
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.config.sections import ViewsConfig
+from tide_cache.views import draw_view
 from tide_cache.views.schedule import MIN_T
 from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
 
@@ -95,7 +96,7 @@ def test_units_are_what_draws_mask_at_once(pair, seed):
     for start, end in pair.chunks_C4[:, 2:].tolist():
         in_chunk[start:end] = True
     assert (size_L[~in_chunk & pair.is_supervised_L] == 1).all()
-    view = draw_view(pair, 0, ViewPlan(1, seed, "uniform", "linear", False))
+    view = draw_view(pair, 0, ViewsConfig(1, seed, "uniform", "linear", False))
     assert not (view.is_student_masked_L & (size_L == 0)).any()
 
 

@@ -12,7 +12,7 @@ from tide_cache.building.run_record import keep_record, require_same_tokens
 from tide_cache.building.shard import SHOWINGS, BuiltShard
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
-from tide_cache.config.common import PassName
+from tide_cache.config.settings import PassName
 from tide_cache.interruption import StopRequest
 from tide_cache.locations import CachePath
 from tide_cache.manifest import CacheFolder, Manifest, record_path, tables_of

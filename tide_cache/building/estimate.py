@@ -54,7 +54,7 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
     paired = build.pairer.pair_many(rows)
     signals, num_temperatures = build.capture.signals, len(build.capture.signals.temperatures)
     id_bytes = KEPT_ID_BYTES[build.identity.signals.logprob_dtype]
-    kept_row_bytes = (signals.top_k + signals.tail_samples) * id_bytes + 8 * num_temperatures
+    kept_row_bytes = (signals.ids_per_row + signals.tail_samples) * id_bytes + 8 * num_temperatures
     num_masked = num_kept_rows = num_tokens = num_chunks = num_chunk_tokens = 0
     for pair in paired.pairs:
         is_pair_C = pair.is_aligned_pair_C(build.capture.shared_vocab_size)
@@ -69,8 +69,8 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
             num_chunk_tokens += int(student_size_C[is_active_C].sum())
     scale = len(build.corpus) / len(rows)
     # A candidate is a log-prob and its tokens, each about half of an id with its log-prob.
-    candidates_bytes = signals.chunk_k * (num_chunks + num_chunk_tokens) * id_bytes / 2
-    candidates_bytes += 8 * num_temperatures * num_chunks if signals.chunk_k else 0
+    candidates_bytes = signals.candidates_per_chunk * (num_chunks + num_chunk_tokens) * id_bytes / 2
+    candidates_bytes += 8 * num_temperatures * num_chunks if signals.candidates_per_chunk else 0
     pass_bytes = num_masked * POSITION_BYTES + num_kept_rows * kept_row_bytes + candidates_bytes
     sampled_bytes = num_tokens * TOKEN_BYTES + len(build.passes) * pass_bytes
     return BuildEstimate(

@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,6 @@ from tide_cache.modeling.backbone import (
     unsupported_loading,
 )
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint, stated_fingerprint
-from tide_cache.modeling.row_signals import SignalPlan
 from tide_cache.pairing import (
     Lengths,
     PairingReport,
@@ -44,7 +43,6 @@ from tide_cache.pairing import (
 from tide_cache.pairing.checking import LengthLimit, remarks, require_samples, require_usable
 from tide_cache.pairing.dates import today
 from tide_cache.teacher.capture import CapturePlan
-from tide_cache.views import ViewPlan
 
 ROWS_HELD_AGAINST_TOKENIZERS = 64
 
@@ -80,7 +78,7 @@ def prepare_build(
     faults += checkpoint.mask_faults(teacher.mask_id, teacher.mask_token, "teacher.tokenizer")
     if run.teacher.context == "block":
         faults += checkpoint.block_faults(run.teacher.block_size, "teacher")
-    faults += unsupported_loading(checkpoint, run.teacher.quantisation, run.teacher.device_map)
+    faults += unsupported_loading(checkpoint, run.teacher.loading)
     faults += _setting_faults(run, checkpoint, shared) + _untrained_faults(run, checkpoint)
     day, day_faults = _fix_day(run, teacher, student)
     faults += day_faults
@@ -107,8 +105,7 @@ def prepare_build(
         checkpoint=checkpoint,
         identity=_identity(run, corpus, checkpoint, unknown, teacher, student, shared, day),
         plan=plan,
-        views=ViewPlan(**run.views.model_dump(exclude={"demo_ratio"})),
-        demo_ratio=run.views.demo_ratio,
+        views=run.views,
         passes=run.build.passes,
         capture=CapturePlan(
             context=run.teacher.context,
@@ -118,7 +115,7 @@ def prepare_build(
             views_per_forward=run.build.views_per_forward,
             batch_tokens=run.build.batch_tokens,
             head_rows=run.build.head_rows,
-            signals=_signal_plan(run),
+            signals=run.signals,
             seed=run.views.seed,
         ),
         special_tokens={"teacher": teacher.special_tokens, "student": student.special_tokens},
@@ -233,18 +230,6 @@ def _rows_and_pairer(run: BuildRun, teacher: TextTokenizer, student: TextTokeniz
     return corpus, prepared
 
 
-def _signal_plan(run: BuildRun) -> SignalPlan:
-    has_topk, has_chunks = ("topk" in run.signals.kinds, "chunks" in run.signals.kinds)
-    return SignalPlan(
-        temperatures=run.signals.temperatures,
-        top_k=run.signals.top_k if has_topk or has_chunks else 0,
-        top_p=run.signals.top_p,
-        tail_samples=run.signals.tail_samples,
-        has_topk=has_topk,
-        chunk_k=run.signals.chunk_k if has_chunks else 0,
-    )
-
-
 def _untrained_faults(run: BuildRun, checkpoint: CheckpointInfo) -> list[str]:
     if checkpoint.converted_from is None or run.teacher.allow_untrained:
         return []
@@ -257,7 +242,7 @@ def _untrained_faults(run: BuildRun, checkpoint: CheckpointInfo) -> list[str]:
 
 def _setting_faults(run: BuildRun, checkpoint: CheckpointInfo, shared: int) -> list[str]:
     faults = []
-    if _signal_plan(run).top_k > checkpoint.vocab_size:
+    if run.signals.ids_per_row > checkpoint.vocab_size:
         faults.append(f"signals.top_k: found {run.signals.top_k}, the teacher has {checkpoint.vocab_size} ids")
     if run.pairing.shared_vocab_size is not None and run.pairing.shared_vocab_size > shared:
         faults.append(
@@ -304,6 +289,6 @@ def _identity(
             shared_vocab_size=shared,
             date=None if day is None else day.isoformat(),
         ),
-        views=ViewsIdentity(**run.views.model_dump()),
-        signals=SignalsIdentity(**run.signals.model_dump() | {"chunk_k": _signal_plan(run).chunk_k}),
+        views=ViewsIdentity(**asdict(run.views)),
+        signals=SignalsIdentity(**asdict(run.signals) | {"chunk_k": run.signals.candidates_per_chunk}),
     )

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tide_cache.building.paired_corpus import PairedCorpus
-from tide_cache.config.common import PassName
+from tide_cache.config.sections import BuildViewsConfig
+from tide_cache.config.settings import PassName
 from tide_cache.corpus import Corpus
 from tide_cache.manifest import CacheIdentity, ShardPlan
 from tide_cache.modeling.backbone import CheckpointInfo
 from tide_cache.pairing import PairedRows, Spelling
 from tide_cache.progress import doing
 from tide_cache.teacher.capture import CapturePlan
-from tide_cache.views import ViewPlan
 
 
 class Pairer(Protocol):
@@ -35,8 +35,7 @@ class PreparedBuild:
         checkpoint: Of the teacher.
         identity: What the cache will hold.
         plan: How it is cut into shards.
-        views: How views are drawn.
-        demo_ratio: How the views of the compdemo pass are split.
+        views: How views are drawn, and split for the compdemo pass.
         passes: What is captured.
         capture: How the teacher is run.
         special_tokens: What teacher's and student's tokenizers call their special tokens.
@@ -49,8 +48,7 @@ class PreparedBuild:
     checkpoint: CheckpointInfo
     identity: CacheIdentity
     plan: ShardPlan
-    views: ViewPlan
-    demo_ratio: float
+    views: BuildViewsConfig
     passes: tuple[PassName, ...]
     capture: CapturePlan
     special_tokens: dict[str, dict[str, str | list[str]]]
@@ -59,7 +57,7 @@ class PreparedBuild:
 
     def spelling(self) -> Spelling | None:
         """Spell the teacher's vocabulary for the student, where candidate chunks are wanted; takes seconds."""
-        if not self.capture.signals.chunk_k:
+        if not self.capture.signals.candidates_per_chunk:
             return None
         with doing("Spelling the teacher's vocabulary in student tokens", self.checkpoint.vocab_size, "ids"):
             return self.pairer.spelling(self.checkpoint.vocab_size)

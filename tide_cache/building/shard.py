@@ -123,7 +123,7 @@ def capture_records(
     """
     views = [[draw_view(pair, number, build.views) for number in range(build.views.num_views)] for pair in pairs]
     if name == "compdemo":
-        signals = compdemo_signals(teacher, pairs, views, build.views.seed, build.demo_ratio, on_views)
+        signals = compdemo_signals(teacher, pairs, views, build.views.seed, build.views.demo_ratio, on_views)
     else:
         signals = teacher.signals(pairs, views, on_views)
     return [

@@ -5,6 +5,7 @@ A thread encodes and commits a shard while the teacher is at the next one, so th
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Self
 
 from tide_cache.building.prepare import prepare_build
@@ -20,7 +21,7 @@ from tide_cache.teacher.capture import Teacher
 
 def load_teacher(run: BuildRun, build: PreparedBuild, device: str) -> Teacher:
     """Load the teacher's weights onto a device."""
-    backbone = load_backbone(build.checkpoint, DTYPES[run.teacher.dtype], device, **run.teacher.loading)
+    backbone = load_backbone(build.checkpoint, DTYPES[run.teacher.dtype], device, **asdict(run.teacher.loading))
     return Teacher(backbone, build.capture, build.spelling())
 
 

@@ -1,9 +1,9 @@
 """Sections that the run files of both stages share."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from tide_cache.config.base import Frozen, LocationMark
 from tide_cache.config.objectives import AnyObjective
@@ -21,11 +21,6 @@ CacheLocation = Annotated[
 
 ObjectiveEntry = Annotated[AnyObjective, Field(discriminator="kind")]
 """An entry of `[[objective]]`, told from others by its `kind`."""
-
-Precision = Literal["float32", "bfloat16"]
-
-PassName = Literal["plain", "compdemo"]
-"""plain: the teacher sees the view. compdemo: it sees two, each showing some of what the other masks."""
 
 
 class CorpusConfig(Frozen):
@@ -63,21 +58,3 @@ class TokenizerConfig(Frozen):
         description="Append the mask token to a vocabulary that lacks it, for training from scratch.",
     )
     chat_template: Path | None = Field(default=None, description="Jinja file that replaces the tokenizer's template.")
-
-
-class ViewsConfig(Frozen):
-    """How samples are masked."""
-
-    num_views: int = Field(default=8, ge=1, description="Masked views per sample.")
-    seed: int = Field(default=0, ge=0, description="Mask seed; with sample id and view it determines every mask.")
-    time_sampling: Literal["stratified", "uniform"] = Field(
-        default="stratified", description="Views of a sample cover equal strata of t, or draw t independently."
-    )
-    schedule: Literal["linear", "cosine"] = Field(default="linear", description="Mask probability as a function of t.")
-    complementary: bool = Field(default=False, description="Views come in pairs whose masks complement each other.")
-
-    @model_validator(mode="after")
-    def _paired(self) -> Self:
-        if self.complementary and self.num_views % 2:
-            raise ValueError(f"num_views {self.num_views}: complementary views come in pairs; use an even number")
-        return self

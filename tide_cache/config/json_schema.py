@@ -15,17 +15,23 @@ from tide_cache.config.settings import Setting
 class RunFileSchema(GenerateJsonSchema):
     """Describes each field of a setting by what stands below it, inherited or not, and demands the tag of a union."""
 
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        """Return the schema of a model, which may have fields of settings among its own."""
+        found = super().model_schema(schema)
+        for name, text in attribute_docstrings(schema["cls"]):
+            if name in found["properties"]:
+                found["properties"][name]["description"] = text
+        return found
+
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         """Return the schema of a dataclass."""
         found = super().dataclass_schema(schema)
         setting = schema["cls"]
         if not issubclass(setting, Setting):
             return found
-        texts = dict(attribute_docstrings(setting))
         properties = {field.name: found["properties"][field.name] for field in fields(setting)}
-        for name, value in properties.items():
-            if name in texts:
-                value["description"] = texts[name]
+        for name, text in attribute_docstrings(setting):
+            properties[name]["description"] = text
         if "kind" in properties:
             del properties["kind"]["default"]
             found["required"] = ["kind"]

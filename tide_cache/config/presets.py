@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from tide_cache.config.common import PassName
+from tide_cache.config.settings import PassName
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,29 @@ description in the JSON schema.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+PassName = Literal["plain", "compdemo"]
+"""plain: the teacher sees the view. compdemo: it sees two, each showing some of what the other masks."""
+
+SignalKind = Literal["truth", "topk", "chunks"]
+"""What was stored of the teacher: `truth` always is; ids drawn from tails come with `topk`."""
+
+CodecName = Literal["plain", "compact"]
+LogprobDtype = Literal["float16", "float32"]
+Schedule = Literal["linear", "cosine"]
+TimeSampling = Literal["stratified", "uniform"]
+
+Context = Literal["full", "block"]
+"""What a model is shown: `block` is [x_t, x_0] under the block mask, `full` is x_t alone, bidirectional."""
+
+Precision = Literal["float32", "bfloat16"]
+Quantisation = Literal["none", "8bit", "4bit"]
+AttentionKind = Literal["sdpa", "flex"]
+DeviceMap = Literal["auto"]
+
+Batching = Literal["order", "length", "packed"]
+"""order: as the samples come. length: samples of like length together. packed: several samples in one row."""
 
 
 @dataclass(frozen=True)

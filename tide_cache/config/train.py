@@ -2,9 +2,11 @@
 
 import datetime
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+from annotated_types import Ge, Gt
 from pydantic import Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
 from tide_cache.config.base import Frozen
@@ -13,14 +15,13 @@ from tide_cache.config.common import (
     CorpusConfig,
     Location,
     ObjectiveEntry,
-    PassName,
-    Precision,
     TokenizerConfig,
-    ViewsConfig,
 )
 from tide_cache.config.objectives import AnyObjective, CrossEntropyConfig
 from tide_cache.config.presets import find_preset
+from tide_cache.config.sections import BatchConfig, ViewsConfig
 from tide_cache.config.semantics import Semantics, resolve
+from tide_cache.config.settings import PassName, Precision, Setting
 
 
 class ModelShape(Frozen):
@@ -133,24 +134,22 @@ class OptimizerConfig(Frozen):
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this global norm.")
 
 
-class TrainConfig(Frozen):
+@dataclass(frozen=True)
+class RunLength(Setting):
+    """Where a run goes and how long it is; the first part of the section `train`."""
+
+    out: Path
+    """Folder of the run: metrics, checkpoints, final model."""
+    steps: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps."""
+    epochs: Annotated[float, Gt(0)] | None = None
+    """Passes over the samples, instead of steps."""
+
+
+# Fields come in the order of the bases, the last one first.
+class TrainConfig(Frozen, BatchConfig, RunLength):  # type: ignore[misc]  # `Frozen` is frozen by its configuration
     """Steps, batches, arithmetic and checkpoints."""
 
-    out: Path = Field(description="Folder of the run: metrics, checkpoints, final model.")
-    steps: int | None = Field(default=None, ge=1, description="Optimizer steps.")
-    epochs: float | None = Field(default=None, gt=0, description="Passes over the samples, instead of steps.")
-    global_batch: int = Field(default=64, ge=1, description="Samples per optimizer step, over all ranks.")
-    micro_batch: int = Field(default=8, ge=1, description="Samples per forward on one rank.")
-    batching: Literal["order", "length", "packed"] = Field(
-        default="length",
-        description="Who shares a forward: samples as they come, those of like length, or several packed into one row.",
-    )
-    row_tokens: int = Field(
-        default=512, ge=1, description="With batching = packed, tokens of a row; a longer sample has one of its own."
-    )
-    views_per_step: int = Field(
-        default=1, ge=1, description="Views of a sample that are shown together in a step, on one clean copy."
-    )
     precision: Precision = Field(default="bfloat16", description="bfloat16 keeps float32 master weights.")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0,

@@ -5,15 +5,17 @@ from contextlib import contextmanager
 
 import torch
 
+from tide_cache.config.sections import SignalsConfig
+from tide_cache.config.settings import Context
 from tide_cache.modeling.backbone import Backbone
-from tide_cache.modeling.row_signals import RowSignals, SignalPlan, row_signals
-from tide_cache.modeling.rows import Context, masked_hidden
+from tide_cache.modeling.row_signals import RowSignals, row_signals
+from tide_cache.modeling.rows import masked_hidden
 from tide_cache.records import SamplePair, StudentBatch
 
 HEAD_ROWS = 256
 """Rows whose logits exist at a time; 156 MB of float32 at a vocabulary of 151,936."""
 
-TRUTH_ONLY = SignalPlan(temperatures=(1.0,), top_k=0, top_p=1.0)
+TRUTH_ONLY = SignalsConfig(kinds=("truth",), temperatures=(1.0,))
 
 
 @contextmanager

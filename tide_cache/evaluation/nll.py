@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tide_cache.config.settings import Context
 from tide_cache.errors import ModelError, RunFileError, fault_list
 from tide_cache.evaluation.forward import evaluating, length_faults, truth_rows
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.batches import plan_batches
 from tide_cache.modeling.row_signals import RowSignals
-from tide_cache.modeling.rows import Context
 from tide_cache.records import Bools, SamplePair, StudentBatch
 from tide_cache.views.random import KeyedRandom
 

@@ -7,13 +7,14 @@ from math import exp
 
 import numpy as np
 
+from tide_cache.config.sections import BuildViewsConfig
 from tide_cache.errors import CacheMismatchError, RunFileError
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import Bools, SamplePair, TeacherSignal, ViewRecord
 from tide_cache.shards import PassName, ShardLayout
-from tide_cache.views import ViewPlan, draw_view
+from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 
 TOP_CANDIDATES = 5
@@ -184,7 +185,7 @@ def example_views(cache: CachePath) -> tuple[int, ...]:
     pairs = manifest.reader(cache, "pairs", shards[0]).read_pairs(0)
     sample = sorted(range(len(pairs)), key=lambda index: len(pairs[index].student_ids_L))[len(pairs) // 2]
     views = manifest.identity.views
-    plan = ViewPlan(views.num_views, views.seed, views.time_sampling, views.schedule, views.complementary)
+    plan = BuildViewsConfig(**dict(views))
     ordered = sorted(range(views.num_views), key=lambda view: draw_view(pairs[sample], view, plan).t)
     chosen = np.unique(np.linspace(0, len(ordered) - 1, EXAMPLES).round().astype(int))
     return tuple(sample * views.num_views + ordered[index] for index in chosen)

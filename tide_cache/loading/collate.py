@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tide_cache.config.settings import Schedule
 from tide_cache.loading.candidates import candidate_targets
 from tide_cache.loading.joining import ActiveChunks, JoinedViews, counts_before, join_views
 from tide_cache.loading.sharing import shared_topk
 from tide_cache.records import StudentBatch, Targets, TruthTargets, ViewRecord
 from tide_cache.views.masking import is_complement
-from tide_cache.views.schedule import Schedule, time_weight
+from tide_cache.views.schedule import time_weight
 from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
 
 

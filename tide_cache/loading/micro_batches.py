@@ -6,17 +6,15 @@ the same plan without asking the others.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Literal, Protocol
 
+from tide_cache.config.sections import BatchConfig
+from tide_cache.config.settings import Batching
 from tide_cache.loading.collate import CollatePlan, collate_rows
 from tide_cache.loading.order import Visit, rank_turns
 from tide_cache.loading.source import TeacherSource
 from tide_cache.records import StudentBatch, Targets, ViewRecord
-
-Batching = Literal["order", "length", "packed"]
-"""order: as the samples come. length: samples of like length together. packed: several samples in one row."""
 
 Rows = list[list[int]]
 """A micro-batch: its rows, each with the samples that share it, as places in the step."""
@@ -29,25 +27,6 @@ class Order(Protocol):
         """Give some turns of the endless stream."""
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """How steps are cut; the fields are those of the run file's section `train`.
-
-    Attributes:
-        global_batch: Samples per step; a multiple of `micro_batch` times the number of ranks.
-        micro_batch: Samples per forward; with `packed`, on average.
-        batching: Who shares a forward.
-        row_tokens: With `packed`, tokens of a row; a longer sample has one of its own.
-        views_per_step: Views of a sample that are shown together, on one clean copy.
-    """
-
-    global_batch: int
-    micro_batch: int
-    batching: Batching = "length"
-    row_tokens: int = 512
-    views_per_step: int = 1
-
-
 def plan_micro_batches(
     lengths: Sequence[int], num_batches: int, batching: Literal["length", "packed"], row_tokens: int
 ) -> list[Rows]:
@@ -57,7 +36,7 @@ def plan_micro_batches(
         lengths: Tokens of each sample of the step, in its order.
         num_batches: Micro-batches over all ranks; none is left empty.
         batching: How.
-        row_tokens: See `BatchPlan`.
+        row_tokens: See `BatchConfig`.
     """
     if batching == "packed":
         rows = _rows(lengths, row_tokens, num_batches)
@@ -86,7 +65,7 @@ def _rows(lengths: Sequence[int], row_tokens: int, min_rows: int) -> Rows:
 
 
 def step_micro_batches(
-    source: TeacherSource, order: Order, collate_plan: CollatePlan, plan: BatchPlan, step: int, rank: int, world: int
+    source: TeacherSource, order: Order, collate_plan: CollatePlan, plan: BatchConfig, step: int, rank: int, world: int
 ) -> Iterator[tuple[StudentBatch, Targets]]:
     """Load a rank's share of a step, equally many micro-batches for each rank.
 

@@ -4,10 +4,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from tide_cache.config.sections import ViewsConfig
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.teacher.capture import Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
-from tide_cache.views.masking import ViewPlan, draw_view
+from tide_cache.views.masking import draw_view
 
 
 class TeacherSource(Protocol):
@@ -24,7 +25,7 @@ class TeacherSource(Protocol):
 class PlainSource:
     """A corpus without a teacher: every epoch masks afresh, and no record carries a signal."""
 
-    def __init__(self, pairs: Sequence[SamplePair], views: ViewPlan):
+    def __init__(self, pairs: Sequence[SamplePair], views: ViewsConfig):
         self._pairs, self._views = pairs, views
 
     @property
@@ -44,7 +45,7 @@ class LiveTeacher:
     def __init__(
         self,
         pairs: Sequence[SamplePair],
-        views: ViewPlan,
+        views: ViewsConfig,
         teacher: Teacher,
         fresh_masks: bool = False,
         demo_ratio: float | None = None,

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from tide_cache.config.sections import BatchConfig
 from tide_cache.errors import RunFileError
 from tide_cache.loading.collate import CollatePlan
-from tide_cache.loading.micro_batches import BatchPlan, share_of_rank, step_micro_batches
+from tide_cache.loading.micro_batches import share_of_rank, step_micro_batches
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import TeacherSource
 from tide_cache.records import StudentBatch, Targets
@@ -36,7 +37,7 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         key: str,
         seed: int,
         collate_plan: CollatePlan,
-        plan: BatchPlan,
+        plan: BatchConfig,
         steps: range,
         rank: int = 0,
         world: int = 1,

@@ -4,14 +4,15 @@ Paths, machines and the number of workers are not in it; whatever changes one st
 """
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from tide_cache.config.base import Frozen
+from tide_cache.config.settings import CodecName, LogprobDtype, Schedule, TimeSampling
 from tide_cache.errors import CacheMismatchError
 from tide_cache.locations import CachePath
-from tide_cache.shards import FORMAT_VERSION, CodecName, ShardRules, canonical_json
+from tide_cache.shards import FORMAT_VERSION, ShardRules, canonical_json
 
 ABSENT = "(absent)"
 
@@ -51,8 +52,8 @@ class ViewsIdentity(_Sparse):
 
     num_views: Annotated[int, Field(ge=1)]
     seed: int
-    time_sampling: Literal["stratified", "uniform"]
-    schedule: Literal["linear", "cosine"]
+    time_sampling: TimeSampling
+    schedule: Schedule
     complementary: bool
     demo_ratio: Annotated[float, Field(ge=0, le=1)] = UNWRITTEN["demo_ratio"]
 
@@ -64,7 +65,7 @@ class SignalsIdentity(_Sparse):
     top_k: int
     top_p: float
     temperatures: tuple[float, ...]
-    logprob_dtype: Literal["float16", "float32"]
+    logprob_dtype: LogprobDtype
     tail_samples: Annotated[int, Field(ge=0)] = UNWRITTEN["tail_samples"]
     chunk_k: Annotated[int, Field(ge=0)] = UNWRITTEN["chunk_k"]
     codec: CodecName = UNWRITTEN["codec"]

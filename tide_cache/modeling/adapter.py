@@ -8,20 +8,19 @@ Shape suffixes: B samples, S packed positions, D hidden size, V vocabulary.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache
 
+from tide_cache.config.sections import LoadingConfig
+from tide_cache.config.settings import AttentionKind
 from tide_cache.errors import ModelError
 from tide_cache.families import FAMILIES, Family
 from tide_cache.hub import Repository
-from tide_cache.modeling.attention import AttentionKind
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.shifting import RememberedOutputs, at_own_tokens
-
-Quantisation = Literal["none", "8bit", "4bit"]
 
 
 class Backbone(nn.Module):
@@ -179,18 +178,12 @@ class LoadPlan:
     Attributes:
         dtype: Of the parameters.
         device: Where they are put.
-        quantisation: Of the weights, by bitsandbytes.
-        device_map: `auto` spreads the layers over all GPUs, by accelerate; then `device` has no say.
-        attention: Which kernel computes it.
-        compile: Whether torch.compile makes kernels for it, when it first runs.
+        loading: How they are held; where layers are spread over all GPUs, `device` has no say.
     """
 
     dtype: torch.dtype
     device: str
-    quantisation: Quantisation = "none"
-    device_map: Literal["auto"] | None = None
-    attention: AttentionKind = "sdpa"
-    compile: bool = False
+    loading: LoadingConfig
 
 
 class Adapter(Protocol):

@@ -6,13 +6,14 @@ C tokens of the clean copy.
 """
 
 from functools import cache, lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-AttentionKind = Literal["sdpa", "flex"]
+from tide_cache.config.settings import AttentionKind
+
 """sdpa: one fused kernel under a dense mask. flex: FlexAttention, which skips blocks that hold no allowed pair."""
 
 

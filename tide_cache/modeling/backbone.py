@@ -7,14 +7,15 @@ import os
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from tide_cache.config.sections import LoadingConfig
+from tide_cache.config.settings import AttentionKind, DeviceMap, Quantisation
 from tide_cache.errors import ModelError, RunFileError, fault_list
 from tide_cache.hub import Repository, open_repository
-from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadPlan, Quantisation, no_room
-from tide_cache.modeling.attention import AttentionKind
+from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadPlan, no_room
 from tide_cache.modeling.checkpoint import read_provenance
 from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.mixture import MIXTURE_ADAPTERS
@@ -131,7 +132,7 @@ def load_backbone(
     device: str,
     *,
     quantisation: Quantisation = "none",
-    device_map: Literal["auto"] | None = None,
+    device_map: DeviceMap | None = None,
     attention: AttentionKind = "sdpa",
     compile: bool = False,
 ) -> Backbone:
@@ -141,19 +142,20 @@ def load_backbone(
         info: From `read_checkpoint`, which has chosen the commit of a hub's repository.
         dtype: Of the parameters.
         device: Where to put them.
-        quantisation: See `LoadPlan`.
-        device_map: See `LoadPlan`.
-        attention: See `LoadPlan`.
-        compile: See `LoadPlan`.
+        quantisation: See `LoadingConfig`.
+        device_map: See `LoadingConfig`.
+        attention: See `LoadingConfig`.
+        compile: See `LoadingConfig`.
 
     Raises:
         ModelError: This machine or the checkpoint does not have what was asked for, or weights are missing, left
             over, or of another shape; lists them.
     """
-    if faults := unsupported_loading(info, quantisation, device_map):
+    loading = LoadingConfig(quantisation, device_map, attention, compile)
+    if faults := unsupported_loading(info, loading):
         raise ModelError(fault_list(f"{info.location} cannot be loaded so:", faults, "Nothing was loaded."))
-    require_means(device, quantisation, device_map, attention, compile)
-    plan = LoadPlan(dtype, device, quantisation, device_map, attention, compile)
+    require_means(device, loading)
+    plan = LoadPlan(dtype, device, loading)
     fetch_weights(info)
     try:
         with doing(f"Loading weights of {info.location}", weights_bytes(info.folder)):
@@ -178,15 +180,17 @@ def fetch_weights(info: CheckpointInfo) -> None:
         info.repository.fetch(weight_names(info.folder))
 
 
-def unsupported_loading(info: CheckpointInfo, quantisation: Quantisation, device_map: str | None) -> list[str]:
+def unsupported_loading(info: CheckpointInfo, loading: LoadingConfig) -> list[str]:
     """List settings that a checkpoint cannot be loaded with on any machine.
 
     Args:
         info: The checkpoint.
-        quantisation: See `LoadPlan`.
-        device_map: See `LoadPlan`.
+        loading: The settings.
     """
-    wanted = {"quantisation": None if quantisation == "none" else quantisation, "device_map": device_map}
+    wanted = {
+        "quantisation": None if loading.quantisation == "none" else loading.quantisation,
+        "device_map": loading.device_map,
+    }
     return [
         f"teacher.{name} = '{value}': not for {info.model_type}, whose weights are read by a module of our own that "
         "bitsandbytes and accelerate do not know; leave it out"
@@ -209,31 +213,22 @@ def student_faults(info: CheckpointInfo) -> list[str]:
     return [f"student.model: {info.model_type} can be a teacher, not a student{why}; expected one of {trained}"]
 
 
-def require_means(
-    device: str,
-    quantisation: Quantisation = "none",
-    device_map: str | None = None,
-    attention: AttentionKind = "sdpa",
-    compile: bool = False,
-) -> None:
+def require_means(device: str, loading: LoadingConfig) -> None:
     """Refuse what this machine cannot do, before anything is loaded or written.
 
     Args:
         device: Where weights go.
-        quantisation: See `LoadPlan`.
-        device_map: See `LoadPlan`.
-        attention: See `LoadPlan`.
-        compile: See `LoadPlan`.
+        loading: What is asked for.
 
     Raises:
         ModelError: There is no CUDA for it, or a package is not installed; lists everything.
     """
     needs: dict[str, tuple[str, ...]] = {}
-    if quantisation != "none":
-        needs[f"teacher.quantisation = '{quantisation}'"] = ("bitsandbytes", "accelerate")
-    if device_map is not None:
-        needs[f"teacher.device_map = '{device_map}'"] = ("accelerate",)
-    if attention == "flex":
+    if loading.quantisation != "none":
+        needs[f"teacher.quantisation = '{loading.quantisation}'"] = ("bitsandbytes", "accelerate")
+    if loading.device_map is not None:
+        needs[f"teacher.device_map = '{loading.device_map}'"] = ("accelerate",)
+    if loading.attention == "flex":
         needs["teacher.attention = 'flex'"] = ()
     faults = []
     for setting, packages in needs.items():
@@ -242,7 +237,7 @@ def require_means(
         if absent := [package for package in packages if find_spec(package) is None]:
             faults.append(f"{setting}: not installed: {', '.join(absent)}; pip install 'tide-cache[quantised]'")
     compiler = os.environ.get("CXX", "g++")
-    if compile and not device.startswith("cuda") and shutil.which(compiler) is None:
+    if loading.compile and not device.startswith("cuda") and shutil.which(compiler) is None:
         faults.append(
             f"teacher.compile: found no C++ compiler ({compiler}); install one, name it in CXX, or leave it out"
         )

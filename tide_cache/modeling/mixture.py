@@ -284,7 +284,7 @@ class MixtureAdapter:
         except RuntimeError as error:  # of main memory; a full GPU raises a subclass of it
             raise no_room(info, plan, error) from None
         load_tensors(info.folder, model.published_tensors())
-        return MixtureBackbone(model, plan.attention, self.family.is_shifted)
+        return MixtureBackbone(model, plan.loading.attention, self.family.is_shifted)
 
 
 MIXTURE_ADAPTERS = {

@@ -11,28 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tide_cache.config.sections import SignalsConfig
 from tide_cache.modeling.head import apply_head
-
-
-@dataclass(frozen=True)
-class SignalPlan:
-    """What to keep; the fields are those of `SignalsConfig`.
-
-    Attributes:
-        temperatures: Each T for which tail and partition are stored; includes 1.
-        top_k: At most this many ids per row; 0 when no candidates are wanted.
-        top_p: The fewest ids whose mass reaches this; 1 keeps `top_k` ids.
-        tail_samples: Ids drawn from the rest of each row; 0 for none.
-        has_topk: Whether the `topk` signal is wanted, at aligned pairs.
-        chunk_k: At most this many candidates for a chunk of several teacher tokens; 0 without the `chunks` signal.
-    """
-
-    temperatures: tuple[float, ...]
-    top_k: int
-    top_p: float
-    tail_samples: int = 0
-    has_topk: bool = True
-    chunk_k: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +47,7 @@ def row_signals(
     head_VD: torch.Tensor,
     true_ids_N: torch.Tensor,
     mass_N: torch.Tensor,
-    plan: SignalPlan,
+    plan: SignalsConfig,
     slice_rows: int,
     uniform_ND: torch.Tensor | None = None,
 ) -> RowSignals:
@@ -90,7 +70,7 @@ def start_row_signals(
     head_VD: torch.Tensor,
     true_ids_N: torch.Tensor,
     mass_N: torch.Tensor,
-    plan: SignalPlan,
+    plan: SignalsConfig,
     slice_rows: int,
     uniform_ND: torch.Tensor | None = None,
 ) -> Callable[[], RowSignals]:
@@ -130,7 +110,7 @@ def _parts(
     true_ids_N: torch.Tensor,
     mass_N: torch.Tensor,
     uniform_ND: torch.Tensor,
-    plan: SignalPlan,
+    plan: SignalsConfig,
 ) -> list[tuple[torch.Tensor, ...]]:
     """Apply the head to a slice of rows, and keep what is wanted: on a GPU of all at once, on a CPU of a few."""
     logits_NV = apply_head(hidden_ND, head_VD)
@@ -142,14 +122,18 @@ def _parts(
 
 
 def _statistics(
-    logits_NV: torch.Tensor, true_ids_N: torch.Tensor, mass_N: torch.Tensor, uniform_ND: torch.Tensor, plan: SignalPlan
+    logits_NV: torch.Tensor,
+    true_ids_N: torch.Tensor,
+    mass_N: torch.Tensor,
+    uniform_ND: torch.Tensor,
+    plan: SignalsConfig,
 ) -> tuple[torch.Tensor, ...]:
     """Keep what the plan says of each row.
 
     The vocabulary is passed once for the largest logits and once for each T over all others. Everything else, which
     ids are kept and what that leaves, follows from these few numbers.
     """
-    top_k = min(plan.top_k, logits_NV.shape[1])
+    top_k = min(plan.ids_per_row, logits_NV.shape[1])
     true_logit_N = logits_NV.gather(1, true_ids_N[:, None]).squeeze(1)
     # One id more than can be kept: the largest of the others, from which these are added up.
     top_NK, ids_NK = largest(logits_NV, min(top_k + 1, logits_NV.shape[1]))

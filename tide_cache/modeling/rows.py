@@ -1,15 +1,11 @@
 """From a batch to the hidden states of its masked rows: the one forward that training and evaluation share."""
 
-from typing import Literal
-
 import torch
 
+from tide_cache.config.settings import Context
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.packing import Kept, pack_block, pack_full
 from tide_cache.records import StudentBatch
-
-Context = Literal["block", "full"]
-"""What a model is shown: `block` is [x_t, x_0] under the block mask, `full` is x_t alone, bidirectional."""
 
 
 def masked_hidden(backbone: Backbone, batch: StudentBatch, block_size: int, context: Context = "block") -> torch.Tensor:

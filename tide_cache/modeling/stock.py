@@ -23,10 +23,11 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 from transformers.utils.logging import disable_progress_bar
 
+from tide_cache.config.settings import AttentionKind, Quantisation
 from tide_cache.errors import ModelError
 from tide_cache.families import FAMILIES, Family, sibling_faults
-from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, Quantisation
-from tide_cache.modeling.attention import AttentionKind, Copies, attend, prepare_mask
+from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan
+from tide_cache.modeling.attention import Copies, attend, prepare_mask
 from tide_cache.modeling.llada import LLADA_HEAD_NAMES, LLADA_NAMES, as_llama, llada_faults
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.safetensors_loading import (
@@ -181,7 +182,7 @@ class StockAdapter:
                 "config.json. Copy or download them again."
             ) from None
         except (ValueError, ImportError) as error:
-            settings = f"quantisation = '{plan.quantisation}', device_map = {plan.device_map!r}"
+            settings = f"quantisation = '{plan.loading.quantisation}', device_map = {plan.loading.device_map!r}"
             raise ModelError(
                 f"{info.location}: transformers cannot load it with {settings}: {error}; change these settings, or "
                 "leave them out"
@@ -198,7 +199,7 @@ class StockAdapter:
                 f"{info.location}: device_map = 'auto' found no room on the GPUs for {len(away)} weights, "
                 f"{away[0]} among them; use more GPUs, or quantisation = '8bit' or '4bit'"
             )
-        return StockBackbone(model if placed else model.to(plan.device), plan.attention, self.family.is_shifted)
+        return StockBackbone(model if placed else model.to(plan.device), plan.loading.attention, self.family.is_shifted)
 
 
 def _with_stored_head(info: CheckpointInfo, names: tuple[str, str]) -> PretrainedConfig:
@@ -217,10 +218,11 @@ def _with_stored_head(info: CheckpointInfo, names: tuple[str, str]) -> Pretraine
 
 def _placement(plan: LoadPlan) -> dict[str, Any]:
     """Arguments of `from_pretrained` for weights that must not pass through this machine's memory whole."""
-    if plan.quantisation == "none" and plan.device_map is None:
+    quantisation, device_map = plan.loading.quantisation, plan.loading.device_map
+    if quantisation == "none" and device_map is None:
         return {}
-    quantised = {} if plan.quantisation == "none" else {"quantization_config": _bits(plan.quantisation, plan.dtype)}
-    return {"device_map": plan.device_map or {"": plan.device}, **quantised}
+    quantised = {} if quantisation == "none" else {"quantization_config": _bits(quantisation, plan.dtype)}
+    return {"device_map": device_map or {"": plan.device}, **quantised}
 
 
 def _bits(quantisation: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:

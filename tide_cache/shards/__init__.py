@@ -1,5 +1,6 @@
 """Teacher signals to Parquet bytes and back."""
 
+from tide_cache.config.settings import CodecName, PassName, SignalKind
 from tide_cache.shards.checks import ShardRules
 from tide_cache.shards.files import LOCAL_FILES, Files, LocalFiles, is_temporary
 from tide_cache.shards.layout import SAMPLES_PER_GROUP, ShardLayout
@@ -14,7 +15,7 @@ from tide_cache.shards.publish import (
 )
 from tide_cache.shards.reader import ShardFacts, ShardReader
 from tide_cache.shards.remote_files import FsspecFiles, files_of
-from tide_cache.shards.schema import FORMAT_VERSION, PASSES, CodecName, PassName, ShardHeader, SignalKind, TableName
+from tide_cache.shards.schema import FORMAT_VERSION, PASSES, ShardHeader, TableName
 from tide_cache.shards.writer import EncodedShard, encode_pairs, encode_signals
 
 __all__ = [

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.config.settings import CodecName
 from tide_cache.records import SamplePair
 from tide_cache.shards.columns import Columns, Ragged, names_of, ragged, scalars
 from tide_cache.shards.record_columns import masks_of, repeats_of_candidates
-from tide_cache.shards.schema import CodecName, TableName
+from tide_cache.shards.schema import TableName
 from tide_cache.shards.value_faults import Ints, ValueFault, require, require_lengths
 from tide_cache.signal_table import CHUNKS, PARTS, TAIL, TOPK, Part, PartName, parts_in
 

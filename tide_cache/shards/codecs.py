@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tide_cache.config.settings import CodecName
 from tide_cache.shards.columns import Columns
 from tide_cache.shards.compact import pack, unpack
-from tide_cache.shards.schema import CodecName
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
+from tide_cache.config.settings import SignalKind
 from tide_cache.errors import CacheMismatchError, ShardCorruptError
 from tide_cache.locations import CachePath
 from tide_cache.records import SamplePair, ViewRecord
@@ -32,7 +33,6 @@ from tide_cache.shards.schema import (
     METADATA_PREFIX,
     PAIRS_SCHEMA,
     ShardHeader,
-    SignalKind,
     signals_schema,
 )
 from tide_cache.shards.value_faults import ValueFault

@@ -5,17 +5,17 @@ row group, 64 at most, and over the fields of `signal_table`.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.config.settings import LogprobDtype
 from tide_cache.records import Bools, Int32s, MaskedView, SampleId, SamplePair, TeacherSignal, ViewRecord
 from tide_cache.shards.columns import Column, Columns, Ragged, names_of, ragged, scalars
 from tide_cache.signal_table import PARTS, from_columns, to_columns
 
 Integers = npt.NDArray[np.integer[Any]]
-LogprobDtype = Literal["float16", "float32"]
 
 
 def pairs_to_columns(indexes: Sequence[int], pairs: Sequence[SamplePair]) -> dict[str, Column]:

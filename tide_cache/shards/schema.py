@@ -6,20 +6,15 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from tide_cache.config.settings import CodecName, PassName
 from tide_cache.signal_table import PARTS, TRUTH, Field, PartName, Rule
 
 FORMAT_VERSION = 1
 
-CodecName = Literal["plain", "compact"]
-
-PassName = Literal["plain", "compdemo"]
 PASSES: tuple[PassName, ...] = get_args(PassName)
 
 TableName = Literal["pairs", "plain", "compdemo"]
 """`pairs`, or the signals of a pass under the pass's name."""
-
-SignalKind = Literal["truth", "topk", "chunks"]
-"""What was stored of the teacher: `truth` always is; ids drawn from tails come with `topk`."""
 
 METADATA_PREFIX = "tide_cache."
 

@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tide_cache.config.settings import LogprobDtype
 from tide_cache.errors import TeacherOutputError
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.shards.checks import ShardRules, check_pairs, check_signals
@@ -106,7 +106,7 @@ def encode_signals(
     indexes: Sequence[int],
     records: Sequence[Sequence[ViewRecord]],
     rules: ShardRules,
-    logprob_dtype: Literal["float16", "float32"],
+    logprob_dtype: LogprobDtype,
 ) -> EncodedShard:
     """Encode one pass of a shard, after checking every value of it.
 
@@ -150,7 +150,7 @@ def _signals_table(
     records: Sequence[ViewRecord],
     view: int,
     rules: ShardRules,
-    logprob_dtype: Literal["float16", "float32"],
+    logprob_dtype: LogprobDtype,
 ) -> pa.Table:
     columns = signals_to_columns(indexes, records, logprob_dtype)
     assert parts_in(columns) == rules.parts_of(table), "signals differ from what the identity declares"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tide_cache.config.base import Frozen, load_run_file
-from tide_cache.config.common import Precision
+from tide_cache.config.settings import Precision
 from tide_cache.config.sweep import ArmConfig, SweepRun
 from tide_cache.config.train import TrainRun
 from tide_cache.errors import RunFileError, fault_list

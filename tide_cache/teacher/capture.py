@@ -4,16 +4,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
 
+from tide_cache.config.sections import SignalsConfig
+from tide_cache.config.settings import Context
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.batches import ViewGroup, plan_batches
 from tide_cache.modeling.packing import Kept, pack_block, pack_full
-from tide_cache.modeling.row_signals import RowSignals, SignalPlan, start_row_signals
+from tide_cache.modeling.row_signals import RowSignals, start_row_signals
 from tide_cache.records import Int32s, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
 from tide_cache.signal_table import take
 from tide_cache.teacher.chunks import AskedChunks, Speller, chunk_candidates
@@ -36,14 +37,14 @@ class CapturePlan:
         seed: Mask seed; keys the ids drawn from tails.
     """
 
-    context: Literal["full", "block"]
+    context: Context
     block_size: int
     mask_id: int
     shared_vocab_size: int
     views_per_forward: int
     batch_tokens: int
     head_rows: int
-    signals: SignalPlan
+    signals: SignalsConfig
     seed: int = 0
 
     @property
@@ -86,7 +87,7 @@ class Teacher:
             plan: How to run it, and what to keep.
             spelling: Writes teacher tokens in student tokens; the `chunks` signal needs it.
         """
-        assert spelling is not None or not plan.signals.chunk_k, "candidate chunks cannot be spelled"
+        assert spelling is not None or not plan.signals.candidates_per_chunk, "candidate chunks cannot be spelled"
         self._backbone = backbone.eval()
         self._plan = plan
         self._spelling = spelling
@@ -189,7 +190,7 @@ class Teacher:
         signals = self._plan.signals
         mass_BL = np.zeros((len(pairs), length), np.float32)
         for mass_L, pair in zip(mass_BL, pairs, strict=True):
-            if signals.chunk_k:
+            if signals.candidates_per_chunk:
                 for start, end in pair.chunks_C4[pair.is_distillable_C, :2].tolist():
                     mass_L[start:end] = signals.top_p if end - start == 1 else 1
             if signals.has_topk:
@@ -228,7 +229,7 @@ class Teacher:
 
     def _signal(self, rows: RowSignals, span: slice, is_pair_N: torch.Tensor) -> TeacherSignal:
         topk = None
-        if self._plan.signals.has_topk and self._plan.signals.top_k:
+        if self._plan.signals.has_topk:
             counts_R = rows.counts_N[span][is_pair_N]
             is_kept_RK = torch.arange(rows.ids_NK.shape[1]) < counts_R[:, None]
             tail = None
@@ -253,7 +254,7 @@ class Teacher:
         true_N: np.ndarray,
     ) -> list[list[TeacherSignal]]:
         """Add the candidates of active chunks, where they are wanted."""
-        if self._spelling is None or not self._plan.signals.chunk_k:
+        if self._spelling is None or not self._plan.signals.candidates_per_chunk:
             return signals
         active = [(pair, view, _active(pair, view)) for pair, views in batch for view in views]
         first_row = np.cumsum([0, *(int(view.is_teacher_masked_M.sum()) for _, view, _ in active)])

@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tide_cache.modeling.row_signals import RowSignals, SignalPlan
+from tide_cache.config.sections import SignalsConfig
+from tide_cache.modeling.row_signals import RowSignals
 from tide_cache.records import ChunkCandidates, Int32s
 from tide_cache.shards.record_columns import repeats_of_candidates
 from tide_cache.signal_table import concat, empty, places_in_lists, take
@@ -55,7 +56,7 @@ class AskedChunks:
 
 
 def chunk_candidates(
-    chunks: AskedChunks, true_ids_N: Int32s, rows: RowSignals, spelling: Speller, plan: SignalPlan
+    chunks: AskedChunks, true_ids_N: Int32s, rows: RowSignals, spelling: Speller, plan: SignalsConfig
 ) -> ChunkCandidates:
     """Give the candidates of all chunks of a batch, in the order given.
 
@@ -85,7 +86,7 @@ def _group(
     true_ids_N: Int32s,
     rows: RowSignals,
     spelling: Speller,
-    plan: SignalPlan,
+    plan: SignalsConfig,
 ) -> ChunkCandidates:
     """Candidates of the chunks of `size` teacher tokens; `chunks_A` of the result are places in `chunks`."""
     rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
@@ -116,7 +117,7 @@ def _group(
 
 
 def best_tuples(
-    rows_GM: npt.NDArray[np.integer], rows: RowSignals, plan: SignalPlan
+    rows_GM: npt.NDArray[np.integer], rows: RowSignals, plan: SignalsConfig
 ) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
     """Find the likeliest tuples over the positions of each chunk, and add up all the others.
 
@@ -183,7 +184,7 @@ def _without(logprobs_GX: Floats, chosen_GJ: npt.NDArray[np.int64]) -> Floats:
     return result_GX
 
 
-def _log_powers(logprobs_GJ: Floats, plan: SignalPlan) -> Floats:
+def _log_powers(logprobs_GJ: Floats, plan: SignalsConfig) -> Floats:
     """Give log sum_j p_j^(1/T) of each row, for each T: [G, T]; -inf for rows without any."""
     return np.stack([_logsumexp(logprobs_GJ / temperature) for temperature in plan.temperatures], axis=1)
 

@@ -41,7 +41,6 @@ from tide_cache.training.lora import lora_faults
 from tide_cache.training.reporters import reporter_faults
 from tide_cache.training.room import require_room_for
 from tide_cache.version import __version__
-from tide_cache.views import ViewPlan
 
 BLOCK_SIZE, MAX_LENGTH = 32, 512
 """Of the published student, where neither cache nor run file says another (Qwen3-0.6B-diffusion-bd3lm)."""
@@ -250,7 +249,7 @@ def _open_corpus(run: TrainRun, tokenizer: TextTokenizer, block_size: int) -> Op
     require_usable(section.spec, paired.faults, section.on_bad_row, "data.corpus.on_bad_row")
     title = f"{section.spec}: no row of the corpus became a sample:"
     require_samples(title, paired.report, "Raise student.max_length, or mend the corpus.")
-    views = ViewPlan(**run.data.views.model_dump())
+    views = run.data.views
     ids = tokenizer.mask_id, tokenizer.pad_id
     plan = CollatePlan(*ids, block_size, schedule=views.schedule, complementary=views.complementary)
     source, key = PlainSource(paired.pairs, views), corpus.content_hash
@@ -272,7 +271,7 @@ def _continuity(run: TrainRun, data: OpenedData, caches: Sequence[OpenedCache], 
         "data.seed": run.data.seed,
         "data.num_views": run.data.num_views,
         "data.signal_pass": run.data.signal_pass if run.data.signal_pass != "plain" else None,
-        "data.views": run.data.views.model_dump(mode="json") if run.data.corpus else None,
+        "data.views": asdict(run.data.views) if run.data.corpus else None,
         **{f"student.{name}": value for name, value in student.items()},
         "objective": [asdict(entry) for entry in run.objective],
         "optimizer": run.optimizer.model_dump(mode="json"),

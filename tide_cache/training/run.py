@@ -14,7 +14,7 @@ from tide_cache.config.train import TrainRun
 from tide_cache.disk import new_folder, write_whole
 from tide_cache.errors import DeviceMemoryError, ModelError, WriteError, fault_list
 from tide_cache.interruption import StopRequest
-from tide_cache.loading.micro_batches import BatchPlan, step_micro_batches
+from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.loading.prefetch import Prefetcher, pinned
 from tide_cache.modeling.attention import flex_problem
 from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_backbone, resolve_device
@@ -242,9 +242,8 @@ class _Loop:
     def _micro_batches(self, step: int) -> list[tuple[StudentBatch, Targets]]:
         """Load this rank's share of a step; called from the thread that loads ahead."""
         train, world, prepared = self._run.train, self._world, self._prepared
-        plan = BatchPlan(train.global_batch, train.micro_batch, train.batching, train.row_tokens, train.views_per_step)
         where = prepared.source, prepared.order, prepared.collate_plan
-        batches = list(step_micro_batches(*where, plan, step, world.rank, world.size))
+        batches = list(step_micro_batches(*where, train, step, world.rank, world.size))
         if self._engine.device.type == "cuda":
             return [(pinned(batch), pinned(targets)) for batch, targets in batches]
         return batches

@@ -1,24 +1,13 @@
 """Masks of a view: drawn per token, then made whole per chunk, on the student's and the teacher's side alike."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from tide_cache.config.sections import ViewsConfig
 from tide_cache.records import Bools, Int32s, MaskedView, SamplePair
 from tide_cache.views.random import KeyedRandom
-from tide_cache.views.schedule import MIN_T, Schedule, TimeSampling, draw_time, mask_probability, time_of_probability
-
-
-@dataclass(frozen=True)
-class ViewPlan:
-    """How the views of every sample are drawn; the fields are those of `ViewsConfig`."""
-
-    num_views: int
-    seed: int
-    time_sampling: TimeSampling
-    schedule: Schedule
-    complementary: bool
+from tide_cache.views.schedule import MIN_T, draw_time, mask_probability, time_of_probability
 
 
 class HasChunks(Protocol):
@@ -34,11 +23,11 @@ def is_complement(view: int, complementary: bool) -> bool:
     return complementary and view % 2 == 1
 
 
-def draw_view(pair: SamplePair, view: int, plan: ViewPlan) -> MaskedView:
+def draw_view(pair: SamplePair, view: int, plan: ViewsConfig) -> MaskedView:
     """Draw a masked view; the same pair, number and plan always give the same one.
 
     With `complementary`, view 2j+1 masks exactly the supervised tokens that view 2j shows, and its t is the one whose
-    mask probability is the complement, at least `MIN_T`. An odd last view has no partner.
+    mask probability is the complement, at least `MIN_T`.
 
     Args:
         pair: The sample.

@@ -1,15 +1,12 @@
 """How much is masked at diffusion time t: the mask schedules and how views draw t."""
 
 import math
-from typing import Literal
 
+from tide_cache.config.settings import Schedule, TimeSampling
 from tide_cache.views.random import KeyedRandom
 
 MIN_T = 1e-3
 """t is drawn from [MIN_T, 1), as the reference does: `1e-3 + (1 - 1e-3) * U` (TIDE, arXiv:2604.26951)."""
-
-Schedule = Literal["linear", "cosine"]
-TimeSampling = Literal["uniform", "stratified"]
 
 
 def mask_probability(t: float, schedule: Schedule) -> float:

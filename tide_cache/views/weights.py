@@ -26,8 +26,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.config.settings import Schedule
 from tide_cache.records import Bools, Int32s
-from tide_cache.views.schedule import MIN_T, Schedule, mask_probability, slope
+from tide_cache.views.schedule import MIN_T, mask_probability, slope
 
 NUM_NODES = 256
 """Exact for polynomials of degree 511: for the linear schedule up to as many supervised tokens of a sample."""

@@ -15,7 +15,7 @@ class InProcess:
 
     def check(self, run: BuildRun) -> None:
         """Find the device, and what the teacher needs on it."""
-        require_means(resolve_device(run.teacher.device), **run.teacher.loading)
+        require_means(resolve_device(run.teacher.device), run.teacher.loading)
 
     def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
         """Build shards; see `Executor`."""

@@ -38,7 +38,7 @@ class LocalProcesses:
 
     def check(self, run: BuildRun) -> None:
         """Find a device for each worker, and what the teacher needs on it."""
-        require_means(worker_devices(run.teacher, self._num_workers)[0], **run.teacher.loading)
+        require_means(worker_devices(run.teacher, self._num_workers)[0], run.teacher.loading)
 
     def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
         """Build shards; see `Executor`."""

@@ -43,7 +43,7 @@ def time_forwards(
     budget: Budget,
 ) -> Timing:
     """Time forwards spread over those of a full shard, which the sample repeated stands for."""
-    shown = demo_parts(pairs, views, build.views.seed, build.demo_ratio) if name == "compdemo" else views
+    shown = demo_parts(pairs, views, build.views.seed, build.views.demo_ratio) if name == "compdemo" else views
     num_rows = len(build.plan.rows_of(0))
     chosen = [index % len(pairs) for index in range(max(1, round(num_rows * kept)))]
     batches = build.capture.batches([len(pairs[i].teacher_ids_M) for i in chosen], [len(shown[i]) for i in chosen])
