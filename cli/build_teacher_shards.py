@@ -3,8 +3,7 @@
 import os
 import shlex
 from dataclasses import asdict
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -40,11 +39,8 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 5
 
 
-class ExecutorName(StrEnum):
-    """What the workers are."""
-
-    process = "process"
-    ray = "ray"
+ExecutorName = Literal["process", "ray"]
+"""What the workers are."""
 
 
 def build_teacher_shards(
@@ -101,7 +97,7 @@ def build_teacher_shards(
     with chatter_to_stderr():
         from tide_cache.building.driver import PartialBuild, build_shards, prepare_with_room
 
-        hands = _executor(workers or 1, executor or ExecutorName.process, ray_address)
+        hands = _executor(workers or 1, executor or "process", ray_address)
         hands.check(run)
 
         def choose(num_shards: int) -> range:
@@ -129,7 +125,7 @@ def _executor(workers: int, name: ExecutorName, ray_address: str | None) -> "Exe
     """
     from tide_cache.building.executors import InProcess, LocalProcesses, RayActors
 
-    if name is ExecutorName.ray:
+    if name == "ray":
         return RayActors(workers, ray_address)
     if ray_address is not None:
         raise RunFileError(

@@ -3,13 +3,13 @@
 import json as json_format
 import shlex
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from tide_cache.config.settings import Context, Precision
 from tide_cache.disk import write_whole
 from tide_cache.errors import RunFileError
 from tide_cache.locations import cache_path
@@ -17,7 +17,7 @@ from tide_cache.places import require_cache, require_checkpoint
 
 from .checkpoints import BlockSize, Checkpoint, open_model
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say
-from .options import BadRow, Dtype, Json
+from .options import BadRow, Json
 from .progress import ProgressReports
 
 if TYPE_CHECKING:
@@ -45,13 +45,6 @@ class EvalCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-class Context(StrEnum):
-    """What the model is shown."""
-
-    block = "block"
-    full = "full"
-
-
 def evaluate(
     checkpoint: Checkpoint,
     dataset: Annotated[
@@ -76,8 +69,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Mask seed; models are compared at the same one.")] = 0,
     context: Annotated[
         Context, typer.Option(help="block: [x_t, x_0] under the block mask. full: x_t alone, bidirectional.")
-    ] = Context.block,
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    ] = "block",
+    dtype: Annotated[Precision, typer.Option(help="Of the weights.")] = "float32",
     on_bad_row: BadRow = None,
     json: Json = False,
     out: Annotated[
@@ -98,7 +91,7 @@ def evaluate(
     with chatter_to_stderr():
         from tide_cache.evaluation.measuring import held_out_samples, measure, require_fitting_cache
 
-        model = open_model(checkpoint, block_size, dtype=dtype.value)
+        model = open_model(checkpoint, block_size, dtype=dtype)
         model.require_fits(max_length)
         if cache is not None:
             require_fitting_cache(cache_path(cache), model.tokenizer)
@@ -107,7 +100,7 @@ def evaluate(
             model,
             max_length,
             limit=limit,
-            on_bad_row="error" if on_bad_row is None else on_bad_row.value,
+            on_bad_row=on_bad_row or "error",
             section="--dataset",
             length_key="--max-length",
         )
@@ -115,7 +108,7 @@ def evaluate(
             say(remark)
         with ProgressReports("views") as reports:
             found = measure(
-                model, held_out.pairs, cache=cache, limit=limit, seed=seed, context=context.value,
+                model, held_out.pairs, cache=cache, limit=limit, seed=seed, context=context,
                 progress=reports.update,
             )  # fmt: skip
     document = {
@@ -123,7 +116,7 @@ def evaluate(
         "dataset": dataset,
         "block_size": model.block_size,
         "max_length": max_length,
-        "dtype": dtype.value,
+        "dtype": dtype,
         "remarks": held_out.remarks,
         "nll": asdict(found.nll),
         "agreement": asdict(found.agreement) if found.agreement else None,

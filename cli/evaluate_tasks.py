@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
-from enum import StrEnum
 from importlib.util import find_spec
 from json import loads as json_loads
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tide_cache.config.settings import Isolation, Precision, ThinkPrefix
 from tide_cache.errors import RunFileError
 from tide_cache.unreadable import names_in, told_apart
 
 from .checkpoints import BlockSize, Checkpoint, open_model
 from .console import chatter_to_stderr, print_fields, print_json, print_table, say
 from .launch import one_voice
-from .options import Dtype, Json
+from .options import Json
 from .progress import ProgressReports
 
 if TYPE_CHECKING:
@@ -30,21 +30,6 @@ if TYPE_CHECKING:
     from tide_cache.training.distributed import World
 
 DEFAULT_OUT = Path("eval-output")
-
-
-class ThinkPrefix(StrEnum):
-    """What stands before an answer."""
-
-    template = "template"
-    empty = "empty"
-    none = "none"
-
-
-class CodeIsolation(StrEnum):
-    """How programs of the model are shut in."""
-
-    namespaces = "namespaces"
-    limits = "limits"
 
 
 def evaluate_tasks(
@@ -76,18 +61,18 @@ def evaluate_tasks(
         bool, typer.Option("--allow-code-execution", help="Run programs that the models write, shut in.")
     ] = False,
     code_isolation: Annotated[
-        CodeIsolation,
+        Isolation,
         typer.Option(
             help="namespaces: no network, closed files. limits: time and memory alone, for throw-away machines."
         ),
-    ] = CodeIsolation.namespaces,
+    ] = "namespaces",
     num_samples: Annotated[int, typer.Option(min=1, help="Sets of masked tokens per block of a likelihood.")] = 128,
     think_prefix: Annotated[
         ThinkPrefix,
         typer.Option(
             help="Before an answer: what the template writes with thinking off, an empty think block, or none."
         ),
-    ] = ThinkPrefix.template,
+    ] = "template",
     chat_template: Annotated[bool, typer.Option("--chat-template/--no-chat-template", help="Ask as in a chat.")] = True,
     batch_size: Annotated[
         int | None,
@@ -99,7 +84,7 @@ def evaluate_tasks(
         typer.Option(min=1, help="Questions of each task at most; by default all.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of masks and draws; models are compared at the same one.")] = 0,
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    dtype: Annotated[Precision, typer.Option(help="Of the weights.")] = "float32",
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of results.")] = DEFAULT_OUT,
     json: Json = False,
 ) -> None:
@@ -135,18 +120,18 @@ def evaluate_tasks(
             from tide_cache.evaluation.harness.scoring import ScoringOptions, score_all
             from tide_cache.evaluation.harness.tasks import define_tasks
 
-            sandbox = Sandbox(code_isolation.value) if allow_code_execution else None
+            sandbox = Sandbox(code_isolation) if allow_code_execution else None
             defined = define_tasks(plans, task_data, sandbox)
             if world.is_first:
                 _say_what_has_no_effect(defined)
             contestants = [
-                _contestant(role, model, ModelOptions(model.block_size, seed, num_samples, think_prefix.value), world)
+                _contestant(role, model, ModelOptions(model.block_size, seed, num_samples, think_prefix), world)
                 for role, model in models.items()
             ]
             company.agree("")  # what ranks exchange is not on the GPU
             with ProgressReports("questions") as reports:
                 report = reports.named if world.is_first else None
-                options = ScoringOptions(limit, chat_template, dtype.value)
+                options = ScoringOptions(limit, chat_template, dtype)
                 results = score_all(contestants, defined, out, options, world, report)
             document = {
                 "checkpoint": checkpoint,
@@ -178,16 +163,16 @@ def _require_harness(task_data: Path | None) -> None:
 
 
 def _open_models(
-    checkpoint: str, baseline: str | None, no_baseline: bool, block_size: int | None, dtype: Dtype, day: date
+    checkpoint: str, baseline: str | None, no_baseline: bool, block_size: int | None, dtype: Precision, day: date
 ) -> "dict[str, TrainedModel]":
     """Open the student and what it is compared with, and check both."""
     from tide_cache.evaluation.harness.baseline import start_checkpoint
 
-    models = {"student": open_model(checkpoint, block_size, dtype=dtype.value, day=day)}
+    models = {"student": open_model(checkpoint, block_size, dtype=dtype, day=day)}
     if not no_baseline:
         day = models["student"].tokenizer.today or day
         start = baseline or start_checkpoint(checkpoint)
-        models["baseline"] = open_model(start, block_size, dtype=dtype.value, day=day)
+        models["baseline"] = open_model(start, block_size, dtype=dtype, day=day)
     for model in models.values():
         model.require_fits(model.block_size)
     return models

@@ -1,26 +1,19 @@
 """`tide-cache export`: one view of every sample as a plain file."""
 
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tide_cache.config.settings import ExportFormat, PassName
 from tide_cache.errors import RunFileError
 from tide_cache.locations import cache_path
 from tide_cache.places import require_cache
 
 from .console import chatter_to_stderr, number, print_fields, print_json, size
-from .options import Json, Pass
+from .options import Json
 from .progress import ProgressReport
-
-
-class Format(StrEnum):
-    """Kind of file."""
-
-    parquet = "parquet"
-    jsonl_zst = "jsonl.zst"
 
 
 def export(
@@ -28,9 +21,9 @@ def export(
     view: Annotated[int, typer.Option(min=0, help="Which view of each sample, from 0.", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="FILE", help="File to write; it must not exist.", show_default=False)],
     signal_pass: Annotated[
-        Pass | None, typer.Option("--pass", help="Which pass; by default the first that the cache has.")
+        PassName | None, typer.Option("--pass", help="Which pass; by default the first that the cache has.")
     ] = None,
-    format: Annotated[Format | None, typer.Option(help="Kind of file; by default what its name ends in.")] = None,
+    format: Annotated[ExportFormat | None, typer.Option(help="Kind of file; by default what its name ends in.")] = None,
     student: Annotated[
         str | None, typer.Option(metavar="TOKENIZER", help="Student tokenizer, for --text.", show_default=False)
     ] = None,
@@ -50,8 +43,8 @@ def export(
                 cache_path(cache),
                 out,
                 view,
-                format=None if format is None else format.value,
-                signal_pass=None if signal_pass is None else signal_pass.value,
+                format=format,
+                signal_pass=signal_pass,
                 student=student,
                 on_samples=report.update,
             )

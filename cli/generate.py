@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tide_cache.config.settings import Remasking
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.places import require_checkpoint
 
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from tide_cache.evaluation import OnBlock, OnText, SamplerOptions
     from tide_cache.evaluation.trained import TrainedModel
     from tide_cache.records import Message
-
-
-class Remasking(StrEnum):
-    """Which predictions of a step are kept."""
-
-    low_confidence = "low_confidence"
-    random = "random"
 
 
 def generate(
@@ -54,7 +47,7 @@ def generate(
     ] = None,
     remasking: Annotated[
         Remasking, typer.Option(help="Which predictions a step keeps: the likeliest ones, or any.")
-    ] = Remasking.low_confidence,
+    ] = "low_confidence",
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Draw from this many likeliest tokens.", show_default=False)
@@ -99,7 +92,7 @@ def generate(
             "max_new_tokens": max_new_tokens,
             "steps_per_block": steps_per_block or model.block_size,
             "threshold": threshold,
-            "remasking": remasking.value,
+            "remasking": remasking,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tide_cache.config.settings import PassName
 from tide_cache.errors import RunFileError
 from tide_cache.locations import cache_path
 from tide_cache.places import require_cache
@@ -23,7 +24,7 @@ from .console import (
     size,
     spark_bars,
 )
-from .options import Json, Pass
+from .options import Json
 from .progress import ProgressReport
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def inspect_cache(
         typer.Option(help="Teacher tokenizer, for kept ids that the student does not share.", show_default=False),
     ] = None,
     signal_pass: Annotated[
-        Pass | None, typer.Option("--pass", help="Which pass of --view; by default the first that the cache has.")
+        PassName | None, typer.Option("--pass", help="Which pass of --view; by default the first that the cache has.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -66,9 +67,7 @@ def inspect_cache(
             with ProgressReport("inspect", "row groups") as report:
                 found = inspect(root, report.update)
         else:
-            found = describe_view(
-                root, view, tokenizer, teacher_tokenizer, None if signal_pass is None else signal_pass.value
-            )
+            found = describe_view(root, view, tokenizer, teacher_tokenizer, signal_pass)
     if json:
         print_json(asdict(found))
     elif isinstance(found, Inspection):

@@ -2,36 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tide_cache.config.settings import OnBadRow
 from tide_cache.errors import RunFileError
 
 _NUMBER = r"\d+(\.\d*)?|\.\d+"
-
-
-class Dtype(StrEnum):
-    """Of the weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class OnBadRow(StrEnum):
-    """What a row without a usable field does."""
-
-    error = "error"
-    skip = "skip"
-
-
-class Pass(StrEnum):
-    """Pass of a cache."""
-
-    plain = "plain"
-    compdemo = "compdemo"
 
 
 RunFile = Annotated[
@@ -132,7 +111,7 @@ def corpus_flags(section: str, spec: str | None, on_bad_row: OnBadRow | None) ->
     return {
         f"{section}.spec": spec,
         f"{section}.folder": Path.cwd() if spec is not None else None,
-        f"{section}.on_bad_row": on_bad_row.value if on_bad_row is not None else None,
+        f"{section}.on_bad_row": on_bad_row,
     }
 
 

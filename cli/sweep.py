@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tide_cache.config.base import parse_assignments
+from tide_cache.config.settings import Precision
 from tide_cache.config.sweep import ArmConfig
 from tide_cache.errors import RunFileError
 from tide_cache.places import require_checkpoint
 
 from .console import chatter_to_stderr, number, percent, print_json, print_table, say
-from .options import DryRun, Dtype, Json, Out, RunFile, Set, caches, given, objectives
+from .options import DryRun, Json, Out, RunFile, Set, caches, given, objectives
 from .progress import ProgressReport
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def sweep(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Held-out samples at most; by default all.", show_default=False)
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights while a student is measured.")] = Dtype.float32,
+    dtype: Annotated[Precision, typer.Option(help="Of the weights while a student is measured.")] = "float32",
     jobs: Annotated[
         int, typer.Option(min=1, help="Students that are trained side by side, each on a GPU or some cores of its own.")
     ] = 1,
@@ -84,7 +85,7 @@ def sweep(
         from tide_cache.sweep.run import devices_of
         from tide_cache.sweep.table import summarise, write_document
 
-        corpus = None if held_out is None else HeldOut(spec=held_out, folder=Path.cwd(), limit=limit, dtype=dtype.value)
+        corpus = None if held_out is None else HeldOut(spec=held_out, folder=Path.cwd(), limit=limit, dtype=dtype)
         folder, todo = make_jobs(run_file, overrides, _arms(preset or (), objective or ()), seeds, corpus)
         _require_no_launcher()
         devices_of(todo, jobs)

@@ -2,12 +2,12 @@
 
 import shlex
 from dataclasses import asdict
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tide_cache.config.base import load_run_file, parse_assignments
+from tide_cache.config.settings import OnBadRow, Reporter, Semantics
 from tide_cache.config.train import TrainRun
 from tide_cache.places import require_cache, require_checkpoint
 
@@ -18,7 +18,6 @@ from .options import (
     Dataset,
     DryRun,
     Json,
-    OnBadRow,
     Out,
     RunFile,
     Set,
@@ -36,21 +35,6 @@ if TYPE_CHECKING:
     from tide_cache.training.metrics import StepMetrics
     from tide_cache.training.prepare import Prepared
     from tide_cache.training.run import TrainSummary
-
-
-class SemanticsName(StrEnum):
-    """Whose weights and divisors hold where the objectives say none."""
-
-    paper = "paper"
-    corrected = "corrected"
-
-
-class ReportTo(StrEnum):
-    """Where figures go beside metrics.jsonl."""
-
-    none = "none"
-    tensorboard = "tensorboard"
-    wandb = "wandb"
 
 
 def train_student(
@@ -89,7 +73,7 @@ def train_student(
         ),
     ] = None,
     semantics: Annotated[
-        SemanticsName | None,
+        Semantics | None,
         typer.Option(help="Weights and divisors as published, or corrected (default).", show_default=False),
     ] = None,
     out: Out = None,
@@ -98,7 +82,7 @@ def train_student(
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
     ] = False,
     report_to: Annotated[
-        ReportTo | None,
+        Reporter | None,
         typer.Option(help="Where figures go beside metrics.jsonl; default none.", show_default=False),
     ] = None,
     num_gpus: Annotated[
@@ -138,9 +122,9 @@ def _flags(
     on_bad_row: OnBadRow | None,
     objective: list[str] | None,
     preset: str | None,
-    semantics: SemanticsName | None,
+    semantics: Semantics | None,
     out: str | None,
-    report_to: ReportTo | None,
+    report_to: Reporter | None,
 ) -> dict[str, Any]:
     """Collect what the options say; a source of data or weights takes the place of the run file's other one."""
     flags = {
@@ -149,9 +133,9 @@ def _flags(
         **corpus_flags("data.corpus", dataset, on_bad_row),
         "objective": objectives(objective) if objective else None,
         "preset": preset,
-        "semantics": semantics.value if semantics is not None else None,
+        "semantics": semantics,
         "train.out": out,
-        "train.report_to": report_to.value if report_to is not None else None,
+        "train.report_to": report_to,
     }
     replaced = []
     if student is not None:

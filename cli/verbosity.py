@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from enum import StrEnum
+from typing import Literal, get_args
 
 from tide_cache.errors import RunFileError
 from tide_cache.progress import listen
@@ -17,12 +17,8 @@ _LIBRARIES = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY")
 """Variables that two libraries with loggers of their own read when they are imported."""
 
 
-class Verbosity(StrEnum):
-    """quiet: results and errors. normal: progress and hints too. verbose: what libraries log as well."""
-
-    quiet = "quiet"
-    normal = "normal"
-    verbose = "verbose"
+Verbosity = Literal["quiet", "normal", "verbose"]
+"""quiet: results and errors. normal: progress and hints too. verbose: what libraries log as well."""
 
 
 def choose_verbosity(quiet: bool, verbose: bool) -> None:
@@ -34,18 +30,18 @@ def choose_verbosity(quiet: bool, verbose: bool) -> None:
     if quiet and verbose:
         raise RunFileError("found --quiet and --verbose; expected one of them")
     said = "quiet" if quiet else "verbose" if verbose else os.environ.get(VARIABLE) or "normal"
-    if said not in list(Verbosity):
-        raise RunFileError(f"{VARIABLE}: found {said!r}; expected one of {', '.join(Verbosity)}")
+    if said not in get_args(Verbosity):
+        raise RunFileError(f"{VARIABLE}: found {said!r}; expected one of {', '.join(get_args(Verbosity))}")
     os.environ[VARIABLE] = said
-    listen(None if said == Verbosity.quiet else PhasePrinter())
-    if said == Verbosity.normal:
+    listen(None if said == "quiet" else PhasePrinter())
+    if said == "normal":
         return
     for name in _LIBRARIES:
-        os.environ.setdefault(name, "error" if said == Verbosity.quiet else "info")
+        os.environ.setdefault(name, "error" if said == "quiet" else "info")
     logging.captureWarnings(True)  # they are what libraries say, too
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
-    logging.basicConfig(level=logging.ERROR if said == Verbosity.quiet else logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.ERROR if said == "quiet" else logging.INFO, handlers=[handler])
 
 
 class _Line(logging.Formatter):

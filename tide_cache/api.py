@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tide_cache.config.presets import find_preset
 from tide_cache.config.sections import BatchConfig
-from tide_cache.config.semantics import Semantics
-from tide_cache.config.settings import Batching
+from tide_cache.config.settings import Batching, Semantics
 from tide_cache.config.train import read_objectives
 from tide_cache.errors import RunFileError
 from tide_cache.inspecting.export import ExportedView

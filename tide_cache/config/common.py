@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from tide_cache.config.base import Frozen, LocationMark
 from tide_cache.config.objectives import AnyObjective
+from tide_cache.config.settings import OnBadRow
 from tide_cache.locations import RemotePath, cache_path
 
 Location = Annotated[str, LocationMark, Field(min_length=1)]
@@ -34,7 +35,7 @@ class CorpusConfig(Frozen):
         default_factory=dict,
         description="Mapping for unusual rows: {user = 'question_text', assistant = 'reply'} or {messages = 'conv'}.",
     )
-    on_bad_row: Literal["error", "skip"] = Field(
+    on_bad_row: OnBadRow = Field(
         default="error", description="A row without a usable field stops the build, or is counted and listed."
     )
     folder: Path = Field(default=Path("."), description="Where relative file names of `spec` are looked up.")

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from tide_cache.config.objectives import AnyObjective
-
-Semantics = Literal["paper", "corrected"]
+from tide_cache.config.settings import Semantics
 
 _CHUNK_LIKELIHOODS = ("calm", "reverse_calm", "bernoulli_kl")
 

@@ -1,5 +1,7 @@
 """What settings have in common that stages take as a run file states them: frozen dataclasses, declared once.
 
+The words that such settings and the command line's options take stand here too, each list once.
+
 They know neither pydantic nor torch: run files check them without either of the stage's libraries, and pure stages
 import them. Bounds stand in the type, `Annotated[float, Gt(0)]`; what a field means stands below it, and becomes its
 description in the JSON schema.
@@ -8,6 +10,9 @@ description in the JSON schema.
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+OnBadRow = Literal["error", "skip"]
+"""What a row does that cannot be used: it stops the work, or is left out and listed."""
 
 PassName = Literal["plain", "compdemo"]
 """plain: the teacher sees the view. compdemo: it sees two, each showing some of what the other masks."""
@@ -21,15 +26,28 @@ Schedule = Literal["linear", "cosine"]
 TimeSampling = Literal["stratified", "uniform"]
 
 Context = Literal["full", "block"]
-"""What a model is shown: `block` is [x_t, x_0] under the block mask, `full` is x_t alone, bidirectional."""
+"""What a model is shown: `full` is x_t alone, bidirectional, `block` is [x_t, x_0] under the block mask."""
 
 Precision = Literal["float32", "bfloat16"]
 Quantisation = Literal["none", "8bit", "4bit"]
 AttentionKind = Literal["sdpa", "flex"]
 DeviceMap = Literal["auto"]
 
+Semantics = Literal["paper", "corrected"]
+"""Whose weights and divisors hold where the objectives say none."""
+
 Batching = Literal["order", "length", "packed"]
 """order: as the samples come. length: samples of like length together. packed: several samples in one row."""
+
+LearningRateSchedule = Literal["cosine", "constant"]
+Reporter = Literal["none", "tensorboard", "wandb"]
+Remasking = Literal["low_confidence", "random"]
+ExportFormat = Literal["parquet", "jsonl.zst"]
+Isolation = Literal["namespaces", "limits"]
+"""How programs of a model are shut in: no network and closed files, or limits of time and memory alone."""
+
+ThinkPrefix = Literal["template", "empty", "none"]
+"""What stands before an answer: what the template writes with thinking off, or surely an empty think block, or none."""
 
 
 @dataclass(frozen=True)

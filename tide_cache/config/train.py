@@ -20,8 +20,8 @@ from tide_cache.config.common import (
 from tide_cache.config.objectives import AnyObjective, CrossEntropyConfig
 from tide_cache.config.presets import find_preset
 from tide_cache.config.sections import BatchConfig, ViewsConfig
-from tide_cache.config.semantics import Semantics, resolve
-from tide_cache.config.settings import PassName, Precision, Setting
+from tide_cache.config.semantics import resolve
+from tide_cache.config.settings import LearningRateSchedule, PassName, Precision, Reporter, Semantics, Setting
 
 
 class ModelShape(Frozen):
@@ -130,7 +130,7 @@ class OptimizerConfig(Frozen):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="Share of the steps that warm up linearly.")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: LearningRateSchedule = "cosine"
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this global norm.")
 
 
@@ -165,9 +165,7 @@ class TrainConfig(Frozen, BatchConfig, RunLength):  # type: ignore[misc]  # `Fro
     activation_checkpointing: bool = False
     checkpoint_every: int = Field(default=500, ge=0, description="Steps between checkpoints; 0 for none.")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl.")
-    report_to: Literal["none", "tensorboard", "wandb"] = Field(
-        default="none", description="Where the lines of metrics.jsonl go as well."
-    )
+    report_to: Reporter = Field(default="none", description="Where the lines of metrics.jsonl go as well.")
     ema_decay: float = Field(
         default=0.0, ge=0, lt=1, description="Of a running mean of the weights, saved as model-ema; 0 for none."
     )

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tide_cache.config.settings import OnBadRow
 from tide_cache.corpus.reading import RowReading, read_rows
 from tide_cache.corpus.rows import RowFault, kind_of
 from tide_cache.corpus.spec import parse_spec
@@ -51,7 +52,7 @@ def open_prepared(
     student_vocab_size: int,
     teacher_vocab_size: int,
     columns: Mapping[str, str] = {},
-    on_bad_row: Literal["error", "skip"] = "error",
+    on_bad_row: OnBadRow = "error",
 ) -> Corpus[PreparedRow]:
     """Read preprocessed sets: saved datasets, hub datasets, Parquet files and JSON lines.
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal
+from typing import Generic
 
+from tide_cache.config.settings import OnBadRow
 from tide_cache.corpus.languages import canonical_language, language_of
 from tide_cache.corpus.rows import RawRow, RowFault, Source
 from tide_cache.corpus.shapes import Unread, check_columns, conversation_of, used_fields
@@ -52,7 +53,7 @@ def open_corpus(
     *,
     folder: Path,
     columns: Mapping[str, str] = {},
-    on_bad_row: Literal["error", "skip"] = "error",
+    on_bad_row: OnBadRow = "error",
     format: str = "chat",
     section: str = "corpus",
 ) -> Corpus[ChatRow]:
@@ -88,7 +89,7 @@ def _named(section: str) -> Iterator[None]:
 
 
 def _open_chat(
-    spec: str, folder: Path, columns: Mapping[str, str], on_bad_row: str, format: str, section: str
+    spec: str, folder: Path, columns: Mapping[str, str], on_bad_row: OnBadRow, format: str, section: str
 ) -> Corpus[ChatRow]:
     if format != "chat":
         raise RunFileError(
@@ -127,7 +128,7 @@ def _open_chat(
     return corpus
 
 
-def read_rows(spec: str, folder: Path, on_bad_row: str, reading: RowReading[Row]) -> Corpus[Row]:
+def read_rows(spec: str, folder: Path, on_bad_row: OnBadRow, reading: RowReading[Row]) -> Corpus[Row]:
     """Read a mix into rows of one kind.
 
     Args:

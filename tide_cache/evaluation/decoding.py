@@ -5,11 +5,10 @@ Shape suffixes: B sequences, K positions of the block, N masked rows, V vocabula
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Remasking = Literal["low_confidence", "random"]
+from tide_cache.config.settings import Remasking
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from tide_cache.config.common import Precision
+from tide_cache.config.settings import Context, OnBadRow, Precision
 from tide_cache.corpus import open_corpus
 from tide_cache.errors import CacheMismatchError, fault_list
 from tide_cache.evaluation.agreement import AgreementReport, teacher_agreement
@@ -14,7 +13,6 @@ from tide_cache.evaluation.trained import TrainedModel, open_trained
 from tide_cache.loading.cache import CacheSource, cache_collate_plan
 from tide_cache.locations import CachePath, cache_path
 from tide_cache.manifest import Manifest
-from tide_cache.modeling.rows import Context
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.pairing.checking import LengthLimit, remarks_of, require_samples, require_usable
 from tide_cache.records import SamplePair
@@ -65,7 +63,7 @@ def measure(
     times: Sequence[float] = TIMES,
     seed: int = 0,
     context: Context = "block",
-    on_bad_row: Literal["error", "skip"] = "error",
+    on_bad_row: OnBadRow = "error",
     dtype: Precision = "float32",
     device: str = "auto",
     progress: OnMeasured | None = None,
@@ -133,7 +131,7 @@ def held_out_samples(
     max_length: int,
     *,
     limit: int | None = None,
-    on_bad_row: Literal["error", "skip"] = "error",
+    on_bad_row: OnBadRow = "error",
     section: str = "dataset",
     length_key: str = "max_length",
 ) -> HeldOutSamples:

@@ -19,9 +19,10 @@ from typing import NotRequired, Required, TypedDict
 
 import torch
 
+from tide_cache.config.settings import Remasking
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.evaluation.block_context import BlockContext
-from tide_cache.evaluation.decoding import Commit, DecodingCounts, Draw, Remasking, is_ended
+from tide_cache.evaluation.decoding import Commit, DecodingCounts, Draw, is_ended
 from tide_cache.evaluation.forward import evaluating
 from tide_cache.modeling.backbone import Backbone
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tide_cache.config.common import Precision
+from tide_cache.config.settings import Precision
 from tide_cache.errors import ModelError, RunFileError, fault_list
 from tide_cache.modeling.backbone import (
     DTYPES,

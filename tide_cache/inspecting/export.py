@@ -32,7 +32,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from tide_cache.config.settings import ExportFormat
 from tide_cache.disk import new_folder, writing
 from tide_cache.errors import RunFileError
 from tide_cache.inspecting.viewing import require_student_tokenizer
@@ -50,7 +51,6 @@ from tide_cache.records import TeacherSignal, ViewRecord
 from tide_cache.shards import PassName
 from tide_cache.signal_table import CHUNKS, SPLIT, TAIL, TOPK, TRUTH, Axis, parts_in, to_columns
 
-ExportFormat = Literal["parquet", "jsonl.zst"]
 OnSamples = Callable[[int, int], None]
 
 Ints = npt.NDArray[np.integer[Any]]

@@ -7,6 +7,7 @@ that would hold most of them.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tide_cache.config.settings import OnBadRow
 from tide_cache.errors import PairingError, fault_list
 from tide_cache.pairing.collecting import NOT_SUPERVISED
 from tide_cache.pairing.report import Lengths, PairedRows, PairingReport
@@ -50,7 +51,9 @@ class LengthLimit:
         return lengths.student if self.side == "student" else lengths.teacher
 
 
-def require_usable(spec: str, faults: Sequence[str], on_bad_row: str, key: str, num_faults: int | None = None) -> None:
+def require_usable(
+    spec: str, faults: Sequence[str], on_bad_row: OnBadRow, key: str, num_faults: int | None = None
+) -> None:
     """Refuse a corpus with bad rows, unless they may be left out.
 
     Args:

@@ -1,12 +1,11 @@
 """The learning rate of each step: a pure function, so a resumed run needs no scheduler state."""
 
 import math
-from typing import Literal
+
+from tide_cache.config.settings import LearningRateSchedule
 
 
-def learning_rate(
-    step: int, *, steps: int, peak: float, warmup_ratio: float, schedule: Literal["cosine", "constant"]
-) -> float:
+def learning_rate(step: int, *, steps: int, peak: float, warmup_ratio: float, schedule: LearningRateSchedule) -> float:
     """Give the rate of step `step` (from 0): linear warm-up from 0 to peak, then cosine to 0 or constant.
 
     The same as `get_cosine_schedule_with_warmup` of transformers, with warm-up steps as its Trainer counts them. Only a

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from tide_cache.config.settings import ThinkPrefix
 from tide_cache.evaluation.harness.generation import BUDGET, normalised, temperature_of
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
 from tide_cache.evaluation.harness.suite import TaskPlan
@@ -18,9 +19,6 @@ from tide_cache.modeling.backbone import Backbone
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import Message
 from tide_cache.training.distributed import World
-
-ThinkPrefix = Literal["template", "empty", "none"]
-"""What stands before an answer: what the template writes with thinking off, or surely an empty think block, or none."""
 
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 Progress = Callable[[int, int], None]

@@ -16,11 +16,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from tide_cache.config.settings import Isolation
 from tide_cache.errors import EvaluationError
-
-Isolation = Literal["namespaces", "limits"]
 
 _UNSHARE = (
     *("unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--ipc", "--uts"),
