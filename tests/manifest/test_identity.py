@@ -1,13 +1,22 @@
 """Equal identities mean equal caches; any difference is refused with field, found and expected."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from helpers.cache_examples import IDENTITY, PLAN
+from tide_cache.config.sections import BuildViewsConfig, SignalsConfig
 from tide_cache.errors import CacheMismatchError
-from tide_cache.manifest import CacheIdentity, PlanDocument, ShardPlan, require_same_identity
+from tide_cache.manifest import (
+    CacheIdentity,
+    PlanDocument,
+    ShardPlan,
+    SignalsIdentity,
+    ViewsIdentity,
+    require_same_identity,
+)
 
 CHANGES = {
     "corpus_hash": {"corpus_hash": "f" * 64},
@@ -81,3 +90,8 @@ def test_impossible_plans():
         ShardPlan(num_rows=1_000_001, samples_per_shard=1, batch_tokens=1, head_rows=1, views_per_forward=1)
     with pytest.raises(ValidationError, match="the plan covers 9 rows, the corpus has 10"):
         PlanDocument(identity=IDENTITY, plan=PLAN.model_copy(update={"num_rows": 9}))
+
+
+def test_every_setting_of_views_and_signals_is_part_of_the_identity():
+    assert {field.name for field in fields(BuildViewsConfig)} == set(ViewsIdentity.model_fields)
+    assert {field.name for field in fields(SignalsConfig)} == set(SignalsIdentity.model_fields)

@@ -1,6 +1,8 @@
 """What a cache is made of, by content: equal identities mean equal shards, and any difference is refused.
 
-Paths, machines and the number of workers are not in it; whatever changes one stored number is.
+Paths, machines and the number of workers are not in it; whatever changes one stored number is. So views and signals
+repeat the fields of their settings (`config/sections.py`), which have defaults and may change them: a document says
+every value, and is read for ever. They are made of the settings by name, and a test holds the names equal.
 """
 
 import hashlib
