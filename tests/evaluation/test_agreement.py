@@ -43,7 +43,7 @@ def ask(teacher, top_k=VOCAB, lengths=(9, 16, 6)):
         views_per_forward=2,
         batch_tokens=100,
         head_rows=16,
-        signals=SignalsConfig(temperatures=(1.0, 2.0), top_k=top_k, top_p=1.0),
+        signals=SignalsConfig(("truth", "topk") if top_k else ("truth",), top_k=top_k, top_p=1.0),
     )
     signals = Teacher(teacher, capture).signals(pairs, views)
     return [
