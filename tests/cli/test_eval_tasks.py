@@ -3,13 +3,13 @@
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers import fresh
 from tide_cache.errors import EvaluationError
 from tide_cache.evaluation.harness.sandbox import Sandbox
 
@@ -138,7 +138,7 @@ def test_two_processes_give_what_one_gives(call_anywhere, models, letters, tmp_p
         two,
         "--json",
     ]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
+    done = fresh.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["results"]["student"]
     for name in ("choices", "answers"):

@@ -1,5 +1,6 @@
 """The experiment from teacher to tables, at toy size, on generated text."""
 
+import multiprocessing
 import shutil
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from experiments.queue import best_job, known_jobs, next_job
 from experiments.report import arm_table, read_results, rows_of, tables, write_results
 from experiments.stages import CertainTeacher, Experiment, Job
 from experiments.statistics import interval, paired
+from helpers.fresh import IS_FULL
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest
@@ -28,6 +30,17 @@ ARMS = (
     taught("kl", "shared", KL, grid=(1.0,), source="live"),
     taught("calm, compdemo", "cross", CALM, grid=(1.0,), signal_pass="compdemo"),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_processes():
+    """Processes that pretrain are forked from one that has imported what they need."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not IS_FULL:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["experiments.stages", "experiments.pretraining", "transformers.trainer"])
+            patch.setattr(multiprocessing, "get_context", lambda _: context)
+        yield
 
 
 @pytest.fixture(scope="module")

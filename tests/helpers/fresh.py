@@ -26,6 +26,8 @@ READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "OMP_", "MKL_", "LD_",
 PR_SET_CHILD_SUBREAPER = 36
 IS_FULL = os.environ.get("TIDE_CACHE_TESTS") == "full"
 
+_AT_FIRST = dict(os.environ)
+"""Variables before any test has changed them."""
 _start_really = subprocess.Popen._execute_child
 
 
@@ -82,7 +84,7 @@ def line_to(imports: str) -> Line:
     """Give the line to the server that has imported this much, started when it is first asked for."""
     if imports not in lines:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        variables = os.environ | {"OMP_NUM_THREADS": "1"}
+        variables = _AT_FIRST | {"OMP_NUM_THREADS": "1"}
         path = os.pathsep.join(part for part in sys.path if part)
         with theirs:
             server = subprocess.Popen(

@@ -111,6 +111,7 @@ def execute(command: list[str]) -> None:
         sys.argv = rest[1:]
         if "-P" not in options:
             sys.path.insert(0, os.getcwd())
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # it was imported: that is the point
         runpy.run_module(rest[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = rest
