@@ -40,7 +40,7 @@ def run(options: Options) -> dict[str, float]:
 
 
 def measure_parts(setting: Setting, repeats: int) -> dict[str, float]:
-    """Give seconds of the steps of a pipeline, and of capturing a view in each pass."""
+    """Return seconds of the steps of a pipeline, and of capturing a view in each pass."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "cache")
         write_cache(root, setting.shape)
@@ -50,7 +50,7 @@ def measure_parts(setting: Setting, repeats: int) -> dict[str, float]:
 
 
 def measure_capture(setting: Setting, root: Path, repeats: int) -> dict[str, float]:
-    """Give seconds for capturing a view of a sample in each pass, several views at once as a build does."""
+    """Return seconds for capturing a view of a sample in each pass, several views at once as a build does."""
     backbone = random_backbone(setting.teacher, DTYPES[setting.precision], setting.device)
     plan, row = replace(VIEWS, num_views=NUM_VIEWS), setting.plan(setting.rows[0])
     has_topk = setting.pipeline == "shared"

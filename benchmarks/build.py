@@ -52,7 +52,7 @@ class Stopwatch:
         self._running: set[str] = set()
 
     def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """Give a function that does the same, on the clock."""
+        """Return a function that does the same, on the clock."""
 
         def run(*arguments: Any, **options: Any) -> Any:
             if name in self._running:
@@ -113,7 +113,7 @@ def run(options: Options) -> dict[str, float]:
 
 
 def _growth() -> dict[str, float]:
-    """Give the peak of whole builds of few and of ten times as many rows, each in a process of its own."""
+    """Return the peak of whole builds of few and of ten times as many rows, each in a process of its own."""
     peaks = []
     for num_rows in (FEW_ROWS, MANY_ROWS):
         with tempfile.TemporaryDirectory() as folder:

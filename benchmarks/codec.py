@@ -76,7 +76,7 @@ class Stored:
         return sum(len(record.signal.topk.rows_R) for of_sample in self.records for record in _with_topk(of_sample))
 
     def encode(self, codec: CodecName) -> EncodedShard:
-        """Give the shard in a codec."""
+        """Return the shard in a codec."""
         indexes = list(range(len(self.pairs)))
         return encode_signals(HEADER, indexes, self.records, replace(self.rules, codec=codec), "float16")
 

@@ -90,7 +90,7 @@ class Material:
 
 
 def _peak_mib(name: str, size: int) -> float:
-    """Give the peak of one pass above what lies there before it and the gradients that it leaves."""
+    """Return the peak of one pass above what lies there before it and the gradients that it leaves."""
     getattr(Material(size, num_rows=2, vocab=100), name)()  # what torch loads at first use is no memory of the head
     material = Material(size)
     with open("/proc/self/statm", encoding="ascii") as file:

@@ -80,7 +80,7 @@ def run(options: Options) -> dict[str, float]:
 
 
 def measure(plan: InferencePlan, repeats: int) -> dict[str, float]:
-    """Give tokens per second, with and without the cache, and peaks of all models, and what a student saves.
+    """Return tokens per second, with and without the cache, and peaks of all models, and what a student saves.
 
     Args:
         plan: What is sampled.

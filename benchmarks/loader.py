@@ -104,7 +104,7 @@ def run(options: Options) -> dict[str, float]:
 
 
 def stalls(trainee: Trainee, length: int, micro_batch: int, vocab_size: int, steps: int) -> dict[str, float]:
-    """Give the share of a step with the cross-entropy alone that is spent waiting for what kl would read, at k = 64.
+    """Return the share of a step with the cross-entropy alone that is spent waiting for what kl would read, at k = 64.
 
     Args:
         trainee: Takes the steps.

@@ -8,7 +8,7 @@ import torch
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Give the processor, its cores, and the versions of Python and torch."""
+    """Return the processor, its cores, and the versions of Python and torch."""
     return {
         "cpu_model": _cpu_model(),
         "cores": os.cpu_count() or 0,

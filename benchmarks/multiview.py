@@ -65,6 +65,6 @@ def _as_teacher(pair: SamplePair) -> SamplePair:
 
 
 def _difference(one: list[list[TeacherSignal]], other: list[list[TeacherSignal]]) -> float:
-    """Give the largest difference in log p(true) of any masked token."""
+    """Return the largest difference in log p(true) of any masked token."""
     both = zip((s for of in one for s in of), (s for of in other for s in of), strict=True)
     return max(float(np.abs(a.truth_logprobs_N - b.truth_logprobs_N).max(initial=0)) for a, b in both)

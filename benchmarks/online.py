@@ -103,7 +103,7 @@ def run(options: Options) -> dict[str, float]:
 
 
 def measure(setting: Setting, repeats: int) -> dict[str, float]:
-    """Give seconds and peaks of a step of each run, with the teacher in the loop and from the cache, and ratios.
+    """Return seconds and peaks of a step of each run, with the teacher in the loop and from the cache, and ratios.
 
     Args:
         setting: What is trained, and where.
@@ -121,7 +121,7 @@ def measure(setting: Setting, repeats: int) -> dict[str, float]:
 
 
 def measure_time(setting: Setting, root: Path, repeats: int) -> dict[str, float]:
-    """Give seconds of a step of each run, both ways, and their ratio."""
+    """Return seconds of a step of each run, both ways, and their ratio."""
     work: dict[str, Callable[[], Any]] = {}
     online, ours = _Online(setting, root), _Ours(setting, root)
     for row in setting.rows:
@@ -182,7 +182,7 @@ class _Ours:
 
 
 def tiny(setting: Setting) -> Setting:
-    """Give the same on a CPU in seconds, to try that it runs."""
+    """Return the same on a CPU in seconds, to try that it runs."""
     teacher = SMALL_LLADA2 if setting.teacher["model_type"] == "llada2_moe" else SMALL_WEDLM
     return replace(
         setting, student=SMALL_STUDENT, teacher=teacher, length=64, micro_batch=2, precision="float32", device="cpu"

@@ -171,7 +171,7 @@ class OnlineTrainer:
         return float(loss.detach())  # the published loop logs each step's loss, and so waits for it
 
     def losses(self, batch: OnlineBatch, progress: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the cross-entropy and what is added to it, in nats, on the graph."""
+        """Return the cross-entropy and what is added to it, in nats, on the graph."""
         teacher_logits_BMV = self._teacher_logits(batch)
         student_logits_BLV = self._student_logits(batch)
         return self._cross_entropy(student_logits_BLV, batch), self._distillation(

@@ -69,7 +69,7 @@ def find_faults(pages: Sequence[Path]) -> tuple[list[str], int]:
 
 
 def _rows(page: Path) -> Iterator[Row]:
-    """Give the table rows of the sections that name a results file."""
+    """Return the table rows of the sections that name a results file."""
     lines = page.read_text(encoding="utf-8").split("\n")
     heads = [n for n, line in enumerate(lines) if re.match(r"#{1,6} ", line)]
     for first, last in zip(heads, [*heads[1:], len(lines)], strict=True):
@@ -94,7 +94,7 @@ def _figures(section: str) -> dict[str, float]:
 
 
 def _check(row: Row) -> tuple[list[Shown], int]:
-    """Give the numbers of a row that nothing founds, and how many were looked at."""
+    """Return the numbers of a row that nothing founds, and how many were looked at."""
     names = re.findall(r"`([^`]+)`", row.cells[0])
     named = [value for key, value in row.figures.items() if any(key.startswith(name) for name in names)]
     candidates = named or list(row.figures.values())

@@ -117,7 +117,7 @@ def make_pairs(count: int) -> list[SamplePair]:
 
 
 def memory_figures(folder: Path) -> dict[str, float]:
-    """Give peaks of loading two epochs of a cache, and of one ten times as large.
+    """Return peaks of loading two epochs of a cache, and of one ten times as large.
 
     Args:
         folder: Where the caches go.
@@ -157,7 +157,7 @@ def _train_apart(folder: Path, tokenizer: Path, repeat: int) -> list[float]:
 
 
 def difference(first: list[float], second: list[float]) -> float:
-    """Give the largest relative difference of two equally long lists."""
+    """Return the largest relative difference of two equally long lists."""
     return max(abs(a - b) / abs(a) for a, b in zip(first, second, strict=True))
 
 

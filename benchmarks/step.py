@@ -73,7 +73,7 @@ def run(options: Options) -> dict[str, float]:
 
 
 def measure(plan: StepPlan, repeats: int, names: tuple[str, ...]) -> dict[str, float]:
-    """Give ratios of time and memory to the cross-entropy alone, for each preset.
+    """Return ratios of time and memory to the cross-entropy alone, for each preset.
 
     Args:
         plan: What is stepped.

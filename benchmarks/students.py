@@ -31,7 +31,7 @@ PROXY_VOCAB = 4096
 
 
 def qwen3_config(vocab_size: int, **shape: Any) -> Qwen3Config:
-    """Give a configuration with tied embeddings.
+    """Return a configuration with tied embeddings.
 
     Args:
         vocab_size: Rows of the embedding.
@@ -47,7 +47,7 @@ def objectives_of(entries: Sequence[dict[str, Any]]) -> tuple[Objective, ...]:
 
 
 def signals_of(objectives: Sequence[Objective]) -> tuple[SignalKind, ...]:
-    """Give what the objectives need of a cache."""
+    """Return what the objectives need of a cache."""
     wanted = union_of_needs(objective.needs for objective in objectives).signals
     return tuple(kind for kind in SIGNALS if kind in wanted)
 
@@ -94,6 +94,6 @@ class Trainee:
 
 
 def shape_of(pipeline: str, num_samples: int, length: int, vocab_size: int) -> Shape:
-    """Give samples of a length whose first fifth is a prompt."""
+    """Return samples of a length whose first fifth is a prompt."""
     assert pipeline in ("shared", "cross")
     return Shape(pipeline, num_samples, length, length // 5, vocab_size)  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ class Rows:
     student_head_VW: torch.Tensor
 
     def at(self, index_N: torch.Tensor) -> "Rows":
-        """Give some of the rows."""
+        """Return some of the rows."""
         of_rows = ("t_N", "true_N", "teacher_NW", "student_NW")
         return replace(self, **{name: getattr(self, name)[index_N] for name in of_rows})
 
@@ -176,7 +176,7 @@ def _view(pair: SamplePair, view: int) -> MaskedView:
 
 
 def _hidden(model: TrainedModel, records: Sequence[ViewRecord], plan: CollatePlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give a model's hidden states at all masked tokens, and its output weight."""
+    """Return a model's hidden states at all masked tokens, and its output weight."""
     backbone = load_backbone(model.info, torch.float32, "cpu")
     with evaluating(backbone):
         parts = [
@@ -250,7 +250,7 @@ class _Spoken(Backbone):
 
 
 def _objectives(kind: str, temperature: float, has_draws: bool) -> dict[Tail, Objective]:
-    """Give an objective with every tail that it has."""
+    """Return an objective with every tail that it has."""
     if kind == "tidal":
         mixed = Tidal(temperature=temperature, axes="training_only", lambda_init=TRUST, lambda_max=TRUST)
         return {"rest": mixed, "renormalise": replace(mixed, tail="renormalise")}
@@ -260,7 +260,7 @@ def _objectives(kind: str, temperature: float, has_draws: bool) -> dict[Tail, Ob
 
 
 def _captured(cells: Sequence[_Cell], plan: Plan) -> list[ViewRecord]:
-    """Give what a cache with this plan says of each cell, as if its rows were one sample."""
+    """Return what a cache with this plan says of each cell, as if its rows were one sample."""
     vocab_size = len(cells[0].rows.teacher_head_VW)
     signals = SignalsConfig(
         temperatures=TEMPERATURES,
@@ -324,7 +324,7 @@ def _figures(cells: Sequence[_Cell], plans: Sequence[Plan]) -> dict[str, float]:
 def _sizes(
     plan: Plan, cells: Sequence[_Cell], targets: Sequence[Targets], records: Sequence[ViewRecord]
 ) -> dict[str, float]:
-    """Give means over rows: kept ids, the likeliest one's probability, the mass outside at each T, and stored bytes."""
+    """Return means over rows: kept ids, probability of the likeliest, mass outside at each T, and stored bytes."""
     figures: dict[str, float] = {}
     for group, members in _groups(cells).items():
         chosen = [targets[c] for c in members]
@@ -351,13 +351,13 @@ def _sizes(
 
 
 def _groups(cells: Sequence[_Cell]) -> dict[str, Sequence[int]]:
-    """Give the cells of each group: everything, and each t where there are several."""
+    """Return the cells of each group: everything, and each t where there are several."""
     each = {f"t{cell.t:g}": [c] for c, cell in enumerate(cells)} if len(cells) > 1 else {}
     return {**each, "all": range(len(cells))}
 
 
 def _errors(cells: Sequence[_Cell], kept: _Value, whole: _Value) -> dict[str, float]:
-    """Give signed errors of losses, relative L2 errors of gradients, in percent, and cosines of gradients."""
+    """Return signed errors of losses, relative L2 errors of gradients, in percent, and cosines of gradients."""
     figures: dict[str, float] = {}
     for group, members in _groups(cells).items():
         want_M = torch.cat([whole.hidden[c].flatten() for c in members])

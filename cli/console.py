@@ -40,12 +40,12 @@ PLAIN_SIGNS = str.maketrans({"⟦": "[[", "⟧": "]]", "␣": "_", "↵": "\\n"}
 
 
 def results() -> Console:
-    """Give the console of results: stdout."""
+    """Return the console of results: stdout."""
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 
 def messages() -> Console:
-    """Give the console of messages: stderr; one for all, so that lines and bars of several places do not collide."""
+    """Return the console of messages: stderr; one for all, so that lines and bars of several places do not collide."""
     return _messages(sys.stderr)
 
 
@@ -72,7 +72,7 @@ def complain(text: str) -> None:
 
 
 def stamp() -> str:
-    """Give the beginning of a line of a log: the time and, where there are several processes, which one this is."""
+    """Return the beginning of a line of a log: the time and, where there are several processes, which one this is."""
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if (names := launcher_names(os.environ)) is None or os.environ[names[1]] == "1":
         return f"{now} "
@@ -163,7 +163,7 @@ def _to_stdout() -> Iterator[None]:
 
 
 def spark_bars() -> str:
-    """Give the bars of sparklines that stdout's encoding has."""
+    """Return the bars of sparklines that stdout's encoding has."""
     return BARS if _writable(BARS) == BARS else PLAIN_BARS
 
 

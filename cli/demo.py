@@ -99,7 +99,7 @@ def _print_result(result: "DemoResult") -> None:
 
 
 def _near(path: Path) -> Path:
-    """Give a path as seen from the working folder, where it lies in it."""
+    """Return a path as seen from the working folder, where it lies in it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

@@ -206,7 +206,7 @@ def _converse(speaker: _Speaker, messages: "list[Message]", is_streamed: bool) -
 
 
 def _lines() -> Iterator[str]:
-    """Give the lines of stdin that say something; on a terminal, ask for each."""
+    """Return the lines of stdin that say something; on a terminal, ask for each."""
     if not sys.stdin.isatty():
         yield from (text for line in sys.stdin if (text := line.strip()))
         return

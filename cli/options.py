@@ -57,14 +57,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 
 def complete_preset(incomplete: str) -> list[str]:
-    """Give the presets that begin so, for the shell."""
+    """Return the presets that begin so, for the shell."""
     from tide_cache.config.presets import PRESETS
 
     return [name for name in PRESETS if name.startswith(incomplete)]
 
 
 def complete_objective(incomplete: str) -> list[str]:
-    """Give the kinds of objectives that begin so, for the shell."""
+    """Return the kinds of objectives that begin so, for the shell."""
     from tide_cache.config.objectives import OBJECTIVE_KINDS
 
     return [kind for kind in OBJECTIVE_KINDS if kind.startswith(incomplete)]
@@ -107,7 +107,7 @@ def given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def corpus_flags(section: str, spec: str | None, on_bad_row: OnBadRow | None) -> dict[str, Any]:
-    """Give the entries of a corpus section; files of `--dataset` are looked up in the working folder."""
+    """Return the entries of a corpus section; files of `--dataset` are looked up in the working folder."""
     return {
         f"{section}.spec": spec,
         f"{section}.folder": Path.cwd() if spec is not None else None,

@@ -102,7 +102,7 @@ class ProgressReport:
         self._first = self._first or (time.monotonic() - elapsed_s, done)
 
     def _speed(self, rate: float) -> str:
-        """Give what is done in a second, or how long one takes where that is longer."""
+        """Return what is done in a second, or how long one takes where that is longer."""
         if rate >= 1 or rate <= 0 or self._unit == "bytes":
             return f"{self._count(rate)}/s"
         one = self._unit.removesuffix(" at most").removesuffix("s")

@@ -60,7 +60,7 @@ def repair(
 
 
 def _find(where: str, overrides: dict[str, Any]) -> tuple[CachePath, BuildRun | None]:
-    """Give the cache that is meant, and how it was built, where that is known.
+    """Return the cache that is meant, and how it was built, where that is known.
 
     Raises:
         RunFileError: A run file cannot be used, or options change a run that is not known.

@@ -31,13 +31,13 @@ OPTIONAL_PARTS = (*(part.name for part in PARTS if part not in (TRUTH, SPLIT)), 
 
 
 def schema_id(name: str) -> str:
-    """Give the name and version of a schema: a run file's is the release, that of a cache's document its format."""
+    """Return the name and version of a schema: a run file's is the release, that of a cache's document its format."""
     version = __version__ if name in RUN_FILES else f"format-{FORMAT_VERSION}"
     return f"urn:tide-cache:{version}:{name.removesuffix('.json')}"
 
 
 def schema_texts() -> dict[str, str]:
-    """Give the content of every schema file, by name."""
+    """Return the content of every schema file, by name."""
     documents: dict[str, Any] = {
         name: {"$schema": DIALECT, "$id": schema_id(name), **model.model_json_schema(schema_generator=RunFileSchema)}
         for name, model in MODELS.items()

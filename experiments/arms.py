@@ -62,7 +62,7 @@ class Arm:
     signals: tuple[tuple[str, Any], ...] = ()
 
     def objectives(self, weight: float) -> tuple[Entry, ...]:
-        """Give the entries of `[[objective]]`."""
+        """Return the entries of `[[objective]]`."""
         taught = tuple(entry | {"weight": weight} for entry in self.taught)
         return taught if self.ce is None else (self.ce, *taught)
 
@@ -95,12 +95,12 @@ class Stage:
 
 
 def taught(name: str, pipeline: Pipeline, *entries: Entry, **options: Any) -> Arm:
-    """Give an arm of unweighted cross-entropy and what a teacher says."""
+    """Return an arm of unweighted cross-entropy and what a teacher says."""
     return Arm(name, pipeline, entries, CE_UNWEIGHTED, **options)
 
 
 def untaught(name: str, pipeline: Pipeline, ce: Entry) -> Arm:
-    """Give an arm of cross-entropy alone, stopped at its best step."""
+    """Return an arm of cross-entropy alone, stopped at its best step."""
     return Arm(name, pipeline, (), ce, "steps", STEPS)
 
 
@@ -153,7 +153,7 @@ MORE = (FIRST[2], FURTHER[0], FURTHER[1])
 
 
 def by_views(arm: Arm) -> tuple[Arm, ...]:
-    """Give cross-entropy, and an arm with more and fewer views, for samples so few that every view comes again."""
+    """Return cross-entropy, and an arm with more and fewer views, for samples so few that every view comes again."""
     shown: tuple[dict[str, Any], ...] = (
         {"num_views": 1}, {"num_views": 8}, {"source": "live"}, {"num_views": 4}, {"num_views": 2}
     )  # fmt: skip

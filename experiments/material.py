@@ -80,14 +80,14 @@ def make_material(root: Path, shared: Path, held_out: int, vocabularies: tuple[i
 
 
 def read_gsm8k(file: Path) -> Iterator[Exchange]:
-    """Give the problems of a file, without the notes for a calculator."""
+    """Return the problems of a file, without the notes for a calculator."""
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         yield Exchange(row["question"], re.sub(r"<<.*?>>", "", row["answer"]))
 
 
 def read_functions(stdlib: Path) -> dict[str, list[Exchange]]:
-    """Give the short documented functions of each top-level module or package: signature and docstring, then body."""
+    """Return the short documented functions of each top-level module or package: signature and docstring, then body."""
     found: dict[str, list[Exchange]] = {}
     for file in sorted(stdlib.rglob("*.py")):
         parts = file.relative_to(stdlib).parts
@@ -127,7 +127,7 @@ def split_by_module(by_module: dict[str, list[Exchange]]) -> tuple[list[Exchange
 
 
 def fitting(exchanges: Iterable[Exchange], material: Material) -> list[Exchange]:
-    """Give what neither side would have to leave out for its length."""
+    """Return what neither side would have to leave out for its length."""
     chosen = list(exchanges)
     rows = [
         ChatRow(SampleId(str(i)), (Message("user", one.question), Message("assistant", one.answer)), str(i))

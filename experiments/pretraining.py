@@ -24,7 +24,7 @@ _UNCUT = 4096
 
 
 def windows(rows: Path, tokenizer: TextTokenizer) -> Dataset:
-    """Give a file's conversations one after the other, in random order, cut into windows."""
+    """Return a file's conversations one after the other, in random order, cut into windows."""
     pairs = encode_student(
         list(open_corpus(str(rows), folder=rows.parent)),
         tokenizer,
@@ -40,7 +40,7 @@ def windows(rows: Path, tokenizer: TextTokenizer) -> Dataset:
 
 
 def model_shape(hidden_and_layers: tuple[int, int]) -> ModelShape:
-    """Give a shape in the proportions of all models here: heads of 32, two of them to each key."""
+    """Return a shape in the proportions of all models here: heads of 32, two of them to each key."""
     hidden, layers = hidden_and_layers
     return ModelShape(
         hidden_size=hidden,

@@ -19,14 +19,14 @@ Measured = dict[str, Any]
 
 
 def grid_jobs(stage: Stage, arm: Arm, seed: int) -> tuple[Job, ...]:
-    """Give the jobs that choose an arm's value: of this stage, or of the one that its weights were tuned on."""
+    """Return the jobs that choose an arm's value: of this stage, or of the one that its weights were tuned on."""
     borrowed = stage.tuned_on is not None and arm.tunes == "weight"
     samples = stage.tuned_on if borrowed else stage.samples
     return tuple(Job(arm, samples, value, seed) for value in arm.grid)
 
 
 def known_jobs(stage: Stage, arm: Arm, seeds: tuple[int, ...], results: Mapping[str, Measured]) -> tuple[Job, ...]:
-    """Give the jobs of an arm that can be named so far: its grid, and behind it every seed at the best value."""
+    """Return the jobs of an arm that can be named so far: its grid, and behind it every seed at the best value."""
     grid = grid_jobs(stage, arm, seeds[0])
     own = tuple(job for job in grid if job.samples == stage.samples)
     if len(grid) > 1 and any(job.key not in results for job in grid):
@@ -37,14 +37,14 @@ def known_jobs(stage: Stage, arm: Arm, seeds: tuple[int, ...], results: Mapping[
 
 
 def best_job(grid: tuple[Job, ...], results: Mapping[str, Measured]) -> Job:
-    """Give the job of a measured grid with the lowest NLL on the validation rows."""
+    """Return the job of a measured grid with the lowest NLL on the validation rows."""
     return min(grid, key=lambda job: results[job.key]["validation"]["nll"])
 
 
 def next_job(
     stage: Stage, seeds: tuple[int, ...], results: Mapping[str, Measured], running: frozenset[str]
 ) -> Job | None:
-    """Give the most urgent job that is neither measured nor running; None when there is none to start now."""
+    """Return the most urgent job that is neither measured nor running; None when there is none to start now."""
     for arm in stage.arms:
         for job in known_jobs(stage, arm, seeds, results):
             if job.key not in results and job.key not in running:

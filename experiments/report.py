@@ -30,11 +30,11 @@ class Row:
     students: Mapping[int, dict[str, Any]]
 
     def test(self, figure: str = "nll") -> dict[int, float]:
-        """Give a figure of each seed on the test rows."""
+        """Return a figure of each seed on the test rows."""
         return {seed: measured["test"][figure] for seed, measured in self.students.items()}
 
     def test_at(self, place: int) -> dict[int, float]:
-        """Give the NLL of each seed at one t."""
+        """Return the NLL of each seed at one t."""
         return {seed: measured["test"]["times"][place]["nll"] for seed, measured in self.students.items()}
 
 
@@ -74,7 +74,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def rows_of(results: dict[str, Any], stage_name: str) -> list[Row]:
-    """Give the arms of a stage that have at least one student, at the value that validation likes best so far."""
+    """Return the arms of a stage that have at least one student, at the value that validation likes best so far."""
     stage = next(stage for stage in STAGES if stage.name == stage_name)
     students, seeds = results["students"], tuple(results["size"]["seeds"])
     rows = []
@@ -93,17 +93,17 @@ def rows_of(results: dict[str, Any], stage_name: str) -> list[Row]:
 
 
 def rows_under(results: dict[str, Any], prefix: str) -> list[Row]:
-    """Give the rows of all stages whose names begin like this."""
+    """Return the rows of all stages whose names begin like this."""
     return [row for stage in STAGES if stage.name.startswith(prefix) for row in rows_of(results, stage.name)]
 
 
 def find(rows: list[Row], name: str, pipeline: Pipeline) -> Row | None:
-    """Give the row of an arm."""
+    """Return the row of an arm."""
     return next((row for row in rows if (row.arm.name, row.arm.pipeline) == (name, pipeline)), None)
 
 
 def arm_table(rows: list[Row], pipeline: Pipeline, baselines: list[Row]) -> str:
-    """Give a Markdown table of a pipeline's arms: chosen value, NLL, paired differences, accuracy and right numbers."""
+    """Return a table of a pipeline's arms: chosen value, NLL, paired differences, accuracy and right numbers."""
     rows = [row for row in rows if row.arm.pipeline == pipeline]
     controls = {row.arm.name: find(baselines, f"{row.arm.name}, p = 1", pipeline) for row in rows}
     against = {f"minus {BASELINE}": dict.fromkeys(controls, find(baselines, BASELINE, pipeline))}
@@ -142,7 +142,7 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> st
 
 
 def time_table(rows: list[Row], pipeline: Pipeline) -> str:
-    """Give a Markdown table of NLL by t, mean over seeds."""
+    """Return a Markdown table of NLL by t, mean over seeds."""
     lines = ["| arm | " + " | ".join(f"t = {t:g}" for t in TIMES) + " |", "|---" * (len(TIMES) + 1) + "|"]
     for row in (row for row in rows if row.arm.pipeline == pipeline):
         means = [interval(list(row.test_at(place).values())).mean for place in range(len(TIMES))]
@@ -151,7 +151,7 @@ def time_table(rows: list[Row], pipeline: Pipeline) -> str:
 
 
 def cost_table(results: dict[str, Any]) -> str:
-    """Give a Markdown table of CPU seconds: of captures, and of steps of one view with and without the teacher."""
+    """Return a Markdown table of CPU seconds: of captures, and of steps of one view with and without the teacher."""
     lines = ["| capture | CPU s | views | ms per view | MB |", "|---|---|---|---|---|"]
     for name, found in results["captures"].items():
         views = found["samples"] * found["views"]
@@ -172,7 +172,7 @@ def cost_table(results: dict[str, Any]) -> str:
 
 
 def teacher_table(results: dict[str, Any]) -> str:
-    """Give a Markdown table of the teacher on the test rows."""
+    """Return a Markdown table of the teacher on the test rows."""
     teacher = results["teacher"]["test"]
     lines = ["| | " + " | ".join(f"t = {entry['t']:g}" for entry in teacher["times"]) + " | mean |", "|---" * 7 + "|"]
     for name in ("nll", "accuracy"):
@@ -183,7 +183,7 @@ def teacher_table(results: dict[str, Any]) -> str:
 
 
 def tables(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Give every table by the name that it has in the page."""
+    """Return every table by the name that it has in the page."""
     yield "teacher", teacher_table(results)
     yield "cost", cost_table(results)
     for samples in ("300", "1000", "all"):
@@ -214,7 +214,7 @@ def write_report(results: dict[str, Any], docs: Path) -> None:
 
 
 def grid_table(results: dict[str, Any]) -> str:
-    """Give a Markdown table of the NLL on the validation rows at every value of every grid that was begun."""
+    """Return a Markdown table of the NLL on the validation rows at every value of every grid that was begun."""
     lines = ["| arm | tokenizer | NLL on validation rows, seed 0 |", "|---|---|---|"]
     for stage in STAGES:
         for arm in (arm for arm in stage.arms if len(arm.grid) > 1):

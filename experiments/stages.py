@@ -78,11 +78,11 @@ class Experiment:
         return self.root / "teacher"
 
     def make_student_start(self, pipeline: Pipeline) -> Path:
-        """Give what the students with a tokenizer start from."""
+        """Return what the students with a tokenizer start from."""
         return self._start(f"student-{pipeline}", pipeline, self.size.student, self.size.student_epochs, threads=1)
 
     def _start(self, name: str, pipeline: Pipeline, shape: tuple[int, int], epochs: int, threads: int) -> Path:
-        """Give a denoiser to start from, made of a causal model of all text for training."""
+        """Return a denoiser to start from, made of a causal model of all text for training."""
         start, causal = self.root / "starts" / name, self.root / "causal" / name
         if not (start / "config.json").exists():
             shutil.rmtree(start, ignore_errors=True)
@@ -156,7 +156,7 @@ class Experiment:
         return measured
 
     def measure(self, model: Path, pipeline: Pipeline) -> dict[str, Any]:
-        """Give held-out NLL and accuracy by t on validation and on test rows, and the share of right final numbers."""
+        """Return held-out NLL and accuracy by t on validation and on test rows, and the share of right numbers."""
         tokenizer = TextTokenizer.load(str(self.material.tokenizer(pipeline)))
         trained = TrainedModel(read_checkpoint(str(model)), tokenizer, BLOCK_SIZE, device=self.size.device)
         measured = {"parameters": sum(weight.numel() for weight in trained.backbone.model.parameters())}
@@ -187,7 +187,7 @@ class Experiment:
         return sum(right) / max(len(right), 1)
 
     def pairs(self, part: str, tokenizer: TextTokenizer, pipeline: Pipeline) -> tuple[SamplePair, ...]:
-        """Give held-out rows in a student's tokens."""
+        """Return held-out rows in a student's tokens."""
         rows = list(open_corpus(str(self.material.rows(part)), folder=self.root))
         length = MAX_LENGTH[pipeline]
         return encode_student(rows, tokenizer, max_length=length, block_size=BLOCK_SIZE, fill_last_block=True).pairs
@@ -228,7 +228,7 @@ class Experiment:
         return BuildRun.model_validate(values)
 
     def student_run(self, job: Job, out: Path) -> TrainRun:
-        """Give the run file of a student."""
+        """Return the run file of a student."""
         arm, size = job.arm, self.size
         weight, share = (job.value, 1.0) if arm.tunes == "weight" else (1.0, job.value)
         steps = max(1, round(share * (size.student_steps if job.samples else size.all_steps)))
@@ -270,7 +270,7 @@ class CertainTeacher:
         return self._source.group_sizes
 
     def records(self, samples: Any, epoch: int) -> list[ViewRecord]:
-        """Give the source's records; each chunk that had candidates has its own text alone, with probability 1."""
+        """Return the source's records; each chunk that had candidates has its own text alone, with probability 1."""
         return [_certain(record) for record in self._source.records(samples, epoch)]
 
 

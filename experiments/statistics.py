@@ -26,11 +26,11 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Give the mean of one to ten values, and the interval by Student's t."""
+    """Return the mean of one to ten values, and the interval by Student's t."""
     return Interval(mean(values), half_interval(values), len(values))
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Interval | None:
-    """Give the difference to a baseline over the seeds that both have; None when they share none."""
+    """Return the difference to a baseline over the seeds that both have; None when they share none."""
     differences = paired_differences(values, baseline)
     return interval(differences) if differences else None

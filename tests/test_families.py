@@ -26,7 +26,7 @@ FORMS = [(name, form) for name, (_, forms) in RECORDED.items() for form in forms
 
 @pytest.fixture(scope="module")
 def golden(shared):
-    """Give a recorded checkpoint's folder, its arrays and its backbone."""
+    """Return a recorded checkpoint's folder, its arrays and its backbone."""
     opened = {}
 
     def give(name):
@@ -41,7 +41,7 @@ def golden(shared):
 
 
 def packed_as(io, form):
-    """Give the input of a recorded form, and which of its rows were recorded."""
+    """Return the input of a recorded form, and which of its rows were recorded."""
     length = io["ids"].shape[1]
     if form == "full":
         return pack_full(io["ids"], io["pad"]), slice(0, length)

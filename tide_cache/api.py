@@ -102,18 +102,18 @@ class Cache:
         return self.num_samples * self.num_views
 
     def __iter__(self) -> Iterator[ViewRecord]:
-        """Give every view, first all of the first sample."""
+        """Return every view, first all of the first sample."""
         return (self.view(sample, view) for sample in range(self.num_samples) for view in range(self.num_views))
 
     def __getitem__(self, number: int) -> ViewRecord:
-        """Give one view; it is view `number % num_views` of sample `number // num_views`."""
+        """Return one view; it is view `number % num_views` of sample `number // num_views`."""
         counted = number + len(self) if number < 0 else number
         if not 0 <= counted < len(self):
             raise IndexError(f"{self.root}: found no view {number}; expected {-len(self)} to {len(self) - 1}")
         return self.view(*divmod(counted, self.num_views))
 
     def view(self, sample: int, view: int) -> ViewRecord:
-        """Give one view of a sample; its row group is decoded and kept for a while.
+        """Return one view of a sample; its row group is decoded and kept for a while.
 
         Args:
             sample: Number of the sample, in storage order.
@@ -152,7 +152,7 @@ class Cache:
         rank: int = 0,
         world: int = 1,
     ) -> MicroBatches:
-        """Give micro-batches (StudentBatch, Targets) of some steps: those of `tide-cache train` with the same settings.
+        """Return the micro-batches (StudentBatch, Targets) of `tide-cache train` with the same settings.
 
         Step e of an epoch shows the samples in the project's global order, view `epoch mod num_views` of each. Epochs
         follow each other without a gap: `steps = epochs * cache.num_samples // global_batch`.
@@ -203,7 +203,7 @@ class Cache:
         )
 
     def to_datasets(self, view: int, *, student: str | None = None) -> "Dataset":
-        """Give one view of every sample as a `datasets.Dataset`; columns as in `tide-cache export`.
+        """Return one view of every sample as a `datasets.Dataset`; columns as in `tide-cache export`.
 
         `datasets` keeps it as an Arrow file in its cache folder and maps that into memory; asked for again, the file
         is used again.
@@ -227,7 +227,7 @@ class Cache:
         )
 
     def paths(self, table: TableName) -> list[str]:
-        """Give a table's Parquet files in order, for DuckDB, Polars and the like; docs/format.md says what they hold.
+        """Return a table's Parquet files in order, for DuckDB, Polars and the like; docs/format.md says what they hold.
 
         Args:
             table: `pairs`, or a pass.
@@ -251,7 +251,7 @@ def _exported_rows(
 
 
 def preset_objectives(name: str, semantics: Semantics = "corrected") -> tuple[Objective, ...]:
-    """Give the objectives of a row of the paper's table; `PRESETS[name].signal_pass` is the pass they learn from.
+    """Return the objectives of a row of the paper's table; `PRESETS[name].signal_pass` is the pass they learn from.
 
     Args:
         name: For example `cross/tide-cross`.

@@ -25,14 +25,14 @@ _TEXTS = {os.strerror(code): code for code in FULL | {errno.EROFS}}
 
 
 def refusal_code(error: BaseException) -> int | None:
-    """Give the errno with which the file system refused something, whichever library tells of it; None for others."""
+    """Return the errno with which the file system refused something, whichever library tells of it; None for others."""
     if (code := errno_of(error)) is not None:
         return code
     return next((code for text, code in _TEXTS.items() if text in str(error)), None)
 
 
 def free_bytes(path: CachePath) -> int | None:
-    """Give the free space where a path is or will be; None where nobody knows it, as in an object store."""
+    """Return the free space where a path is or will be; None where nobody knows it, as in an object store."""
     if not isinstance(path, Path):
         return None
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -155,7 +155,7 @@ def _read_elsewhere(path: CachePath | str, error: Exception) -> UnreadableError 
 
 
 def _named(path: CachePath | str, error: Exception) -> CachePath | str:
-    """Give the file inside a folder that an error speaks of; a file's temporary name is nobody's business."""
+    """Return the file inside a folder that an error speaks of; a file's temporary name is nobody's business."""
     named = getattr(error, "filename", None)
     if isinstance(named, str) and isinstance(path, Path) and path in Path(named).parents:
         return Path(named)
@@ -189,7 +189,7 @@ def new_folder(folder: Path, *, needed: float | None = None) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside a file; at the end of the `with` block it takes the file's place, whole.
+    """Return a temporary name beside a file; at the end of the `with` block it takes the file's place, whole.
 
     Raises:
         WriteError: As for `writing`; what was there before is still there, and nothing else.

@@ -62,7 +62,7 @@ class Family:
         return self.is_stock and not self.is_shifted
 
     def mask_id_in(self, raw: Mapping[str, Any]) -> int | None:
-        """Give the mask token that config.json states, else the family's own, where the vocabulary has it."""
+        """Return the mask token that config.json states, else the family's own, where the vocabulary has it."""
         stated = raw.get("mask_token_id")
         if isinstance(stated, int) and not isinstance(stated, bool):
             return stated
@@ -144,7 +144,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(raw: Mapping[str, Any]) -> Family | None:
-    """Give the family of a configuration; None where nothing here loads it.
+    """Return the family of a configuration; None where nothing here loads it.
 
     Args:
         raw: Content of config.json.
@@ -156,7 +156,7 @@ def find_family(raw: Mapping[str, Any]) -> Family | None:
 
 
 def num_experts(raw: Mapping[str, Any]) -> tuple[str, int] | None:
-    """Give how many experts a configuration states, and in which field; None for a dense model."""
+    """Return how many experts a configuration states, and in which field; None for a dense model."""
     for name in _EXPERTS:
         if isinstance(value := raw.get(name), int) and value > 1:
             return name, value
@@ -186,7 +186,7 @@ def sibling_faults(family: Family, raw: Mapping[str, Any]) -> list[str]:
 
 
 def nearest_family(raw: Mapping[str, Any]) -> tuple[Family, list[str]]:
-    """Give the family that an unknown configuration is most like, and what differs.
+    """Return the family that an unknown configuration is most like, and what differs.
 
     Args:
         raw: Content of config.json.

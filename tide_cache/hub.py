@@ -80,7 +80,7 @@ class Repository:
         return names_in(self.folder)
 
     def stated_sha256(self, names: Sequence[str]) -> dict[str, str]:
-        """Give the SHA-256 of large files as the hub states them, without fetching anything; empty where it does not.
+        """Return the SHA-256 of large files as the hub states them, without fetching anything; empty where it does not.
 
         Args:
             names: Of the files.
@@ -89,7 +89,7 @@ class Repository:
         return {path: lfs.sha256 for path, lfs in stated.items() if lfs is not None}
 
     def stated_bytes(self, names: Sequence[str]) -> int:
-        """Give the size of files as the hub states it, without fetching anything; 0 where it does not.
+        """Return the size of files as the hub states it, without fetching anything; 0 where it does not.
 
         Args:
             names: Of the files.

@@ -72,7 +72,7 @@ def no_config(location: str, error: Exception) -> ModelError:
 
 
 def require_family(location: str, raw: dict[str, Any]) -> Family:
-    """Give the family of a configuration.
+    """Return the family of a configuration.
 
     Args:
         location: Of the checkpoint, for messages.

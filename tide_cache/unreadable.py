@@ -32,7 +32,7 @@ _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def errno_of(error: BaseException) -> int | None:
-    """Give the errno of what a system call refused, also where a library in Rust tells of it; None for other errors."""
+    """Return the errno of a refused system call, also where a library in Rust tells of it; None for other errors."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = _RUST_ERROR.search(str(error))
@@ -84,7 +84,7 @@ def told_apart(path: object) -> Iterator[None]:
 
 
 def fault_of_the_machine(error: Exception) -> OSError | None:
-    """Give the permission, device or server that an error is about, or that led to it; None where there is none.
+    """Return the permission, device or server that an error is about, or that led to it; None where there is none.
 
     Args:
         error: Of the system, or of a library that reads.

@@ -163,7 +163,7 @@ PICTURES: dict[str, Callable[[Shown], str]] = {"flow": flow, "chunks": chunks, "
 
 
 def draw_all() -> dict[str, str]:
-    """Give every file's name and text."""
+    """Return every file's name and text."""
     sample = make_sample()
     return {f"{name}.svg": draw(sample) for name, draw in PICTURES.items()}
 

@@ -41,12 +41,12 @@ class Shown:
     views: ViewsConfig
 
     def view(self, number: int) -> tuple[float, Bools, Bools]:
-        """Give t, the teacher's and the student's masked places of a view."""
+        """Return t, the teacher's and the student's masked places of a view."""
         view = draw_view(self.pair, number, self.views)
         return view.t, view.is_teacher_masked_M, view.is_student_masked_L
 
     def shown_first(self, number: int) -> Bools:
-        """Give the teacher's places on side A of a view."""
+        """Return the teacher's places on side A of a view."""
         view = draw_view(self.pair, number, self.views)
         return draw_shown_first(self.pair, view, self.views.seed, demo_ratio=0.5)
 

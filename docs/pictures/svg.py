@@ -46,5 +46,5 @@ class Picture:
         )
 
     def finish(self) -> str:
-        """Give the whole file."""
+        """Return the whole file."""
         return "\n".join([*self._parts, "</svg>", ""])

@@ -127,7 +127,7 @@ def print_tables(results: dict[str, dict[str, Any]], num_seeds: int) -> None:
 
 
 def nll_cells(found: list[dict[str, Any]], times: list[float]) -> list[str]:
-    """Give the mean over seeds at some t of the grid."""
+    """Return the mean over seeds at some t of the grid."""
     at = [{entry["t"]: entry["nll"] for entry in result["times"]} for result in found]
     return [f"{spread([values[t] for values in at]).mean:.3f}" for t in times]
 

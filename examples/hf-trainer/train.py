@@ -30,7 +30,7 @@ class CacheTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss is divided for the whole step, and not again
 
     def get_train_dataloader(self) -> DataLoader:
-        """Give the stream as it is; it is batched, and in order, already."""
+        """Return the stream as it is; it is batched, and in order, already."""
         return DataLoader(self.train_dataset, batch_size=None, num_workers=self.args.dataloader_num_workers)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
@@ -42,7 +42,7 @@ class CacheTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
     ) -> Any:
-        """Give this micro-batch's part of the step's loss."""
+        """Return this micro-batch's part of the step's loss."""
         batch, targets = (tide_cache.on_device(part, self.args.device) for part in inputs)
         tensors = model(batch, *tide_cache.ids_to_gather(targets), self.temperatures)
         statistics = tide_cache.RowStatistics(*tensors, tuple(self.temperatures))

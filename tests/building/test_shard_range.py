@@ -56,7 +56,7 @@ def test_what_cannot_be_a_range_is_refused(text, environment, message):
 
 
 def slurm(ids):
-    """Give each element's variables as Slurm 22.05 sets them: the step of a list is 1, whatever its ids are."""
+    """Return each element's variables as Slurm 22.05 sets them: the step of a list is 1, whatever its ids are."""
     step = ids.step if isinstance(ids, range) else 1
     of_all = {"MIN": min(ids), "MAX": max(ids), "STEP": step, "COUNT": len(ids)}
     for task in ids:

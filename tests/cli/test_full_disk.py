@@ -133,7 +133,7 @@ def test_results_and_messages_that_cannot_be_written(workshop):
 
 
 def causal(workshop):
-    """Give the teacher's weights as a causal checkpoint, which `convert` takes."""
+    """Return the teacher's weights as a causal checkpoint, which `convert` takes."""
     folder = workshop.root / "causal"
     if not folder.exists():
         import json

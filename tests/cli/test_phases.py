@@ -27,7 +27,7 @@ def printer(monkeypatch):
 
 
 def printed(capsys, wanted):
-    """Give what is on stderr, as soon as it holds some text."""
+    """Return what is on stderr, as soon as it holds some text."""
     found, until_s = "", time.monotonic() + LIMIT_S
     while wanted not in found and time.monotonic() < until_s:
         found += capsys.readouterr().err

@@ -19,7 +19,7 @@ def clock(monkeypatch):
 
 
 def unstamped(text):
-    """Give the lines without the time with which each must begin."""
+    """Return the lines without the time with which each must begin."""
     stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} "
     assert all(re.match(stamp, line) for line in text.splitlines())
     return [re.sub(stamp, "", line) for line in text.splitlines()]

@@ -56,7 +56,7 @@ STAND_INS = {
 
 
 def commands_of(text):
-    """Give the commands of a shell block, joined where a line goes on, without what the shell itself does."""
+    """Return the commands of a shell block, joined where a line goes on, without what the shell itself does."""
     for line in text.replace("\\\n", " ").split("\n"):
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"exec|[A-Z_]+=.*", words[0]):
@@ -103,7 +103,7 @@ def parse_tide_cache(arguments):
 
 
 def ours(words):
-    """Give the arguments of `tide-cache` where a command runs it, by whatever launcher; else None."""
+    """Return the arguments of `tide-cache` where a command runs it, by whatever launcher; else None."""
     for module in ("-m", "--module"):
         if module in words and words[words.index(module) + 1] == "tide_cache_cli.main":
             return words[words.index(module) + 2 :]
@@ -185,7 +185,7 @@ def test_there_are_commands():
 
 
 def _tide_cache_commands(pages):
-    """Give the arguments of `tide-cache` in the blocks of pages that can run here."""
+    """Return the arguments of `tide-cache` in the blocks of pages that can run here."""
     for block in (block for page in pages for block in blocks_of(page) if block.language == "sh"):
         for words in commands_of(block.text):
             arguments = ours(words)
@@ -194,7 +194,7 @@ def _tide_cache_commands(pages):
 
 
 def _dry(arguments):
-    """Give what makes a command run here, or None where it is only parsed."""
+    """Return what makes a command run here, or None where it is only parsed."""
     if "--suite" in arguments or "--tasks" in arguments:
         return None  # these fetch data
     if arguments[0] in DRY:

@@ -41,7 +41,7 @@ def test_there_are_run_files_to_check():
 
 
 def _keys(kind):
-    """Give every `section.key` of a run file, by its schema."""
+    """Return every `section.key` of a run file, by its schema."""
     schema = json.loads((ROOT / "schemas" / f"{kind}-run.json").read_text())
 
     def fields(node):

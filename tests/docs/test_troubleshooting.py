@@ -17,7 +17,7 @@ HOLE = "…"
 
 
 def _text(node):
-    """Give a string of the code with a hole for every value, or None where it is no string."""
+    """Return a string of the code with a hole for every value, or None where it is no string."""
     match node:
         case ast.Constant(value=str() as text):
             return text
@@ -31,7 +31,7 @@ def _text(node):
 
 
 def _code():
-    """Give all strings of the code, and by class the messages of its errors with their places."""
+    """Return all strings of the code, and by class the messages of its errors with their places."""
     texts, messages = set(), defaultdict(list)
     for path in sorted([*(ROOT / "tide_cache").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -50,7 +50,7 @@ TEXTS, MESSAGES = _code()
 
 
 def _quotes(section):
-    """Give the messages that a section quotes: first cells of its tables."""
+    """Return the messages that a section quotes: first cells of its tables."""
     return re.findall(r"^\| `([^`]+)` \| [^|\n]*\S", section, re.MULTILINE)
 
 

@@ -31,7 +31,7 @@ def trials(quick: int, full: int) -> int:
 
 
 def seeded(num_trials: int) -> Iterator[tuple[int, random.Random]]:
-    """Give each trial's seed and its random numbers."""
+    """Return each trial's seed and its random numbers."""
     return ((seed, random.Random(seed)) for seed in range(num_trials))
 
 

@@ -81,7 +81,7 @@ def _close() -> None:
 
 
 def line_to(imports: str) -> Line:
-    """Give the line to the server that has imported this much, started when it is first asked for."""
+    """Return the line to the server that has imported this much, started when it is first asked for."""
     if imports not in lines:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         variables = _AT_FIRST | {"OMP_NUM_THREADS": "1"}

@@ -28,7 +28,7 @@ class Block:
 
 
 def blocks_of(page):
-    """Give a page's fenced blocks in their order."""
+    """Return a page's fenced blocks in their order."""
     text = page.read_text()
     return [
         Block(page, text[: found.start()].count("\n") + 1, found[1], found[2])

@@ -103,7 +103,7 @@ def write_family(folder, name, tokenizer):
 
 
 def as_llada(name):
-    """Give what LLaDA calls a tensor of a stock Llama."""
+    """Return what LLaDA calls a tensor of a stock Llama."""
     for pattern, ours in LLADA_NAMES:
         plain = re.escape(ours).replace(r"\\1", r"(\d+)")
         published = pattern.removeprefix("^").replace(r"(\d+)", r"\1").replace("\\.", ".")

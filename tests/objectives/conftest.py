@@ -100,7 +100,7 @@ class GoldenCase:
     targets: Targets
 
     def mean(self, objective: Objective) -> torch.Tensor:
-        """Give an objective's sum over its count; against candidates, only shared ids count, as in the reference."""
+        """Return an objective's sum over its count; against candidates, only shared ids count, as in the reference."""
         logits_NV = self.student_logits_BLV[self.batch.row_sample_N, self.batch.row_position_N]
         if "topk" in objective.needs.signals:
             logits_NV = logits_NV[:, : self.hyper["shared_vocab_size"]]
@@ -148,7 +148,7 @@ def edge_case(golden_arrays: Callable[[str], dict[str, np.ndarray]]) -> Callable
 
 
 def _recorded_case(arrays: Mapping[str, np.ndarray], name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Give what a file says of a case, and its arrays."""
+    """Return what a file says of a case, and its arrays."""
     meta = next(case for case in json.loads(str(arrays["meta_json"]))["cases"] if case["name"] == name)
     prefix = f"case/{name}/"
     return meta, {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
@@ -242,12 +242,12 @@ class Example:
     targets: Targets
 
     def loss(self, objective: Objective) -> torch.Tensor:
-        """Give the objective's sum."""
+        """Return the objective's sum."""
         temperatures = sorted({1.0, *objective.needs.student_temperatures})
         return objective.total(statistics_of(self.logits_NV, self.targets, temperatures), self.targets)
 
     def gradient(self, objective: Objective) -> torch.Tensor:
-        """Give the sum's gradient in the logits."""
+        """Return the sum's gradient in the logits."""
         return torch.autograd.grad(self.loss(objective), self.logits_NV)[0]
 
 

@@ -66,7 +66,7 @@ full = pytest.mark.skipif(not IS_FULL, reason="takes half a minute: TIDE_CACHE_F
 
 @pytest.fixture
 def command(tmp_path, tiny_teacher, tiny_cache, vocabularies):
-    """Give a command that trains into a folder, and leave its run file beside it."""
+    """Return a command that trains into a folder, and leave its run file beside it."""
 
     def make(out, *options, own_shape=False, values=()):
         student = f"shape = {SHAPE}" if own_shape else f'model = "{tiny_teacher}"'
@@ -120,7 +120,7 @@ class Tasks:
         ]  # fmt: skip
 
     def end(self):
-        """Give exit codes and what was said, without progress."""
+        """Return exit codes and what was said, without progress."""
         try:
             said = [process.communicate(timeout=LIMIT_S)[1] for process in self.processes]
         finally:

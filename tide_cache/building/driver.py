@@ -249,7 +249,7 @@ class _Log:
 
 
 def _most_samples(build: PreparedBuild, shard: int) -> int:
-    """Give the samples of a shard, or its rows where they were paired elsewhere."""
+    """Return the samples of a shard, or its rows where they were paired elsewhere."""
     if build.paired is None:
         return len(build.plan.rows_of(shard))
     return build.paired.starts[shard + 1] - build.paired.starts[shard]

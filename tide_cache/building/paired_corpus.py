@@ -78,7 +78,7 @@ class PairedCorpus:
         return sum(self.reports, PairingReport())
 
     def shard(self, shard: int) -> PairedShard:
-        """Give the samples of a shard, and their row numbers; what was left out is in the counts alone."""
+        """Return the samples of a shard, and their row numbers; what was left out is in the counts alone."""
         found = list(self.samples.rows(self.starts[shard], self.starts[shard + 1]))
         return PairedShard([one.index for one in found], [one.pair for one in found], self.reports[shard])
 

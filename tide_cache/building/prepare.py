@@ -196,7 +196,7 @@ def _fix_day(run: BuildRun, teacher: TextTokenizer, student: TextTokenizer) -> t
 
 
 def _day_begun(run: BuildRun) -> datetime.date | None:
-    """Give the day of the cache that is there already; whoever needs more of it says what is wrong with it."""
+    """Return the day of the cache that is there already; whoever needs more of it says what is wrong with it."""
     try:
         day = read_plan(run.build.out).identity.pairing.date
     except TideCacheError:

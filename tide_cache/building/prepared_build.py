@@ -22,7 +22,7 @@ class Pairer(Protocol):
         """Make samples of rows, in their order."""
 
     def spelling(self, teacher_vocab_size: int) -> Spelling:
-        """Give what spells the teacher's tokens for the student."""
+        """Return what spells the teacher's tokens for the student."""
 
 
 @dataclass(frozen=True, eq=False)

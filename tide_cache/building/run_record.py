@@ -113,7 +113,7 @@ def require_same_tokens(run: BuildRun, build: "PreparedBuild", files: Files | No
 
 
 def begun_on(root: CachePath) -> datetime.date | None:
-    """Give the day that templates took for today when a cache was begun, as its record says; None without one.
+    """Return the day that templates took for today when a cache was begun, as its record says; None without one.
 
     Args:
         root: Folder of the cache.

@@ -61,7 +61,7 @@ def capture_shard(
 
 
 def pair_rows(build: PreparedBuild, shard: int) -> PairedShard:
-    """Give the samples of a shard: those that were made before the build began, else the rows are paired here."""
+    """Return the samples of a shard: those that were made before the build began, else the rows are paired here."""
     if build.paired is not None:
         return build.paired.shard(shard)
     indexes, paired = pair_range(build.corpus, build.pairer, build.plan.rows_of(shard))
@@ -112,7 +112,7 @@ def capture_table(
 def capture_records(
     build: PreparedBuild, teacher: Teacher, pairs: Sequence[SamplePair], name: PassName, on_views: Callable[[int], None]
 ) -> list[list[ViewRecord]]:
-    """Give the records of all views of each sample, with signals.
+    """Return the records of all views of each sample, with signals.
 
     Args:
         build: The checked build.

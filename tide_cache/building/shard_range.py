@@ -54,7 +54,7 @@ def _part(rank: int, size: int, num_shards: int) -> range:
 
 
 def _place(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Give the number of this process, and how many there are: elements of a Slurm array times processes of each."""
+    """Return the number of this process, and how many there are: elements of a Slurm array times processes of each."""
     rank, size, is_known = 0, 1, False
     if "SLURM_ARRAY_TASK_ID" in environment:
         rank, size = _array_place(environment)
@@ -75,7 +75,7 @@ def _place(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _array_place(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Give the place of a Slurm array's element among its elements.
+    """Return the place of a Slurm array's element among its elements.
 
     Slurm tells the smallest and the largest id, a step and a count. They describe the ids of `--array=0-6:2`; for a
     list such as `--array=1,3` the step is 1 whatever the ids are, and which of them come before this one is not told.

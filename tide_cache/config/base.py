@@ -158,7 +158,7 @@ def _resolved_location(value: str, folder: Path) -> str:
 
 
 def _types_in(annotation: Any) -> list[Any]:
-    """Give the types that an annotation is made of, and what annotates them."""
+    """Return the types that an annotation is made of, and what annotates them."""
     arguments = getattr(annotation, "__args__", None)
     inner = [t for argument in arguments for t in _types_in(argument)] if arguments else [annotation]
     return [*getattr(annotation, "__metadata__", ()), *inner]

@@ -47,7 +47,7 @@ PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
 
 
 def find_preset(name: str) -> Preset:
-    """Give a row of the table.
+    """Return a row of the table.
 
     Raises:
         ValueError: There is none of that name; says which there are.

@@ -154,7 +154,7 @@ def _history(history: object) -> list[Turn]:
 
 
 def _tools(fields: Fields) -> str:
-    """Give the functions that may be called, as JSON; a column of JSON text is read too."""
+    """Return the functions that may be called, as JSON; a column of JSON text is read too."""
     tools = fields.get(_TOOLS)
     if isinstance(tools, str):
         try:

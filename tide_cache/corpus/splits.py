@@ -22,12 +22,12 @@ _SHOWN = 5
 
 
 def canonical_split(word: str) -> str:
-    """Give the usual name of a split: `val`, `dev` and `valid` are `validation`."""
+    """Return the usual name of a split: `val`, `dev` and `valid` are `validation`."""
     return _CANONICAL.get(word.lower(), word)
 
 
 def splits_of(path: PurePath) -> frozenset[str]:
-    """Give the splits that the name of a file tells, or else those of its folders, the nearest first.
+    """Return the splits that the name of a file tells, or else those of its folders, the nearest first.
 
     Args:
         path: Relative to the folder that was named.

@@ -173,7 +173,7 @@ def store_rows(
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """Give a folder whose name goes with the `with` block; what the disk refuses there names TMPDIR."""
+    """Return a folder whose name goes with the `with` block; what the disk refuses there names TMPDIR."""
     try:
         with tempfile.TemporaryDirectory(prefix="tide-cache-corpus-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)

@@ -70,7 +70,7 @@ def read_turn(turn: object, where: str) -> Turn:
 
 
 def _extras(role: str, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Give what a chat template gets beside role and content."""
+    """Return what a chat template gets beside role and content."""
     if role == "tool":
         return {name: fields[name] for name in _OF_TOOLS if isinstance(fields.get(name), str) and fields[name]}
     if role != "assistant":

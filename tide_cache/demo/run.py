@@ -167,7 +167,7 @@ def _nll_of(runs: Mapping[int, Measured]) -> dict[int, float]:
 
 
 def teacher_accuracy_by_time(cache: Path, num_buckets: int = 10) -> dict[float, float]:
-    """Give the teacher's top-1 accuracy on the masked tokens of a cache, by middle of a bucket of t.
+    """Return the teacher's top-1 accuracy on the masked tokens of a cache, by middle of a bucket of t.
 
     Args:
         cache: Folder of a complete cache.

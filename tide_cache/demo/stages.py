@@ -115,7 +115,7 @@ def student_steps(plan: DemoPlan, arm: Arm) -> int:
 
 
 def student_run(folder: DemoFolder, plan: DemoPlan, arm: Arm, seed: int) -> TrainRun:
-    """Give the run file of a student; the seed sets its weights and the order of the samples."""
+    """Return the run file of a student; the seed sets its weights and the order of the samples."""
     return _train_run(
         folder.student(arm, seed),
         {"cache": str(folder.cache(arm.pipeline)), "num_views": arm.num_views, "seed": seed},

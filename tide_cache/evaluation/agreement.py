@@ -133,14 +133,14 @@ def _measure(backbone: Backbone, records: Sequence[ViewRecord], plan: CollatePla
 
 
 def _statistics(hidden_ND: torch.Tensor, head_VD: torch.Tensor, targets: Targets) -> RowStatistics:
-    """Give the student's statistics at T = 1, on the CPU."""
+    """Return the student's statistics at T = 1, on the CPU."""
     ids_NK, is_kept_NK = (part.to(hidden_ND.device) for part in ids_to_gather(targets))
     student = row_statistics(hidden_ND, head_VD, ids_NK, (1.0,), is_kept_NK, HEAD_ROWS)
     return RowStatistics(student.gathered_NK.cpu(), student.log_z_NT.cpu(), student.log_rest_NT.cpu(), (1.0,))
 
 
 def _most_likely(hidden_ND: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
-    """Give the most likely id of each row, slice by slice, on the CPU."""
+    """Return the most likely id of each row, slice by slice, on the CPU."""
     best = [apply_head(rows_RD, head_VD).argmax(dim=1) for rows_RD in torch.split(hidden_ND, HEAD_ROWS)]
     return torch.cat(best).cpu()
 

@@ -67,7 +67,7 @@ def generate_text(
 
 
 def cut(text: str, stop_strings: Sequence[str]) -> str:
-    """Give what stands before the first stop string.
+    """Return what stands before the first stop string.
 
     Args:
         text: The text.
@@ -78,7 +78,7 @@ def cut(text: str, stop_strings: Sequence[str]) -> str:
 
 
 def settled(text: str, stop_strings: Sequence[str]) -> str:
-    """Give what no continuation changes: all but an unfinished character or the beginning of a stop string at the end.
+    """Return what no continuation changes: all but an unfinished character or a stop string begun at the end.
 
     Args:
         text: An answer so far, without any stop string.

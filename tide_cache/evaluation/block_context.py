@@ -43,7 +43,7 @@ class BlockContext:
         """Clean columns that are not in the cache; without one, all of them."""
 
     def masked_row_logits(self, ids_BK: torch.Tensor, is_masked_BK: torch.Tensor) -> torch.Tensor:
-        """Give float32 logits [N, V] at the masked positions of the current block.
+        """Return float32 logits [N, V] at the masked positions of the current block.
 
         The clean blocks that are not in the cache run in the same forward and enter it.
 

@@ -42,7 +42,7 @@ class Comparison:
 
 
 def spread(values: list[float]) -> Spread:
-    """Give mean and deviation of at least one value."""
+    """Return mean and deviation of at least one value."""
     return Spread(mean(values), stdev(values) if len(values) > 1 else None)
 
 

@@ -31,7 +31,7 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
 
 
 def truth_rows(backbone: Backbone, batch: StudentBatch, block_size: int, context: Context = "block") -> RowSignals:
-    """Give log p(true) and whether the true token is on top, at each masked row."""
+    """Return log p(true) and whether the true token is on top, at each masked row."""
     true_N = batch.x_0_BL[batch.row_sample_N, batch.row_position_N].to(backbone.device)
     hidden_ND = masked_hidden(backbone, batch, block_size, context)
     nothing_N = torch.zeros_like(true_N, dtype=torch.float32)

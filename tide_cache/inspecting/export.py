@@ -124,7 +124,7 @@ class ExportedView:
         return cls(cache, manifest, which, view, tokenizer, _schema(manifest, which, tokenizer is not None))
 
     def groups(self) -> Iterator[list[dict[str, Any]]]:
-        """Give the rows, those of one row group of the cache at a time."""
+        """Return the rows, those of one row group of the cache at a time."""
         num_temperatures = len(self.manifest.identity.signals.temperatures)
         for shard in range(self.manifest.plan.num_shards):
             pairs, signals = (self.manifest.reader(self.cache, t, shard) for t in ("pairs", self.signal_pass))
@@ -329,7 +329,7 @@ _WRITERS: dict[ExportFormat, Callable[[Path, Any], contextlib.AbstractContextMan
 
 @contextlib.contextmanager
 def _new_file(out: Path) -> Iterator[Path]:
-    """Give a temporary name beside the file; at the end it gets the final one, unless that is taken by then."""
+    """Return a temporary name beside the file; at the end it gets the final one, unless that is taken by then."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with new_folder(out.parent), writing(out):
         try:

@@ -171,7 +171,7 @@ def worth_showing(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def example_views(cache: CachePath) -> tuple[int, ...]:
-    """Give the numbers of up to three views of one sample, at low, middle and high t, in that order.
+    """Return the numbers of up to three views of one sample, at low, middle and high t, in that order.
 
     The sample is the one of median length among the cache's first 64.
 
@@ -309,7 +309,7 @@ Kept = tuple[tuple[Candidate, ...], float, int]
 
 
 def _kept_ids(signal: TeacherSignal, spelling: _Spelling, unit_temperature: int) -> dict[int, Kept]:
-    """Give what is kept at each masked teacher position that has kept ids."""
+    """Return what is kept at each masked teacher position that has kept ids."""
     if (topk := signal.topk) is None:
         return {}
     found: dict[int, Kept] = {}
@@ -326,7 +326,7 @@ def _kept_ids(signal: TeacherSignal, spelling: _Spelling, unit_temperature: int)
 def _chunk_candidates(
     pair: SamplePair, signal: TeacherSignal, spelling: _Spelling, unit_temperature: int
 ) -> dict[int, Kept]:
-    """Give the candidates of each chunk that has any."""
+    """Return the candidates of each chunk that has any."""
     if (chunks := signal.chunks) is None:
         return {}
     found: dict[int, Kept] = {}

@@ -54,7 +54,7 @@ class CacheSource:
         return self._sizes
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
-        """Give view `epoch mod num_views` of each of the samples."""
+        """Return view `epoch mod num_views` of each of the samples."""
         view = epoch % self._num_views
         groups = np.searchsorted(self._first_sample, samples, side="right") - 1
         return [
@@ -69,12 +69,12 @@ class CacheSource:
 
 
 def kinds_to_read(needed: Collection[str]) -> list[SignalKind]:
-    """Give those of the names that objectives need which are signals of a cache, in its order."""
+    """Return those of the names that objectives need which are signals of a cache, in its order."""
     return [kind for kind in get_args(SignalKind) if kind in needed]
 
 
 def cache_collate_plan(manifest: Manifest, mask_id: int, pad_id: int, block_size: int) -> CollatePlan:
-    """Give the plan that turns a cache's records into batches.
+    """Return the plan that turns a cache's records into batches.
 
     Args:
         manifest: Of the cache.

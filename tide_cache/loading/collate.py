@@ -46,7 +46,7 @@ class CollatePlan:
     complementary: bool = False
 
     def of(self, record: ViewRecord) -> "CollatePlan":
-        """Give the plan of the source that a record comes from."""
+        """Return the plan of the source that a record comes from."""
         return self.sources[record.source] if self.sources else self
 
 
@@ -134,7 +134,7 @@ def _targets(records: Sequence[ViewRecord], plan: CollatePlan) -> Targets:
 
 
 def _mask_weights(joined: JoinedViews, laws: Sequence[ViewLaw]) -> npt.NDArray[np.float64]:
-    """Give each masked row's weight; chunks count without a teacher too, since they decide what is masked at once."""
+    """Return each masked row's weight; chunks count without a teacher too, since they decide what is masked at once."""
     view_L = np.repeat(np.arange(len(laws)), np.diff(joined.token_start_B))
     unit_L = unit_sizes(joined.is_supervised_L, joined.chunks_C4[:, 2:])
     return denoising_weights(unit_L, joined.is_student_masked_L, view_L, laws)

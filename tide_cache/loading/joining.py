@@ -16,12 +16,12 @@ from tide_cache.views.masking import chunks_touched
 
 
 def starts_of(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Give where each of several things lies when they are laid end to end, and the end of all."""
+    """Return where each of several things lies when they are laid end to end, and the end of all."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def counts_before(is_counted: Bools) -> npt.NDArray[np.int64]:
-    """Give how many lie before each place, and before the end."""
+    """Return how many lie before each place, and before the end."""
     result = np.zeros(len(is_counted) + 1, np.int64)
     np.cumsum(is_counted, out=result[1:])
     return result
@@ -82,7 +82,7 @@ class ActiveChunks:
         return (self.spans_A4[:, 3] - self.spans_A4[:, 2]).astype(np.int64)
 
     def chunk_of_row(self, num_rows: int) -> npt.NDArray[np.int64]:
-        """Give the active chunk of each masked row, -1 for none."""
+        """Return the active chunk of each masked row, -1 for none."""
         chunk_N = np.full(num_rows, -1, np.int64)
         size_A = self.size_A
         within = np.arange(size_A.sum()) - np.repeat(np.cumsum(size_A) - size_A, size_A)

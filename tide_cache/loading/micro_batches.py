@@ -24,7 +24,7 @@ class Order(Protocol):
     """What `SampleOrder` and `MixedOrder` have in common."""
 
     def visits(self, start: int, count: int) -> list[Visit]:
-        """Give some turns of the endless stream."""
+        """Return some turns of the endless stream."""
 
 
 def plan_micro_batches(
@@ -95,7 +95,7 @@ def step_micro_batches(
 
 
 def share_of_rank(num_batches: int, rank: int, world: int, batching: Batching = "length") -> list[int]:
-    """Give the micro-batches of a rank, dealt there and back again: 0, 1, 1, 0, 0, 1 to two ranks.
+    """Return the micro-batches of a rank, dealt there and back again: 0, 1, 1, 0, 0, 1 to two ranks.
 
     They are planned in order of length, so that dealt one way the last rank would get the longest of every round, and
     all others would wait for it. In the order of the samples nothing is gained by it: 0, 1, 0, 1.
@@ -114,7 +114,7 @@ def share_of_rank(num_batches: int, rank: int, world: int, batching: Batching = 
 def visited_records(
     source: TeacherSource, visits: Sequence[Visit], views_per_step: int = 1
 ) -> list[tuple[ViewRecord, ...]]:
-    """Give the views of a run of visits, in order, which may cross from one epoch into the next.
+    """Return the views of a run of visits, in order, which may cross from one epoch into the next.
 
     Epoch e shows views e * n to e * n + n - 1 of a sample, counted modulo as many as there are.
 

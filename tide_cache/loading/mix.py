@@ -47,7 +47,7 @@ class MixedOrder:
         return int(self._first_sample[-1])
 
     def visits(self, start: int, count: int) -> list[Visit]:
-        """Give turns `start` to `start + count - 1` of the endless stream; sample numbers run through the sources."""
+        """Return turns `start` to `start + count - 1` of the endless stream; sample numbers run through the sources."""
         sources = self.sources_of(start, count)
         done = self.counts_before(start)
         counts = np.bincount(sources, minlength=len(self._orders))
@@ -69,7 +69,7 @@ class MixedOrder:
         return np.concatenate(drawn)[within : within + count]
 
     def counts_before(self, turn: int) -> Ints:
-        """Give how many of the turns before this one each source had."""
+        """Return how many of the turns before this one each source had."""
         block, within = divmod(turn, TURNS_PER_BLOCK)
         while len(self._counts_before) <= block:
             counts = self._count(self._draw_block(len(self._counts_before) - 1))
@@ -98,7 +98,7 @@ class MixedSource:
         return tuple(size for source in self._sources for size in source.group_sizes)
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
-        """Give the view of this epoch of each of the samples, in the order asked for."""
+        """Return the view of this epoch of each of the samples, in the order asked for."""
         of_sample = np.searchsorted(self._first_sample, samples, side="right") - 1
         result: dict[int, ViewRecord] = {}
         for number in np.unique(of_sample).tolist():
@@ -110,7 +110,7 @@ class MixedSource:
 
 
 def mixed_collate_plan(plans: Sequence[CollatePlan]) -> CollatePlan:
-    """Give the plan for records of several sources, whose ids and block size are the same.
+    """Return the plan for records of several sources, whose ids and block size are the same.
 
     Its temperatures are all those that any of the sources has, in increasing order.
     """

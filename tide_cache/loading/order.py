@@ -50,7 +50,7 @@ class SampleOrder:
         object.__setattr__(self, "_of_epoch", lru_cache(maxsize=2)(of_epoch))
 
     def visits(self, start: int, count: int) -> list[Visit]:
-        """Give turns `start` to `start + count - 1` of the endless stream."""
+        """Return turns `start` to `start + count - 1` of the endless stream."""
         result: list[Visit] = []
         while len(result) < count:
             epoch, place = divmod(start + len(result), self.num_samples)
@@ -59,7 +59,7 @@ class SampleOrder:
         return result
 
     def epoch_order(self, epoch: int) -> Ints:
-        """Give the sample numbers of an epoch in the order of their visits, int64, read-only; each once."""
+        """Return the sample numbers of an epoch in the order of their visits, int64, read-only; each once."""
         return self._of_epoch(epoch)
 
 
@@ -78,7 +78,7 @@ def _epoch_order(group_sizes: tuple[int, ...], key: str, seed: int, window_group
 
 
 def rank_turns(step: int, global_batch: int, micro_batch: int, rank: int, world_size: int) -> list[range]:
-    """Give the turns of each micro-batch of a rank in an optimizer step.
+    """Return the turns of each micro-batch of a rank in an optimizer step.
 
     Together the ranks take exactly turns [step * global_batch, (step + 1) * global_batch).
 

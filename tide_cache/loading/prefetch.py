@@ -42,7 +42,7 @@ class Prefetcher(AbstractContextManager["Prefetcher[Item]"], Generic[Item]):
             self._submit()
 
     def take(self) -> Item:
-        """Give the item of the next step; an error in loading it is raised here, when its turn has come."""
+        """Return the item of the next step; an error in loading it is raised here, when its turn has come."""
         start_s = perf_counter()
         try:
             if self._thread is None:
@@ -75,7 +75,7 @@ def pinned(record: Record) -> Record:
 
 
 def with_tensors(record: Record, change: Callable[[torch.Tensor], torch.Tensor]) -> Record:
-    """Give a record whose tensors are changed, those of its parts too; the rest stays.
+    """Return a record whose tensors are changed, those of its parts too; the rest stays.
 
     Args:
         record: A dataclass.

@@ -66,7 +66,7 @@ def shared_topk(
 
 
 def _with_foreign(topk: TopK, row_F: Ints, logprob_F: Float32s, temperatures: Temperatures) -> Float32s:
-    """Give the tails with foreign ids in them; rows that have none keep their bits."""
+    """Return the tails with foreign ids in them; rows that have none keep their bits."""
     has_foreign_R = np.zeros(len(topk.rows_R), bool)
     has_foreign_R[row_F] = True
     moved_RT = np.exp(topk.log_tail_RT.astype(np.float64))

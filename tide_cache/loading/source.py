@@ -19,7 +19,7 @@ class TeacherSource(Protocol):
         """Samples of each group, in storage order."""
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
-        """Give the view of this epoch of each of the samples, in the order asked for."""
+        """Return the view of this epoch of each of the samples, in the order asked for."""
 
 
 class PlainSource:
@@ -88,7 +88,7 @@ class GroupCache:
         self._groups: OrderedDict[tuple[int, int], list[ViewRecord]] = OrderedDict()
 
     def get(self, group: int, view: int) -> list[ViewRecord]:
-        """Give the records of one view of a group."""
+        """Return the records of one view of a group."""
         key = (group, view)
         if key in self._groups:
             self._groups.move_to_end(key)

@@ -70,7 +70,7 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         return len(self._steps) * self.micro_batches_per_step
 
     def __iter__(self) -> Iterator[tuple[StudentBatch, Targets]]:
-        """Give this worker's micro-batches."""
+        """Return this worker's micro-batches."""
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         begin, is_own = self._resume or (0, False)
@@ -89,7 +89,7 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Give how far the iteration has come, as plain numbers; in a loader's worker, that of the worker.
+        """Return how far the iteration has come, as plain numbers; in a loader's worker, that of the worker.
 
         `StatefulDataLoader` of torchdata asks its workers. The workers of a plain `DataLoader` run ahead of what it has
         given and do not say so: there count what was taken, and use `state_after`.
@@ -98,7 +98,7 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         return self.state_after(self._next) | ({} if worker is None else {"workers": [worker.id, worker.num_workers]})
 
     def state_after(self, num_taken: int) -> dict[str, Any]:
-        """Give the state after so many micro-batches of this rank, for any number of workers."""
+        """Return the state after so many micro-batches of this rank, for any number of workers."""
         return {"next": num_taken, "stream": self._stream()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

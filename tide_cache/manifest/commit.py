@@ -77,7 +77,7 @@ class CommitRecord(Frozen):
         ).sealed()
 
     def sealed(self) -> Self:
-        """Give the same record with the checksum that belongs to it."""
+        """Return the same record with the checksum that belongs to it."""
         return self.model_copy(update={"checksum": self._checksum()})
 
     def _checksum(self) -> str:

@@ -165,7 +165,7 @@ class Manifest(Frozen):
         return tuple(name for name in PASSES if name in self.shards)
 
     def require_pass(self, root: CachePath, wanted: PassName | None) -> PassName:
-        """Give the pass to read: the wanted one, or the first.
+        """Return the pass to read: the wanted one, or the first.
 
         Args:
             root: Folder of the cache, for the message.

@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         return RememberedOutputs() if self._is_shifted else DynamicCache()
 
     def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm, that speak of the token at each place.
+        """Return the last hidden states [B, S, D], after the final norm, that speak of the token at each place.
 
         Args:
             packed: What is shown.
@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         return at_own_tokens(outputs_BSD, packed, cache)
 
     def outputs(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
-        """Give the last hidden states [B, S, D] where the model puts them out, whatever they speak of."""
+        """Return the last hidden states [B, S, D] where the model puts them out, whatever they speak of."""
         raise NotImplementedError
 
 

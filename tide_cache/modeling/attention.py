@@ -35,7 +35,7 @@ class Copies(NamedTuple):
 def block_diffusion_mask(
     length: int, block_size: int, num_views: int = 1, device: torch.device | None = None
 ) -> torch.Tensor:
-    """Give the mask of the packed sequence [x_t1, ..., x_tn, x_0], True where a query may attend to a key.
+    """Return the mask of the packed sequence [x_t1, ..., x_tn, x_0], True where a query may attend to a key.
 
     A masked copy sees its own current block and the clean blocks before it; the clean copy sees itself up to and
     including the current block; masked copies do not see each other.
@@ -212,7 +212,7 @@ def _attend_by_copy(
 
 
 def _waves(heads: int, length: int, device: torch.device) -> torch.Tensor:
-    """Give numbers between -1 and 1 that do not repeat, [1, heads, length, 64]."""
+    """Return numbers between -1 and 1 that do not repeat, [1, heads, length, 64]."""
     count = heads * length * 64
     return (torch.arange(count, device=device, dtype=torch.float32).square() * 0.37 % 6.28).sin().view(1, heads, -1, 64)
 

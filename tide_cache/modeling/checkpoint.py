@@ -94,7 +94,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def published_config(config: PretrainedConfig) -> dict[str, Any]:
-    """Give config.json's content, with `rope_theta` and `rope_scaling` at the top level too.
+    """Return config.json's content, with `rope_theta` and `rope_scaling` at the top level too.
 
     transformers 5 writes only `rope_parameters`; a 4.57 reader would then fall back to theta = 10,000 in silence, and
     to no scaling.

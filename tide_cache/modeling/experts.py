@@ -104,7 +104,7 @@ def grouped_experts(
     *,
     in_one_gemm: bool,
 ) -> torch.Tensor:
-    """Give the weighted sum over each token's experts, each a SwiGLU feed-forward layer.
+    """Return the weighted sum over each token's experts, each a SwiGLU feed-forward layer.
 
     Args:
         x_ND: Tokens.

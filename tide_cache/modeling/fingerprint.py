@@ -13,7 +13,7 @@ _BLOCK_BYTES = 1 << 22
 
 
 def local_folder(location: str, revision: str | None = None) -> Path:
-    """Give the folder of a checkpoint, with its weights, fetching it from the hub when it is a name.
+    """Return the folder of a checkpoint, with its weights, fetching it from the hub when it is a name.
 
     Raises:
         ModelError: There is no such folder, and the hub cannot be reached or does not have it.
@@ -48,7 +48,7 @@ def checkpoint_fingerprint(folder: Path) -> dict[str, str]:
 
 
 def stated_fingerprint(repository: Repository) -> dict[str, str | None]:
-    """Give the same for weights that need not be here: hashed where they are, else as the hub states their hashes.
+    """Return the same for weights that need not be here: hashed where they are, else as the hub states their hashes.
 
     Args:
         repository: With its small files.
@@ -73,5 +73,5 @@ def _fingerprint(folder: Path, digests: dict[str, str]) -> dict[str, str]:
 
 
 def weights_bytes(folder: Path) -> int | None:
-    """Give the size of a checkpoint's safetensors files; None where there is none, as for a hub name."""
+    """Return the size of a checkpoint's safetensors files; None where there is none, as for a hub name."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None

@@ -4,7 +4,7 @@ import torch
 
 
 def apply_head(hidden_RD: torch.Tensor, head_VD: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Give logits [R, V] in `dtype` even for bfloat16 inputs, whose own rounding is 0.125 near |logit| = 20.
+    """Return logits [R, V] in `dtype` even for bfloat16 inputs, whose own rounding is 0.125 near |logit| = 20.
 
     Args:
         hidden_RD: Hidden states of a slice of rows.

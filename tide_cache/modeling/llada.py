@@ -70,7 +70,7 @@ def llada_faults(raw: Mapping[str, Any]) -> list[str]:
 
 
 def as_llama(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Give config.json as a stock model states it; with biases of query, key and value alone that is a Qwen2.
+    """Return config.json as a stock model states it; with biases of query, key and value alone that is a Qwen2.
 
     Whether the head is tied is `weight_tying`: the published class leaves `tie_word_embeddings` at true, whatever the
     weights are.

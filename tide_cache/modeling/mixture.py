@@ -227,7 +227,7 @@ class Mixture(nn.Module):
 
 
 def _rotary(positions_BS: torch.Tensor, config: MixtureConfig, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give cosine and sine of the angles, [B, 1, S, rotary dimensions]."""
+    """Return cosine and sine of the angles, [B, 1, S, rotary dimensions]."""
     exponent = torch.arange(0, config.rotary_dim, 2, device=positions_BS.device).float() / config.rotary_dim
     angle = positions_BS[:, None, :, None].float() * config.rope_theta**-exponent
     angle = torch.cat([angle, angle], dim=-1)
@@ -253,7 +253,7 @@ class MixtureBackbone(Backbone):
         return weight
 
     def outputs(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
+        """Return the last hidden states [B, S, D], after the final norm; see `Backbone`."""
         mask = prepare_mask(packed.mask_B1SS, self._attention, packed.copies)
         hidden_BSD: torch.Tensor = self.model.model(  # type: ignore[operator]
             packed.ids_BS, packed.positions_BS, mask, packed.copies, cache

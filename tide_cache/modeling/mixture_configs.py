@@ -82,7 +82,7 @@ class MixtureConfig(BaseModel):
         return self
 
     def published_name(self, name: str) -> str:
-        """Give what the family's files call a parameter of the module."""
+        """Return what the family's files call a parameter of the module."""
         for ours, theirs in self.renamed:
             name = name.replace(ours, theirs)
         return name
@@ -123,7 +123,7 @@ class MixtureConfig(BaseModel):
         return 0
 
     def dense_size(self, layer: int) -> int:
-        """Give the inner size of a layer without experts; 0 for one with."""
+        """Return the inner size of a layer without experts; 0 for one with."""
         raise NotImplementedError
 
 

@@ -75,7 +75,7 @@ class Kept:
         return place_BL
 
     def places(self, row_N: torch.Tensor, view_N: torch.Tensor, position_N: torch.Tensor) -> torch.Tensor:
-        """Give where in S wanted positions of views lie, [N]; everything on the CPU."""
+        """Return where in S wanted positions of views lie, [N]; everything on the CPU."""
         return view_N * self.view_length + self._place_BL[row_N, position_N]
 
 
@@ -135,7 +135,7 @@ def pack_block(
 
 
 def pack_full(x_t_BL: torch.Tensor, is_real_BL: torch.Tensor) -> PackedInput:
-    """Give x_t alone with bidirectional attention: the `full` context.
+    """Return x_t alone with bidirectional attention: the `full` context.
 
     Args:
         x_t_BL: One masked view of each sample, int64.

@@ -160,7 +160,7 @@ def _statistics(
 
 
 def largest(values_NV: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the `count` largest values of each row, largest first, and where they are; of equal ones any.
+    """Return the `count` largest values of each row, largest first, and where they are; of equal ones any.
 
     They lie in the `count` segments with the largest maxima: a value outside these is below as many others. Sorting
     among these alone is several times faster for a vocabulary than among all.
@@ -189,7 +189,7 @@ _SEGMENT = 128
 def _log_others(
     logits_NV: torch.Tensor, top_NK: torch.Tensor, hidden_ids_NK: torch.Tensor, temperatures: tuple[float, ...]
 ) -> torch.Tensor:
-    """Give log sum exp(logits / T) over all ids but the hidden ones, [N, T]; -inf where there are no others.
+    """Return log sum exp(logits / T) over all ids but the hidden ones, [N, T]; -inf where there are no others.
 
     Args:
         logits_NV: Left as they are.
@@ -206,7 +206,7 @@ def _log_others(
     scratch_NV = torch.empty_like(logits_NV)  # one for all: fresh memory costs as much as what is computed in it
 
     def powers(temperature: float) -> torch.Tensor:
-        """Give exp(logit / T) of the others, the largest one 1; hidden ones overflow before they are taken away."""
+        """Return exp(logit / T) of the others, the largest one 1; hidden ones overflow before they are taken away."""
         torch.sub(logits_NV, shift_N1, out=scratch_NV)
         if temperature != 1:
             scratch_NV.div_(temperature)
@@ -222,7 +222,7 @@ def _log_others(
 
 
 def _counts(logprobs_NK: torch.Tensor, mass_N: torch.Tensor) -> torch.Tensor:
-    """Give the fewest ids of each row that reach its mass, 0 where none are wanted."""
+    """Return the fewest ids of each row that reach its mass, 0 where none are wanted."""
     is_short_NK = (logprobs_NK.exp().cumsum(dim=1) < mass_N[:, None]) | (mass_N[:, None] >= 1)
     counts_N = (is_short_NK.sum(dim=1) + 1).clamp_max(logprobs_NK.shape[1])
     return torch.where(mass_N > 0, counts_N, 0)

@@ -9,7 +9,7 @@ from tide_cache.records import StudentBatch
 
 
 def masked_hidden(backbone: Backbone, batch: StudentBatch, block_size: int, context: Context = "block") -> torch.Tensor:
-    """Give the final hidden states [N, D] of the batch's masked rows, on the model's device."""
+    """Return the final hidden states [N, D] of the batch's masked rows, on the model's device."""
     row_N, place_N = batch.row_sample_N.cpu(), batch.row_position_N.cpu()
     x_t_BL, x_0_BL, is_real_BL = (x.to(backbone.device) for x in (batch.x_t_BL, batch.x_0_BL, batch.is_real_BL))
     if context == "block":

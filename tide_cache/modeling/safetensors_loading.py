@@ -49,7 +49,7 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Give the dtype in which a checkpoint's weights lose nothing: their own, where all have the same.
+    """Return the dtype in which a checkpoint's weights lose nothing: their own, where all have the same.
 
     Args:
         folder: Of the checkpoint.
@@ -135,7 +135,7 @@ def require_all_weights(
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Give the names of the files that a checkpoint's weights are in, whether they are there or not.
+    """Return the names of the files that a checkpoint's weights are in, whether they are there or not.
 
     Args:
         folder: Of the checkpoint. Its one file goes before an index, as in transformers.
@@ -162,7 +162,7 @@ def weight_names(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Give the files that a checkpoint's weights are in.
+    """Return the files that a checkpoint's weights are in.
 
     Args:
         folder: Of the checkpoint.

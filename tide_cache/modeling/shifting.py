@@ -50,7 +50,7 @@ class RememberedOutputs(DynamicCache):  # type: ignore[misc]
 def at_own_tokens(
     outputs_BSD: torch.Tensor, packed: PackedInput, cache: RememberedOutputs | None = None
 ) -> torch.Tensor:
-    """Give for each token the output that speaks of it, [B, S, D].
+    """Return for each token the output that speaks of it, [B, S, D].
 
     Args:
         outputs_BSD: What the model outputs at each token of `packed`.
@@ -71,7 +71,7 @@ def at_own_tokens(
 def _places_before(
     mask_B1QS: torch.Tensor, query_positions_BQ: torch.Tensor, key_positions_BS: torch.Tensor, own_Q: torch.Tensor
 ) -> torch.Tensor:
-    """Give the place in S of the token before each query that the query sees, or its own, [B, Q]."""
+    """Return the place in S of the token before each query that the query sees, or its own, [B, Q]."""
     is_before_BQS = mask_B1QS[:, 0] & (key_positions_BS[:, None] == query_positions_BQ[:, :, None] - 1)
     return torch.where(is_before_BQS.any(dim=2), is_before_BQS.int().argmax(dim=2), own_Q)
 

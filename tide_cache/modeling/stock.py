@@ -90,7 +90,7 @@ class StockBackbone(Backbone):
         self.model.set_attn_implementation(_KERNELS[kind])  # type: ignore[operator]
 
     def outputs(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
-        """Give the last hidden states [B, S, D], after the final norm; see `Backbone`."""
+        """Return the last hidden states [B, S, D], after the final norm; see `Backbone`."""
         output = self.model.model(  # type: ignore[operator]
             input_ids=packed.ids_BS,
             attention_mask=prepare_mask(packed.mask_B1SS, self._attention, packed.copies),
@@ -203,7 +203,7 @@ class StockAdapter:
 
 
 def _with_stored_head(info: CheckpointInfo, names: tuple[str, str]) -> PretrainedConfig:
-    """Give the configuration as the weights have it: not tied where they hold an output head of its own.
+    """Return the configuration as the weights have it: not tied where they hold an output head of its own.
 
     Some checkpoints say `tie_word_embeddings` and store a head that differs from the embedding. transformers then
     computes with the stored head, and training changes both; a saved model that says it is tied would lose it.

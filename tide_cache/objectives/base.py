@@ -62,11 +62,11 @@ class Objective(ABC):
 
     @abstractmethod
     def count(self, targets: Targets) -> float:
-        """Give the number the sum is divided by; depends on data only."""
+        """Return the number the sum is divided by; depends on data only."""
 
     @abstractmethod
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Give the sum in nats, a scalar on the graph; zero when nothing is there to sum.
+        """Return the sum in nats, a scalar on the graph; zero when nothing is there to sum.
 
         Args:
             student: Statistics of the masked rows.
@@ -91,7 +91,7 @@ class RowLogProbs:
 
 
 def ids_to_gather(targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the ids that the student's statistics are asked for, and which of them make up the kept set."""
+    """Return the ids that the student's statistics are asked for, and which of them make up the kept set."""
     ids_NK = torch.cat([targets.true_id_N[:, None], targets.topk.kept_ids_NK, targets.extra_ids_NX], dim=1)
     is_kept_NK = ids_NK >= 0
     is_kept_NK[:, 0] = False
@@ -99,12 +99,12 @@ def ids_to_gather(targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def student_truth(student: RowStatistics) -> torch.Tensor:
-    """Give log q(true token) at T = 1 for every masked row, in nats."""
+    """Return log q(true token) at T = 1 for every masked row, in nats."""
     return student.gathered_NK[:, 0] - student.log_z_NT[:, student.temperatures.index(1.0)]
 
 
 def student_logprobs(student: RowStatistics, targets: Targets, temperature: float) -> RowLogProbs:
-    """Give the student's distribution at T on the rows that carry teacher candidates."""
+    """Return the student's distribution at T on the rows that carry teacher candidates."""
     index = student.temperatures.index(temperature)
     rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
     log_z_R = student.log_z_NT[rows_R, index]
@@ -119,7 +119,7 @@ def student_logprobs(student: RowStatistics, targets: Targets, temperature: floa
 
 
 def teacher_logprobs(targets: Targets, temperature: float) -> RowLogProbs:
-    """Give the teacher's distribution at T on the rows that carry candidates."""
+    """Return the teacher's distribution at T on the rows that carry candidates."""
     index = targets.temperatures.index(temperature)
     rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
     log_partition_R = targets.topk.log_partition_NT[rows_R, index]
@@ -131,7 +131,7 @@ def teacher_logprobs(targets: Targets, temperature: float) -> RowLogProbs:
 
 
 def grouped_kl(first: RowLogProbs, second: RowLogProbs) -> torch.Tensor:
-    """Give KL(first || second) of each row over the kept ids and the rest, in nats [R].
+    """Return KL(first || second) of each row over the kept ids and the rest, in nats [R].
 
     Grouping outcomes never raises a KL: the result is at most the full-vocabulary KL, and equals it at K = V.
     A rest that `first` lacks contributes zero. Where only `second` lacks it the KL is infinite; its rest then counts as
@@ -171,7 +171,7 @@ def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Te
 def chunk_likelihoods(
     student: RowStatistics, targets: Targets, temperature: float, clamp_student: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give how likely the true tokens of each active chunk are to both, at T: exp(log-likelihood / T).
+    """Return how likely the true tokens of each active chunk are to both, at T: exp(log-likelihood / T).
 
     The student's is a log, so that a chunk it finds all but impossible keeps its gradient. Both stay below 1.
 
@@ -195,7 +195,7 @@ def chunk_likelihoods(
 
 
 def binary_cross_entropy(target_C: torch.Tensor, prediction_C: torch.Tensor) -> torch.Tensor:
-    """Give -[a log b + (1 - a) log(1 - b)] of each chunk; either side may carry the gradient.
+    """Return -[a log b + (1 - a) log(1 - b)] of each chunk; either side may carry the gradient.
 
     Args:
         target_C: a, a probability.
@@ -205,7 +205,7 @@ def binary_cross_entropy(target_C: torch.Tensor, prediction_C: torch.Tensor) -> 
 
 
 def union_of_needs(needs: Iterable[Needs]) -> Needs:
-    """Give what several objectives need together."""
+    """Return what several objectives need together."""
     every = list(needs)
     return Needs(
         signals=frozenset().union(*(n.signals for n in every)),

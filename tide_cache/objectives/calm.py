@@ -19,7 +19,7 @@ class _ChunkLikelihood(Objective):
         return Needs(frozenset({"truth"}))
 
     def count(self, targets: Targets) -> float:
-        """Give the number of active chunks."""
+        """Return the number of active chunks."""
         return float(len(targets.truth.chunk_logprob_C))
 
     def _likelihoods(self, student: RowStatistics, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,11 +42,11 @@ class Calm(CalmConfig, _ChunkLikelihood):
         return Needs(frozenset({"truth"} if self.chunks == "all" else {"truth", "chunks"}))
 
     def count(self, targets: Targets) -> float:
-        """Give the number of active chunks that are compared."""
+        """Return the number of active chunks that are compared."""
         return float(self._is_compared(targets).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Give the sum in nats."""
+        """Return the sum in nats."""
         student_C, teacher_C = self._likelihoods(student, targets)
         return binary_cross_entropy(teacher_C, student_C)[self._is_compared(targets)].sum()
 
@@ -66,7 +66,7 @@ class ReverseCalm(ReverseCalmConfig, _ChunkLikelihood):
     """
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Give the sum in nats."""
+        """Return the sum in nats."""
         student_C, teacher_C = self._likelihoods(student, targets)
         return binary_cross_entropy(student_C.exp(), teacher_C.log()).sum()
 
@@ -81,7 +81,7 @@ class BernoulliKL(BernoulliKLConfig, _ChunkLikelihood):
     """
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Give the sum in nats."""
+        """Return the sum in nats."""
         student_C, teacher_C = self._likelihoods(student, targets)
         prob_C = student_C.exp()
         return (binary_cross_entropy(prob_C, teacher_C.log()) - binary_cross_entropy(prob_C, student_C)).sum()

@@ -28,11 +28,11 @@ class CrossEntropy(CrossEntropyConfig, Objective):
         return Needs()
 
     def count(self, targets: Targets) -> float:
-        """Give the number of supervised tokens, or of masked ones for `uniform`."""
+        """Return the number of supervised tokens, or of masked ones for `uniform`."""
         return float(len(targets.true_id_N) if self.time_weight == "uniform" else targets.num_supervised)
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Give the weighted sum of negative log-likelihoods, in nats."""
+        """Return the weighted sum of negative log-likelihoods, in nats."""
         nll_N = -student_truth(student)
         if self.time_weight == "scheduler":
             nll_N = nll_N * targets.time_weight_N

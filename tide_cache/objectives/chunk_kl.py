@@ -33,11 +33,11 @@ class ChunkKL(ChunkKLConfig, Objective):
         return Needs(frozenset({"chunks"}), student_temperatures=at, teacher_temperatures=at)
 
     def count(self, targets: Targets) -> float:
-        """Give the number of active chunks that have candidates."""
+        """Return the number of active chunks that have candidates."""
         return float(has_candidates(targets).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Give the sum in nats; its gradient in a candidate's log-prob is T^2 (q_c p_rest / q_rest - p_c)."""
+        """Return the sum in nats; its gradient in a candidate's log-prob is T^2 (q_c p_rest / q_rest - p_c)."""
         index = targets.temperatures.index(self.temperature)
         log_partition_C = targets.chunks.log_partition_CT[:, index].double()
         p_J = (
@@ -55,7 +55,7 @@ class ChunkKL(ChunkKLConfig, Objective):
 
 
 def candidate_logprobs(student: RowStatistics, targets: Targets, temperature: float) -> torch.Tensor:
-    """Give the student's log-prob at T of each candidate chunk, in nats, float64 [J].
+    """Return the student's log-prob at T of each candidate chunk, in nats, float64 [J].
 
     The partition of each row is formed anew, in float64, from what was gathered and the rest: then candidates and
     rest sum to one to 1e-16, and the rest of a chunk can be taken from 1.

@@ -35,11 +35,11 @@ class _GroupedKL(Objective):
         return Needs(frozenset(signals), student_temperatures=at, teacher_temperatures=at)
 
     def count(self, targets: Targets) -> float:
-        """Give the number of rows that carry teacher candidates."""
+        """Return the number of rows that carry teacher candidates."""
         return float(targets.topk.has_topk_N.sum())
 
     def _distributions(self, student: RowStatistics, targets: Targets) -> tuple[RowLogProbs, RowLogProbs]:
-        """Give the student's and the teacher's distributions over the outcomes that are compared one by one."""
+        """Return the student's and the teacher's distributions over the outcomes that are compared one by one."""
         both = student_logprobs(student, targets, self.temperature), teacher_logprobs(targets, self.temperature)
         if self.tail == "rest":
             return both
@@ -60,7 +60,7 @@ class ForwardKL(ForwardKLConfig, _GroupedKL):
     """
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Give the sum in nats; its gradient in a logit is T (q_T - p_T)."""
+        """Return the sum in nats; its gradient in a logit is T (q_T - p_T)."""
         q, p = self._distributions(student, targets)
         kl_R = grouped_kl(p, q)
         if self.tail == "sampled":
@@ -77,7 +77,7 @@ class ReverseKL(ReverseKLConfig, _GroupedKL):
     """
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Give the sum in nats."""
+        """Return the sum in nats."""
         q, p = self._distributions(student, targets)
         kl_R = grouped_kl(q, p)
         if self.tail == "sampled":

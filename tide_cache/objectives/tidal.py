@@ -48,19 +48,19 @@ class Tidal(TidalConfig, Objective):
         return Needs(frozenset({"topk"}), student_temperatures=at, teacher_temperatures=at)
 
     def count(self, targets: Targets) -> float:
-        """Give the sum of the weights of rows with candidates, or of active chunks; or their number, as published."""
+        """Return the sum of the weights of rows with candidates, or of active chunks; or their number, as published."""
         t = targets.t_N[targets.topk.has_topk_N] if self.over == "kl" else targets.truth.chunk_t_C
         return float(len(t)) if self.normalise == "count" else float(self._weight(t.double()).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Give the weighted sum in nats."""
+        """Return the weighted sum in nats."""
         if self.over == "calm":
             return (self._weight(targets.truth.chunk_t_C) * self._calm_C(student, targets, progress)).sum()
         t_R = targets.t_N[targets.topk.has_topk_N]
         return self.temperature**2 * (self._weight(t_R) * self._kl_R(student, targets, t_R, progress)).sum()
 
     def trust(self, t: torch.Tensor, progress: float) -> torch.Tensor:
-        """Give l, the share of the teacher in the target, for each t.
+        """Return l, the share of the teacher in the target, for each t.
 
         Args:
             t: Diffusion times.
@@ -90,7 +90,7 @@ class Tidal(TidalConfig, Objective):
 
 
 def mixture(student: RowLogProbs, teacher: RowLogProbs, trust_R: torch.Tensor) -> RowLogProbs:
-    """Give r proportional to q^(1-l) p^l over the kept ids and the rest, detached.
+    """Return r proportional to q^(1-l) p^l over the kept ids and the rest, detached.
 
     At k = V this is the softmax of mixed logits. Where one side has no rest, the mixture has none.
 

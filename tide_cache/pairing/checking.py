@@ -38,7 +38,7 @@ class LengthLimit:
         return sum(count for length, count in self._counts(lengths).items() if length > self.longest)
 
     def holding(self, lengths: Lengths) -> int:
-        """Give the shortest length that holds the advised share of conversations."""
+        """Return the shortest length that holds the advised share of conversations."""
         counts = self._counts(lengths)
         left = HELD * sum(counts.values())
         for length in sorted(counts):

@@ -98,7 +98,7 @@ class Collected:
         self._counts.update(counts or {})
 
     def result(self) -> PairedRows:
-        """Give the samples, the rows left out, and the report."""
+        """Return the samples, the rows left out, and the report."""
         reasons = Counter(dropped.reason for dropped in self._dropped)
         counts = {"truncated": self._num_truncated, **_tally(self._pairs), **self._counts}
         report = PairingReport(dropped=dict(reasons), **counts)

@@ -36,7 +36,7 @@ class AlignedContents:
     counts: Mapping[int, Counter[str]]
 
     def chunks_of(self, text: int) -> Int32s:
-        """Give the chunks of one text."""
+        """Return the chunks of one text."""
         chunks: Int32s = self.chunks_C4[self.offsets[text] : self.offsets[text + 1]]
         return chunks
 

@@ -23,7 +23,7 @@ _PERCENT = "\ufdd0"
 
 
 def today() -> datetime.date:
-    """Give the day that the clock shows; the only place where a build or a run asks."""
+    """Return the day that the clock shows; the only place where a build or a run asks."""
     return datetime.date.today()
 
 
@@ -48,7 +48,7 @@ def random_names(template: str) -> tuple[str, ...]:
 
 
 def on_day(template: str, day: datetime.date) -> str:
-    """Give a template that renders as this one does on a given day, at midnight; errors keep their line numbers.
+    """Return a template that renders as this one does on a given day, at midnight; errors keep their line numbers.
 
     Args:
         template: Its source.
@@ -70,7 +70,7 @@ def on_day(template: str, day: datetime.date) -> str:
 
 
 def _codes(day: datetime.date) -> Iterator[tuple[str, str]]:
-    """Give codes of strftime and what they stand for, with the flags that glibc takes for numbers."""
+    """Return codes of strftime and what they stand for, with the flags that glibc takes for numbers."""
     at = datetime.datetime(day.year, day.month, day.day)
     weekday, month = _DAYS[day.weekday()], _MONTHS[day.month - 1]
     yield from {
@@ -86,7 +86,7 @@ def _codes(day: datetime.date) -> Iterator[tuple[str, str]]:
 
 
 def _names(template: str) -> frozenset[str]:
-    """Give the names that a template's code uses; of one that cannot be read, all its words."""
+    """Return the names that a template's code uses; of one that cannot be read, all its words."""
     try:
         tokens = list(Environment(extensions=["jinja2.ext.loopcontrols"]).lex(template))
     except TemplateSyntaxError:

@@ -51,7 +51,7 @@ class TokenBytes:
         self._lengths = np.fromiter(map(len, self._by_id), np.int64, len(self._by_id))
 
     def of(self, token_id: int) -> bytes:
-        """Give the bytes of a token; none for an id beyond the vocabulary."""
+        """Return the bytes of a token; none for an id beyond the vocabulary."""
         return self._by_id[token_id] if token_id < len(self._by_id) else b""
 
     def join(self, ids: Sequence[int]) -> bytes:
@@ -59,7 +59,7 @@ class TokenBytes:
         return b"".join(map(self._by_id.__getitem__, ids))
 
     def ends(self, ids: Int32s) -> npt.NDArray[np.int64]:
-        """Give the byte position at which each token ends."""
+        """Return the byte position at which each token ends."""
         return np.cumsum(self._lengths[ids])
 
 

@@ -52,7 +52,7 @@ def place_fields(
 
 
 def _with(messages: Sequence[Message], k: int, fields: dict[str, Any]) -> list[Message]:
-    """Give the messages with other fields of one."""
+    """Return the messages with other fields of one."""
     changed = replace(messages[k], extras=json.dumps(fields, ensure_ascii=False) if fields else "")
     return [changed if j == k else message for j, message in enumerate(messages)]
 
@@ -119,7 +119,7 @@ def _with_calls(
 
 
 def _between_prompts(messages: Sequence[Message], k: int, render: Render) -> tuple[str | None, str | None]:
-    """Give the text before an answer, and the text up to its end, without what the template writes after answers."""
+    """Return the text before an answer, and the text up to its end, without what the template writes after answers."""
     try:
         start = render(messages[:k], prompt=True)
         whole = render(messages[: k + 1], prompt=False)

@@ -65,7 +65,7 @@ class SamplePairer:
         self._align: SpanAligner = TokenkitAligner() if aligner == "tokenkit" else align_at_bytes
 
     def spelling(self, teacher_vocab_size: int) -> Spelling:
-        """Give what spells this teacher's tokens for this student; takes seconds for a large vocabulary.
+        """Return what spells this teacher's tokens for this student; takes seconds for a large vocabulary.
 
         Args:
             teacher_vocab_size: Ids of the teacher's logits.

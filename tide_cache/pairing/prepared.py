@@ -59,7 +59,7 @@ class PreparedPairer:
         )
 
     def spelling(self, teacher_vocab_size: int) -> Spelling:
-        """Give what spells this teacher's tokens for this student; takes seconds for a large vocabulary.
+        """Return what spells this teacher's tokens for this student; takes seconds for a large vocabulary.
 
         Args:
             teacher_vocab_size: Ids of the teacher's logits.
@@ -123,14 +123,14 @@ class _Side:
         self.ends_N: Ints = token_bytes.ends(np.concatenate([np.zeros(0, np.int32), *ids]))
 
     def spelled(self, row: int, start: int, end: int) -> tuple[int, bytes, bool]:
-        """Give where some tokens of a row start, their bytes, and whether there are fewer than asked for."""
+        """Return where some tokens of a row start, their bytes, and whether there are fewer than asked for."""
         first = int(self.offsets[row]) + start
         data = self._token_bytes.join(self._ids[row][start:end])
         return int(self.ends_N[first - 1]) if first else 0, data, end > len(self._ids[row])
 
 
 def _ordered(row: PreparedRow) -> tuple[Int32s, int]:
-    """Give the spans that may hold chunks, in order and disjoint on both sides, and how many were dropped."""
+    """Return the spans that may hold chunks, in order and disjoint on both sides, and how many were dropped."""
     num_supervised_L = np.concatenate([[0], np.cumsum(row.is_supervised_L)])
     num_labelled_M = np.concatenate([[0], np.cumsum(row.is_teacher_labelled_M)])
     student_P2 = np.minimum(row.spans_P4[:, 2:], len(row.student_ids_L))
@@ -150,7 +150,7 @@ def _ordered(row: PreparedRow) -> tuple[Int32s, int]:
 def _alike(
     teacher: _Side, student: _Side, row: int, span: tuple[int, int, int, int]
 ) -> tuple[int, int, int, int] | None:
-    """Give the byte ranges, in the two sides, of what both spell alike of a span; None when they differ.
+    """Return the byte ranges, in the two sides, of what both spell alike of a span; None when they differ.
 
     Whitespace at the start is left out where only one side has it in the same tokens. The text may go on on one side
     where the other side's tokens were cut off, else only whitespace may.

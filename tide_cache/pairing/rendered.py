@@ -32,7 +32,7 @@ class Rendered:
     unwritten: tuple[str, ...] = ()
 
     def answer(self, message: int) -> CharRange | None:
-        """Give the place of all that is said in a message."""
+        """Return the place of all that is said in a message."""
         return self.answers.get(message, self.contents[message])
 
 

@@ -44,7 +44,7 @@ class TokenStream:
         self.ends_N: Ints = np.concatenate([np.zeros(0, np.int64), *(e.byte_ends_L for e in encoded)]) + bases_N
 
     def ids_of(self, text: int) -> Int32s:
-        """Give the tokens of one text."""
+        """Return the tokens of one text."""
         ids: Int32s = self.ids_N[self.token_offsets[text] : self.token_offsets[text + 1]]
         return ids
 
@@ -57,7 +57,7 @@ class TokenStream:
         return start, start + len(string[chars[0] : chars[1]].encode())
 
     def bytes_in(self, start: int, stop: int) -> bytes:
-        """Give the bytes of the stream in a range that lies in one text."""
+        """Return the bytes of the stream in a range that lies in one text."""
         text = int(np.searchsorted(self.byte_offsets, start, side="right")) - 1
         base = int(self.byte_offsets[text])
         return self._data[text][start - base : stop - base]
@@ -91,7 +91,7 @@ class TokenStream:
         return True
 
     def spelled(self, first: int, stop: int) -> bytes:
-        """Give the bytes that the tokens `first` to `stop` of the stream stand for."""
+        """Return the bytes that the tokens `first` to `stop` of the stream stand for."""
         return self._token_bytes.join(self.ids_N[first:stop].tolist())
 
 

@@ -202,7 +202,7 @@ class TextTokenizer:
         return result
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], skip_special: bool = False) -> str:
-        """Give the text of tokens, with special tokens written out unless skipped."""
+        """Return the text of tokens, with special tokens written out unless skipped."""
         text: str = self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
         return text
 
@@ -383,7 +383,7 @@ def _way_to_mask_token(path: str, model_type: str | None) -> str:
 
 
 def _model_type(folder: Path) -> str | None:
-    """Give the kind of the model that a tokenizer lies beside; None for a tokenizer alone."""
+    """Return the kind of the model that a tokenizer lies beside; None for a tokenizer alone."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):

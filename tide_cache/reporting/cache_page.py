@@ -56,7 +56,7 @@ def gather_cache(
 
 
 def cache_page(report: CacheReport) -> str:
-    """Give the page of a cache."""
+    """Return the page of a cache."""
     cache = report.inspection
     return render(
         "cache.html",
@@ -140,7 +140,7 @@ def _knowledge(cache: Inspection) -> list[Captioned]:
 
 
 def _lines(signals: SampledSignals, figures: dict[str, str], suffix: str, dash: int | None) -> list[Series]:
-    """Give a line for each figure that there is; where passes are dashed, figures are told apart by colour alone."""
+    """Return a line for each figure that there is; where passes are dashed, figures are told apart by colour alone."""
     x = [(entry.t_from + entry.t_to) / 2 for entry in signals.by_time]
     found = []
     for colour, (figure, label) in enumerate(figures.items()):

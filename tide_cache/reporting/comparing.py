@@ -110,7 +110,7 @@ def compare_arms(arms: Sequence[Arm]) -> ComparisonTable:
 
 
 def shared_evaluations(runs: Sequence[RunFigures]) -> dict[str, Evaluation] | None:
-    """Give each run's evaluation on the same questions, by the run's name; None where they share none.
+    """Return each run's evaluation on the same questions, by the run's name; None where they share none.
 
     Args:
         runs: With names that differ.
@@ -160,7 +160,7 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
 
 
 def arm_settings(arms: Sequence[Arm]) -> tuple[list[list[str]], list[tuple[str, str]]]:
-    """Give the settings in which arms differ, one value for each arm, and those that all share."""
+    """Return the settings in which arms differ, one value for each arm, and those that all share."""
     of_arms = [{k: v for k, v in leaves(arm.runs[0].settings) if k not in NOT_COMPARED} for arm in arms]
     names = list(dict.fromkeys(name for settings in of_arms for name in settings))
     values = {name: [settings.get(name, "-") for settings in of_arms] for name in names}

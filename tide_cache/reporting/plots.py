@@ -168,7 +168,7 @@ def _axes(height_inches: float) -> tuple[Figure, Any]:
 
 
 def _svg(figure: Figure, name: str, title: str) -> Markup:
-    """Give the drawing as an element of a page: no fixed size, ids of its own, the page's colours and fonts."""
+    """Return the drawing as an element of a page: no fixed size, ids of its own, the page's colours and fonts."""
     stream = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -44,7 +44,7 @@ WORK = {
 
 
 def run_page(run: RunFigures) -> str:
-    """Give the page of one run."""
+    """Return the page of one run."""
     first = run.evaluations[0] if run.evaluations else None
     return render(
         "run.html",
@@ -134,7 +134,7 @@ def _evaluation(index: int, entry: Evaluation) -> dict[str, Any]:
 
 
 def comparison_page(arms: Sequence[Arm], result: ComparisonTable) -> str:
-    """Give the page of several runs.
+    """Return the page of several runs.
 
     Args:
         arms: From `make_arms`.
@@ -192,7 +192,7 @@ def _percents(value: Spread | None) -> str:
 def _arm_lines(
     arms: Sequence[Arm], place: int, x: Sequence[float], of_runs: Sequence[Sequence[float | None]]
 ) -> list[Series]:
-    """Give a thick line for the mean of an arm, and thin ones for its runs where there are several."""
+    """Return a thick line for the mean of an arm, and thin ones for its runs where there are several."""
     thin = [Series("", x, y, place, place, is_thin=True) for y in of_runs] if len(of_runs) > 1 else []
     return [*thin, Series(arms[place].name, x, _mean_by_place(of_runs), place, place)]
 
@@ -282,6 +282,6 @@ def _times(entry: Evaluation, columns: Iterable[Sequence[float | None]]) -> list
 
 
 def _mean_by_place(lists: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Give the mean at each place over what is known there."""
+    """Return the mean at each place over what is known there."""
     known = ([value for value in values if value is not None] for values in zip(*lists, strict=True))
     return [mean(values) if values else None for values in known]

@@ -195,7 +195,7 @@ def _stage(name: str, lines: Sequence[StepMetrics], start: float) -> NllStage:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Give the mean of what is known and finite: a run that diverged is drawn up to there."""
+    """Return the mean of what is known and finite: a run that diverged is drawn up to there."""
     known = [value for value in values if value is not None and isfinite(value)]
     return mean(known) if known else None
 

@@ -72,7 +72,7 @@ def pack(columns: Columns) -> dict[str, Column]:
 
 
 def unpack(columns: Columns) -> dict[str, Column]:
-    """Give back the plain columns of one row group.
+    """Return back the plain columns of one row group.
 
     Args:
         columns: The packed columns by name.
@@ -126,7 +126,7 @@ def escapes(high_E: Bytes) -> Ints:
 
 
 def steps_by_rank(logprobs_E: Float32s, counts_R: Ints) -> UInt16s:
-    """Give what each float16 bit pattern rises by, modulo 2^16, sorted by rank; each list starts at zero."""
+    """Return what each float16 bit pattern rises by, modulo 2^16, sorted by rank; each list starts at zero."""
     halves_E = logprobs_E.astype(np.float16)
     assert np.array_equal(halves_E, logprobs_E), "log-probs that a float16 cannot hold"
     bits_E = halves_E.view(np.uint16)

@@ -14,7 +14,7 @@ _NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
 def rename_exclusively(source: CachePath, target: CachePath) -> None:
-    """Give a file another name at one stroke; an existing target is never replaced.
+    """Return a file another name at one stroke; an existing target is never replaced.
 
     Raises:
         FileExistsError: The name is taken.

@@ -101,7 +101,7 @@ class LocalFiles:
             os.fsync(file.fileno())
 
     def link(self, source: CachePath, target: CachePath) -> None:
-        """Give a file its final name; an existing target is never replaced (FileExistsError).
+        """Return a file its final name; an existing target is never replaced (FileExistsError).
 
         File systems without hard links (exFAT, FAT, some of FUSE) get an exclusive rename in place of the link.
         """
@@ -113,7 +113,7 @@ class LocalFiles:
             rename_exclusively(source, target)
 
     def rename(self, source: CachePath, target: CachePath) -> None:
-        """Give a file another name at one stroke; an existing target is replaced."""
+        """Return a file another name at one stroke; an existing target is replaced."""
         os.replace(str(source), str(target))
 
     def sync_folder(self, folder: CachePath) -> None:

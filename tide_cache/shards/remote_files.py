@@ -146,7 +146,7 @@ FSSPEC_FILES = FsspecFiles()
 
 
 def files_of(path: CachePath) -> Files:
-    """Give what reads and writes the files of a cache."""
+    """Return what reads and writes the files of a cache."""
     return LOCAL_FILES if isinstance(path, Path) else FSSPEC_FILES
 
 

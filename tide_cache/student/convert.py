@@ -206,7 +206,7 @@ def _require_own_tokenizer(info: CheckpointInfo, tokenizer: TextTokenizer, named
 
 
 def _add_row(model: PreTrainedModel, mask_id: int) -> None:
-    """Give a token its rows in the embedding and the output head, at the mean of those of all tokens before it.
+    """Return a token its rows in the embedding and the output head, at the mean of those of all tokens before it.
 
     The mean is the embedding nearest to all tokens at once, a neutral "any of them", and it has a size that the layers
     have seen. A padding row, or a random one, may have any. Where padding rows are left, one of them is taken.

@@ -23,7 +23,7 @@ class Student(nn.Module):
     def forward(
         self, batch: StudentBatch, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, temperatures: Sequence[float]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give the statistics of every masked row: the three tensors of `RowStatistics`, in its order.
+        """Return the statistics of every masked row: the three tensors of `RowStatistics`, in its order.
 
         They are plain tensors because DeepSpeed hooks itself to what the student and its head give, and looks into
         no dataclass. Without its hook the bfloat16 optimizer counted early micro-batches of a step several times.
@@ -56,6 +56,6 @@ class _Head(nn.Module):
     def forward(
         self, hidden_ND: torch.Tensor, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, temperatures: tuple[float, ...]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give the three tensors of `RowStatistics`."""
+        """Return the three tensors of `RowStatistics`."""
         result = row_statistics(hidden_ND, self.weight, ids_NK, temperatures, is_kept_NK, self._slice_rows)
         return result.gathered_NK, result.log_z_NT, result.log_rest_NT

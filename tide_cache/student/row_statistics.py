@@ -31,7 +31,7 @@ def row_statistics(
     is_kept_NK: torch.Tensor | None = None,
     slice_rows: int = 256,
 ) -> RowStatistics:
-    """Give logits at a few ids, and logsumexp over all ids and over the ids outside the kept ones, at each T.
+    """Return logits at a few ids, and logsumexp over all ids and over the ids outside the kept ones, at each T.
 
     Statistics and accumulation are float32 (float64 for float64 inputs) whatever the inputs' dtype. Differentiable
     in `hidden_ND` and `head_VD`. With no row the results are empty and still on the graph.
@@ -174,7 +174,7 @@ def _add_exp(
 
 
 def _finite(largest_R: torch.Tensor) -> torch.Tensor:
-    """Give what is subtracted before exp: nothing where there is no id yet."""
+    """Return what is subtracted before exp: nothing where there is no id yet."""
     return torch.where(largest_R > -torch.inf, largest_R, 0)
 
 
@@ -194,7 +194,7 @@ def _gradient_at_ids(
     log_z_NT: torch.Tensor,
     temperatures: tuple[float, ...],
 ) -> torch.Tensor:
-    """Give the gradient of gathered logits: their own, and their share in log_z where they are kept."""
+    """Return the gradient of gathered logits: their own, and their share in log_z where they are kept."""
     result_NK = grad_gathered_NK.clone()
     for index, temperature in enumerate(temperatures):
         softmax_NK = (gathered_NK / temperature - log_z_NT[:, index, None]).exp()

@@ -102,7 +102,7 @@ def _require_distinct(arms: Sequence[ArmConfig]) -> None:
 
 
 def folder_name(arm: str) -> str:
-    """Give the folder of an arm: its name, with what is awkward in file names replaced."""
+    """Return the folder of an arm: its name, with what is awkward in file names replaced."""
     return re.sub(r"[^\w.+-]+", "-", arm).lstrip(".-") or "arm"
 
 

@@ -87,7 +87,7 @@ def _on_day(job: Job, day: str) -> Job:
 
 
 def _day_of_sweep(jobs: Sequence[Job]) -> datetime.date:
-    """Give the day on which the first student that is there began, or today."""
+    """Return the day on which the first student that is there began, or today."""
     for job in jobs:
         folder = job.run.train.out
         begun = committed_checkpoints(folder / CHECKPOINTS)[-1:]
@@ -135,7 +135,7 @@ def _require_same_run(out: Path, continuity: dict[str, Any]) -> None:
 
 
 def _run_of(out: Path) -> dict[str, Any]:
-    """Give what must be equal of the run that trained a student; empty where there is none."""
+    """Return what must be equal of the run that trained a student; empty where there is none."""
     found: dict[str, Any] = read_provenance(out / "model").get("run", {})
     return found
 
@@ -167,7 +167,7 @@ def run_job(job: Job, on_step: OnStep | None = None) -> State:
 
 
 def read_scores(job: Job) -> dict[str, Any] | None:
-    """Give the held-out figures of a student, as `NllReport`; None when it was not measured on this corpus."""
+    """Return the held-out figures of a student, as `NllReport`; None when it was not measured on this corpus."""
     file = job.run.train.out / SCORES
     if job.held_out is None or not file.exists():
         return None

@@ -76,7 +76,7 @@ def _run_here(job: Job, on_step: OnJobStep, work: str) -> JobEnd:
 
 
 def devices_of(jobs: Sequence[Job], num_processes: int) -> list[str | None]:
-    """Give each process the name of a GPU, or None on CPUs.
+    """Return each process the name of a GPU, or None on CPUs.
 
     Raises:
         RunFileError: There are fewer GPUs than processes.

@@ -50,7 +50,7 @@ class ArmResult:
 
 
 def summarise(ends: Sequence[JobEnd]) -> list[ArmResult]:
-    """Give the rows of the table, in the order of the arms."""
+    """Return the rows of the table, in the order of the arms."""
     by_arm: dict[str, list[StudentResult]] = {}
     for end in ends:
         by_arm.setdefault(end.job.arm, []).append(_student(end.job, end.error))

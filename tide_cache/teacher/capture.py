@@ -99,7 +99,7 @@ class Teacher:
         views: Sequence[Sequence[MaskedView]],
         on_views: Callable[[int], None] | None = None,
     ) -> list[list[TeacherSignal]]:
-        """Give the signal of every view of every sample.
+        """Return the signal of every view of every sample.
 
         Args:
             pairs: The samples.

@@ -58,7 +58,7 @@ class AskedChunks:
 def chunk_candidates(
     chunks: AskedChunks, true_ids_N: Int32s, rows: RowSignals, spelling: Speller, plan: SignalsConfig
 ) -> ChunkCandidates:
-    """Give the candidates of all chunks of a batch, in the order given.
+    """Return the candidates of all chunks of a batch, in the order given.
 
     The chunk's own text is spelled in its own student tokens, whatever the student would make of it alone. Where two
     tuples are spelled alike, the likelier one is the candidate and the other is tail.
@@ -185,7 +185,7 @@ def _without(logprobs_GX: Floats, chosen_GJ: npt.NDArray[np.int64]) -> Floats:
 
 
 def _log_powers(logprobs_GJ: Floats, plan: SignalsConfig) -> Floats:
-    """Give log sum_j p_j^(1/T) of each row, for each T: [G, T]; -inf for rows without any."""
+    """Return log sum_j p_j^(1/T) of each row, for each T: [G, T]; -inf for rows without any."""
     return np.stack([_logsumexp(logprobs_GJ / temperature) for temperature in plan.temperatures], axis=1)
 
 

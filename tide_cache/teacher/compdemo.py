@@ -15,7 +15,7 @@ from tide_cache.views import draw_shown_first, partial_views
 def demo_parts(
     pairs: Sequence[SamplePair], views: Sequence[Sequence[MaskedView]], seed: int, demo_ratio: float
 ) -> list[list[MaskedView]]:
-    """Give for each sample the partial views that the teacher is shown, those of all its views in a row.
+    """Return for each sample the partial views that the teacher is shown, those of all its views in a row.
 
     Args:
         pairs: The samples.
@@ -34,7 +34,7 @@ def compdemo_signals(
     demo_ratio: float,
     on_views: Callable[[int], None] | None = None,
 ) -> list[list[TeacherSignal]]:
-    """Give the signal of every view of every sample, each masked position from the forward in which it was masked.
+    """Return the signal of every view of every sample, each masked position from the forward in which it was masked.
 
     Args:
         teacher: The teacher.

@@ -225,5 +225,5 @@ def _sync(path: Path) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """Give a value as it comes back from JSON, so that equal runs compare equal."""
+    """Return a value as it comes back from JSON, so that equal runs compare equal."""
     return json.loads(json.dumps(value))

@@ -84,7 +84,7 @@ class Company:
             self._line = (FirstRank if world.is_first else OtherRank)(world, store, self._hear)
 
     def from_first(self, what: str, value: str) -> str:
-        """Give all ranks what the first one found, where each could find something else: the day, around midnight.
+        """Return all ranks what the first one found, where each could find something else: the day, around midnight.
 
         Args:
             what: Its name; every rank asks for it once.

@@ -55,7 +55,7 @@ def _number(name: str, default: str = "") -> int:
 
 
 def rank_device(world: World, device: str) -> str:
-    """Give the device of this process: the only GPU that it sees, else the one of its number on this machine.
+    """Return the device of this process: the only GPU that it sees, else the one of its number on this machine.
 
     Launchers either let each process see all GPUs of its machine or its own one alone.
 
@@ -81,14 +81,14 @@ def rank_device(world: World, device: str) -> str:
 
 
 def device_name(device: str) -> str:
-    """Give a name of a GPU that no other has, on any machine; empty for a CPU, which processes may share."""
+    """Return a name of a GPU that no other has, on any machine; empty for a CPU, which processes may share."""
     if not device.startswith("cuda"):
         return ""
     return f"{device} of {socket.gethostname()}, {torch.cuda.get_device_properties(device).uuid}"
 
 
 def max_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """Give the largest of the ranks' values, element by element; returns a new tensor."""
+    """Return the largest of the ranks' values, element by element; returns a new tensor."""
     result = value.clone()
     dist.all_reduce(result, op=dist.ReduceOp.MAX)
     return result

@@ -57,7 +57,7 @@ def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, world_size:
 
 
 def effective_stage(train: TrainConfig) -> int:
-    """Give the ZeRO stage that a run has; see `deepspeed_config`."""
+    """Return the ZeRO stage that a run has; see `deepspeed_config`."""
     return max(train.zero_stage, 1) if train.precision == "bfloat16" else train.zero_stage
 
 
@@ -133,7 +133,7 @@ def _adamw(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfig) ->
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Give AdamW's groups: norms and biases are not decayed, as is the custom; one group where nothing is.
+    """Return AdamW's groups: norms and biases are not decayed, as is the custom; one group where nothing is.
 
     Args:
         module: Its weights may be spread over ranks already.

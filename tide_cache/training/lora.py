@@ -53,7 +53,7 @@ def add_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> None:
 
 
 def merged(weights: Mapping[str, torch.Tensor], lora: LoraConfig) -> dict[str, torch.Tensor]:
-    """Give the weights of the plain model: W + alpha / rank * B A where there is an adapter, summed in float32.
+    """Return the weights of the plain model: W + alpha / rank * B A where there is an adapter, summed in float32.
 
     Args:
         weights: Of a model with adapters, whole, by its own names.

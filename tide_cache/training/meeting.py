@@ -24,7 +24,7 @@ _stores: dict[tuple[int, int], Store] = {}
 
 
 def patience_s() -> float:
-    """Give how long a rank waits for the others to come.
+    """Return how long a rank waits for the others to come.
 
     Raises:
         RunFileError: The variable holds no number of seconds.

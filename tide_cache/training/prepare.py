@@ -145,7 +145,7 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
 
 
 def student_tokenizer_config(student: StudentConfig) -> TokenizerConfig:
-    """Give the student's tokenizer section, by default the one beside its checkpoint."""
+    """Return the student's tokenizer section, by default the one beside its checkpoint."""
     if student.tokenizer is not None:
         return student.tokenizer
     assert student.model is not None, "the run-file model requires one of the two"
@@ -158,7 +158,7 @@ def _new_config(student: StudentConfig, tokenizer: TextTokenizer) -> PretrainedC
 
 
 def shape_config(shape: ModelShape, tokenizer: TextTokenizer) -> Qwen3Config:
-    """Give the configuration of a new Qwen3 with a tokenizer's vocabulary."""
+    """Return the configuration of a new Qwen3 with a tokenizer's vocabulary."""
     return Qwen3Config(
         vocab_size=tokenizer.vocab_size,
         hidden_size=shape.hidden_size,
@@ -181,7 +181,7 @@ def _longest(run: TrainRun, caches: Sequence[OpenedCache]) -> int:
 
 
 def _block_size(run: TrainRun, caches: Sequence[OpenedCache], checkpoint: CheckpointInfo | None) -> int:
-    """Give the tokens of a block: the caches', else the run file's, the checkpoint's, or the published student's."""
+    """Return the tokens of a block: the caches', else the run file's, the checkpoint's, or the published student's."""
     if caches:
         return caches[0].manifest.identity.student.block_size
     return run.student.block_size or (checkpoint.block_size if checkpoint else None) or BLOCK_SIZE

@@ -6,7 +6,7 @@ from tide_cache.config.settings import LearningRateSchedule
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup_ratio: float, schedule: LearningRateSchedule) -> float:
-    """Give the rate of step `step` (from 0): linear warm-up from 0 to peak, then cosine to 0 or constant.
+    """Return the rate of step `step` (from 0): linear warm-up from 0 to peak, then cosine to 0 or constant.
 
     The same as `get_cosine_schedule_with_warmup` of transformers, with warm-up steps as its Trainer counts them. Only a
     run that is all warm-up differs: its first step has half a step's rate, since it would learn nothing otherwise.

@@ -177,7 +177,7 @@ def _link_states(engine: Any) -> None:
 
 
 def _gather(engine: Any, parameter: nn.Parameter, kind: str) -> torch.Tensor:
-    """Give a whole master or state."""
+    """Return a whole master or state."""
     if _is_plain(engine):
         return parameter if kind == MASTER else engine.optimizer.state[parameter][kind]
     if kind == MASTER:

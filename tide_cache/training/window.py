@@ -47,13 +47,13 @@ class Window:
         self._stall_s += stall_s
 
     def close(self) -> WindowFigures:
-        """Give the figures of the steps added, and begin the next window; every rank calls this."""
+        """Return the figures of the steps added, and begin the next window; every rank calls this."""
         figures = self.figures()
         self._clear()
         return figures
 
     def figures(self) -> WindowFigures:
-        """Give the figures of the steps added so far; every rank calls this."""
+        """Return the figures of the steps added so far; every rank calls this."""
         ours = torch.tensor([self._num_tokens, self._stall_s, 1.0], dtype=torch.float64, device=self._device)
         parts = [self._totals_O, self._nll_B, self._rows_B, ours]
         summed = sum_over_ranks(torch.cat(parts))

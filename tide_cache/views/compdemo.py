@@ -39,7 +39,7 @@ def shown_first(pair: SamplePair, view: MaskedView, uniform_C: Float32s, demo_ra
 
 
 def partial_views(view: MaskedView, is_shown_first_M: Bools) -> list[MaskedView]:
-    """Give the views that the teacher sees in place of one: that which masks B, and that which masks A.
+    """Return the views that the teacher sees in place of one: that which masks B, and that which masks A.
 
     Where a side is empty there is one: the other masks all that the view masks.
     """

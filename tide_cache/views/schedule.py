@@ -10,7 +10,7 @@ MIN_T = 1e-3
 
 
 def mask_probability(t: float, schedule: Schedule) -> float:
-    """Give 1 - alpha_t, the chance that a supervised token is masked at time t.
+    """Return 1 - alpha_t, the chance that a supervised token is masked at time t.
 
     linear: t. cosine: cos(pi/2 * (1 - t)), so that alpha_t = 1 - cos(pi/2 * (1 - t)).
     """
@@ -23,12 +23,12 @@ def time_of_probability(probability: float, schedule: Schedule) -> float:
 
 
 def slope(t: float, schedule: Schedule) -> float:
-    """Give -alpha'(t), by how much the chance to be masked grows with t."""
+    """Return -alpha'(t), by how much the chance to be masked grows with t."""
     return 1.0 if schedule == "linear" else math.pi / 2 * math.sin(math.pi / 2 * (1 - t))
 
 
 def time_weight(t: float, schedule: Schedule, is_complement: bool = False) -> float:
-    """Give the weight of the denoising loss at t: -alpha'(t) / (1 - alpha(t) + 1e-6), about 1/t when linear.
+    """Return the weight of the denoising loss at t: -alpha'(t) / (1 - alpha(t) + 1e-6), about 1/t when linear.
 
     Over the chance to be masked stands the inverse of its density. Of a drawn view that is -alpha'(t). The t of a
     complementary view was not drawn; its chance has the density of the other view's, at whose t the slope is taken.

@@ -50,7 +50,7 @@ class ViewLaw:
 
 
 def unit_sizes(is_supervised_L: Bools, student_spans_C2: Int32s) -> Int32s:
-    """Give how many supervised tokens are masked at once with each token, itself included; 0 where it never is [L].
+    """Return how many supervised tokens are masked at once with each token, itself included; 0 where it never is [L].
 
     Args:
         is_supervised_L: Tokens that may be masked.
@@ -70,7 +70,7 @@ def unit_sizes(is_supervised_L: Bools, student_spans_C2: Int32s) -> Int32s:
 def denoising_weights(
     unit_L: Int32s, is_masked_L: Bools, view_L: npt.NDArray[np.int64], laws: Sequence[ViewLaw]
 ) -> Float64s:
-    """Give the weight of each masked token [N].
+    """Return the weight of each masked token [N].
 
     Args:
         unit_L: From `unit_sizes`.
@@ -95,7 +95,7 @@ def denoising_weights(
 
 
 def _weights(masked_BU: Float64s, units_BU: Float64s, sizes_U: Int32s, law: ViewLaw) -> Float64s:
-    """Give the mean of dp/dt / r over t, given how many units of each size are masked; 0 where none is."""
+    """Return the mean of dp/dt / r over t, given how many units of each size are masked; 0 where none is."""
     log_node_J, log_slope_J, log_shown_J = _nodes(law.schedule)
     untouched_UJ = sizes_U[:, None] * log_shown_J
     touched_UJ = np.log(-np.expm1(untouched_UJ))
@@ -116,7 +116,7 @@ def _weights(masked_BU: Float64s, units_BU: Float64s, sizes_U: Int32s, law: View
 
 @lru_cache(maxsize=4)
 def _nodes(schedule: Schedule) -> tuple[Float64s, Float64s, Float64s]:
-    """Give nodes over t in [MIN_T, 1]: logs of their weights, of dp/dt and of the chance to be shown, all [J]."""
+    """Return nodes over t in [MIN_T, 1]: logs of their weights, of dp/dt and of the chance to be shown, all [J]."""
     x_J, weight_J = np.polynomial.legendre.leggauss(NUM_NODES)
     t_J = MIN_T + (1 - MIN_T) * (x_J + 1) / 2
     slope_J = np.array([slope(t, schedule) for t in t_J.tolist()])

@@ -8,7 +8,7 @@ from tide_cache.modeling.backbone import resolve_device
 
 
 def worker_devices(teacher: TeacherConfig, num_workers: int) -> list[str]:
-    """Give each worker a GPU of its own, or all of them the CPU.
+    """Return each worker a GPU of its own, or all of them the CPU.
 
     Args:
         teacher: Of the run file.

@@ -21,11 +21,11 @@ class ShardQueue:
         return len(self._shards)
 
     def take(self) -> int | None:
-        """Give the next shard number; None when there is none now."""
+        """Return the next shard number; None when there is none now."""
         return self._shards.popleft() if self._shards else None
 
     def share(self, num_workers: int) -> int:
-        """Give how many shards a worker may have in hand: one to write and one to capture, but not of the last ones.
+        """Return how many shards a worker may have in hand: one to write and one to capture, but not of the last ones.
 
         Args:
             num_workers: How many share what is left.

@@ -14,7 +14,7 @@ _WAYS_OUT = (
 
 
 def start_checkpoint(student: str) -> str:
-    """Give the folder or hub name that the student's provenance says it was trained from.
+    """Return the folder or hub name that the student's provenance says it was trained from.
 
     Args:
         student: Checkpoint that `train` wrote.

@@ -17,7 +17,7 @@ _NEUTRAL = {"num_beams": 1, "top_p": 1, "repetition_penalty": 1, "num_return_seq
 
 
 def normalised(settings: Mapping[str, Any], budget: int, where: str) -> dict[str, Any]:
-    """Give the settings with the budget as `max_gen_toks` and `do_sample` where a temperature asks for draws.
+    """Return the settings with the budget as `max_gen_toks` and `do_sample` where a temperature asks for draws.
 
     A temperature above 0 draws where `do_sample` is not said; `do_sample: false` takes the likeliest, whatever the
     temperature. What says so already stays as it is.
@@ -40,7 +40,7 @@ def normalised(settings: Mapping[str, Any], budget: int, where: str) -> dict[str
 
 
 def temperature_of(settings: Mapping[str, Any]) -> float:
-    """Give the temperature of draws, 0 for the likeliest token; of normalised settings."""
+    """Return the temperature of draws, 0 for the likeliest token; of normalised settings."""
     return float(settings.get("temperature", 1.0)) if settings.get("do_sample") else 0.0
 
 

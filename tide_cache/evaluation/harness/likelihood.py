@@ -47,7 +47,7 @@ class WeightedMasks:
 
 
 def every_mask(num_tokens: int) -> WeightedMasks:
-    """Give all sets of masked tokens; their weighted sum is the any-order log-likelihood itself.
+    """Return all sets of masked tokens; their weighted sum is the any-order log-likelihood itself.
 
     Args:
         num_tokens: N; there are 2^N - 1 sets.

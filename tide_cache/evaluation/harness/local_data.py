@@ -46,7 +46,7 @@ class Wanted:
         return self.dataset.rpartition("/")[2]
 
     def patterns(self) -> list[str]:
-        """Give the names that are looked for, in this order, relative to the folder and without suffix."""
+        """Return the names that are looked for, in this order, relative to the folder and without suffix."""
         name = self.short_name
         authors = AUTHORS_NAMES.get((self.dataset, self.split))
         folders = [f"{name}/{self.config}"] if self.config else [f"{name}/data", f"{name}/{name}", name]
@@ -74,7 +74,7 @@ def find_files(folder: Path, wanted: Iterable[Wanted]) -> dict[Wanted, tuple[Pat
 
 
 def _describe_missing(folder: Path, missing: Sequence[Wanted]) -> Iterator[str]:
-    """Give a line for each data set and split; of many configurations only the first is written out."""
+    """Return a line for each data set and split; of many configurations only the first is written out."""
     for (dataset, split), entries in groupby(missing, key=lambda entry: (entry.dataset, entry.split)):
         first, *others = entries
         places = ", ".join(str(folder / pattern) for pattern in first.patterns())

@@ -207,7 +207,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         return [written[tuple(context)][: len(tokens)] == list(tokens) for context, tokens in texts]
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Give this rank's number of questions for every rank.
+        """Return this rank's number of questions for every rank.
 
         lm-eval asks only in order to give all ranks equally many, for models whose ranks run in step; it would have
         the shorter ranks answer a question twice.
@@ -226,7 +226,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
 
 
 def cut_at(text: str, stops: str | Iterable[str]) -> str:
-    """Give a text up to the first of several stop strings.
+    """Return a text up to the first of several stop strings.
 
     Args:
         text: What was generated.

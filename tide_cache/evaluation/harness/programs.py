@@ -11,7 +11,7 @@ _OPENING_FENCE = re.compile(r"^\s*```[a-zA-Z]*\s*\n")
 
 
 def code_of(answer: str) -> str:
-    """Give the code of an answer whose prompt ended in an opening fence: up to the closing one, or all of it.
+    """Return the code of an answer whose prompt ended in an opening fence: up to the closing one, or all of it.
 
     Args:
         answer: May open a fence of its own first.
@@ -35,7 +35,7 @@ PROGRAMS: dict[str, Callable[[list[list[str]], list[dict[str, Any]]], list[list[
 
 
 def scored_by(sandbox: Sandbox, task: str) -> dict[str, Any]:
-    """Give the entries of a task's configuration that put our filter and metric in the place of lm-eval's.
+    """Return the entries of a task's configuration that put our filter and metric in the place of lm-eval's.
 
     Args:
         sandbox: Where programs run.

@@ -98,7 +98,7 @@ class Sandbox:
             raise EvaluationError(_no_isolation(f"an empty program did not pass: {outcome.reason}"))
 
     def _run(self, program: str, scratch: str) -> tuple[str, str, int | None]:
-        """Give what the runner wrote, what it said to stderr, and its exit code, None after a time-out."""
+        """Return what the runner wrote, what it said to stderr, and its exit code, None after a time-out."""
         is_isolated = self.isolation == "namespaces"
         command = [*(_UNSHARE if is_isolated else ()), sys.executable, "-I", "-W", "ignore", str(_RUNNER)]
         read_end, write_end = os.pipe()

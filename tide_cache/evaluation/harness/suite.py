@@ -41,7 +41,7 @@ class TaskPlan:
     overlay: Path | None = None
 
     def steps_per_block(self, block_size: int, new_tokens: int) -> int:
-        """Give the forwards per block that keep the ratio of steps to tokens.
+        """Return the forwards per block that keep the ratio of steps to tokens.
 
         Args:
             block_size: Blocks are always sampled whole.

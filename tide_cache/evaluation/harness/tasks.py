@@ -49,7 +49,7 @@ class DefinedTask:
     files: Mapping[Wanted, tuple[Path, ...]]
 
     def identity(self) -> str:
-        """Give a digest of prompts, budgets, metrics and local data: equal ones are the same questions."""
+        """Return a digest of prompts, budgets, metrics and local data: equal ones are the same questions."""
         digest = hashlib.sha256(json.dumps(self.configs, sort_keys=True, default=_name_of).encode())
         for wanted in sorted(self.files, key=str):
             for path in self.files[wanted]:
@@ -114,7 +114,7 @@ def define_tasks(plans: Sequence[TaskPlan], task_data: Path | None, sandbox: San
 
 
 def _configs(plan: TaskPlan) -> Iterator[Config]:
-    """Give the definitions of all of lm-eval's tasks that make up one of ours."""
+    """Return the definitions of all of lm-eval's tasks that make up one of ours."""
     overlay = load_yaml(plan.overlay) if plan.overlay else {}
     if plan.source is None:
         yield overlay
