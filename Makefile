@@ -61,6 +61,7 @@ docs: $(DEV)
 
 pictures: $(DEV)
 	$(BIN)/python docs/pictures/draw.py
+	$(BIN)/python docs/pictures/families.py
 
 clean:
 	rm -rf .venv build dist *.egg-info demo-output site

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -12,8 +13,14 @@ from .options import Json
 BROKEN = 1
 
 
-def doctor(json: Json = False) -> None:
+Teachers = Annotated[bool, typer.Option("--teachers", help="Show which families of checkpoints load, and how.")]
+
+
+def doctor(teachers: Teachers = False, json: Json = False) -> None:
     """Show versions, devices, optional extras, and what is missing with the line that installs it; exit 1 if needed."""
+    if teachers:
+        _show_teachers(json)
+        return
     with chatter_to_stderr():
         from .machine import examine
 
@@ -33,3 +40,14 @@ def doctor(json: Json = False) -> None:
         for fault in faults:
             complain(f"error: {fault.name}: {fault.found} ({fault.state}); {fault.way_out}")
         raise typer.Exit(BROKEN)
+
+
+def _show_teachers(json: bool) -> None:
+    from tide_cache.modeling.families import FAMILIES
+    from tide_cache.modeling.family_table import COLUMNS, family_rows
+
+    if json:
+        print_json([asdict(family) | {"is_student": family.is_student} for family in FAMILIES.values()])
+        return
+    rows = [[cell.replace("`", "") for cell in row] for row in family_rows()]
+    print_table("Families of checkpoints", COLUMNS, rows, text_columns=range(len(COLUMNS)))

@@ -172,7 +172,7 @@ app.command(
 app.command("generate", epilog=_example('tide-cache generate runs/student/model --prompt "reverse: one two three"'))(
     generate
 )
-app.command("doctor", epilog=_example("tide-cache doctor", "tide-cache doctor --json"))(doctor)
+app.command("doctor", epilog=_example("tide-cache doctor", "tide-cache doctor --teachers"))(doctor)
 app.command("schema", epilog=_example("tide-cache schema --check schemas"))(schema)
 
 

@@ -175,14 +175,14 @@ def sibling_faults(family: Family, raw: Mapping[str, Any]) -> list[str]:
         return []
     sibling = FAMILIES[family.sibling] if family.sibling else None
     field, value = found or (_EXPERTS[0], raw.get(_EXPERTS[0]))
-    kind = "is a dense model" if found else "is a mixture of experts"
+    kind = "a dense model" if found else "a mixture of experts"
     way_out = "give a checkpoint of a supported family (docs/teachers.md)"
     if sibling is not None:
         ours, theirs = (f"architectures {list(of.architectures[:1])}" for of in (family, sibling))
         if family.model_types[0] != sibling.model_types[0]:
             ours, theirs = (f"model_type {of.name!r}" for of in (family, sibling))
         way_out = f"if the weights are what that field says, expected {theirs} in the place of {ours}"
-    return [f"{field}: found {value!r}, but {family.name} {kind}; {way_out}"]
+    return [f"{field}: found {value!r}, but {family.name} is {kind}; {way_out}"]
 
 
 def nearest_family(raw: Mapping[str, Any]) -> tuple[Family, list[str]]:

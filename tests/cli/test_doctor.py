@@ -2,6 +2,7 @@
 
 import json
 
+from tide_cache.modeling.backbone import ADAPTERS
 from tide_cache_cli import machine
 
 
@@ -20,3 +21,16 @@ def test_a_missing_package_exits_1_and_is_named(call, monkeypatch):
     assert result.stderr == (
         "error: no-such-package-xyz: not installed (missing); pip install 'no-such-package-xyz>=1.2'\n"
     )
+
+
+def test_it_lists_every_family_that_loads(call):
+    shown = call("doctor", "--teachers").stdout
+    assert {"sdar_moe", "Dream", "shifted"} <= set(shown.split())
+    families = {entry["name"]: entry for entry in json.loads(call("doctor", "--teachers", "--json").stdout)}
+    assert families.keys() == ADAPTERS.keys()
+    assert [families[name]["is_student"] for name in ("sdar", "llada", "Dream", "llada_moe")] == [
+        True,
+        True,
+        False,
+        False,
+    ]

@@ -15,7 +15,7 @@ import torch
 from transformers import Qwen3Config
 from typer.testing import CliRunner
 
-from helpers.teacher_examples import write_llada2, write_wedlm
+from helpers.teacher_examples import SDAR, write_family, write_llada2, write_wedlm
 from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
@@ -167,3 +167,35 @@ def test_the_run_files_hold_the_papers_numbers(pipeline):
     run = load_run_file(TrainRun, folder / "student.toml")
     assert (run.optimizer.lr, run.optimizer.warmup_ratio, run.optimizer.schedule) == (5e-5, 0.1, "cosine")
     assert (run.train.epochs, run.train.global_batch, run.train.precision) == (10, 64, "bfloat16")
+
+
+def test_a_teacher_with_the_students_own_tokenizer(toy, vocabularies, monkeypatch):
+    """Every command of pipeline-sdar runs, the second student from the teacher's own weights."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(SDAR, "block_size", 32)
+    write_family(toy.root / "teacher-sdar", "sdar", TextTokenizer.load(str(vocabularies.second)))
+    started = []
+    for name, *options in commands("sdar"):
+        here = [
+            str(toy.root / option) if option.startswith("runs/")
+            else str(toy.root / "held-out.jsonl") if option.startswith("HuggingFaceTB/")
+            else f"student.model={toy.root / 'teacher-sdar'}" if option.startswith("student.model=") else option
+            for option in options
+        ]  # fmt: skip
+        if "--num-gpus" in here:
+            place = here.index("--num-gpus")
+            here[place : place + 2] = []
+        if name in ("plan", "build-teacher-shards"):
+            here = [here[0], *toy.build_paths("sdar"), *(("--sample-rows", "2") if name == "plan" else ())]
+        elif name == "train":
+            paths = toy.train_paths("sdar")
+            is_sdar = "--set" in here
+            paths = paths[2:] if is_sdar else paths
+            started.append(is_sdar)
+            here += ["--set", "train.precision=float32"]
+            here += [*paths, *(() if "--out" in here else ("--out", toy.root / "runs/pipeline-sdar/student"))]
+        succeed(name, *here)
+    assert started == [False, True]
+    for folder in ("student", "student-1.7b"):
+        saved = json.loads((toy.root / f"runs/pipeline-sdar/{folder}/model/config.json").read_text())
+        assert saved["model_type"] == "a2d-qwen3"

@@ -56,6 +56,7 @@ def write_mixture(folder, tokenizer, config_class, config):
 
 def write_checkpoint(folder, tokenizer, weights, config):
     """Write weights, configuration and tokenizer."""
+    folder.mkdir(exist_ok=True)
     save_file(weights, folder / "model.safetensors")
     tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps(config))
