@@ -43,8 +43,8 @@ def doctor(teachers: Teachers = False, json: Json = False) -> None:
 
 
 def _show_teachers(json: bool) -> None:
-    from tide_cache.modeling.families import FAMILIES
-    from tide_cache.modeling.family_table import COLUMNS, family_rows
+    from tide_cache.families import FAMILIES
+    from tide_cache.reporting.family_table import COLUMNS, family_rows
 
     if json:
         print_json([asdict(family) | {"is_student": family.is_student} for family in FAMILIES.values()])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tide_cache.modeling.family_table import COLUMNS, as_markdown, family_rows
+from tide_cache.reporting.family_table import COLUMNS, as_markdown, family_rows
 
 PAGE = Path(__file__).parent.parent / "teachers.md"
 BEGIN, END = "<!-- table of families: make pictures -->\n", "<!-- end of the table -->\n"

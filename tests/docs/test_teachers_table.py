@@ -2,7 +2,7 @@
 
 import families
 
-from tide_cache.modeling.families import FAMILIES
+from tide_cache.families import FAMILIES
 
 
 def test_the_table_is_current():

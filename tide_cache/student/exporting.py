@@ -97,7 +97,7 @@ def export_model(
     info = read_checkpoint(location, revision=revision)
     provenance = read_provenance(info.folder)
     tokenizer = TextTokenizer.load(location, revision=info.commit, mask_id=info.mask_id)
-    block_size = _block_size(location, provenance, block_size)
+    block_size = _block_size(location, provenance.get("block_size", info.block_size), block_size)
     if faults := _faults(info, tokenizer, format, any_mask_id):
         raise ModelError(fault_list(f"{location} cannot be exported as {format}:", faults, "Nothing was written."))
     fetch_weights(info)
@@ -119,8 +119,7 @@ def export_model(
     return ExportedModel(out, format, config["model_type"], block_size, tokenizer.mask_id, threshold)
 
 
-def _block_size(location: str, provenance: dict[str, Any], wanted: int | None) -> int:
-    trained = provenance.get("block_size")
+def _block_size(location: str, trained: Any, wanted: int | None) -> int:
     if trained is None:
         if wanted is None:
             raise RunFileError(

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 
-from tide_cache.modeling.families import FAMILIES, Family
+from tide_cache.families import FAMILIES, Family
 
 COLUMNS = (
     *("model_type", "published", "served by", "contexts", "logits", "mask token", "block size", "bits, device_map"),
