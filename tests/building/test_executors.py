@@ -27,7 +27,6 @@ from tide_cache.errors import (
     CacheIncompleteError,
     CacheMismatchError,
     Interrupted,
-    ModelError,
     PairingError,
     RunFileError,
     TideCacheError,
@@ -264,6 +263,6 @@ def test_each_worker_gets_a_gpu_of_its_own_or_all_get_the_cpu(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 @pytest.mark.parametrize("executor", [InProcess(), LocalProcesses(2)], ids=["in process", "processes"])
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path, run_in, executor):
-    with pytest.raises(ModelError, match="no CUDA device"):
+    with pytest.raises(RunFileError, match="no CUDA device"):
         build_cache(run_in(Path(tmp_path / "cache"), teacher__device="cuda"), executor=executor)
     assert not (tmp_path / "cache").exists()
