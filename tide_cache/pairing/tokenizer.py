@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PretrainedConfig
 
 from tide_cache.errors import PairingError, UnreadableError
+from tide_cache.families import FAMILIES
 from tide_cache.hub import SMALL_FILES, open_repository
 from tide_cache.pairing import dates
 from tide_cache.pairing.dates import on_day, random_names, writes_date
@@ -26,7 +27,7 @@ from tide_cache.records import Bools, ChatRow, Message
 from tide_cache.unreadable import require_all_readable, told_apart
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
-_CAUSAL = ("qwen3", "qwen2", "llama")
+_CAUSAL = {name for name, family in FAMILIES.items() if family.native is None}
 _COPIED_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
 
 
