@@ -3,16 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-LICENCES = {
-    "wedlm": "WeDLM's weights are under Tencent's licence, whose terms reach models that are trained on its output; "
-    "read it before you publish this model",
-    "llada2_moe": "LLaDA2 is under Apache-2.0",
-    "llada": "LLaDA is under MIT",
-    "sdar": "SDAR is under Apache-2.0",
-    "sdar_moe": "SDAR is under Apache-2.0",
-    "Dream": "Dream is under Apache-2.0",
-}
-"""What the teachers' licences ask of a student, by model_type."""
+from tide_cache.families import FAMILIES
 
 
 def model_card(provenance: Mapping[str, Any], architecture: str, format: str = "a2d", threshold: float = 0.9) -> str:
@@ -44,11 +35,14 @@ def model_card(provenance: Mapping[str, Any], architecture: str, format: str = "
         f"| | |\n|---|---|\n{table}\n",
         _use(format, block_size, threshold),
     ]
-    notes = sorted(
-        {LICENCES[kind] for cache in caches if (kind := cache.get("teacher", {}).get("model_type")) in LICENCES}
+    teachers = {cache.get("teacher", {}).get("model_type") for cache in caches}
+    notes = [
+        f"- The teacher, {family.name}: {family.licence}." for family in FAMILIES.values() if family.name in teachers
+    ]
+    notes.append(
+        "- The model it started from, the teacher's output and the text that was trained on have their own terms."
     )
-    licence = [f"- {note}." for note in notes] or ["- Not known here: see the teacher's and the start's own cards."]
-    parts.append("## Licences\n\n" + "\n".join(licence) + "\n- The text that was trained on has its own terms.\n")
+    parts.append("## Licences\n\n" + "\n".join(notes) + "\n")
     return "\n".join(parts)
 
 
