@@ -285,6 +285,7 @@ def test_what_transformers_cannot_load_as_asked_is_told(golden):
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")  # where deepspeed came first in the process
 def test_a_compiled_model_says_the_same_for_every_shape(shared, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     info = read_checkpoint(str(shared / "golden/models/a2d_qwen3_tiny"))
