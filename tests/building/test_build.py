@@ -12,7 +12,7 @@ from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
 from tide_cache.config.sections import BuildViewsConfig
-from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ModelError, PairingError, RunFileError
+from tide_cache.errors import CacheIncompleteError, CacheMismatchError, PairingError, RunFileError
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest, verify
 from tide_cache.views import draw_view
@@ -127,7 +127,7 @@ def test_a_corpus_that_gives_no_sample_is_refused_with_the_reasons_and_leaves_no
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path, build_values):
-    with pytest.raises(ModelError, match="no CUDA device"):
+    with pytest.raises(RunFileError, match="no CUDA device"):
         build_cache(BuildRun.model_validate(build_values(tmp_path / "cache", teacher__device="cuda")))
     assert not (tmp_path / "cache").exists()
     with pytest.raises(ValidationError, match="should match pattern"):
