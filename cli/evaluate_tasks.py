@@ -8,19 +8,20 @@ from datetime import date
 from importlib.util import find_spec
 from json import loads as json_loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tide_cache.config.settings import Isolation, Precision, ThinkPrefix
-from tide_cache.errors import RunFileError
+from tide_cache.errors import RunFileError, fault_list
 from tide_cache.unreadable import names_in, told_apart
 
 from .checkpoints import BlockSize, Checkpoint, open_model
-from .console import chatter_to_stderr, print_fields, print_json, print_table, say
+from .console import chatter_to_stderr, print_json, say
 from .launch import one_voice
 from .options import Json
 from .progress import ProgressReports
+from .task_tables import print_results
 
 if TYPE_CHECKING:
     from tide_cache.evaluation.harness.model import ModelOptions
@@ -83,6 +84,37 @@ def evaluate_tasks(
         int | None,
         typer.Option(min=1, help="Questions of each task at most; by default all.", show_default=False),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Answers keep every token more probable than this at once (0 < P <= 1); by default a fixed number a "
+            "step.",
+            show_default=False,
+        ),
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P,P,...",
+            help="Answer at each of these; gives accuracy against tokens per forward, and its area.",
+            show_default=False,
+        ),
+    ] = None,
+    steps_per_block: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most forwards per block of an answer; by default the task's.", show_default=False),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Of draws, 0 for none; by default the task's.", show_default=False),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Draw from this many likeliest tokens.", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw from the likeliest tokens whose probabilities reach this sum.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of masks and draws; models are compared at the same one.")] = 0,
     dtype: Annotated[Precision, typer.Option(help="Of the weights.")] = "float32",
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of results.")] = DEFAULT_OUT,
@@ -108,6 +140,7 @@ def evaluate_tasks(
         with one_voice(), keep_company(world) as company:
             if baseline is not None and no_baseline:
                 raise RunFileError("--baseline and --no-baseline: found both; give one of them")
+            curve = _numbers(thresholds, threshold)
             plans = plan_tasks(suite, [name for name in (tasks or "").split(",") if name])
             if batch_size is not None:
                 plans = tuple(replace(plan, batch_size=batch_size) for plan in plans)
@@ -116,22 +149,29 @@ def evaluate_tasks(
             models = _open_models(checkpoint, None if no_baseline else baseline, no_baseline, block_size, dtype, day)
 
             from tide_cache.evaluation.harness.model import ModelOptions
+
+            decoding = (threshold, temperature, top_k, top_p, steps_per_block)
+            asked = {
+                role: ModelOptions(model.block_size, seed, num_samples, think_prefix, *decoding)
+                for role, model in models.items()
+            }
+            _require_decoding(asked, curve)
+
             from tide_cache.evaluation.harness.sandbox import Sandbox
             from tide_cache.evaluation.harness.scoring import ScoringOptions, score_all
             from tide_cache.evaluation.harness.tasks import define_tasks
+            from tide_cache.evaluation.parallelism import curves_of
 
             sandbox = Sandbox(code_isolation) if allow_code_execution else None
             defined = define_tasks(plans, task_data, sandbox)
+            _require_answers(defined, curve)
             if world.is_first:
                 _say_what_has_no_effect(defined)
-            contestants = [
-                _contestant(role, model, ModelOptions(model.block_size, seed, num_samples, think_prefix), world)
-                for role, model in models.items()
-            ]
+            contestants = [_contestant(role, model, asked[role], world) for role, model in models.items()]
             company.agree("")  # what ranks exchange is not on the GPU
             with ProgressReports("questions") as reports:
                 report = reports.named if world.is_first else None
-                options = ScoringOptions(limit, chat_template, dtype)
+                options = ScoringOptions(limit, chat_template, dtype, curve)
                 results = score_all(contestants, defined, out, options, world, report)
             document = {
                 "checkpoint": checkpoint,
@@ -139,6 +179,7 @@ def evaluate_tasks(
                 "suite": suite,
                 "limit": limit,
                 "results": results,
+                "curves": curves_of(results),
             }
             if world.is_first:
                 from tide_cache.shards.publish import replace_json
@@ -150,7 +191,43 @@ def evaluate_tasks(
     if json:
         print_json(document)
     else:
-        _print(document)
+        print_results(document)
+
+
+def _numbers(thresholds: str | None, threshold: float | None) -> tuple[float, ...]:
+    """Read `--thresholds`; nothing where it is not given."""
+    if thresholds is None:
+        return ()
+    if threshold is not None:
+        raise RunFileError("--threshold and --thresholds: found both; give one of them")
+    try:
+        numbers = tuple(float(text) for text in thresholds.split(","))
+    except ValueError:
+        raise RunFileError(
+            f"--thresholds {thresholds}: expected numbers joined by commas, such as 0.5,0.7,0.9,1"
+        ) from None
+    if len(set(numbers)) < len(numbers):
+        raise RunFileError(f"--thresholds {thresholds}: found a number more than once; results are kept by threshold")
+    return numbers
+
+
+def _require_decoding(asked: "dict[str, ModelOptions]", curve: tuple[float, ...]) -> None:
+    faults = [
+        fault
+        for options in asked.values()
+        for threshold in curve or (options.threshold,)
+        for fault in replace(options, threshold=threshold).faults()
+    ]
+    if faults:
+        raise RunFileError(fault_list("No answer can be written:", list(dict.fromkeys(faults)), "Nothing was loaded."))
+
+
+def _require_answers(tasks: "Sequence[DefinedTask]", curve: tuple[float, ...]) -> None:
+    if curve and (names := [task.plan.name for task in tasks if not task.writes]):
+        raise RunFileError(
+            f"--thresholds: {', '.join(names)} compares likelihoods, which no threshold changes; leave it to a run of "
+            "its own"
+        )
 
 
 def _require_harness(task_data: Path | None) -> None:
@@ -215,45 +292,3 @@ def _contestant(role: str, model: "TrainedModel", options: "ModelOptions", world
         options,
         lambda: load_backbone(model.info, DTYPES[model.dtype], device),
     )
-
-
-def _print(document: dict[str, Any]) -> None:
-    student = document["results"]["student"]
-    baseline = document["results"].get("baseline", {})
-    print_fields(
-        "Evaluation on tasks",
-        [
-            ("model", document["checkpoint"]),
-            ("baseline", document["baseline"] or "none: scores are comparable with nothing"),
-            (
-                "questions",
-                "all" if document["limit"] is None else f"the first {document['limit']} of each set: no score",
-            ),
-        ],
-    )
-    print_table(
-        "Scores, in per cent, with standard errors",
-        ["task", "figure", "questions", "baseline", "student", "difference"],
-        [_row(name, entry, baseline.get(name)) for name, entry in student.items()],
-        text_columns=range(2),
-    )
-
-
-def _row(name: str, student: dict[str, Any], baseline: dict[str, Any] | None) -> list[str]:
-    scores = [student["score"], baseline["score"] if baseline else None]
-    difference = f"{100 * (scores[0] - scores[1]):+.2f}" if None not in scores else "-"
-    return [
-        name,
-        student["metric"],
-        f"{student['num_questions']:,}",
-        _score_text(baseline) if baseline else "-",
-        _score_text(student),
-        difference,
-    ]
-
-
-def _score_text(entry: dict[str, Any]) -> str:
-    if entry["score"] is None:
-        return "-"
-    error = "" if entry["stderr"] is None else f" ± {100 * entry['stderr']:.2f}"
-    return f"{100 * entry['score']:.2f}{error}"

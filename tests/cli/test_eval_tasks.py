@@ -56,6 +56,12 @@ def letters(tmp_path_factory):
     return root
 
 
+def untimed(entry):
+    """A result without what depends on the clock."""
+    counts = entry["decoding"] and {**entry["decoding"], "prefill_s": 0, "decode_s": 0, "tokens_per_s": 0}
+    return {**entry, "seconds": 0, "decoding": counts}
+
+
 def samples(folder, name):
     lines = (folder / f"{name}.samples.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
@@ -107,7 +113,7 @@ def test_a_rerun_computes_what_is_missing_and_refuses_other_questions(call_anywh
     redone = [path for path, then in kept.items() if path.stat().st_mtime_ns != then]
     assert redone == [tmp_path / "student" / "answers.samples.jsonl"]
     found, expected = (json.loads(result.stdout)["results"]["student"]["answers"] for result in (again, first))
-    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    assert untimed(found) == untimed(expected)
     assert "student, answers: 5 of 5 questions" in again.stderr
     assert "choices" not in again.stderr
 
@@ -143,13 +149,61 @@ def test_two_processes_give_what_one_gives(call_anywhere, models, letters, tmp_p
     found = json.loads(done.stdout)["results"]["student"]
     for name in ("choices", "answers"):
         expected = json.loads((one / "student" / f"{name}.json").read_text())
-        assert {**found[name], "seconds": 0} == {**expected, "seconds": 0}
+        assert untimed(found[name]) == untimed(expected)
     assert samples(one / "student", "answers") == samples(two / "student", "answers")
     pairs = zip(samples(one / "student", "choices"), samples(two / "student", "choices"), strict=True)
     for first, second in pairs:
         logprobs = [[value for ((value, _),) in entry["resps"]] for entry in (first, second)]
         assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)
         assert len(set(logprobs[0])) == 3
+
+
+def test_a_curve_over_thresholds(call_anywhere, models, letters, tmp_path):
+    command = ["eval-tasks", models / "student", "--tasks", letters / "answers.yaml", "--task-data", letters]
+    curve = [*command, "--thresholds", "0.002,1", "--out", tmp_path / "curve"]
+    result = call_anywhere(*curve)
+    assert result.exit_code == 0, result.stderr
+    assert "answers: accuracy under parallelism (AUP)" in result.stdout
+    assert "tokens/forward" in result.stdout
+    document = json.loads((tmp_path / "curve" / "results.json").read_text())
+    assert list(document["results"]["student"]) == ["answers@0.002", "answers@1"]
+    fast, slow = (document["results"]["student"][name]["decoding"] for name in ("answers@0.002", "answers@1"))
+    assert (slow["tokens"], slow["sequences"]) == (60, 5)
+    assert slow["tokens_per_forward"] <= 1 < fast["tokens_per_forward"] <= 8
+    assert fast["forwards_per_sequence"] < slow["forwards_per_sequence"]
+    assert fast["tokens_per_s"] > 0
+    models_of = document["curves"]["answers"]["models"]
+    assert sorted(models_of) == ["baseline", "student"]
+    assert [point["threshold"] for point in models_of["student"]["points"]] == [0.002, 1.0]
+    assert models_of["student"]["aup"] == 0.0
+
+    single = call_anywhere(*command, "--threshold", 0.002, "--no-baseline", "--out", tmp_path / "single", "--json")
+    assert single.exit_code == 0, single.stderr
+    alone = json.loads(single.stdout)["results"]["student"]["answers"]
+    assert untimed(alone) == untimed(document["results"]["student"]["answers@0.002"])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--threshold", "1.5"), "threshold is 1.5; expected a probability above 0, and 1 at most"),
+        (("--thresholds", "0.5,0"), "threshold is 0.0; expected a probability"),
+        (("--thresholds", "0.5,high"), "--thresholds 0.5,high: expected numbers joined by commas"),
+        (("--thresholds", "0.5,0.50"), "found a number more than once"),
+        (("--thresholds", "0.5", "--threshold", "0.5"), "--threshold and --thresholds: found both"),
+        (("--steps-per-block", "9"), "steps_per_block is 9; expected 1 to block_size, which is 8"),
+        (("--top-k", "5"), "temperature 0 draws nothing; set a temperature"),
+        (("--thresholds", "0.5"), "--thresholds: choices compares likelihoods, which no threshold changes"),
+    ],
+)
+def test_decoding_that_cannot_be_is_refused_before_weights_are_loaded(
+    call_anywhere, models, letters, monkeypatch, options, reason
+):
+    monkeypatch.setattr("tide_cache.modeling.backbone.load_backbone", None)
+    where = ("--tasks", letters / "choices.yaml", "--task-data", letters)
+    code, message = refused(call_anywhere, models / "student", *where, *options)
+    assert code == 2
+    assert reason in message.replace("\n", " ")
 
 
 def refused(call, *options):

@@ -28,6 +28,21 @@ def evaluation(nll: float, **changes: Any) -> dict[str, Any]:
     return {**document, "remarks": [], "nll": of_nll, **{k: v for k, v in changes.items() if k not in of_nll}}
 
 
+def task_results(checkpoint: str, **curves: list[tuple[float, float, float]]) -> dict[str, Any]:
+    """Results of `eval-tasks --thresholds` on one task: threshold, tokens per forward and score by role."""
+    results = {
+        role: {
+            f"sums@{threshold:g}": {
+                "task": "sums", "score": score, "identity": {"threshold": threshold},
+                "decoding": {"tokens_per_forward": parallel},
+            }
+            for threshold, parallel, score in points
+        }
+        for role, points in curves.items()
+    }  # fmt: skip
+    return {"checkpoint": checkpoint, "results": results}
+
+
 def write_run(
     folder: Path,
     *,

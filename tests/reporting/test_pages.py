@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from helpers.run_examples import metrics, write_run
+from helpers.run_examples import metrics, task_results, write_run
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
-from tide_cache.errors import RunFileError
+from tide_cache.errors import RunFileError, RunFolderError
 from tide_cache.reporting import cache_page as pages
 from tide_cache.reporting.cache_page import cache_page, gather_cache
 from tide_cache.reporting.comparing import compare_arms, make_arms
@@ -143,6 +143,30 @@ def test_a_run_that_diverged_is_drawn_up_to_there(tmp_path):
     run = read_run(write_run(tmp_path / "run", lines=lines))
     assert run.curve.values["loss"] == (2.0, None, None)
     require_self_contained(run_page(run), RUN_SECTIONS, tmp_path)
+
+
+def test_curves_of_a_student_its_baseline_and_its_teacher_are_drawn(tmp_path):
+    folder = write_run(tmp_path / "runs" / "student")
+    of_teacher = task_results("/home/somebody/teacher/model", student=[(0.9, 1.0, 0.8), (0.5, 2.0, 0.8)])
+    of_student = task_results(
+        str(folder / "model"), student=[(0.9, 2.0, 0.6), (0.5, 3.0, 0.58)], baseline=[(0.9, 1.0, 0.4)]
+    )
+    for name, document in (("eval", of_student), ("eval-teacher", of_teacher)):
+        (folder / name).mkdir()
+        (folder / name / "results.json").write_text(json.dumps(document))
+    run = read_run(folder)
+    assert list(run.curves["sums"]) == ["student", "baseline", "teacher"]
+    found = require_self_contained(run_page(run), RUN_SECTIONS, tmp_path)
+    text = " ".join(found.texts)
+    for part in ("sums: accuracy against parallelism", "teacher", "160.0", "AUP"):
+        assert part in text
+    arms = make_arms([run, read_run(write_run(tmp_path / "runs" / "other", kinds=("kl",)), "runs/other")])
+    text = comparison_page(arms, compare_arms(arms))
+    require_self_contained(text, COMPARISON_SECTIONS, tmp_path)
+    assert "sums: accuracy against parallelism" in text
+    (folder / "eval" / "results.json").write_text('{"results": []}')
+    with pytest.raises(RunFolderError, match=r"eval/results\.json: found no results of tasks"):
+        read_run(folder)
 
 
 def test_a_comparison_shows_paired_differences_and_what_differs(tmp_path):

@@ -4,7 +4,8 @@ Shape suffixes: B sequences, K positions of the block, N masked rows, V vocabula
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -147,3 +148,21 @@ class DecodingCounts:
     def tokens_per_s(self) -> float:
         """Tokens a second without the prompts' step; nan where nothing else ran."""
         return (self.tokens - self.prefill_tokens) / self.decode_s if self.decode_s else math.nan
+
+    def figures(self) -> dict[str, float | None]:
+        """Return the counts and what follows from them, ready for JSON: None where nothing was counted."""
+        rates = {
+            "tokens_per_forward": self.tokens_per_forward,
+            "forwards_per_sequence": self.forwards_per_sequence,
+            "tokens_per_s": self.tokens_per_s,
+        }
+        return {**asdict(self), **{name: rate if math.isfinite(rate) else None for name, rate in rates.items()}}
+
+
+def total_counts(parts: Iterable[DecodingCounts]) -> DecodingCounts:
+    """Return the sum of what several processes counted; seconds are those of all of them together."""
+    total = DecodingCounts()
+    for part in parts:
+        for name, value in asdict(part).items():
+            setattr(total, name, getattr(total, name) + value)
+    return total

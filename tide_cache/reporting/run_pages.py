@@ -9,6 +9,7 @@ from tide_cache.reporting.comparing import Arm, ArmResult, ComparisonTable, arm_
 from tide_cache.reporting.page import duration, render
 from tide_cache.reporting.plots import Captioned, Series, line_chart
 from tide_cache.reporting.runs import Evaluation, RunFigures
+from tide_cache.reporting.task_curves import CURVE_COLUMNS, curve_charts, curve_rows, join_curves
 from tide_cache.wording import leaves, number, percent, size
 
 RUN_SECTIONS = {
@@ -57,6 +58,9 @@ def run_page(run: RunFigures) -> str:
         stage_names=[f"steps {stage.step_from} to {stage.step_to}" for stage in run.nll_stages],
         stage_rows=_by_t([stage.nll for stage in run.nll_stages]),
         evaluations=[_evaluation(index, entry) for index, entry in enumerate(run.evaluations)],
+        curves=curve_charts(run.curves),
+        curve_columns=CURVE_COLUMNS,
+        curve_rows=curve_rows(run.curves),
         work=_work(run),
         settings=list(leaves(run.settings)),
     )
@@ -149,6 +153,7 @@ def comparison_page(arms: Sequence[Arm], result: ComparisonTable) -> str:
         else []
     )
     differing, common = arm_settings(arms)
+    curves = join_curves({run.name: run.curves for run in runs})
     return render(
         "comparison.html",
         f"{len(runs)} runs compared",
@@ -160,6 +165,9 @@ def comparison_page(arms: Sequence[Arm], result: ComparisonTable) -> str:
         result_rows=[_result_row(row) for row in result.rows],
         evaluation_charts=_shared_charts(arms, shared) if shared else [],
         evaluation_rows=_times(shared[runs[0].name], held_out) if shared else [],
+        curves=curve_charts(curves),
+        curve_columns=CURVE_COLUMNS,
+        curve_rows=curve_rows(curves),
         losses=_compared_losses(arms),
         stages=_compared_stages(arms),
         stage_rows=_by_t(last),

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tide_cache.errors import RunFolderError
 from tide_cache.evaluation import AgreementReport, NllReport
+from tide_cache.reporting.task_curves import Curves, read_curves
 from tide_cache.training.metrics import StepMetrics, read_metrics
 from tide_cache.training.reporters import scalars
 from tide_cache.unreadable import told_apart
@@ -69,6 +70,7 @@ class RunFigures:
         nll_stages: NLL by t at the start, in the middle and at the end.
         evaluations: Documents `eval*.json` of the folder that hold an NLL, by name.
         other_evaluations: Names of those that hold something else.
+        curves: Accuracy against tokens per forward, of `eval*/results.json` in the folder.
     """
 
     name: str
@@ -83,6 +85,7 @@ class RunFigures:
     nll_stages: tuple[NllStage, ...]
     evaluations: tuple[Evaluation, ...]
     other_evaluations: tuple[str, ...]
+    curves: Curves
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -136,7 +139,19 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         nll_stages=tuple(_stage(name, lines, start) for name, start in STAGES.items()),
         evaluations=tuple(_evaluation(path, found) for path, found in documents.items() if "nll" in found),
         other_evaluations=tuple(path.name for path, found in documents.items() if "nll" not in found),
+        curves=_curves(folder),
     )
+
+
+def _curves(folder: Path) -> Curves:
+    documents = {path.parent.name: _document(path) for path in sorted(folder.glob("eval*/results.json"))}
+    try:
+        return read_curves(folder, documents)
+    except ValueError as error:
+        raise RunFolderError(
+            f"{folder / str(error) / 'results.json'}: found no results of tasks; expected what `tide-cache eval-tasks` "
+            "wrote. Give folders of another kind a name that does not begin with eval."
+        ) from None
 
 
 def _document(path: Path) -> dict[str, Any]:

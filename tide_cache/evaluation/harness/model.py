@@ -11,10 +11,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tide_cache.config.settings import ThinkPrefix
+from tide_cache.evaluation.decoding import DecodingCounts
 from tide_cache.evaluation.harness.generation import BUDGET, normalised, temperature_of
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
 from tide_cache.evaluation.harness.suite import TaskPlan
-from tide_cache.evaluation.sampler import generate
+from tide_cache.evaluation.sampler import decoding_faults, generate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import Message
@@ -33,12 +34,36 @@ class ModelOptions:
         seed: Of masks, and of draws where a task asks for them.
         num_samples: Sets of masked tokens per block of a likelihood.
         think_prefix: See `ThinkPrefix`.
+        threshold: Probability above which answers keep tokens at once; None for a fixed number a step.
+        temperature: Of draws; None for what the task says.
+        top_k: Draw from this many likeliest tokens; needs a temperature.
+        top_p: Draw from the likeliest tokens that reach this probability; needs a temperature.
+        steps_per_block: Most forwards per block of an answer; None for what the plan of the task says.
     """
 
     block_size: int
     seed: int = 0
     num_samples: int = 128
     think_prefix: ThinkPrefix = "template"
+    threshold: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    steps_per_block: int | None = None
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with how answers are decoded, one line each, before weights are loaded."""
+        return decoding_faults(
+            {
+                "block_size": self.block_size,
+                "max_new_tokens": 1,
+                "steps_per_block": self.block_size if self.steps_per_block is None else self.steps_per_block,
+                "threshold": self.threshold,
+                "temperature": self.temperature or 0.0,
+                "top_k": self.top_k,
+                "top_p": self.top_p,
+            }
+        )
 
 
 class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
@@ -70,6 +95,8 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         self.tokenizer = tokenizer
         self.num_cut = 0
         """Prompts that lost their beginning because they were above the model's limit."""
+        self.counts = DecodingCounts()
+        """How parallel the decoding of answers was; likelihoods are not in it."""
         self._options = options
         self._plan = plan
         self._progress = progress or (lambda done, total: None)
@@ -124,6 +151,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float, generator: torch.Generator
     ) -> list[list[int]]:
         size = self._options.block_size
+        asked = self._options
         room = self._limit // size * size - new_tokens
         return generate(
             self.backbone,
@@ -133,10 +161,14 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
             stop_ids=set(self.tokenizer.is_special_V.nonzero()[0].tolist()),
             block_size=size,
             max_new_tokens=new_tokens,
-            steps_per_block=self._plan.steps_per_block(size, new_tokens),
-            temperature=temperature,
+            steps_per_block=asked.steps_per_block or self._plan.steps_per_block(size, new_tokens),
+            threshold=asked.threshold,
+            temperature=temperature if asked.temperature is None else asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
             batch_size=self._plan.batch_size,
             generator=generator,
+            counts=self.counts,
         )
 
     def _fitting(self, ids: Sequence[int], room: int) -> Sequence[int]:

@@ -9,9 +9,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lm_eval
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from lm_eval.evaluator import evaluate
 
 from tide_cache.disk import new_folder
 from tide_cache.errors import EvaluationError, Interrupted, RunFileError, fault_list
+from tide_cache.evaluation.decoding import total_counts
 from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions, Progress
 from tide_cache.evaluation.harness.tasks import DefinedTask
 from tide_cache.modeling.backbone import Backbone
@@ -57,6 +58,19 @@ class Contestant:
     load: Callable[[], Backbone]
 
 
+class Entry(NamedTuple):
+    """One result: a model on a task, decoded at a threshold; `name` is that of its file."""
+
+    contestant: Contestant
+    task: DefinedTask
+    name: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Role and name."""
+        return self.contestant.role, self.name
+
+
 @dataclass(frozen=True)
 class ScoringOptions:
     """What is the same for all models and tasks.
@@ -65,11 +79,17 @@ class ScoringOptions:
         limit: Questions at most of each of lm-eval's tasks; None for all.
         chat_template: Whether prompts are rendered as conversations.
         dtype: Of the weights.
+        thresholds: At which every task is decoded, one result each; none for the threshold of the model's options.
     """
 
     limit: int | None
     chat_template: bool
     dtype: str
+    thresholds: tuple[float, ...] = ()
+
+    def identity(self) -> Document:
+        """Return what results must agree in; each has its own threshold."""
+        return {name: value for name, value in asdict(self).items() if name != "thresholds"}
 
 
 def score_all(
@@ -91,42 +111,51 @@ def score_all(
         report: Gives who is told about the progress of what it is named.
 
     Returns:
-        Results by role and task.
+        Results by role and name: the task's, or `TASK@THRESHOLD`.
 
     Raises:
         EvaluationError: The folder holds results of something else, or a task's data cannot be had.
         RunFileError: There are more ranks than questions.
         Interrupted: Ctrl-C; finished tasks are kept.
     """
-    identities = {(c.role, task.plan.name): _identity(c, task, options) for c in contestants for task in tasks}
+    entries = [entry for contestant in contestants for entry in _entries(contestant, tasks, options.thresholds)]
+    identities = {entry.key: _identity(entry.contestant, entry.task, options) for entry in entries}
     done = _done(out, identities)
-    missing = [task for task in tasks if any((c.role, task.plan.name) not in done for c in contestants)]
-    opened = {task.plan.name: task.open() for task in missing}
+    missing = {e.task.plan.name: e.task for e in entries if e.key not in done}
+    opened = {name: task.open() for name, task in missing.items()}
     _require_enough(opened, options.limit, world)
     if world.size > 1:
         join(world, "cpu")  # what ranks exchange is small and not on the GPU
         dist.barrier()  # nobody writes before all have read what is done
     try:
         for contestant in contestants:
-            left = [task for task in missing if (contestant.role, task.plan.name) not in done]
+            left = [e for e in entries if e.contestant.role == contestant.role and e.key not in done]
             backbone = contestant.load() if left else None
-            for task in left:
+            for model, task, name in left:
                 assert backbone is not None
-                name = task.plan.name
-                progress = report(f"{contestant.role}, {name}") if report else None
-                lm = BlockDiffusionLM(backbone, contestant.tokenizer, contestant.options, task.plan, world, progress)
-                result = score_task(lm, task, opened[name], options)
+                progress = report(f"{model.role}, {name}") if report else None
+                lm = BlockDiffusionLM(backbone, model.tokenizer, model.options, task.plan, world, progress)
+                result = score_task(lm, task, opened[task.plan.name], options)
                 if world.is_first:
                     samples = result.pop("samples")
-                    done[contestant.role, name] = {"identity": identities[contestant.role, name], **result}
-                    _keep(out / contestant.role, name, done[contestant.role, name], samples)
+                    done[model.role, name] = {"identity": identities[model.role, name], **result}
+                    _keep(out / model.role, name, done[model.role, name], samples)
             del backbone
             gc.collect()
     except KeyboardInterrupt:
         raise Interrupted(
             f"Stopped; {out} keeps {len(done)} of {len(identities)} results. Run the same command again to go on."
         ) from None
-    return {c.role: {t.plan.name: done[c.role, t.plan.name] for t in tasks} for c in contestants if world.is_first}
+    if not world.is_first:
+        return {}
+    return {c.role: {e.name: done[e.key] for e in entries if e.contestant.role == c.role} for c in contestants}
+
+
+def _entries(contestant: Contestant, tasks: Sequence[DefinedTask], thresholds: Sequence[float]) -> list[Entry]:
+    if not thresholds:
+        return [Entry(contestant, task, task.plan.name) for task in tasks]
+    at = [replace(contestant, options=replace(contestant.options, threshold=threshold)) for threshold in thresholds]
+    return [Entry(one, task, f"{task.plan.name}@{one.options.threshold:g}") for task in tasks for one in at]
 
 
 def _identity(contestant: Contestant, task: DefinedTask, options: ScoringOptions) -> Document:
@@ -142,7 +171,7 @@ def _identity(contestant: Contestant, task: DefinedTask, options: ScoringOptions
         "steps": plan.steps,
         "shots": plan.shots,
         **asdict(contestant.options),
-        **asdict(options),
+        **options.identity(),
         "lm_eval": lm_eval.__version__,
     }
 
@@ -201,9 +230,10 @@ def score_task(lm: BlockDiffusionLM, task: DefinedTask, opened: Mapping[str, Any
         apply_chat_template=options.chat_template,
         confirm_run_unsafe_code=True,  # consent was asked for when the task was defined
     )
-    num_cut = lm.num_cut
+    num_cut, counts = lm.num_cut, lm.counts
     if lm.world_size > 1:
-        num_cut = sum(lm.gather_object(lm.num_cut) or [])
+        gathered = lm.gather_object((lm.num_cut, lm.counts)) or []
+        num_cut, counts = sum(cut for cut, _ in gathered), total_counts(part for _, part in gathered)
     if found is None:
         return {}
     sizes = {name: int(found["n-samples"][name]["effective"]) for name in opened}
@@ -217,6 +247,7 @@ def score_task(lm: BlockDiffusionLM, task: DefinedTask, opened: Mapping[str, Any
         "stderr": stderr,
         "num_questions": sum(sizes.values()),
         "num_cut_prompts": num_cut,
+        "decoding": counts.figures() if counts.sequences else None,
         "settings_without_effect": task.without_effect(),
         "seconds": round(time.monotonic() - begin_s, 1),
         "tide_cache_version": __version__,

@@ -57,6 +57,11 @@ class DefinedTask:
                     digest.update(f"{wanted}{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
         return digest.hexdigest()
 
+    @property
+    def writes(self) -> bool:
+        """Whether answers are written, rather than likelihoods compared."""
+        return any(config.get("output_type") == "generate_until" for config in self.configs)
+
     def without_effect(self) -> list[str]:
         """Name the generation settings that the sampler has no use for."""
         named = [name for config in self.configs for name in without_effect(config.get("generation_kwargs") or {})]
