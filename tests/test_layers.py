@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = """
-version errors progress launchers records wording families
+version errors progress launchers records wording families lm_eval_hook
 unreadable interruption signal_table
 locations
 hub disk config

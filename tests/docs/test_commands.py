@@ -16,7 +16,7 @@ from tide_cache_cli.main import app
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-OTHER_PROGRAMS = {"duckdb", "git", "hf", "lmdeploy", "ls", "printf", "ray", "source", "test"}
+OTHER_PROGRAMS = {"duckdb", "git", "hf", "lm_eval", "lmdeploy", "ls", "printf", "ray", "source", "test"}
 """Programs that are not ours and say nothing of us."""
 INLINE = re.compile(r"(?<!`)`((?:tide-cache|python -m benchmarks\S*|make|pip install) [^`]+)`(?!`)")
 UsageError = typer.BadParameter.__base__

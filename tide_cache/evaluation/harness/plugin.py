@@ -1,0 +1,90 @@
+"""Our models under the harness's own command: `lm_eval --model tide_cache --model_args pretrained=...`.
+
+lm-eval finds the class by the entry point `lm_eval.models` of this distribution, from the release after 0.4.13 on.
+0.4.13 looks for no plug-in at all: there `tide_cache.lm_eval_hook` puts the name into its registry.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from tide_cache.config.settings import Precision, ThinkPrefix
+from tide_cache.errors import RunFileError, fault_list
+from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions
+from tide_cache.evaluation.harness.suite import TaskPlan
+from tide_cache.evaluation.trained import open_trained
+from tide_cache.modeling.backbone import DTYPES, load_backbone, resolve_device
+from tide_cache.training.distributed import find_world, rank_device
+from tide_cache.training.meeting import join
+
+
+class TideCacheLM(BlockDiffusionLM):
+    """A checkpoint by name; the options are those of `eval-tasks`, under Python's names."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        block_size: int | None = None,
+        threshold: float | None = None,
+        steps_per_block: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_samples: int = 128,
+        think_prefix: ThinkPrefix = "template",
+        seed: int = 0,
+        dtype: Precision = "float32",
+        device: str | None = None,
+        batch_size: int | str = 32,
+        max_batch_size: int | None = None,
+    ) -> None:
+        """Open and load a checkpoint.
+
+        Args:
+            pretrained: Folder that `train` or `export-model` wrote, or a hub name.
+            block_size: Tokens per block; by default as trained.
+            threshold: Probability above which answers keep tokens at once.
+            steps_per_block: Most forwards per block; by default one for each token.
+            temperature: Of draws; by default the task's.
+            top_k: Draw from this many likeliest tokens.
+            top_p: Draw from the likeliest tokens that reach this probability.
+            num_samples: Sets of masked tokens per block of a likelihood.
+            think_prefix: What stands before an answer when a chat template is applied.
+            seed: Of masks and draws.
+            dtype: Of the weights: float32 or bfloat16.
+            device: Where they go; by default this process's GPU, or the CPU.
+            batch_size: Sequences per forward. `auto` is 32.
+            max_batch_size: Unused; lm-eval hands it to every model.
+
+        Raises:
+            RunFileError: An option that cannot be; lists all, before weights are loaded.
+            TideCacheError: There is no usable model or tokenizer.
+        """
+        size = _whole(batch_size)
+        if dtype not in DTYPES:
+            raise RunFileError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        model = open_trained(str(pretrained), block_size, dtype=dtype)
+        decoding = (threshold, temperature, top_k, top_p, steps_per_block)
+        options = ModelOptions(model.block_size, seed, num_samples, think_prefix, *decoding)
+        if faults := options.faults():
+            raise RunFileError(fault_list("No answer can be written:", faults, "Nothing was loaded."))
+        model.require_fits(model.block_size)
+        world = find_world()
+        place = rank_device(world, resolve_device(device or "auto"))
+        if world.size > 1:
+            join(world, "cpu")  # what ranks exchange is small and not on the GPU
+        backbone = load_backbone(model.info, DTYPES[dtype], place)
+        super().__init__(backbone, model.tokenizer, options, TaskPlan("--tasks", batch_size=size), world)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what lm-eval writes into its results: how answers were decoded, and how parallel that was."""
+        return {"tide_cache_options": asdict(self._options), "tide_cache_decoding": self.counts.figures()}
+
+
+def _whole(batch_size: int | str) -> int:
+    text = str(batch_size)
+    if text.startswith("auto"):
+        return TaskPlan.batch_size
+    if not text.isdecimal() or int(text) < 1:
+        raise RunFileError(f"batch_size is {batch_size!r}; expected a whole number from 1, or auto, which is 32")
+    return int(text)
