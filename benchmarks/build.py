@@ -39,6 +39,8 @@ TEACHER = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 
 SMALL_TEACHER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 FEW_ROWS, MANY_ROWS, ROWS_PER_SHARD = 40, 400, 20
 """For the question whether memory grows: twenty shards instead of two, as many as a worker ever holds."""
+TOKENIZER: Path | None = None
+"""Folder of another tokenizer than Qwen's, for a small run."""
 MASK = {"mask_token": "<|tide-mask|>", "add_mask_token": True}
 NUM_VIEWS = 4
 SHARDS = 4
@@ -215,7 +217,7 @@ def run_values(folder: Path, num_rows: int, shape: dict[str, int]) -> dict[str, 
     """Write corpus and teacher into a folder, and give the run file of a build without `build.out`."""
     lines = shared_file("data/gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()[:num_rows]
     (folder / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, map(json.loads, lines))) + "\n", encoding="utf-8")
-    path = str(shared_file("tokenizers/qwen"))
+    path = str(TOKENIZER or shared_file("tokenizers/qwen"))
     tokenizer = TextTokenizer.load(path, **MASK)
     config = Qwen3Config(
         vocab_size=tokenizer.vocab_size, **shape, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True,

@@ -62,7 +62,7 @@ class Stored:
 
     Attributes:
         pairs: Its samples.
-        records: The records of each, by view.
+        records: The records of each sample, by view.
         rules: Of the shard.
     """
 

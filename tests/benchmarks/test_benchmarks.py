@@ -12,6 +12,7 @@ from benchmarks import build
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.python_loop import bare_loop, reference_loop
 from benchmarks.timing import Timings
+from tide_cache.demo.vocabularies import Vocabularies
 from tide_cache.pairing import align_bytes
 
 cuts = st.lists(st.integers(1, 19), max_size=12).map(lambda ends: sorted({*ends, 20}))
@@ -91,8 +92,12 @@ def test_the_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]):
     assert f"one of: {', '.join(BENCHMARKS)}" in printed
 
 
-def test_build_times_the_parts_of_one_capture(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name, smaller in {"TEACHER": build.SMALL_TEACHER, "FEW_ROWS": 2, "MANY_ROWS": 4}.items():
+@pytest.mark.usefixtures("shared")
+def test_build_times_the_parts_of_one_capture(
+    vocabularies: Vocabularies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    small = {"TEACHER": build.SMALL_TEACHER, "TOKENIZER": vocabularies.first, "FEW_ROWS": 2, "MANY_ROWS": 4}
+    for name, smaller in small.items():
         monkeypatch.setattr(build, name, smaller)
     file = tmp_path / "build.json"
     assert main(["build", "--rows", "2", "--repeats", "1", "--json", str(file)]) == 0

@@ -36,7 +36,7 @@ def test_what_is_stored_is_what_was_drawn():
     counts = np.array([1, 2, 3, 5, 8, 12, 12, 11, 4])
     stored = codec._stored(ROWS, counts)
     assert stored.num_positions == 9
-    topk = stored.records[0][1].signal.topk
+    topk = stored.records[1][0].signal.topk
     assert topk.counts_R.tolist() == counts[4:].tolist()
     assert topk.ids_E[:8].tolist() == ROWS.ids_PK[4, :8].tolist()
     assert stored.encode("compact").size > 0
