@@ -149,6 +149,8 @@ def _read_elsewhere(path: CachePath | str, error: Exception) -> UnreadableError 
     """Make the error of a file that could not be read while another was written: what is copied."""
     if not isinstance(error, OSError) or error.errno not in FORBIDDEN or not isinstance(error.filename, str):
         return None
+    if "://" in error.filename:  # a store's, which is read by a class of its own
+        return None
     named = Path(error.filename)
     is_target = isinstance(path, Path) and (named == path or path in named.parents)
     return None if is_target or _was_written(named) else cannot_be_read_now(named, error)
