@@ -186,7 +186,8 @@ def _shared_targets(
     pairs, views = _recorded_views(at, at["student_input_ids"], at["student_mask"], chunks)
     logits_BLV = _teacher_logits(at, is_compdemo, "M_A")[..., :size]
     temperatures = tuple(sorted({1.0, hyper["kl_temperature"]}))
-    return capture(pairs, views, logits_BLV, SignalsConfig(temperatures=temperatures, top_k=size, top_p=1.0), size)
+    distinct = tuple(dict.fromkeys(temperatures))
+    return capture(pairs, views, logits_BLV, SignalsConfig(temperatures=distinct, top_k=size, top_p=1.0), size)
 
 
 def _aligned_targets(
