@@ -186,8 +186,7 @@ def _shared_targets(
     pairs, views = _recorded_views(at, at["student_input_ids"], at["student_mask"], chunks)
     logits_BLV = _teacher_logits(at, is_compdemo, "M_A")[..., :size]
     temperatures = tuple(sorted({1.0, hyper["kl_temperature"]}))
-    distinct = tuple(dict.fromkeys(temperatures))
-    return capture(pairs, views, logits_BLV, SignalsConfig(temperatures=distinct, top_k=size, top_p=1.0), size)
+    return capture(pairs, views, logits_BLV, SignalsConfig(temperatures=temperatures, top_k=size, top_p=1.0), size)
 
 
 def _aligned_targets(
@@ -285,7 +284,8 @@ def example() -> Callable[..., Example]:
         views = [draw_view(pair, 0, plan) for pair in pairs]
         signals = SignalsConfig(
             kinds=("truth", "topk", "chunks") if chunk_k else ("truth", "topk"),
-            temperatures=temperatures, top_k=top_k, top_p=top_p, tail_samples=tail_samples, chunk_k=chunk_k,
+            temperatures=tuple(dict.fromkeys(temperatures)),
+            top_k=top_k, top_p=top_p, tail_samples=tail_samples, chunk_k=chunk_k,
         )  # fmt: skip
         batch, targets = capture(pairs, views, teacher_logits_BLV, signals, vocab)
         teacher_NV = teacher_logits_BLV[batch.row_sample_N, batch.row_position_N]
