@@ -78,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=_positive, default=Options.repeats, help="timed rounds (%(default)s)")
     for who in ("teacher", "student"):
         parser.add_argument(
-            f"--{who}", type=Path, metavar="MODEL", help=f"folder of a trained {who}, for tails and codec"
+            f"--{who}",
+            type=Path,
+            metavar="MODEL",
+            help=f"folder of a trained {who}, for tails and codec" + (", and inference" if who == "student" else ""),
         )
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="complete cache with real rows, for codec")
     return parser

@@ -1,8 +1,8 @@
 """What a student saves when it is used: tokens per second and memory of sampling, beside its teachers.
 
-One sequence, one token a step, as the paper times it; each model also without kept keys and values. Time: all take
-their turn in every round. Memory: each model in a process of its own, what it grew by from before the weights were
-made; on a GPU the allocator's peak.
+One sequence, one token a step, as the paper times it; each model also without kept keys and values; and the student by
+threshold (`thresholds.py`). Time: all take their turn in every round. Memory: each model in a process of its own, what
+it grew by from before the weights were made; on a GPU the allocator's peak.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from benchmarks import thresholds
 from benchmarks.options import Options
 from benchmarks.processes import in_own_process, peak_rss
 from benchmarks.published_shapes import (
@@ -74,9 +75,12 @@ PUBLISHED = InferencePlan(
 
 
 def run(options: Options) -> dict[str, float]:
-    """Compare on a CPU core, with small models whose weights have the published ratio."""
+    """Compare on a CPU core, with small models whose weights have the published ratio, or measure a given student."""
     torch.set_num_threads(1)
-    return measure(InferencePlan(), options.repeats)
+    if options.student is not None:
+        return thresholds.measure(thresholds.trained_answering(options.student), options.repeats)
+    by_threshold = thresholds.measure(thresholds.random_answering(), options.repeats)
+    return measure(InferencePlan(), options.repeats) | by_threshold
 
 
 def measure(plan: InferencePlan, repeats: int) -> dict[str, float]:

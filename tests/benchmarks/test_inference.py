@@ -3,8 +3,24 @@
 import pytest
 import torch
 
+from benchmarks import thresholds
 from benchmarks.inference import InferencePlan, measure
 from benchmarks.published_shapes import SMALL_LLADA2, SMALL_STUDENT, SMALL_WEDLM
+
+
+def test_thresholds_are_compared_with_one_token_a_step(tiny_teacher, shared):
+    torch.set_num_threads(1)
+    tiny = SMALL_STUDENT | {"num_hidden_layers": 1, "vocab_size": 256}
+    figures = thresholds.measure(thresholds.random_answering(tiny, 1, 32), repeats=1, thresholds=(0.5, 0.9))
+    assert all(value > 0 for name, value in figures.items() if not name.startswith("same_answers"))
+    parallel = [figures[f"tokens_per_forward_{name}"] for name in ("0.5", "0.9", "token_by_token")]
+    assert parallel == sorted(parallel, reverse=True)
+    assert parallel[0] > parallel[2] == 1.0, "the stand-in is sure of some tokens"
+    rates = [figures[f"tokens_per_s_{name}"] for name in ("0.5", "token_by_token")]
+    assert figures["ratio_0.5"] == pytest.approx(rates[0] / rates[1])
+
+    trained = thresholds.trained_answering(tiny_teacher, num_prompts=1, new_tokens=8)
+    assert thresholds.measure(trained, 1, (1.0,))["same_answers_1"] == 1.0
 
 
 def test_sampling_is_compared_with_the_teachers():
