@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = """
-version errors progress launchers records wording families lm_eval_hook
+arrays version errors progress launchers wording families lm_eval_hook
+records
 unreadable interruption signal_table
 locations
 hub disk config

@@ -32,6 +32,7 @@ PATTERNS = {
     "tide_cache/shards/compact.py": {"numpy"},
     "tide_cache/shards/value_faults.py": {"numpy"},
     "tide_cache/shards/schema.py": {"pyarrow"},
+    "tide_cache/arrays.py": {"numpy"},
     "tide_cache/records.py": {"numpy", "torch"},
     "tide_cache/signal_table.py": {"numpy"},
 }

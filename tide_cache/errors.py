@@ -4,7 +4,8 @@ Bad input raises a `TideCacheError`; the command line prints its message without
 `exit_code`. Assertions are for our own invariants.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class TideCacheError(Exception):
@@ -115,6 +116,12 @@ class Interrupted(TideCacheError):
     """The user or the scheduler stopped the run; what was done is kept and can be resumed."""
 
     exit_code = 130
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return where two mappings differ, sorted, as (key, value of one, value of the other); a missing one is None."""
+    keys = sorted(one.keys() | other.keys())
+    return [(key, one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)]
 
 
 def fault_list(title: str, faults: Iterable[str], way_out: str = "") -> str:

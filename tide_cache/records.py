@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tide_cache.arrays import sums_before
+
 Bools = npt.NDArray[np.bool_]
 Int32s = npt.NDArray[np.int32]
 UInt32s = npt.NDArray[np.uint32]
@@ -112,7 +114,7 @@ class SamplePair:
 
 def distillable_chunks(chunks_C4: Int32s, is_supervised_L: Bools) -> Bools:
     """Tell for each chunk whether all its student tokens are supervised."""
-    unsupervised_L = np.concatenate([[0], np.cumsum(~is_supervised_L)])
+    unsupervised_L = sums_before(~is_supervised_L)
     result: Bools = unsupervised_L[chunks_C4[:, 3]] == unsupervised_L[chunks_C4[:, 2]]
     return result
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import places_in_lists
 from tide_cache.records import Bools, ChunkCandidates, TailSamples, TeacherSignal, TopK
 
 Array = npt.NDArray[Any]
@@ -138,9 +139,12 @@ NESTED: dict[type, dict[str, type]] = {
 }
 """Attributes that hold a record of their own; the entries of a tail are those of its `topk`."""
 
-_FIELDS: dict[type, tuple[Field, ...]] = {
-    record: tuple(field for part in PARTS if part.record is record for field in part.fields)
+_PARTS: dict[type, tuple[Part, ...]] = {
+    record: tuple(part for part in PARTS if part.record is record)
     for record in (TeacherSignal, TopK, TailSamples, ChunkCandidates)
+}
+_FIELDS: dict[type, tuple[Field, ...]] = {
+    record: tuple(field for part in parts for field in part.fields) for record, parts in _PARTS.items()
 }
 
 Said = TypeVar("Said", TeacherSignal, TopK, TailSamples, ChunkCandidates)
@@ -176,9 +180,11 @@ def from_columns(record: type[Said], columns: Mapping[str, Array], num_temperatu
         The record, or None where none of its columns is there.
     """
     found: dict[str, Any] = {}
-    for field in _FIELDS[record]:
-        if (array := columns.get(field.column)) is not None:
-            found[field.name] = array.reshape(-1, num_temperatures) if field.axis == "temperature" else array
+    for part in _PARTS[record]:
+        if part.fields[0].column in columns:
+            for field in part.fields:
+                array = columns[field.column]
+                found[field.name] = array.reshape(-1, num_temperatures) if field.axis == "temperature" else array
     if not found:
         return None
     for name, nested in NESTED.get(record, {}).items():
@@ -290,17 +296,3 @@ def at_temperatures(lists: Lists, own: Temperatures, wanted: Temperatures) -> Li
             for index, temperature in enumerate(own):
                 made[field.name][:, wanted.index(temperature)] = values_XT[:, index]
     return replace(lists, **made)
-
-
-def places_in_lists(lengths_X: Ints, chosen_X: Ints) -> npt.NDArray[np.int64]:
-    """Return where the values of some lists lie among those of all, laid end to end.
-
-    Args:
-        lengths_X: Of all lists.
-        chosen_X: Places of the lists wanted, in the order wanted.
-    """
-    starts_X = np.cumsum(lengths_X) - lengths_X
-    taken_X = lengths_X[chosen_X]
-    shift_X = starts_X[chosen_X] - (np.cumsum(taken_X) - taken_X)
-    result: npt.NDArray[np.int64] = np.arange(taken_X.sum()) + np.repeat(shift_X, taken_X)
-    return result

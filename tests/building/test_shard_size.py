@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tide_cache.building.prepare import prepare_build
-from tide_cache.building.shard_size import FEWEST, MOST, active_parameters, fitting, tokens_per_sample
+from tide_cache.building.shard_size import FEWEST, MOST, active_parameters, fitting, reads_per_sample
 from tide_cache.manifest import CacheFolder
 
 DENSE = SimpleNamespace(
@@ -36,9 +36,9 @@ def test_the_size_falls_with_the_work_of_a_sample(config, tokens, device, size):
 def test_tokens_count_views_clean_copies_and_passes(run_in, tmp_path):
     run = run_in(tmp_path / "cache", views__num_views=10, build__views_per_forward=4, teacher__context="block",
                  build__passes=("plain", "compdemo"))  # fmt: skip
-    assert tokens_per_sample(run) == 3 * (10 + 3)
+    assert reads_per_sample(run) == 3 * (10 + 3)
     alone = run.model_copy(update={"teacher": run.teacher.model_copy(update={"context": "full"})})
-    assert tokens_per_sample(alone) == 3 * 10
+    assert reads_per_sample(alone) == 3 * 10
 
 
 def test_a_build_that_goes_on_keeps_the_size_it_was_planned_with(run_in, tmp_path):

@@ -239,11 +239,11 @@ def test_missing_weights_are_listed(tmp_path, golden):
 
 def test_what_does_not_fit_is_listed(golden):
     info = read_checkpoint(str(golden[0]))
-    faults = info.require_fits(vocab_size=161, length=40_000, who="student")
+    faults = info.fit_faults(vocab_size=161, length=40_000, who="student")
     assert len(faults) == 2
     assert "ids up to 160" in faults[0]
     assert "limit is 32768" in faults[1]
-    assert info.require_fits(160, 32768, "student") == []
+    assert info.fit_faults(160, 32768, "student") == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

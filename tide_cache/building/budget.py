@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Self
 
-import numpy as np
-
 Clock = Callable[[], float]
 
 
@@ -56,16 +54,6 @@ def affordable_parts(members: Sequence[int], budget: Budget, largest: int | None
             return
         yield list(members[done : done + size])
         done += size
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Return numbers at even distances: the parts of a mix lie one after the other.
-
-    Args:
-        count: Of all, from 0 on.
-        wanted: How many; all where there are no more.
-    """
-    return list(np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist())
 
 
 def spread_first(members: Sequence[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tide_cache.building.budget import spread
+from tide_cache.arrays import evenly
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.corpus import Corpus, Row
 from tide_cache.disk import free_bytes
@@ -84,13 +84,13 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
 
 
 def spread_rows(corpus: Corpus[Row], count: int) -> list[Row]:
-    """Take rows at even distances; see `spread`.
+    """Take rows at even distances; see `evenly`.
 
     Args:
         corpus: The rows.
         count: How many; all where there are no more.
     """
-    return [corpus[index] for index in spread(len(corpus), count)]
+    return [corpus[index] for index in evenly(len(corpus), count)]
 
 
 def require_disk(build: PreparedBuild, out: CachePath, num_shards: int) -> None:

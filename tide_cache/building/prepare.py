@@ -74,7 +74,7 @@ def prepare_build(
     teacher = TextTokenizer.load(**dict(section), mask_id=checkpoint.mask_id)
     student = TextTokenizer.load(**dict(run.student.tokenizer))
     shared = shared_vocab_size(teacher, student)
-    faults = checkpoint.require_fits(teacher.vocab_size, run.teacher.max_length, "teacher")
+    faults = checkpoint.fit_faults(teacher.vocab_size, run.teacher.max_length, "teacher")
     faults += checkpoint.mask_faults(teacher.mask_id, teacher.mask_token, "teacher.tokenizer")
     if run.teacher.context == "block":
         faults += checkpoint.block_faults(run.teacher.block_size, "teacher")

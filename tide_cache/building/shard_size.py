@@ -31,10 +31,10 @@ def samples_per_shard(run: BuildRun, config: Any, device: str) -> int:
     try:
         return read_plan(run.build.out).plan.samples_per_shard
     except CacheIncompleteError:
-        return fitting(config, run.teacher.max_length * tokens_per_sample(run), device)
+        return fitting(config, run.teacher.max_length * reads_per_sample(run), device)
 
 
-def tokens_per_sample(run: BuildRun) -> int:
+def reads_per_sample(run: BuildRun) -> int:
     """Return how many times the teacher reads a sample of the longest length, over all views and passes.
 
     Under the block mask the views of a forward share one clean copy. Each view of `compdemo` takes two forwards.

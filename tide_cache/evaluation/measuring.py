@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tide_cache.config.settings import Context, OnBadRow, Precision
 from tide_cache.corpus import open_corpus
-from tide_cache.errors import CacheMismatchError, fault_list
+from tide_cache.errors import CacheMismatchError, differing, fault_list
 from tide_cache.evaluation.agreement import AgreementReport, teacher_agreement
 from tide_cache.evaluation.nll import TIMES, NllReport, held_out_nll
 from tide_cache.evaluation.trained import TrainedModel, open_trained
@@ -183,13 +183,10 @@ def require_fitting_cache(cache: CachePath, tokenizer: TextTokenizer) -> Manifes
         CacheMismatchError: Lists what differs.
     """
     manifest = Manifest.load(cache)
-    found, expected = manifest.identity.student_tokenizer, tokenizer.fingerprint()
-    if found != expected:
-        faults = [
-            f"student tokenizer, {name}: cache has {found.get(name)}, the model's is {expected.get(name)}"
-            for name in sorted(found.keys() | expected.keys())
-            if found.get(name) != expected.get(name)
-        ]
+    if faults := [
+        f"student tokenizer, {name}: cache has {found}, the model's is {expected}"
+        for name, found, expected in differing(manifest.identity.student_tokenizer, tokenizer.fingerprint())
+    ]:
         raise CacheMismatchError(
             fault_list(
                 f"{cache} was not built for this model:",

@@ -54,7 +54,7 @@ class TrainedModel:
         Raises:
             RunFileError: Something does not fit; lists all that does not.
         """
-        if faults := self.info.require_fits(self.tokenizer.vocab_size, length, "eval"):
+        if faults := self.info.fit_faults(self.tokenizer.vocab_size, length, "eval"):
             raise RunFileError(fault_list("The evaluation cannot start:", faults, "Nothing was loaded."))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import evenly, sums_before
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.records import SamplePair, TeacherSignal, ViewRecord
@@ -134,8 +135,7 @@ def _spread_places(manifest: Manifest) -> list[tuple[int, int, int]]:
     num_views = manifest.identity.views.num_views
     layouts = [ShardLayout(record.num_samples, num_views) for record in manifest.shards["pairs"]]
     places = [(s, g, v) for s, layout in enumerate(layouts) for g in range(layout.num_groups) for v in range(num_views)]
-    chosen = np.unique(np.linspace(0, len(places) - 1, min(len(places), GROUPS_READ)).round().astype(int))
-    return [places[index] for index in chosen]
+    return [places[index] for index in evenly(len(places), GROUPS_READ)]
 
 
 class _PassSums:
@@ -169,7 +169,7 @@ class _PassSums:
         yield "mean_nll", -signal.truth_logprobs_N
         yield "truth_probability", np.exp(signal.truth_logprobs_N)
         if (topk := signal.topk) is not None:
-            first_R = np.cumsum(topk.counts_R) - topk.counts_R
+            first_R = sums_before(topk.counts_R)[:-1]
             yield "confidence", np.exp(topk.logprobs_E[first_R])
             yield "kept_accuracy", signal.is_top1_N[topk.rows_R]
             yield "kept_ids", topk.counts_R

@@ -7,6 +7,7 @@ from math import exp
 
 import numpy as np
 
+from tide_cache.arrays import evenly, sums_before
 from tide_cache.config.sections import BuildViewsConfig
 from tide_cache.errors import CacheMismatchError, RunFileError
 from tide_cache.locations import CachePath
@@ -187,8 +188,7 @@ def example_views(cache: CachePath) -> tuple[int, ...]:
     views = manifest.identity.views
     plan = BuildViewsConfig(**dict(views))
     ordered = sorted(range(views.num_views), key=lambda view: draw_view(pairs[sample], view, plan).t)
-    chosen = np.unique(np.linspace(0, len(ordered) - 1, EXAMPLES).round().astype(int))
-    return tuple(sample * views.num_views + ordered[index] for index in chosen)
+    return tuple(sample * views.num_views + ordered[index] for index in evenly(len(ordered), EXAMPLES))
 
 
 def require_student_tokenizer(name: str, manifest: Manifest) -> TextTokenizer:
@@ -284,7 +284,7 @@ def _active_spans(record: ViewRecord) -> list[list[int]]:
 def _masked_chunks(record: ViewRecord, spelling: _Spelling, unit_temperature: int) -> Iterator[MaskedChunk]:
     pair, view, signal = record.pair, record.view, record.signal
     assert signal is not None, "views of a cache carry signals"
-    row_of_teacher_token = np.cumsum(view.is_teacher_masked_M) - 1
+    row_of_teacher_token = sums_before(view.is_teacher_masked_M)
     of_chunk = _chunk_candidates(pair, signal, spelling, unit_temperature)
     of_row = _kept_ids(signal, spelling, unit_temperature)
     active = np.flatnonzero(active_chunks(pair, view)).tolist()

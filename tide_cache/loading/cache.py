@@ -6,6 +6,7 @@ from typing import get_args
 
 import numpy as np
 
+from tide_cache.arrays import sums_before
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.source import GroupCache
 from tide_cache.locations import CachePath
@@ -44,7 +45,7 @@ class CacheSource:
         layouts = [ShardLayout(record.num_samples, 1) for record in manifest.shards["pairs"]]
         self._places = [(shard, group) for shard, layout in enumerate(layouts) for group in range(layout.num_groups)]
         self._sizes = tuple(len(layouts[shard].samples_of(group)) for shard, group in self._places)
-        self._first_sample = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._first_sample = sums_before(self._sizes)
         self._groups = GroupCache(self._read, held_groups)
         self._reader = lru_cache(maxsize=64)(partial(manifest.reader, root))  # a reader checks its footer once
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tide_cache.loading.joining import ActiveChunks, counts_before
+from tide_cache.arrays import ranges, sums_before
+from tide_cache.loading.joining import ActiveChunks
 from tide_cache.loading.sharing import SharedTopK
 from tide_cache.records import ChunkCandidates, ChunkTargets, TeacherSignal, TopK, TopKTargets
 
@@ -103,7 +104,7 @@ def gather_columns(kept_ids_NK: Ints, row_W: Ints, id_W: Ints) -> tuple[Ints, In
     column_U[is_kept_U] = 1 + rank_E[place_U[is_kept_U]]
     extra_row, extra_id = np.divmod(key_U[~is_kept_U], _IDS)
     per_row_N = np.bincount(extra_row, minlength=num_rows)
-    extra_rank = np.arange(len(extra_row)) - np.repeat(np.cumsum(per_row_N) - per_row_N, per_row_N)
+    extra_rank = ranges(0, per_row_N)
     column_U[~is_kept_U] = 1 + num_kept + extra_rank
     extra_ids_NX = np.full((num_rows, int(per_row_N.max(initial=0))), -1, np.int64)
     extra_ids_NX[extra_row, extra_rank] = extra_id
@@ -159,7 +160,7 @@ def _padded_draws(
     """Return columns, log-probs and shares as padded rows."""
     counts_N = np.bincount(row_D, minlength=num_rows)
     order_D = np.argsort(row_D, kind="stable")
-    rank_D = np.arange(len(row_D)) - np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
+    rank_D = ranges(0, counts_N)
     shape = (num_rows, int(counts_N.max(initial=0)))
     column_ND, logprob_ND = np.full(shape, -1, np.int64), np.zeros(shape, np.float32)
     share_ND = np.zeros(shape, np.float32)
@@ -187,12 +188,11 @@ def _candidates(chunks: ChunkCandidates | None, active: ActiveChunks, num_temper
     if chunks is None:
         nothing = np.zeros(0, np.int64)
         return _Candidates(nothing, np.zeros(0, np.float32), nothing, nothing, nothing, log_tail_CT, log_partition_CT)
-    chunk_A = counts_before(active.is_active_C)[chunks.chunks_A]
+    chunk_A = sums_before(active.is_active_C)[chunks.chunks_A]
     log_tail_CT[chunk_A], log_partition_CT[chunk_A] = chunks.log_tail_AT, chunks.log_partition_AT
     chunk_J = np.repeat(chunk_A, chunks.counts_A)
     size_J = active.size_A[chunk_J]
     candidate_F = np.repeat(np.arange(len(chunk_J)), size_J)
-    within_F = np.arange(len(candidate_F)) - np.repeat(np.cumsum(size_J) - size_J, size_J)
-    row_F = np.repeat(active.first_row_A[chunk_J], size_J) + within_F
+    row_F = ranges(active.first_row_A[chunk_J], size_J)
     id_F = chunks.ids_F.astype(np.int64)
     return _Candidates(chunk_J, chunks.logprobs_J, candidate_F, row_F, id_F, log_tail_CT, log_partition_CT)

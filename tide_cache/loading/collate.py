@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tide_cache.arrays import sums_before
 from tide_cache.config.settings import Schedule
 from tide_cache.loading.candidates import candidate_targets
-from tide_cache.loading.joining import ActiveChunks, JoinedViews, counts_before, join_views
+from tide_cache.loading.joining import ActiveChunks, JoinedViews, join_views
 from tide_cache.loading.sharing import shared_topk
 from tide_cache.records import StudentBatch, Targets, TruthTargets, ViewRecord
 from tide_cache.views.masking import is_complement
@@ -102,7 +103,7 @@ def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], plan: CollatePl
 def _targets(records: Sequence[ViewRecord], plan: CollatePlan) -> Targets:
     plans = [plan.of(record) for record in records]
     joined = join_views(records, [own.temperatures for own in plans], plan.temperatures)
-    rows_B = np.diff(counts_before(joined.is_student_masked_L)[joined.token_start_B])
+    rows_B = np.diff(sums_before(joined.is_student_masked_L)[joined.token_start_B])
     num_rows = int(rows_B.sum())
     active = ActiveChunks.of(joined)
     sample_A = np.repeat(np.arange(len(records)), rows_B)[active.first_row_A]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from tide_cache.errors import CacheMismatchError, fault_list
+from tide_cache.errors import CacheMismatchError, differing, fault_list
 from tide_cache.loading.opening import OpenedCache
 from tide_cache.objectives import Needs, union_of_needs
 from tide_cache.pairing import TextTokenizer
@@ -65,9 +65,8 @@ def cache_faults(
 def _tokenizer_faults(cache: OpenedCache, tokenizer: TextTokenizer) -> list[str]:
     fingerprint, built_with = tokenizer.fingerprint(), cache.manifest.identity.student_tokenizer
     faults = [
-        f"student tokenizer, {name}: cache has {built_with.get(name)}, the student's is {fingerprint.get(name)}"
-        for name in sorted(fingerprint.keys() | built_with.keys())
-        if built_with.get(name) != fingerprint.get(name)
+        f"student tokenizer, {name}: cache has {found}, the student's is {expected}"
+        for name, found, expected in differing(built_with, fingerprint)
     ]
     if faults:
         faults[-1] += f"; build with --student {tokenizer.name}, or train with the tokenizer of the cache"

@@ -10,21 +10,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import ranges, sums_before
 from tide_cache.records import Bools, Int32s, TeacherSignal, ViewRecord, distillable_chunks
 from tide_cache.signal_table import Rule, Temperatures, at_temperatures, concat
 from tide_cache.views.masking import chunks_touched
-
-
-def starts_of(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Return where each of several things lies when they are laid end to end, and the end of all."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def counts_before(is_counted: Bools) -> npt.NDArray[np.int64]:
-    """Return how many lie before each place, and before the end."""
-    result = np.zeros(len(is_counted) + 1, np.int64)
-    np.cumsum(is_counted, out=result[1:])
-    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +63,7 @@ class ActiveChunks:
         is_active_C = chunks_touched(joined, joined.is_student_masked_L)
         is_active_C &= distillable_chunks(joined.chunks_C4, joined.is_supervised_L) & (joined.signal is not None)
         spans_A4 = joined.chunks_C4[is_active_C]
-        return cls(is_active_C, spans_A4, counts_before(joined.is_student_masked_L)[spans_A4[:, 2]])
+        return cls(is_active_C, spans_A4, sums_before(joined.is_student_masked_L)[spans_A4[:, 2]])
 
     @property
     def size_A(self) -> npt.NDArray[np.int64]:
@@ -85,15 +74,14 @@ class ActiveChunks:
         """Return the active chunk of each masked row, -1 for none."""
         chunk_N = np.full(num_rows, -1, np.int64)
         size_A = self.size_A
-        within = np.arange(size_A.sum()) - np.repeat(np.cumsum(size_A) - size_A, size_A)
-        chunk_N[np.repeat(self.first_row_A, size_A) + within] = np.repeat(np.arange(len(size_A)), size_A)
+        chunk_N[ranges(self.first_row_A, size_A)] = np.repeat(np.arange(len(size_A)), size_A)
         return chunk_N
 
     def teacher_logprobs(self, joined: JoinedViews) -> npt.NDArray[np.float64]:
         """Sum what the teacher gives the true tokens of each: the same number in any batch."""
         if joined.signal is None or not len(self.spans_A4):
             return np.zeros(0)
-        position_A2 = counts_before(joined.is_teacher_masked_M)[self.spans_A4[:, :2]]
+        position_A2 = sums_before(joined.is_teacher_masked_M)[self.spans_A4[:, :2]]
         truth = np.append(joined.signal.truth_logprobs_N.astype(np.float64), 0)  # so that a last end lies inside
         result: npt.NDArray[np.float64] = np.add.reduceat(truth, position_A2.ravel())[::2]
         return result
@@ -110,13 +98,13 @@ def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wante
     pairs, views = [record.pair for record in records], [record.view for record in records]
     signals = [record.signal for record in records if record.signal is not None]
     assert len(signals) in (0, len(records)), "views with a signal and views without one"
-    student_start_B = starts_of([len(pair.student_ids_L) for pair in pairs])
-    teacher_start_B = starts_of([len(pair.teacher_ids_M) for pair in pairs])
-    chunk_start_B = starts_of([len(pair.chunks_C4) for pair in pairs])
+    student_start_B = sums_before([len(pair.student_ids_L) for pair in pairs])
+    teacher_start_B = sums_before([len(pair.teacher_ids_M) for pair in pairs])
+    chunk_start_B = sums_before([len(pair.chunks_C4) for pair in pairs])
     shift_B4 = np.stack([teacher_start_B, teacher_start_B, student_start_B, student_start_B], axis=1)[:-1]
     shift_C4 = np.repeat(shift_B4.astype(np.int32), np.diff(chunk_start_B), axis=0)
     is_teacher_masked_M = np.concatenate([view.is_teacher_masked_M for view in views])
-    position_start_B = counts_before(is_teacher_masked_M)[teacher_start_B]
+    position_start_B = sums_before(is_teacher_masked_M)[teacher_start_B]
     first: dict[Rule, list[int]] = {
         "masked position": position_start_B[:-1].tolist(),
         "chunk": chunk_start_B[:-1].tolist(),

@@ -6,10 +6,10 @@ epochs of its own. So a cache is visited as it would be alone, only with the oth
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate
 
 import numpy as np
 
+from tide_cache.arrays import sums_before
 from tide_cache.loading.collate import CollatePlan
 from tide_cache.loading.order import Ints, SampleOrder, Visit
 from tide_cache.loading.source import TeacherSource
@@ -37,7 +37,7 @@ class MixedOrder:
         """
         self._orders, self._seed = tuple(orders), seed
         self._edges = np.cumsum(weights)[:-1] / np.sum(weights)
-        self._first_sample = np.concatenate([[0], np.cumsum([order.num_samples for order in orders])])
+        self._first_sample = sums_before([order.num_samples for order in orders])
         self._counts_before: list[Ints] = [np.zeros(len(orders), np.int64)]
         self._block = lru_cache(maxsize=2)(self._draw_block)
 
@@ -90,7 +90,7 @@ class MixedSource:
     def __init__(self, sources: Sequence[TeacherSource]):
         self._sources = tuple(sources)
         totals = [sum(source.group_sizes) for source in sources]
-        self._first_sample = list(accumulate(totals, initial=0))
+        self._first_sample = sums_before(totals).tolist()
 
     @property
     def group_sizes(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import sums_before
 from tide_cache.views.random import KeyedRandom
 
 Ints = npt.NDArray[np.int64]
@@ -65,7 +66,7 @@ class SampleOrder:
 
 def _epoch_order(group_sizes: tuple[int, ...], key: str, seed: int, window_groups: int, epoch: int) -> Ints:
     random = KeyedRandom("order", key, seed, epoch)
-    first_sample = np.concatenate([[0], np.cumsum(group_sizes)])
+    first_sample = sums_before(group_sizes)
     groups = random.permutation(len(group_sizes))
     windows = []
     for start in range(0, len(groups), window_groups):

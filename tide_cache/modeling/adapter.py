@@ -119,7 +119,7 @@ class CheckpointInfo:
         """Rows of the embedding, padding rows included."""
         return int(self.config.vocab_size)
 
-    def require_fits(self, vocab_size: int, length: int, who: str) -> list[str]:
+    def fit_faults(self, vocab_size: int, length: int, who: str) -> list[str]:
         """List what does not fit: a vocabulary larger than the embedding, or sequences above the model's limit.
 
         Args:

@@ -60,12 +60,12 @@ def save_student(
     with new_folder(folder, needed=sum(tensor.nbytes for tensor in tensors.values())):
         with doing(f"Writing {folder}", sum(tensor.nbytes for tensor in tensors.values())):
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        _write_json(folder / "tide_cache.json", dict(provenance))
+        write_json(folder / "tide_cache.json", dict(provenance))
         tokenizer.save(folder)
         if "steps" in provenance:
             (folder / "README.md").write_text(model_card(provenance, config.model_type), encoding="utf-8")
         stored = {"dtype": dtype, "tie_word_embeddings": is_tied}
-        _write_json(folder / "config.json", published_config(config) | stored)  # last: without it, no model
+        write_json(folder / "config.json", published_config(config) | stored)  # last: without it, no model
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -112,5 +112,6 @@ def published_config(config: PretrainedConfig) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of a checkpoint's folder, keys sorted."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tide_cache.errors import ModelError, UnreadableError
 from tide_cache.hub import open_repository
 from tide_cache.locations import nowhere
+from tide_cache.modeling.checkpoint import write_json
 from tide_cache.progress import doing
 from tide_cache.unreadable import is_file, is_there, require_readable, told_apart
 
@@ -98,12 +99,12 @@ def unpack_gguf(file: Path, folder: Path) -> None:
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _drop(folder / "config.json", model.config.to_dict(), "quantization_config", "_name_or_path")
+    _write_without(folder / "config.json", model.config.to_dict(), "quantization_config", "_name_or_path")
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
     written = json.loads(settings.read_text(encoding="utf-8"))
     # transformers 4 does not know the class that transformers 5 names here
-    _drop(settings, written | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    _write_without(settings, written | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _require_package(file: str | Path) -> None:
@@ -111,6 +112,5 @@ def _require_package(file: str | Path) -> None:
         raise ModelError(f"{file}: reading GGUF needs the package gguf: pip install 'tide-cache[gguf]'")
 
 
-def _drop(path: Path, content: dict[str, object], *names: str) -> None:
-    kept = {name: value for name, value in content.items() if name not in names}
-    path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+def _write_without(path: Path, content: dict[str, object], *names: str) -> None:
+    write_json(path, {name: value for name, value in content.items() if name not in names})

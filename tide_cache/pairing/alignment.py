@@ -9,6 +9,7 @@ Shape suffixes: N boundaries or tokens of one side, S spans, C chunks.
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import ranges, sums_before
 from tide_cache.records import Int32s
 
 Ints = npt.NDArray[np.int64]
@@ -66,7 +67,7 @@ def align_spans(
         Chunks in token numbers of the batch, shape (C, 4), in the order of the spans, and the span of each chunk.
     """
     lengths_S = student_spans_S2[:, 1] - student_spans_S2[:, 0]
-    bases_S = np.cumsum(lengths_S + 1) - (lengths_S + 1)
+    bases_S = sums_before(lengths_S + 1)[:-1]
     teacher_N, teacher_token_N, _ = _span_boundaries(teacher_ends_N, teacher_spans_S2, bases_S)
     student_N, student_token_N, counts_S = _span_boundaries(student_ends_N, student_spans_S2, bases_S)
     teacher_at, student_at = _shared_boundaries(teacher_N, student_N)
@@ -79,7 +80,7 @@ def _span_boundaries(ends_N: Ints, spans_S2: Ints, bases_S: Ints) -> tuple[Ints,
     """Boundaries of the tokens inside each span, moved to `bases_S`: positions, tokens that follow, numbers of them."""
     first_S, stop_S = tokens_within(ends_N, spans_S2)
     counts_S = np.maximum(stop_S - first_S + 1, 0)
-    token_N = np.arange(counts_S.sum()) + np.repeat(first_S - (np.cumsum(counts_S) - counts_S), counts_S)
+    token_N = ranges(first_S, counts_S)
     position_N = np.concatenate([[0], ends_N])[token_N] + np.repeat(bases_S - spans_S2[:, 0], counts_S)
     return position_N, token_N, counts_S
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tide_cache.arrays import sums_before
 from tide_cache.pairing.report import Dropped, Lengths, PairedRows, PairingReport
 from tide_cache.records import Bools, Int32s, SampleId, SamplePair
 
@@ -122,10 +123,10 @@ def _tally(pairs: Sequence[SamplePair]) -> dict[str, int]:
     if not pairs:
         return {}
     is_supervised_N = np.concatenate([pair.is_supervised_L for pair in pairs])
-    lengths = np.array([len(pair.is_supervised_L) for pair in pairs])
+    first = sums_before([len(pair.is_supervised_L) for pair in pairs])[:-1]
     chunks_C4 = np.concatenate([pair.chunks_C4 for pair in pairs])
-    bases_C = np.repeat(np.cumsum(lengths) - lengths, [len(pair.chunks_C4) for pair in pairs])
-    num_before_N = np.concatenate([[0], np.cumsum(is_supervised_N)])
+    bases_C = np.repeat(first, [len(pair.chunks_C4) for pair in pairs])
+    num_before_N = sums_before(is_supervised_N)
     teacher_start_C, teacher_end_C, student_start_C, student_end_C = chunks_C4.T
     widths_C = student_end_C - student_start_C
     num_supervised_C = num_before_N[student_end_C + bases_C] - num_before_N[student_start_C + bases_C]

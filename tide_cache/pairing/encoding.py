@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import sums_before
 from tide_cache.records import Int32s
 
 
@@ -82,7 +83,7 @@ def ends_by_offsets(text: str, offsets: Sequence[tuple[int, int]]) -> npt.NDArra
     boundaries = np.where(next_starts >= ends, next_starts, len(text))
     char_ends = np.minimum.accumulate(boundaries[::-1])[::-1]
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-    byte_at_char = np.concatenate([[0], np.cumsum(1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000))])
+    byte_at_char = sums_before(1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000))
     result: npt.NDArray[np.int64] = byte_at_char[char_ends]
     return result
 

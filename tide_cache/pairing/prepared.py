@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tide_cache.arrays import sums_before
 from tide_cache.pairing.alignment import Ints, align_spans
 from tide_cache.pairing.collecting import Collected, Limits, teacher_fault
 from tide_cache.pairing.encoding import TokenBytes
@@ -119,7 +120,7 @@ class _Side:
     def __init__(self, ids: Sequence[Int32s], token_bytes: TokenBytes) -> None:
         self._token_bytes = token_bytes
         self._ids = [ids_N.tolist() for ids_N in ids]
-        self.offsets = np.cumsum([0, *map(len, ids)])
+        self.offsets = sums_before([len(ids_N) for ids_N in ids])
         self.ends_N: Ints = token_bytes.ends(np.concatenate([np.zeros(0, np.int32), *ids]))
 
     def spelled(self, row: int, start: int, end: int) -> tuple[int, bytes, bool]:
@@ -131,8 +132,8 @@ class _Side:
 
 def _ordered(row: PreparedRow) -> tuple[Int32s, int]:
     """Return the spans that may hold chunks, in order and disjoint on both sides, and how many were dropped."""
-    num_supervised_L = np.concatenate([[0], np.cumsum(row.is_supervised_L)])
-    num_labelled_M = np.concatenate([[0], np.cumsum(row.is_teacher_labelled_M)])
+    num_supervised_L = sums_before(row.is_supervised_L)
+    num_labelled_M = sums_before(row.is_teacher_labelled_M)
     student_P2 = np.minimum(row.spans_P4[:, 2:], len(row.student_ids_L))
     teacher_P2 = np.minimum(row.spans_P4[:, :2], len(row.teacher_ids_M))
     has_supervised_P = num_supervised_L[student_P2[:, 1]] > num_supervised_L[student_P2[:, 0]]

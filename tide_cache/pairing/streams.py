@@ -6,8 +6,8 @@ Shape suffixes: N tokens of the batch, D texts, S spans.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from tide_cache.arrays import sums_before
 from tide_cache.pairing.alignment import Ints, tokens_within
 from tide_cache.pairing.rendered import CharRange, Rendered
 from tide_cache.pairing.tokenizer import TextTokenizer
@@ -37,8 +37,8 @@ class TokenStream:
         self._data = [rendered.text.encode() for rendered in self.rendered]
         self._token_bytes = tokenizer.token_bytes
         self._is_exact = [e.is_exact for e in encoded]
-        self.token_offsets = _offsets(map(len, (e.ids_L for e in encoded)))
-        self.byte_offsets = _offsets(map(len, self._data))
+        self.token_offsets = sums_before([len(e.ids_L) for e in encoded])
+        self.byte_offsets = sums_before([len(data) for data in self._data])
         bases_N = np.repeat(self.byte_offsets[:-1], np.diff(self.token_offsets))
         self.ids_N: Int32s = np.concatenate([np.zeros(0, np.int32), *(e.ids_L for e in encoded)])
         self.ends_N: Ints = np.concatenate([np.zeros(0, np.int64), *(e.byte_ends_L for e in encoded)]) + bases_N
@@ -93,7 +93,3 @@ class TokenStream:
     def spelled(self, first: int, stop: int) -> bytes:
         """Return the bytes that the tokens `first` to `stop` of the stream stand for."""
         return self._token_bytes.join(self.ids_N[first:stop].tolist())
-
-
-def _offsets(sizes: "map[int]") -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(np.fromiter(sizes, np.int64))])

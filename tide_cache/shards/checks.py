@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import sums_before
 from tide_cache.config.settings import CodecName
 from tide_cache.records import SamplePair
 from tide_cache.shards.columns import Columns, Ragged, names_of, ragged, scalars
@@ -145,7 +146,7 @@ def _check_masks(student_masked: Ragged, teacher_masked: Ragged, pairs: Sequence
 def _check_split(shown_first: Ragged, masked: Ragged, pairs: Sequence[SamplePair]) -> None:
     """A chunk's masked tokens are shown together, so that a teacher never sees a part of what it is asked for."""
     shown_S = np.bincount(masked.row_of_value[shown_first.values], minlength=len(pairs))
-    shown = Ragged(np.concatenate([[0], np.cumsum(shown_S)]).astype(np.int32), masked.values[shown_first.values])
+    shown = Ragged(sums_before(shown_S).astype(np.int32), masked.values[shown_first.values])
     lengths = [len(pair.teacher_ids_M) for pair in pairs]
     spans_C2 = np.concatenate([pair.chunks_C4 for pair in pairs])[:, :2]
     row_C = np.repeat(np.arange(len(pairs)), [len(pair.chunks_C4) for pair in pairs])
@@ -155,7 +156,7 @@ def _check_split(shown_first: Ragged, masked: Ragged, pairs: Sequence[SamplePair
 
 def _masked_tokens(mask: Ragged, row_C: Ints, spans_C2: Ints) -> Ints:
     """Masked tokens inside each span; spans count from the start of their row."""
-    masked_before = np.concatenate([[0], np.cumsum(mask.values)])
+    masked_before = sums_before(mask.values)
     start_C, end_C = (mask.offsets[row_C] + spans_C2[:, side] for side in (0, 1))
     result: Ints = masked_before[end_C] - masked_before[start_C]
     return result
@@ -247,7 +248,7 @@ def _sums(values_E: npt.NDArray[np.float32], counts_R: Ints, dtype: npt.DTypeLik
     """Sum each list of values laid end to end."""
     sums_R = np.zeros(len(counts_R), dtype)
     if len(values_E):
-        starts_R = np.cumsum(counts_R) - counts_R
+        starts_R = sums_before(counts_R)[:-1]
         # An empty list would get the first value of the next one.
         sums_R[counts_R > 0] = np.add.reduceat(values_E, starts_R[counts_R > 0], dtype=dtype)
     return sums_R
@@ -279,7 +280,7 @@ def _check_tail(columns: Columns, rules: ShardRules) -> None:
 def _check_chunks(columns: Columns, pairs: Sequence[SamplePair], rules: ShardRules, thorough: bool) -> None:
     rows = ragged(columns, "chunk_rows")
     _check_chunk_rows(ragged(columns, "student_masked"), rows, pairs)
-    first_C = np.cumsum([0, *(len(pair.chunks_C4) for pair in pairs)])
+    first_C = sums_before([len(pair.chunks_C4) for pair in pairs])
     spans_C2 = np.concatenate([pair.chunks_C4 for pair in pairs])[:, 2:]
     size_A = np.diff(spans_C2)[first_C[rows.row_of_value] + rows.values, 0]
     _check_lists(CHUNKS, columns, "chunk_rows", rules, size_A)

@@ -5,11 +5,14 @@ Shape suffixes: S rows of the table (samples, or views of samples); a `Ragged` c
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from tide_cache.arrays import sums_before
 
 Array = npt.NDArray[Any]
 
@@ -26,8 +29,7 @@ class Ragged:
         """Lay lists end to end; each must already be of `dtype`, so that nothing is rounded unseen."""
         if not all(one.dtype == dtype and one.ndim == 1 for one in lists):
             raise TypeError(f"expected flat arrays of {np.dtype(dtype)}")
-        offsets = np.zeros(len(lists) + 1, np.int32)
-        np.cumsum([len(one) for one in lists], out=offsets[1:])
+        offsets = sums_before([len(one) for one in lists]).astype(np.int32)
         return cls(offsets, np.concatenate(lists) if lists else np.empty(0, dtype))
 
     @property
@@ -40,6 +42,10 @@ class Ragged:
     def row_of_value(self) -> npt.NDArray[np.int64]:
         """The list that each value belongs to."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
+
+    def lists(self) -> list[Array]:
+        """Return all lists: faster than one by one."""
+        return [self.values[start:end] for start, end in pairwise(self.offsets.tolist())]
 
     def __getitem__(self, row: int) -> Array:
         result: Array = self.values[self.offsets[row] : self.offsets[row + 1]]

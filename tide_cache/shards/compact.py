@@ -20,6 +20,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import sums_before
 from tide_cache.records import Float32s, UInt32s
 from tide_cache.shards.columns import Column, Columns, Ragged, ragged
 from tide_cache.shards.value_faults import Ints, require, require_lengths
@@ -131,7 +132,7 @@ def steps_by_rank(logprobs_E: Float32s, counts_R: Ints) -> UInt16s:
     assert np.array_equal(halves_E, logprobs_E), "log-probs that a float16 cannot hold"
     bits_E = halves_E.view(np.uint16)
     steps_E = np.diff(bits_E, prepend=np.uint16(0))
-    starts_R = (np.cumsum(counts_R) - counts_R)[counts_R > 0]
+    starts_R = sums_before(counts_R)[:-1][counts_R > 0]
     steps_E[starts_R] = bits_E[starts_R]
     sorted_E = np.empty_like(steps_E)
     for share, places in _ranks(counts_R):
@@ -170,7 +171,7 @@ def _sorted_blocks(high_E: Bytes) -> Iterator[tuple[slice, Ints, list[slice]]]:
 def _ranks(counts_R: Ints) -> Iterator[tuple[slice, Ints]]:
     """For each rank, its share of the stream, and the places of the values of that rank: longest lists first."""
     order_R = np.argsort(-counts_R.astype(np.int64), kind="stable")
-    places = (np.cumsum(counts_R, dtype=np.int64) - counts_R)[order_R]
+    places = sums_before(counts_R)[order_R]
     longer = len(counts_R) - np.searchsorted(np.sort(counts_R), np.arange(counts_R.max(initial=0)), side="right")
     done = 0
     for num_lists in longer.tolist():
@@ -191,7 +192,7 @@ def _check_ids(name: str, high: Ragged, escapes_W: Ints, wide: Ragged, low: Ragg
 def _check_steps(name: str, high: Ragged, low: Ragged, counts_name: str, counts: Ragged) -> None:
     require_lengths(f"{name}_low", low.lengths, high.lengths, f"{name}_high")
     require(counts_name, counts.values >= 0, counts.row_of_value, "a count is negative")
-    before = np.concatenate([[0], np.cumsum(counts.values, dtype=np.int64)])
+    before = sums_before(counts.values)
     total_S = np.diff(before[counts.offsets])
     require_lengths(f"{name}_high", high.lengths, total_S, f"the sum of {counts_name}")
 

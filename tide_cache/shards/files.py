@@ -101,7 +101,7 @@ class LocalFiles:
             os.fsync(file.fileno())
 
     def link(self, source: CachePath, target: CachePath) -> None:
-        """Return a file its final name; an existing target is never replaced (FileExistsError).
+        """Give a file its final name; an existing target is never replaced (FileExistsError).
 
         File systems without hard links (exFAT, FAT, some of FUSE) get an exclusive rename in place of the link.
         """
@@ -113,16 +113,12 @@ class LocalFiles:
             rename_exclusively(source, target)
 
     def rename(self, source: CachePath, target: CachePath) -> None:
-        """Return a file another name at one stroke; an existing target is replaced."""
+        """Rename a file at one stroke; an existing target is replaced."""
         os.replace(str(source), str(target))
 
     def sync_folder(self, folder: CachePath) -> None:
         """Wait until the folder's entries are on the device."""
-        descriptor = os.open(str(folder), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder)
 
     def make_folder(self, folder: CachePath) -> None:
         """Create a folder and those above it, where they are missing, each with a durable entry."""
@@ -186,6 +182,15 @@ class LocalFiles:
         finally:
             with contextlib.suppress(OSError):  # the error before it counts; the next build of this host clears it
                 self.remove(temporary)
+
+
+def sync(path: CachePath) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the device."""
+    descriptor = os.open(str(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

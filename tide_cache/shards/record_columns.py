@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import ranges, sums_before
 from tide_cache.config.settings import LogprobDtype
 from tide_cache.records import Bools, Int32s, MaskedView, SampleId, SamplePair, TeacherSignal, ViewRecord
 from tide_cache.shards.columns import Column, Columns, Ragged, names_of, ragged, scalars
@@ -38,7 +39,7 @@ def pairs_to_columns(indexes: Sequence[int], pairs: Sequence[SamplePair]) -> dic
 def columns_to_pairs(columns: Columns) -> list[SamplePair]:
     """Rebuild the samples of one row group; their arrays are read-only views."""
     names = ("student_ids", "is_supervised", "teacher_ids", "chunks")
-    student_ids, is_supervised, teacher_ids, chunks = (ragged(columns, name) for name in names)
+    student_ids, is_supervised, teacher_ids, chunks = (ragged(columns, name).lists() for name in names)
     return [
         SamplePair(SampleId(name), student_ids[row], is_supervised[row], teacher_ids[row], chunks[row].reshape(-1, 4))
         for row, name in enumerate(names_of(columns))
@@ -82,11 +83,11 @@ def columns_to_views(columns: Columns, pairs: Sequence[SamplePair], num_temperat
         pairs: The samples of the same group, in order; they give the lengths of the masks.
         num_temperatures: Temperatures of tails and partitions.
     """
-    student_masks = masks_of(ragged(columns, "student_masked"), [len(pair.student_ids_L) for pair in pairs])
-    teacher_masks = masks_of(ragged(columns, "teacher_masked"), [len(pair.teacher_ids_M) for pair in pairs])
+    student_masks = masks_of(ragged(columns, "student_masked"), [len(pair.student_ids_L) for pair in pairs]).lists()
+    teacher_masks = masks_of(ragged(columns, "teacher_masked"), [len(pair.teacher_ids_M) for pair in pairs]).lists()
     numbers, times = scalars(columns, "view").tolist(), scalars(columns, "t").tolist()
     names = [field.column for part in PARTS for field in part.fields if field.column in columns]
-    lists = {name: ragged(columns, name) for name in names}
+    lists = {name: ragged(columns, name).lists() for name in names}
     return [
         ViewRecord(
             pair=pair,
@@ -99,7 +100,7 @@ def columns_to_views(columns: Columns, pairs: Sequence[SamplePair], num_temperat
 
 def masks_of(positions: Ragged, lengths: Sequence[int]) -> Ragged:
     """Turn lists of positions into boolean masks of the given lengths."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    offsets = sums_before(lengths).astype(np.int32)
     is_masked: Bools = np.zeros(offsets[-1], np.bool_)
     is_masked[np.repeat(offsets[:-1], positions.lengths) + positions.values] = True
     return Ragged(offsets, is_masked)
@@ -116,8 +117,7 @@ def repeats_of_candidates(ids_F: Integers, sizes_J: Integers, owner_J: Integers)
     table = np.full((len(sizes_J), 1 + int(sizes_J.max(initial=0))), -1, np.int64)
     table[:, 0] = owner_J
     candidate_F = np.repeat(np.arange(len(sizes_J)), sizes_J)
-    place_F = np.arange(len(ids_F)) - np.repeat(np.cumsum(sizes_J) - sizes_J, sizes_J)
-    table[candidate_F, 1 + place_F] = ids_F
+    table[candidate_F, 1 + ranges(0, sizes_J)] = ids_F
     is_repeated_J: Bools = np.ones(len(sizes_J), np.bool_)
     is_repeated_J[np.unique(table, axis=0, return_index=True)[1]] = False
     return is_repeated_J

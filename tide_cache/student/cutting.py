@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tide_cache.arrays import evenly
 from tide_cache.errors import RunFileError
 from tide_cache.pairing import TextTokenizer
 
@@ -29,9 +30,7 @@ def evenly_spaced(num_kept: int, num_layers: int) -> tuple[int, ...]:
         raise RunFileError(
             f"--num-layers {num_kept}: the checkpoint has {num_layers} layers; expected 1 to {num_layers}"
         )
-    if num_kept == 1:
-        return (0,)
-    return tuple(round(i * (num_layers - 1) / (num_kept - 1)) for i in range(num_kept))
+    return tuple(evenly(num_layers, num_kept))
 
 
 def require_layers(layers: Sequence[int], num_layers: int) -> None:

@@ -18,7 +18,7 @@ from tide_cache.disk import new_folder
 from tide_cache.errors import ModelError, RunFileError, fault_list
 from tide_cache.modeling.backbone import CheckpointInfo, fetch_weights, read_checkpoint
 from tide_cache.modeling.card import model_card
-from tide_cache.modeling.checkpoint import PUBLISHED_TYPE, published_config, read_provenance
+from tide_cache.modeling.checkpoint import PUBLISHED_TYPE, published_config, read_provenance, write_json
 from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.pairing import TextTokenizer
 from tide_cache.places import require_new
@@ -107,15 +107,15 @@ def export_model(
         tokenizer.save(out)
         decoding = {"block_size": block_size, "mask_token_id": tokenizer.mask_id}
         provenance |= {"block_size": block_size}
-        _write(out / "tide_cache.json", provenance)
-        _write(out / "generation_config.json", decoding | _generation(tokenizer, block_size, threshold))
+        write_json(out / "tide_cache.json", provenance)
+        write_json(out / "generation_config.json", decoding | _generation(tokenizer, block_size, threshold))
         (out / "README.md").write_text(
             model_card(provenance, info.config.model_type, format, threshold), encoding="utf-8"
         )
         if format == "sdar":
             (out / "configuration_sdar.py").write_text(CONFIGURATION, encoding="utf-8")
         config = _config(info, format, decoding)
-        _write(out / "config.json", config)  # last: without it, no model
+        write_json(out / "config.json", config)  # last: without it, no model
     return ExportedModel(out, format, config["model_type"], block_size, tokenizer.mask_id, threshold)
 
 
@@ -183,7 +183,3 @@ def _generation(tokenizer: TextTokenizer, block_size: int, threshold: float) -> 
         "remasking_strategy": "low_confidence_dynamic",
         "confidence_threshold": threshold,
     }
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tide_cache.config.train import TrainRun
 from tide_cache.corpus import Corpus, open_corpus
 from tide_cache.disk import write_whole
-from tide_cache.errors import CheckpointError, PairingError, RunFileError, TideCacheError, fault_list
+from tide_cache.errors import CheckpointError, PairingError, RunFileError, TideCacheError, differing, fault_list
 from tide_cache.evaluation.measuring import measure
 from tide_cache.evaluation.trained import TrainedModel
 from tide_cache.modeling.backbone import read_checkpoint
@@ -123,15 +123,12 @@ def check_job(job: Job, day: datetime.date | None = None) -> CheckedJob:
 
 
 def _require_same_run(out: Path, continuity: dict[str, Any]) -> None:
-    found = _run_of(out)
-    differing = [
-        f"{name}: found {found.get(name)!r}, expected {continuity.get(name)!r}"
-        for name in sorted(found.keys() | continuity.keys())
-        if found.get(name) != continuity.get(name)
-    ]
-    if differing:
+    if faults := [
+        f"{name}: found {found!r}, expected {expected!r}"
+        for name, found, expected in differing(_run_of(out), continuity)
+    ]:
         way_out = f"Sweep with the same run file, give --out a new folder, or remove {out}."
-        raise CheckpointError(fault_list(f"{out / 'model'} was trained by another run:", differing, way_out))
+        raise CheckpointError(fault_list(f"{out / 'model'} was trained by another run:", faults, way_out))
 
 
 def _run_of(out: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from tide_cache.arrays import sums_before
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.config.settings import Context
 from tide_cache.errors import TeacherOutputError
@@ -257,9 +258,9 @@ class Teacher:
         if self._spelling is None or not self._plan.signals.candidates_per_chunk:
             return signals
         active = [(pair, view, _active(pair, view)) for pair, views in batch for view in views]
-        first_row = np.cumsum([0, *(int(view.is_teacher_masked_M.sum()) for _, view, _ in active)])
+        first_row = sums_before([int(view.is_teacher_masked_M.sum()) for _, view, _ in active])
         rows_of_views = [
-            (np.cumsum(view.is_teacher_masked_M) - 1 + first)[pair.chunks_C4[index_A, 0]]
+            (sums_before(view.is_teacher_masked_M) + first)[pair.chunks_C4[index_A, 0]]
             for (pair, view, index_A), first in zip(active, first_row, strict=False)
         ]
         spans_A4 = np.concatenate([pair.chunks_C4[index_A] for pair, _, index_A in active])
@@ -278,7 +279,7 @@ class Teacher:
             ),
         )
         every = chunk_candidates(chunks, true_N.astype(np.int32), rows, self._spelling, self._plan.signals)
-        ends = np.cumsum([0, *(len(index_A) for _, _, index_A in active)])
+        ends = sums_before([len(index_A) for _, _, index_A in active])
         of_views = iter(take(every, np.arange(start, end), chunks.student_size_A) for start, end in pairwise(ends))
         return [[replace(signal, chunks=next(of_views)) for signal in of_sample] for of_sample in signals]
 

@@ -17,11 +17,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import places_in_lists
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.modeling.row_signals import RowSignals
 from tide_cache.records import ChunkCandidates, Int32s
 from tide_cache.shards.record_columns import repeats_of_candidates
-from tide_cache.signal_table import concat, empty, places_in_lists, take
+from tide_cache.signal_table import concat, empty, take
 
 Floats = npt.NDArray[np.float64]
 

@@ -20,8 +20,9 @@ from pydantic import Field, ValidationError
 
 from tide_cache.config.base import Frozen
 from tide_cache.disk import writing
-from tide_cache.errors import CheckpointError, UnreadableError, WriteError, fault_list
+from tide_cache.errors import CheckpointError, UnreadableError, WriteError, differing, fault_list
 from tide_cache.progress import doing
+from tide_cache.shards.files import LocalFiles, sync
 from tide_cache.training.distributed import World
 from tide_cache.unreadable import everything_in, is_there, told_apart
 
@@ -86,9 +87,9 @@ def _save(
     dist.barrier()
     if world.is_first:
         for path in sorted(target.rglob("*")):
-            _sync(path)
+            sync(path)
         marker = Marker(version=1, step=step, world_size=world.size, run=run, files=_hashes(target))
-        _write_durably(target / MARKER, marker.model_dump_json(indent=2))
+        LocalFiles().replace(target / MARKER, marker.model_dump_json(indent=2).encode())
         for old in committed_checkpoints(folder)[:-KEPT]:
             remove_checkpoint(old)
     dist.barrier()
@@ -126,25 +127,20 @@ def find_checkpoint(folder: Path, run: dict[str, Any]) -> Checkpoint:
         CheckpointError: There is none, it belongs to another run, or its files are not the ones committed.
         UnreadableError: A file cannot be read now.
     """
-    found = committed_checkpoints(folder)
-    if not found:
+    committed = committed_checkpoints(folder)
+    if not committed:
         raise CheckpointError(
             f"{folder}: found no committed checkpoint to resume; to start anew, leave --resume out and give a new "
             f"train.out, or remove {folder.parent}"
         )
-    path = found[-1]
+    path = committed[-1]
     marker = read_marker(path)
-    differing = [
-        f"{name}: checkpoint has {marker.run.get(name)!r}, run declares {run.get(name)!r}"
-        for name in sorted(marker.run.keys() | run.keys())
-        if marker.run.get(name) != run.get(name)
-    ]
-    if differing:
-        raise CheckpointError(
-            fault_list(
-                f"{path} belongs to another run:", differing, "Resume with the same run file, or change train.out."
-            )
-        )
+    if faults := [
+        f"{name}: checkpoint has {found!r}, run declares {declared!r}"
+        for name, found, declared in differing(marker.run, run)
+    ]:
+        way_out = "Resume with the same run file, or change train.out."
+        raise CheckpointError(fault_list(f"{path} belongs to another run:", faults, way_out))
     with doing(f"Checking the checkpoint of step {marker.step}"):
         _require_committed_files(path, marker)
     return Checkpoint(path, marker.step)
@@ -204,24 +200,6 @@ def _hashes(folder: Path) -> dict[str, str]:
         with told_apart(path), path.open("rb") as stream:
             result[str(path.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
     return result
-
-
-def _write_durably(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def as_json(value: Any) -> Any:

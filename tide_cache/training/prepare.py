@@ -115,7 +115,7 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
     if run.student.lora is not None:
         faults += lora_faults(run.student.lora, config)
     if checkpoint:
-        faults += checkpoint.require_fits(tokenizer.vocab_size, _longest(run, caches), "student")
+        faults += checkpoint.fit_faults(tokenizer.vocab_size, _longest(run, caches), "student")
         faults += student_faults(checkpoint)
         faults += checkpoint.block_faults(_block_size(run, caches, checkpoint), "student")
     if not caches and union_of_needs(needs).signals:

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
+from tide_cache.arrays import sums_before
 from tide_cache.config.sections import ViewsConfig
 from tide_cache.records import Bools, Int32s, MaskedView, SamplePair
 from tide_cache.views.random import KeyedRandom
@@ -68,7 +69,7 @@ def expand_to_chunks(pair: SamplePair, is_drawn_L: Bools) -> tuple[Bools, Bools]
 
 def chunks_touched(pair: HasChunks, is_masked_L: Bools) -> Bools:
     """Tell for each chunk whether any of its student tokens is masked."""
-    total_L = np.concatenate([[0], np.cumsum(is_masked_L)])
+    total_L = sums_before(is_masked_L)
     result: Bools = total_L[pair.chunks_C4[:, 3]] > total_L[pair.chunks_C4[:, 2]]
     return result
 

@@ -26,6 +26,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import ranges, sums_before
 from tide_cache.config.settings import Schedule
 from tide_cache.records import Bools, Int32s
 from tide_cache.views.schedule import MIN_T, mask_probability, slope
@@ -57,10 +58,9 @@ def unit_sizes(is_supervised_L: Bools, student_spans_C2: Int32s) -> Int32s:
         student_spans_C2: Where each chunk starts and ends; chunks do not overlap.
     """
     starts_C, ends_C = student_spans_C2.T
-    before_L = np.concatenate([[0], np.cumsum(is_supervised_L, dtype=np.int32)])
+    before_L = sums_before(is_supervised_L)
     length_C = ends_C - starts_C
-    offset_C = np.cumsum(length_C) - length_C
-    token_I = np.repeat(starts_C - offset_C, length_C) + np.arange(length_C.sum())
+    token_I = ranges(starts_C, length_C)
     size_L = np.ones(len(is_supervised_L), np.int32)
     size_L[token_I] = np.repeat(before_L[ends_C] - before_L[starts_C], length_C)
     result: Int32s = np.where(is_supervised_L, size_L, np.int32(0))

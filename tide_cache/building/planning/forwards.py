@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from tide_cache.building.budget import Budget, spread, spread_first
+from tide_cache.arrays import evenly
+from tide_cache.building.budget import Budget, spread_first
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.modeling.batches import ViewGroup
 from tide_cache.progress import doing
@@ -48,7 +49,7 @@ def time_forwards(
     chosen = [index % len(pairs) for index in range(max(1, round(num_rows * kept)))]
     batches = build.capture.batches([len(pairs[i].teacher_ids_M) for i in chosen], [len(shown[i]) for i in chosen])
     wanted = min(BATCHES_TIMED, max(2, round(len(batches) * build.plan.num_shards * SHARE_TIMED)))
-    picked = spread_first(spread(len(batches), wanted))
+    picked = spread_first(evenly(len(batches), wanted))
 
     def show(batch: Sequence[ViewGroup]) -> None:
         members = [chosen[group.sample] for group in batch]

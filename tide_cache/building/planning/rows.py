@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tide_cache.building.budget import Budget, affordable_parts, spread, spread_first
+from tide_cache.arrays import evenly
+from tide_cache.building.budget import Budget, affordable_parts, spread_first
 from tide_cache.building.prepare import build_remarks, require_usable_rows
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.config.build import BuildRun
@@ -58,8 +59,8 @@ def draw_rows(run: BuildRun, build: PreparedBuild, count: int, budget: Budget) -
     Raises:
         PairingError: A row cannot be used, or no row to be measured became a sample; lists the reasons.
     """
-    measured = spread(len(build.corpus), count)
-    others = sorted(set(spread(len(build.corpus), ROWS_COUNTED)) - set(measured))
+    measured = evenly(len(build.corpus), count)
+    others = sorted(set(evenly(len(build.corpus), ROWS_COUNTED)) - set(measured))
     report, lengths, faults, seconds = PairingReport(), Lengths(), list[str](), 0.0
 
     def pair(indices: Sequence[int]) -> list[SamplePair]:

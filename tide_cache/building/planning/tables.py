@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tide_cache.building.budget import Budget, affordable_parts, spread, spread_first
+from tide_cache.arrays import evenly
+from tide_cache.building.budget import Budget, affordable_parts, spread_first
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.shard import capture_records
 from tide_cache.manifest import CommitRecord
@@ -79,7 +80,7 @@ def measure_tables(
             is_cut,
         )
 
-    everyone = spread(len(pairs), SAMPLES_PER_GROUP)
+    everyone = evenly(len(pairs), SAMPLES_PER_GROUP)
     some = [pairs[i] for i in everyone]
     lengths = [len(pair.student_ids_L) + len(pair.teacher_ids_M) for pair in pairs]
     measure(
@@ -89,7 +90,7 @@ def measure_tables(
     few = math.ceil(len(pairs) * scale * SHARE_CAPTURED)
     few = max(min(VIEWS_CAPTURED // rules.num_views, SAMPLES_PER_GROUP, few), 2)
     for place, name in enumerate(build.passes):
-        wanted = spread_first(spread(len(pairs), few))
+        wanted = spread_first(evenly(len(pairs), few))
         share = budget.share(1 / (len(build.passes) - place))
         members, records = _capture_some(build, teacher, pairs, name, wanted, share)
 

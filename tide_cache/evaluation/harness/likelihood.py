@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tide_cache.arrays import sums_before
 from tide_cache.errors import ModelError
 from tide_cache.evaluation.forward import evaluating, truth_rows
 from tide_cache.modeling.backbone import Backbone
@@ -112,8 +113,8 @@ def continuation_logprobs(
             logprobs_N = truth_rows(backbone, _student_batch(batch, mask_id, block_size), block_size).truth_logprobs_N
             if not logprobs_N.isfinite().all():
                 raise ModelError("the model's output is not finite; check the checkpoint, or use float32")
-            ends = np.cumsum([len(entry.positions) for entry in batch])
-            for entry, values_N in zip(batch, np.split(logprobs_N.double().numpy(), ends[:-1]), strict=True):
+            starts = sums_before([len(entry.positions) for entry in batch])
+            for entry, values_N in zip(batch, np.split(logprobs_N.double().numpy(), starts[1:-1]), strict=True):
                 totals[entry.text] += float(values_N @ entry.weights)
     return totals
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from lm_eval.evaluator import evaluate
 
 from tide_cache.disk import new_folder
-from tide_cache.errors import EvaluationError, Interrupted, RunFileError, fault_list
+from tide_cache.errors import EvaluationError, Interrupted, RunFileError, differing, fault_list
 from tide_cache.evaluation.decoding import total_counts
 from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions, Progress
 from tide_cache.evaluation.harness.tasks import DefinedTask
@@ -194,8 +194,9 @@ def _done(out: Path, identities: Mapping[tuple[str, str], Document]) -> dict[tup
         except (ValueError, KeyError, TypeError):
             faults.append(f"{path}: found no result of an evaluation; remove it")
             continue
-        differing = [key for key in sorted(identity.keys() | found.keys()) if identity.get(key) != found.get(key)]
-        faults += [f"{path}, {key}: found {found.get(key)!r}, expected {identity.get(key)!r}" for key in differing]
+        faults += [
+            f"{path}, {key}: found {one!r}, expected {other!r}" for key, one, other in differing(found, identity)
+        ]
         done[role, name] = document
     if faults:
         raise EvaluationError(
