@@ -40,7 +40,7 @@ SHOWN_ROWS = 5
 
 
 ExecutorName = Literal["process", "ray"]
-"""What the workers are."""
+"""The kind of worker."""
 
 
 def build_teacher_shards(
@@ -54,16 +54,18 @@ def build_teacher_shards(
     allow_untrained: AllowUntrained = False,
     assignments: Set = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers that build at the same time, one device each.", show_default="1")
+        int | None, typer.Option(min=1, help="Number of parallel workers, one device each.", show_default="1")
     ] = None,
     executor: Annotated[
         ExecutorName | None,
-        typer.Option(help="What the workers are: processes of this machine, or Ray actors.", show_default="process"),
+        typer.Option(help="Run workers as processes on this machine, or as Ray actors.", show_default="process"),
     ] = None,
     ray_address: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help="Head of a running Ray cluster; else one starts here.", show_default=False
+            metavar="HOST:PORT",
+            help="Head of a running Ray cluster; by default a local one is started.",
+            show_default=False,
         ),
     ] = None,
     shards: Annotated[
@@ -71,20 +73,20 @@ def build_teacher_shards(
         typer.Option(
             "--shard-range",
             metavar="A:B|K/N|auto",
-            help="Build only shards A up to, not including, B; or part K of N; or the part that a Slurm array or "
-            "RANK and WORLD_SIZE give this process. Many runs can share a folder.",
+            help="Build only shards A to B - 1, or part K of N, or (auto) the part that a Slurm array, or RANK "
+            "and WORLD_SIZE, assign to this process. Many runs can share a folder.",
             show_default=False,
         ),
     ] = None,
     check_disk: Annotated[
-        bool, typer.Option("--disk-check/--no-disk-check", help="Refuse a build that the disk may not hold.")
+        bool, typer.Option("--disk-check/--no-disk-check", help="Refuse a build that may not fit on the disk.")
     ] = True,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Run the teacher once over masked views of a corpus and write what it said as a cache.
 
-    An interrupted build goes on where it stopped when the same command is run again.
+    Run the same command again to continue an interrupted build.
     """
     flags = build_flags(teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
     run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
@@ -148,7 +150,7 @@ def _dry_run(run: BuildRun, json: bool) -> None:
     day = build.identity.pairing.date
     run = run if day is None else run.model_copy(update={"pairing": run.pairing.model_copy(update={"date": day})})
     cache_id = build.identity.cache_id if is_known else None
-    named = cache_id or "(its id is known when the weights are here)"
+    named = cache_id or "(its id is known once the weights are here)"
     for remark in build.remarks:
         say(remark)
     if json:
@@ -175,7 +177,7 @@ def _print_summary(run: BuildRun, summary: "BuildSummary") -> None:
         ("cache", str(summary.cache)),
         ("cache id", summary.cache_id),
         ("passes", ", ".join(summary.passes)),
-        ("shards", f"{number(summary.num_shards)} ({number(summary.shards_reused)} were there already)"),
+        ("shards", f"{number(summary.num_shards)} ({number(summary.shards_reused)} already existed)"),
         ("samples", f"{number(summary.num_samples)}, {summary.num_views} views each"),
         ("masked positions", number(summary.masked_positions)),
         ("coverage", f"{percent(summary.coverage)} of supervised tokens are in chunks"),
@@ -196,14 +198,14 @@ def _print_part(summary: "PartialBuild") -> None:
     fields = [
         ("cache", str(summary.cache)),
         ("cache id", summary.cache_id),
-        ("this run's shards", f"{number(built)} ({number(summary.shards_reused)} were there already)"),
+        ("this run's shards", f"{number(built)} ({number(summary.shards_reused)} already existed)"),
         ("committed", f"{number(summary.shards_committed)} of {number(summary.num_shards)} shards"),
         ("time", f"{summary.elapsed_s:.1f} s"),
     ]
     print_fields("Built a part", fields)
     say(
-        f"{summary.shards_committed} of {summary.num_shards} shards committed; the manifest is written by the run "
-        "that completes the cache."
+        f"{summary.shards_committed} of {summary.num_shards} shards committed. The run that completes the "
+        "cache writes the manifest."
     )
 
 

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from tide_cache.evaluation.trained import TrainedModel
 
 Checkpoint = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="Model folder that `train` wrote (OUT/model), or a hub name.")
+    str, typer.Argument(metavar="CHECKPOINT", help="Model folder written by `train` (OUT/model), or a hub name.")
 ]
 BlockSize = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Tokens per block; by default what the model was trained with, else 32.", show_default=False
+        min=1, help="Tokens per block; by default the block size of its training, else 32.", show_default=False
     ),
 ]
 
@@ -25,7 +25,7 @@ def open_model(checkpoint: str, block_size: int | None, **options: Any) -> "Trai
 
     Args:
         checkpoint: Folder or hub name.
-        block_size: Tokens per block; None for what the model was trained with.
+        block_size: Tokens per block; None for the block size of its training.
         options: As for `open_trained`.
 
     Raises:
@@ -36,7 +36,7 @@ def open_model(checkpoint: str, block_size: int | None, **options: Any) -> "Trai
     model = open_trained(checkpoint, block_size, **options)
     if model.info.converted_from is not None:
         say(
-            f"warning: {checkpoint} was converted from {model.info.converted_from} and never trained to denoise: what "
-            "it says means nothing yet. Train it first: tide-cache train --student."
+            f"warning: {checkpoint} was converted from {model.info.converted_from} and never trained to denoise: its "
+            "output means nothing yet. Train it first: tide-cache train --student."
         )
     return model

@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 PIPE_WIDTH = 160
-"""Columns of a table that is not on a terminal; rich would fold it at 80."""
+"""Width of a table that is not on a terminal; rich would fold it at 80 columns."""
 
 PLAIN_SIGNS = str.maketrans({"⟦": "[[", "⟧": "]]", "␣": "_", "↵": "\\n"})
-"""What stands for our own signs where the terminal's encoding lacks them."""
+"""Replacements for our own signs where the terminal's encoding lacks them."""
 
 
 def results() -> Console:
@@ -66,13 +66,13 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Tell the user what went wrong, and the way out; a log that cannot be written must not end hours of work."""
+    """Tell the user what went wrong and how to fix it; a log that cannot be written must not end hours of work."""
     with contextlib.suppress(OSError):
         messages().print(text, markup=False, soft_wrap=True)
 
 
 def stamp() -> str:
-    """Return the beginning of a line of a log: the time and, where there are several processes, which one this is."""
+    """Return the prefix of a log line: the time and, where there are several processes, the rank of this one."""
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if (names := launcher_names(os.environ)) is None or os.environ[names[1]] == "1":
         return f"{now} "
@@ -88,7 +88,7 @@ def print_json(document: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a result as it stands."""
+    """Print a result unchanged."""
     with _to_stdout():
         results().print(_writable(text), markup=False, soft_wrap=True)
 
@@ -109,10 +109,10 @@ def print_table(
     """Print a table of text and numbers.
 
     Args:
-        title: Above the table.
+        title: Printed above the table.
         columns: Headings.
-        rows: As text.
-        text_columns: Which of the columns are text, aligned to the left; the others are numbers.
+        rows: Cells as text.
+        text_columns: Indices of text columns, which are left-aligned; the others are numbers.
     """
     table = Table()
     for index, name in enumerate(columns):
@@ -147,10 +147,10 @@ def _print_titled(title: str, table: Table) -> None:
 
 @contextlib.contextmanager
 def _to_stdout() -> Iterator[None]:
-    """Have a stdout that cannot be written, such as a file on a full disk, named like any other file.
+    """Report a stdout that cannot be written, such as a file on a full disk, like any other file.
 
     Raises:
-        WriteError: It cannot; what it still holds is thrown away, or Python would try again at its end.
+        WriteError: It cannot be written. Buffered output is dropped, or Python would try again at exit.
     """
     try:
         with writing("standard output"):
@@ -163,7 +163,7 @@ def _to_stdout() -> Iterator[None]:
 
 
 def spark_bars() -> str:
-    """Return the bars of sparklines that stdout's encoding has."""
+    """Return the sparkline bars that stdout's encoding can write."""
     return BARS if _writable(BARS) == BARS else PLAIN_BARS
 
 

@@ -1,4 +1,4 @@
-"""`tide-cache convert`: a student to start from, out of a causal checkpoint."""
+"""`tide-cache convert`: make a student to train from a causal checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,13 +23,15 @@ def convert(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="The mask token; by default the tokenizer's own, else `<|mask|>`. Appended where it is missing.",
+            help="Mask token; by default the tokenizer's own, else `<|mask|>`. Added if it is missing.",
             show_default=False,
         ),
     ] = None,
     chat_template: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Jinja file, for a tokenizer without a chat template.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Jinja file to use when the tokenizer has no chat template.", show_default=False
+        ),
     ] = None,
     revision: Annotated[
         str | None,
@@ -37,11 +39,13 @@ def convert(
     ] = None,
     gguf: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Which GGUF file of SOURCE, where it has several.", show_default=False),
+        typer.Option(metavar="FILE", help="GGUF file to read, if SOURCE has several.", show_default=False),
     ] = None,
     num_layers: Annotated[
         int | None,
-        typer.Option(min=1, help="Keep so many layers, evenly spaced from the first to the last.", show_default=False),
+        typer.Option(
+            min=1, help="Keep this many layers, evenly spaced from the first to the last.", show_default=False
+        ),
     ] = None,
     layers: Annotated[
         str | None,
@@ -51,8 +55,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Another tokenizer for the student, a folder or a hub name; its rows are made from those of the "
-            "checkpoint's tokens.",
+            help="Use another tokenizer for the student, a folder or a hub name. Its embedding rows are made from "
+            "those of the checkpoint's tokens.",
             show_default=False,
         ),
     ] = None,
@@ -91,7 +95,7 @@ def convert(
     if done.tokenizer is not None:
         what = f"Mask token {token}"
     elif not done.is_mask_added:
-        what = f"Mask token {token}: was there already, all weights are kept"
+        what = f"Mask token {token}: already there, all weights are kept"
     elif done.num_rows == done.num_rows_before:
         what = f"Mask token {token}: added, in a padding row of the embedding's {done.num_rows:,}"
     else:
@@ -103,11 +107,11 @@ def convert(
             f"Tokenizer: {done.tokenizer}; {done.num_rows:,} rows made from the {done.num_rows_before:,} of the source"
             f".\n{what}"
         )
-    print_text(f"{what}.\n{out}: a {done.model_type} student to start from; train it before it is asked anything.")
+    print_text(f"{what}.\n{out}: a {done.model_type} student to start from. Train it before you ask it anything.")
 
 
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"found {text!r}, expected numbers with commas between, like 0,1,2") from None
+        raise typer.BadParameter(f"found {text!r}, expected comma-separated numbers, like 0,1,2") from None

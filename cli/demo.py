@@ -30,23 +30,27 @@ TOKENIZERS = {"shared": "the teacher's", "cross": "another"}
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of everything; run again to continue there.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option(help="Folder for all output; run again to continue there.")] = Path(
+        "demo-output"
+    ),
     full: Annotated[
-        bool, typer.Option("--full", help="Every objective, three seeds and fewer views: 39 students.")
+        bool, typer.Option("--full", help="Also train every other objective, three seeds and fewer views: 39 students.")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that all runs, proves nothing.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use tiny sizes: shows that everything runs, proves nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a teacher on generated tasks, capture it once, train students from the cache, and compare them.
 
-    Four students show what the cache is worth; `--full` adds all others, and uses what is there already.
+    Four students show what the cache is worth; `--full` adds all others and reuses finished ones.
     """
     from tide_cache.demo.claim import claim
     from tide_cache.demo.plan import FIRST_LOOK, FULL, QUICK, WHOLE_TABLE
 
     plan, table = QUICK if quick else FULL, WHOLE_TABLE if full else FIRST_LOOK
     claim(out, plan)
-    # Waiting threads that spin would cost a busy machine most of its time; read when torch is loaded.
+    # Spinning threads would cost a busy machine most of its time. The variable is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with chatter_to_stderr():
         try:
@@ -54,7 +58,7 @@ def demo(
                 heartbeat.update("libraries", 0, 1)
                 result = _run(out, plan, table, heartbeat)
         except (Interrupted, KeyboardInterrupt) as error:
-            stopped = Interrupted(f"Stopped; what is done lies in {out}. Run the same command again to continue.")
+            stopped = Interrupted(f"Stopped; finished work is in {out}. Run the same command again to continue.")
             stopped.exit_code = getattr(error, "exit_code", stopped.exit_code)
             raise stopped from None
     if as_json:
@@ -62,7 +66,7 @@ def demo(
         return
     _print_result(result)
     if quick:
-        say("These are the figures of --quick: they only show that everything runs.")
+        say("These figures come from --quick: they only show that everything runs.")
     elif not full:
         say(f"Next: tide-cache demo --full --out {out}   (three seeds, every objective, fewer views: 35 more students)")
 
@@ -71,7 +75,7 @@ def _run(out: Path, plan: "DemoPlan", table: "Table", heartbeat: Heartbeat) -> "
     try:
         from tide_cache.demo.run import run_demo
     except ImportError as error:
-        raise TideCacheError(f"the demonstration draws with {error.name}: pip install 'tide-cache[report]'") from None
+        raise TideCacheError(f"the demo draws with {error.name}: pip install 'tide-cache[report]'") from None
     return run_demo(out, plan, table, heartbeat.update)
 
 
@@ -95,11 +99,13 @@ def _print_result(result: "DemoResult") -> None:
         per_position = cache.cache_bytes / max(cache.masked_positions, 1)
         views = f"{cache.num_samples} samples x {cache.num_views} views"
         print_text(f"Cache, {pipeline}: {size(cache.cache_bytes)}, {views}, {per_position:.0f} B per masked position")
-    print_text(f"Picture: {_near(result.picture)}\nFigures: {_near(result.results)}, and all else beside it")
+    print_text(
+        f"Picture: {_near(result.picture)}\nFigures: {_near(result.results)}; everything else is in the same folder"
+    )
 
 
 def _near(path: Path) -> Path:
-    """Return a path as seen from the working folder, where it lies in it."""
+    """Return a path relative to the working folder, if it is inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

@@ -13,11 +13,11 @@ from .options import Json
 BROKEN = 1
 
 
-Teachers = Annotated[bool, typer.Option("--teachers", help="Show which families of checkpoints load, and how.")]
+Teachers = Annotated[bool, typer.Option("--teachers", help="Show which checkpoint families can be loaded, and how.")]
 
 
 def doctor(teachers: Teachers = False, json: Json = False) -> None:
-    """Show versions, devices, optional extras, and what is missing with the line that installs it; exit 1 if needed."""
+    """Show versions, devices and optional extras, and how to install what is missing; exit 1 if the core is broken."""
     if teachers:
         _show_teachers(json)
         return

@@ -28,14 +28,14 @@ MOVED = {
     "--suite", "--tasks", "--task-data", "--baseline", "--no-baseline", "--allow-code-execution", "--code-isolation",
     "--num-samples", "--think-prefix", "--chat-template", "--no-chat-template", "--batch-size",
 }  # fmt: skip
-"""Options that `eval` had until tasks got a command of their own."""
+"""Options that `eval` had before `eval-tasks` existed."""
 
 
 class EvalCommand(TyperCommand):
-    """The command, which says where the options of tasks went."""
+    """The command; it says where the task options went."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse what is an option of `eval-tasks`, with the command that takes it."""
+        """Refuse options of `eval-tasks`, and name the command that takes them."""
         moved = [name for argument in args if (name := argument.partition("=")[0]) in MOVED]
         if moved and not ctx.resilient_parsing:
             raise RunFileError(
@@ -53,24 +53,27 @@ def evaluate(
     cache: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER", help="Also compare with the teacher, on this cache's views.", show_default=False
+            metavar="FOLDER", help="Also compare with the teacher on the views of this cache.", show_default=False
         ),
     ] = None,
     block_size: BlockSize = None,
-    max_length: Annotated[int, typer.Option(min=1, help="Longest sequence, in tokens.")] = 512,
+    max_length: Annotated[int, typer.Option(min=1, help="Maximum sequence length, in tokens.")] = 512,
     limit: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Samples at most; by default all of the corpus, and 1000 of the cache.",
+            help="Maximum number of samples; by default the whole corpus, and 1000 of the cache.",
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Mask seed; models are compared at the same one.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the masks; compare models with the same one.")] = 0,
     context: Annotated[
-        Context, typer.Option(help="block: [x_t, x_0] under the block mask. full: x_t alone, bidirectional.")
+        Context,
+        typer.Option(
+            help="What the model sees. block: [x_t, x_0] under the block mask. full: x_t alone, bidirectional."
+        ),
     ] = "block",
-    dtype: Annotated[Precision, typer.Option(help="Of the weights.")] = "float32",
+    dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "float32",
     on_bad_row: BadRow = None,
     json: Json = False,
     out: Annotated[
@@ -78,13 +81,13 @@ def evaluate(
         typer.Option(metavar="FILE", help="Also write the JSON document to this file.", show_default=False),
     ] = None,
 ) -> None:
-    """Measure a model on held-out text, over diffusion time; benchmarks are scored by `eval-tasks`."""
+    """Measure a model on held-out text, over diffusion time. For benchmarks, see `eval-tasks`."""
     if dataset is None:
         raise RunFileError(
             "nothing to measure on; give --dataset SPEC. Benchmarks: tide-cache eval-tasks CHECKPOINT --suite tide"
         )
     if out is not None and not out.parent.is_dir():
-        raise RunFileError(f"--out {out}: found no folder {out.parent}; make it first")
+        raise RunFileError(f"--out {out}: found no folder {out.parent}; create it first")
     require_checkpoint(checkpoint)
     if cache is not None:
         require_cache(cache_path(cache))

@@ -1,4 +1,4 @@
-"""`tide-cache eval-tasks`: scores of a model and its baseline on benchmarks, by lm-evaluation-harness."""
+"""`tide-cache eval-tasks`: score a model and its baseline on benchmarks, with lm-evaluation-harness."""
 
 import os
 from collections.abc import Sequence
@@ -36,58 +36,70 @@ DEFAULT_OUT = Path("eval-output")
 def evaluate_tasks(
     checkpoint: Checkpoint,
     suite: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Score on a suite of tasks: tide.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="Suite of tasks to score on: tide.", show_default=False)
     ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Tasks of the suite or, without one, any of lm-eval by name or YAML file; joined by commas.",
+            help="Comma-separated tasks: of the suite or, without --suite, any lm-eval task by name or YAML file.",
             show_default=False,
         ),
     ] = None,
     task_data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Read task data here, not from the hub.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Read task data from this folder, not from the hub.", show_default=False),
     ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
             metavar="CHECKPOINT",
-            help="Scored beside the model; by default what it was trained from.",
+            help="Model to compare with; by default the checkpoint that training started from.",
             show_default=False,
         ),
     ] = None,
-    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Score the model alone.")] = False,
+    no_baseline: Annotated[
+        bool, typer.Option("--no-baseline", help="Score the model alone, without a baseline.")
+    ] = False,
     allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="Run programs that the models write, shut in.")
+        bool,
+        typer.Option(
+            "--allow-code-execution", help="Allow tasks that run programs written by the models; they run in a sandbox."
+        ),
     ] = False,
     code_isolation: Annotated[
         Isolation,
         typer.Option(
-            help="namespaces: no network, closed files. limits: time and memory alone, for throw-away machines."
+            help="How programs are contained. namespaces: no network, no access to files. limits: only time "
+            "and memory, for throw-away machines."
         ),
     ] = "namespaces",
-    num_samples: Annotated[int, typer.Option(min=1, help="Sets of masked tokens per block of a likelihood.")] = 128,
+    num_samples: Annotated[
+        int, typer.Option(min=1, help="Sets of masked tokens per block when a likelihood is computed.")
+    ] = 128,
     think_prefix: Annotated[
         ThinkPrefix,
         typer.Option(
-            help="Before an answer: what the template writes with thinking off, an empty think block, or none."
+            help="How an answer begins: as the template writes it with thinking off, with an empty think block, "
+            "or with none."
         ),
     ] = "template",
-    chat_template: Annotated[bool, typer.Option("--chat-template/--no-chat-template", help="Ask as in a chat.")] = True,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template/--no-chat-template", help="Put questions through the chat template.")
+    ] = True,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Sequences per forward; by default the suite's.", show_default=False),
+        typer.Option(min=1, help="Sequences per forward; by default the suite's setting.", show_default=False),
     ] = None,
     block_size: BlockSize = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Questions of each task at most; by default all.", show_default=False),
+        typer.Option(min=1, help="Maximum number of questions per task; by default all.", show_default=False),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Answers keep every token more probable than this at once (0 < P <= 1); by default a fixed number a "
+            help="Keep at once every token whose probability exceeds this (0 < P <= 1); by default a fixed number per "
             "step.",
             show_default=False,
         ),
@@ -96,35 +108,41 @@ def evaluate_tasks(
         str | None,
         typer.Option(
             metavar="P,P,...",
-            help="Answer at each of these; gives accuracy against tokens per forward, and its area.",
+            help="Thresholds to answer at; reports accuracy against tokens per forward, and its area.",
             show_default=False,
         ),
     ] = None,
     steps_per_block: Annotated[
         int | None,
-        typer.Option(min=1, help="Most forwards per block of an answer; by default the task's.", show_default=False),
+        typer.Option(min=1, help="Maximum forwards per block of an answer; by default the task's.", show_default=False),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Of draws, 0 for none; by default the task's.", show_default=False),
+        typer.Option(
+            min=0.0,
+            help="Sampling temperature, 0 takes the likeliest token; by default the task's.",
+            show_default=False,
+        ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Draw from this many likeliest tokens.", show_default=False)
+        int | None, typer.Option(min=1, help="Sample only from this many likeliest tokens.", show_default=False)
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Draw from the likeliest tokens whose probabilities reach this sum.", show_default=False),
+        typer.Option(
+            help="Sample only from the likeliest tokens whose probabilities reach this sum.", show_default=False
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of masks and draws; models are compared at the same one.")] = 0,
-    dtype: Annotated[Precision, typer.Option(help="Of the weights.")] = "float32",
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of results.")] = DEFAULT_OUT,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of masks and sampling; compare models with the same one.")] = 0,
+    dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "float32",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the results.")] = DEFAULT_OUT,
     json: Json = False,
 ) -> None:
-    """Score a model and its baseline on benchmark tasks; `eval` measures on held-out text.
+    """Score a model and its baseline on benchmark tasks. For held-out text, see `eval`.
 
-    Under torchrun or `srun` the processes share the questions of each task; only the first one prints.
+    Under torchrun or `srun` the processes share the questions of each task, and only the first one prints.
     """
-    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # progress is told in our own way
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # we show progress ourselves
         os.environ.setdefault(name, "1")
     if suite is None and tasks is None:
         raise RunFileError(
@@ -168,7 +186,7 @@ def evaluate_tasks(
             if world.is_first:
                 _say_what_has_no_effect(defined)
             contestants = [_contestant(role, model, asked[role], world) for role, model in models.items()]
-            company.agree("")  # what ranks exchange is not on the GPU
+            company.agree("")  # ranks exchange CPU tensors
             with ProgressReports("questions") as reports:
                 report = reports.named if world.is_first else None
                 options = ScoringOptions(limit, chat_template, dtype, curve)
@@ -185,7 +203,7 @@ def evaluate_tasks(
                 from tide_cache.shards.publish import replace_json
 
                 replace_json(out / "results.json", document)
-                say(f"Results, with all figures and answers, are in {out}")
+                say(f"Results with all figures and answers: {out}")
     if not world.is_first:
         return
     if json:
@@ -242,7 +260,7 @@ def _require_harness(task_data: Path | None) -> None:
 def _open_models(
     checkpoint: str, baseline: str | None, no_baseline: bool, block_size: int | None, dtype: Precision, day: date
 ) -> "dict[str, TrainedModel]":
-    """Open the student and what it is compared with, and check both."""
+    """Open the student and its baseline, and check both."""
     from tide_cache.evaluation.harness.baseline import start_checkpoint
 
     models = {"student": open_model(checkpoint, block_size, dtype=dtype, day=day)}
@@ -256,7 +274,7 @@ def _open_models(
 
 
 def _day_begun(out: Path) -> date:
-    """Return the day that templates wrote in the results that are there already, or today; a rerun goes on with it."""
+    """Return the day that templates wrote in existing results, or today; a rerun keeps the same day."""
     from tide_cache.pairing.dates import today
 
     for role in ("student", "baseline"):
@@ -271,7 +289,7 @@ def _day_begun(out: Path) -> date:
 def _say_what_has_no_effect(tasks: "Sequence[DefinedTask]") -> None:
     for task in tasks:
         if names := task.without_effect():
-            say(f"{task.plan.name}: generation_kwargs that the block sampler has no use for: {', '.join(names)}")
+            say(f"{task.plan.name}: generation_kwargs that the block sampler does not use: {', '.join(names)}")
 
 
 def _contestant(role: str, model: "TrainedModel", options: "ModelOptions", world: "World") -> "Contestant":

@@ -1,4 +1,4 @@
-"""`tide-cache export`: one view of every sample as a plain file."""
+"""`tide-cache export`: write one view of every sample to a plain file."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,22 +18,22 @@ from .progress import ProgressReport
 
 def export(
     cache: Annotated[str, typer.Argument(metavar="CACHE", help="Folder or URL of a complete cache.")],
-    view: Annotated[int, typer.Option(min=0, help="Which view of each sample, from 0.", show_default=False)],
+    view: Annotated[int, typer.Option(min=0, help="Number of the view to export, from 0.", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="FILE", help="File to write; it must not exist.", show_default=False)],
     signal_pass: Annotated[
-        PassName | None, typer.Option("--pass", help="Which pass; by default the first that the cache has.")
+        PassName | None, typer.Option("--pass", help="Pass to export; by default the first in the cache.")
     ] = None,
-    format: Annotated[ExportFormat | None, typer.Option(help="Kind of file; by default what its name ends in.")] = None,
+    format: Annotated[ExportFormat | None, typer.Option(help="File format; by default from the file name.")] = None,
     student: Annotated[
-        str | None, typer.Option(metavar="TOKENIZER", help="Student tokenizer, for --text.", show_default=False)
+        str | None, typer.Option(metavar="TOKENIZER", help="Student tokenizer, needed for --text.", show_default=False)
     ] = None,
-    text: Annotated[bool, typer.Option("--text", help="Add the student's tokens as text.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Also write the student's tokens as text.")] = False,
     json: Json = False,
 ) -> None:
-    """Write one view of every sample, with all that the teacher said, to a Parquet or JSON-lines file."""
+    """Write one view of every sample, with the teacher's signals, to a Parquet or JSON-lines file."""
     if text != (student is not None):
         given, missing = ("--text", "--student") if text else ("--student", "--text")
-        raise RunFileError(f"{given}: found no {missing} beside it; expected both, for the student's text, or neither")
+        raise RunFileError(f"{given}: found no {missing} with it; expected both, for the student's text, or neither")
     require_cache(cache_path(cache))
     with chatter_to_stderr():
         from tide_cache.inspecting.export import export_view

@@ -1,4 +1,4 @@
-"""`tide-cache export-model`: a student in the layout of the program that serves it."""
+"""`tide-cache export-model`: write a student in the layout of a serving program."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,18 +22,24 @@ def export_model(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write; must not exist.", show_default=False)],
     format: Annotated[
         Literal["sdar", "a2d", "hf"],
-        typer.Option(help="sdar for SGLang and LMDeploy, a2d as `train` writes it, hf for the stock architecture."),
+        typer.Option(
+            help="Layout: sdar for SGLang and LMDeploy, a2d as `train` writes it, hf for the stock architecture."
+        ),
     ] = "sdar",
     block_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens per block, where the model does not say.", show_default=False),
+        typer.Option(min=1, help="Tokens per block, if the model does not state it.", show_default=False),
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Default confidence of decoding, above 0 and 1 at most.")] = 0.9,
+    threshold: Annotated[
+        float, typer.Option(help="Default confidence threshold for decoding, above 0 and at most 1.")
+    ] = 0.9,
     any_mask_id: Annotated[
-        bool, typer.Option("--any-mask-id", help="Write sdar with another mask id than engines have built in.")
+        bool,
+        typer.Option("--any-mask-id", help="Write sdar even if its mask id differs from the one built into engines."),
     ] = False,
     revision: Annotated[
-        str | None, typer.Option(metavar="COMMIT", help="Of a hub checkpoint.", show_default=False)
+        str | None,
+        typer.Option(metavar="COMMIT", help="Branch, tag or commit of a hub checkpoint.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -56,7 +62,7 @@ def export_model(
 
 
 def _serving(done: "ExportedModel") -> str:
-    """Return the commands that serve it."""
+    """Return the commands that serve the model."""
     from tide_cache.student.exporting import SDAR_MASK_ID
 
     if done.mask_id != SDAR_MASK_ID:

@@ -1,4 +1,4 @@
-"""`tide-cache generate`: answers from a trained model, block by block, to prompts or in a conversation."""
+"""`tide-cache generate`: get answers from a trained model, block by block, to prompts or in a conversation."""
 
 import sys
 from collections.abc import Iterator
@@ -25,55 +25,60 @@ if TYPE_CHECKING:
 def generate(
     checkpoint: Checkpoint,
     prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="What the user says. Repeatable.", show_default=False)
+        list[str] | None, typer.Option(metavar="TEXT", help="Text of the user's turn. Repeatable.", show_default=False)
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="A conversation: each line of stdin is what the user says next.")
+        bool, typer.Option("--chat", help="Hold a conversation: each line of stdin is the user's next turn.")
     ] = False,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="System message before the first turn.", show_default=False)
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")] = 128,
     steps_per_block: Annotated[
         int | None,
-        typer.Option(min=1, help="Most forwards per block; by default one for each of its tokens.", show_default=False),
+        typer.Option(min=1, help="Maximum forwards per block; by default one per token.", show_default=False),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Keep every token more probable than this at once (0 < P <= 1); by default a fixed number a step.",
+            help="Keep at once every token whose probability exceeds this (0 < P <= 1); by default a fixed number "
+            "per step.",
             show_default=False,
         ),
     ] = None,
     remasking: Annotated[
-        Remasking, typer.Option(help="Which predictions a step keeps: the likeliest ones, or any.")
+        Remasking, typer.Option(help="Which predictions a step keeps: the likeliest ones, or random ones.")
     ] = "low_confidence",
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Sampling temperature; 0 takes the most likely token.")
+    ] = 0.0,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Draw from this many likeliest tokens.", show_default=False)
+        int | None, typer.Option(min=1, help="Sample only from this many likeliest tokens.", show_default=False)
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Draw from the likeliest tokens whose probabilities reach this sum.", show_default=False),
+        typer.Option(
+            help="Sample only from the likeliest tokens whose probabilities reach this sum.", show_default=False
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of random draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for random draws.")] = 0,
     cfg_scale: Annotated[
-        float, typer.Option(min=0.0, help="Classifier-free guidance towards the prompt; 0 for none.")
+        float, typer.Option(min=0.0, help="Strength of classifier-free guidance towards the prompt; 0 for none.")
     ] = 0.0,
     stop: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="An answer ends before this text. Repeatable.", show_default=False),
+        typer.Option(metavar="TEXT", help="End an answer before this text. Repeatable.", show_default=False),
     ] = None,
     stream: Annotated[
         bool | None,
         typer.Option(
             "--stream/--no-stream",
-            help="Print an answer block by block; by default on a terminal, for one prompt or a conversation.",
+            help="Print the answer block by block; the default on a terminal, for one prompt or a conversation.",
             show_default=False,
         ),
     ] = None,
     use_cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Keep keys and values of finished blocks, or compute them anew.")
+        bool, typer.Option("--cache/--no-cache", help="Cache keys and values of finished blocks, or recompute them.")
     ] = True,
     block_size: BlockSize = None,
     json: Json = False,
@@ -128,20 +133,22 @@ def _require_sense(prompts: list[str], chat: bool, stream: bool | None, json: bo
     if not chat and not prompts:
         faults.append("found no prompt; give --prompt TEXT, or --chat for a conversation")
     if json and chat:
-        faults.append("--json is one document, --chat a conversation as it goes; leave one out")
+        faults.append("--json prints one document, --chat holds a live conversation; leave one out")
     if json and stream:
-        faults.append("--json is printed at the end, --stream as blocks finish; leave one out")
+        faults.append("--json prints at the end, --stream prints as blocks finish; leave one out")
     if stream and len(prompts) > 1:
-        faults.append(f"--stream: found {len(prompts)} prompts, which are sampled together; give one, or --no-stream")
+        faults.append(
+            f"--stream: found {len(prompts)} prompts, which are sampled in one batch; give one, or --no-stream"
+        )
     if "" in stops:
-        faults.append("--stop: found an empty text; expected at least one character")
+        faults.append("--stop: found an empty string; expected at least one character")
     if faults:
         raise RunFileError(fault_list("nothing can be generated:", faults, "Nothing was loaded."))
 
 
 @dataclass
 class _Speaker:
-    """A loaded model that answers; draws of all its answers come from one seed."""
+    """A loaded model that answers; one seed determines the draws of all answers."""
 
     model: "TrainedModel"
     options: "SamplerOptions"
@@ -192,7 +199,7 @@ class _Speaker:
 
 
 def _converse(speaker: _Speaker, messages: "list[Message]", is_streamed: bool) -> None:
-    """Answer line after line of stdin; every answer sees all turns before it."""
+    """Answer each line of stdin; every answer sees all earlier turns."""
     from tide_cache.records import Message
 
     for text in _lines():
@@ -206,7 +213,7 @@ def _converse(speaker: _Speaker, messages: "list[Message]", is_streamed: bool) -
 
 
 def _lines() -> Iterator[str]:
-    """Return the lines of stdin that say something; on a terminal, ask for each."""
+    """Yield the non-empty lines of stdin; on a terminal, ask for each."""
     if not sys.stdin.isatty():
         yield from (text for line in sys.stdin if (text := line.strip()))
         return

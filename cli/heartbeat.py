@@ -1,4 +1,4 @@
-"""Progress that is never silent: a command's stages one after the other, each shown again while it makes no headway."""
+"""Progress that is never silent: shows a command's stages in turn, each again while it makes no headway."""
 
 import threading
 import time
@@ -9,11 +9,11 @@ from typing import Self
 from .progress import ProgressReport
 
 SECONDS = 1.0
-"""Between two looks; with lines in place of a bar, one shows up in less than two seconds."""
+"""Seconds between two looks; with lines in place of a bar, one shows up in less than two seconds."""
 
 
 class Heartbeat:
-    """Shows one stage after the other, with the seconds that it has taken; made for a `with` block."""
+    """Shows one stage after the other, with the seconds it has taken; use it in a `with` block."""
 
     def __init__(self, units: Mapping[str, str]) -> None:
         """Start with no stage.
@@ -40,7 +40,7 @@ class Heartbeat:
         self._close()
 
     def update(self, stage: str, done: float, total: float) -> None:
-        """Show that `done` of `total` are done of a stage."""
+        """Show that a stage has done `done` of `total`."""
         with self._lock:
             if stage != self._stage:
                 self._close()

@@ -1,4 +1,4 @@
-"""`tide-cache inspect`: what a cache holds, or one of its views as text."""
+"""`tide-cache inspect`: show what a cache holds, or one of its views as text."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -41,21 +41,21 @@ def inspect_cache(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Student tokenizer that turns the ids of --view into text.", show_default=False),
+        typer.Option(help="Student tokenizer, to show the ids of --view as text.", show_default=False),
     ] = None,
     teacher_tokenizer: Annotated[
         str | None,
-        typer.Option(help="Teacher tokenizer, for kept ids that the student does not share.", show_default=False),
+        typer.Option(help="Teacher tokenizer, for kept ids that the student does not have.", show_default=False),
     ] = None,
     signal_pass: Annotated[
-        PassName | None, typer.Option("--pass", help="Which pass of --view; by default the first that the cache has.")
+        PassName | None, typer.Option("--pass", help="Pass to show with --view; by default the first in the cache.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Show what a cache holds: identity, coverage, what the teacher knew, and where the bytes go."""
     of_views = {"--tokenizer": tokenizer, "--teacher-tokenizer": teacher_tokenizer, "--pass": signal_pass}
     if view is None and (given := [name for name, value in of_views.items() if value is not None]):
-        raise RunFileError(f"{', '.join(given)}: found no --view beside it; add --view N, or leave it out")
+        raise RunFileError(f"{', '.join(given)}: found no --view with it; add --view N, or leave it out")
     require_cache(cache_path(cache))
     with chatter_to_stderr():
         from tide_cache.inspecting.inspection import Inspection, inspect
@@ -80,7 +80,7 @@ def _print_inspection(found: "Inspection") -> None:
     print_fields(f"Cache {found.cache_id}", [("folder", str(found.cache)), *leaves(found.identity)])
     print_fields("Plan", leaves(found.plan))
     if found.remarks:
-        print_text("Of the corpus, the build said:\n" + "\n".join(f"  {remark}" for remark in found.remarks))
+        print_text("The build said of the corpus:\n" + "\n".join(f"  {remark}" for remark in found.remarks))
     print_fields("Samples", _sample_fields(found))
     print_fields(f"Teacher, pass {found.first_pass}", _teacher_fields(found))
     for name, signals in found.by_pass.items():

@@ -1,4 +1,4 @@
-"""Several processes: starting local ones of `train`, as torchrun would, and speaking with one voice as one of them."""
+"""Several processes: start local ones of `train`, as torchrun would, and report each error only once."""
 
 import logging
 import os
@@ -26,12 +26,12 @@ SHUTDOWN_TIMEOUT_S = 600
 
 
 FIRST_SPEAKS_S = 3.0
-"""How long another process waits with its message for the first to say the same and the launcher to end all."""
+"""How long another process holds its message back, while the first says the same and the launcher ends all."""
 
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Leave it to the first process of several to say what went wrong; another speaks only if nobody ends it meanwhile.
+    """Let the first of several processes say what went wrong; another speaks only if nobody ends it meanwhile.
 
     A fault that one process finds alone is told to the others, so that none waits for it.
     """
@@ -48,7 +48,7 @@ def one_voice() -> Iterator[None]:
 
 
 def _tell_others(error: TideCacheError) -> None:
-    """Tell an error that was found before the processes met."""
+    """Report an error that was found before the processes met."""
     if error.is_told or isinstance(error, RankError):
         return
     from tide_cache.training.company import keep_company
@@ -70,7 +70,7 @@ def _speak_in_turn(error: TideCacheError, world: "World") -> None:
 
 
 def launcher_variables() -> list[str]:
-    """List the variables by which a launcher tells this process which of several it is; none where it is alone."""
+    """List the variables by which a launcher tells this process its rank; none where it runs alone."""
     return list(launcher_names(os.environ) or ())
 
 
@@ -83,7 +83,7 @@ def require_no_launcher(num_gpus: int) -> None:
     if names := launcher_variables():
         found = ", ".join(f"{name}={os.environ[name]}" for name in names)
         raise RunFileError(
-            f"--num-gpus {num_gpus}: found {found} in the environment: a launcher has started this process already, "
+            f"--num-gpus {num_gpus}: found {found} in the environment: a launcher has already started this process, "
             "and it joins the others by itself. Leave --num-gpus out, or start the command without a launcher."
         )
 
@@ -107,7 +107,7 @@ def require_gpus(num_gpus: int, device: str) -> None:
 def launch(run: TrainRun, num_processes: int, flags: list[str]) -> int:
     """Run `train` in local processes until they end.
 
-    Each process reads the resolved run from a temporary file. Processes start in sessions of their own, so Ctrl-C
+    Each process reads the resolved run from a temporary file. Each process has its own session, so Ctrl-C
     reaches this process alone, which passes it on once to each of them.
 
     Args:

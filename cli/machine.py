@@ -33,7 +33,7 @@ class Finding:
 
     Attributes:
         section: What it belongs to.
-        name: Of what was looked at.
+        name: What was looked at.
         found: What was found: a version, a size, a yes or no.
         state: How that is.
         is_required: Whether the core does not work without it.
@@ -49,7 +49,7 @@ class Finding:
 
     @property
     def is_fault(self) -> bool:
-        """Whether it keeps the core from working."""
+        """Whether this keeps the core from working."""
         return self.is_required and self.state not in ("ok", "note")
 
 
@@ -102,7 +102,7 @@ def _package(section: str, requirement: Requirement, is_required: bool, install:
 
 
 def _tokenkit() -> Finding:
-    """Tell bminixhofer/tokenkit from the unrelated package of that name."""
+    """Distinguish bminixhofer/tokenkit from the unrelated package of that name."""
     section, name = "extra: aligner", "tokenkit"
     if importlib.util.find_spec(name) is None:
         way_out = "pip install git+https://github.com/bminixhofer/tokenkit"
@@ -137,7 +137,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    """What the devices can do; a kernel that is not usable has a slower one in its place."""
+    """Return what the devices can do; a slower kernel replaces one that is not usable."""
     try:
         import torch
 
@@ -164,7 +164,7 @@ def _around(folder: Path) -> Iterator[Finding]:
     usage = shutil.disk_usage(folder)
     is_low = usage.free < _LOW_DISK_BYTES
     found = f"{_gigabytes(usage.free)} of {_gigabytes(usage.total)} free at {folder}"
-    way_out = "`tide-cache plan RUN.toml` foresees what a build writes" if is_low else ""
+    way_out = "`tide-cache plan RUN.toml` predicts what a build writes" if is_low else ""
     yield Finding("around", "disk", found, "note" if is_low else "ok", way_out=way_out)
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     note = f"none is needed: AdamW is torch's; C++ compiler for ops of your own: {compiler or 'not found'}"

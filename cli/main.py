@@ -1,4 +1,4 @@
-"""The command line: puts the subcommands together, and turns errors into messages and exit codes."""
+"""The command line: collects the subcommands, and turns errors into messages and exit codes."""
 
 import os
 from typing import Annotated, Any
@@ -35,9 +35,10 @@ FAILED = 1
 INTERRUPTED = 130
 EXIT_CODES = "\n\n".join(
     [
-        "Exit codes: 0 done; 1 the run failed; 2 the invocation or run file is wrong; 3 the data was refused; "
-        "130, 143 stopped.",
-        "`TIDE_CACHE_LOG=quiet|normal|verbose` stands for the options, `NO_COLOR=1` and `FORCE_COLOR=1` for colours.",
+        "Exit codes: 0 success; 1 the run failed; 2 bad invocation or run file; 3 the data was refused; 130, 143 "
+        "stopped by a signal.",
+        "`TIDE_CACHE_LOG=quiet|normal|verbose` replaces --quiet and --verbose; "
+        "`NO_COLOR=1` and `FORCE_COLOR=1` turn colours off and on.",
     ]
 )
 
@@ -62,7 +63,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             if is_first(os.environ):
-                complain("Interrupted before there was anything to keep; run the same command again.")
+                complain("Interrupted before any work was done; run the same command again.")
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -86,10 +87,10 @@ def _print_version(is_asked: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries log.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print what libraries log.")] = False,
 ) -> None:
     """Offline distillation for diffusion language models: run each teacher once, train many students from it."""
     choose_verbosity(quiet, verbose)
@@ -99,7 +100,7 @@ def _example(*lines: str) -> str:
     return "\n\n".join(["Example:", *(f"`{line}`" for line in lines)])
 
 
-# The commands in the order in which a user meets them; one line each.
+# Commands in the order in which a user meets them, one line each.
 app.command("demo", epilog=_example("tide-cache demo --out demo-output"))(demo)
 app.command(
     "plan", epilog=_example("tide-cache plan build.toml", "tide-cache plan build.toml --workers 8 --epochs 3 --json")

@@ -15,7 +15,7 @@ _NUMBER = r"\d+(\.\d*)?|\.\d+"
 
 RunFile = Annotated[
     Path | None,
-    typer.Argument(metavar="RUN.toml", help="Run file; not needed when the options say enough.", show_default=False),
+    typer.Argument(metavar="RUN.toml", help="Run file (TOML); optional if the options say enough.", show_default=False),
 ]
 Teacher = Annotated[str | None, typer.Option(help="Teacher checkpoint: a folder or a hub name.", show_default=False)]
 StudentTokenizer = Annotated[
@@ -23,13 +23,13 @@ StudentTokenizer = Annotated[
 ]
 AllowUntrained = Annotated[
     bool,
-    typer.Option("--allow-untrained", help="Take a teacher that `convert` made and nobody trained: it knows nothing."),
+    typer.Option("--allow-untrained", help="Accept a teacher that `convert` made and that was never trained."),
 ]
 Passes = Annotated[
     str | None,
     typer.Option(
         metavar="PASS[,PASS]",
-        help="What to capture: plain, compdemo. A pass that a finished cache lacks is added to it.",
+        help="Passes to capture: plain, compdemo. A pass that a finished cache lacks is added.",
         show_default=False,
     ),
 ]
@@ -44,27 +44,28 @@ Dataset = Annotated[
 ]
 BadRow = Annotated[
     OnBadRow | None,
-    typer.Option("--on-bad-row", help="Stop at a row that cannot be used (default), or leave it out and list it."),
+    typer.Option("--on-bad-row", help="Stop at a row that cannot be used (the default), or skip it and list it."),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the run file: train.steps=500. Repeatable."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything without loading a model, print the resolved run file, stop.")
+    bool,
+    typer.Option("--dry-run", help="Check everything without loading a model, print the resolved run file, and exit."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 
 def complete_preset(incomplete: str) -> list[str]:
-    """Return the presets that begin so, for the shell."""
+    """Return the presets that begin with this text, for shell completion."""
     from tide_cache.config.presets import PRESETS
 
     return [name for name in PRESETS if name.startswith(incomplete)]
 
 
 def complete_objective(incomplete: str) -> list[str]:
-    """Return the kinds of objectives that begin so, for the shell."""
+    """Return the objective kinds that begin with this text, for shell completion."""
     from tide_cache.config.objectives import OBJECTIVE_KINDS
 
     return [kind for kind in OBJECTIVE_KINDS if kind.startswith(incomplete)]
@@ -107,7 +108,7 @@ def given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def corpus_flags(section: str, spec: str | None, on_bad_row: OnBadRow | None) -> dict[str, Any]:
-    """Return the entries of a corpus section; files of `--dataset` are looked up in the working folder."""
+    """Return the entries of a corpus section; files of `--dataset` are relative to the working folder."""
     return {
         f"{section}.spec": spec,
         f"{section}.folder": Path.cwd() if spec is not None else None,
@@ -119,12 +120,12 @@ def caches(items: Iterable[str]) -> dict[str, Any]:
     """Read `--cache FOLDER` or `FOLDER=WEIGHT`: one without a weight is the cache, otherwise they are a mix.
 
     Raises:
-        RunFileError: A weight is no number.
+        RunFileError: A weight is not a number.
     """
     mix: list[dict[str, Any]] = []
     for item in items:
         folder, equals, weight = item.rpartition("=")
-        if not equals or "/" in weight:  # the name of a folder on the way may have an equals sign too
+        if not equals or "/" in weight:  # a parent folder's name may contain an equals sign too
             mix.append({"cache": item})
         elif re.fullmatch(_NUMBER, weight):
             mix.append({"cache": folder, "weight": float(weight)})
@@ -142,7 +143,7 @@ def objectives(items: Iterable[str]) -> list[dict[str, Any]]:
     """Read `--objective kind` or `kind:weight`.
 
     Raises:
-        RunFileError: A weight is no number.
+        RunFileError: A weight is not a number.
     """
     result: list[dict[str, Any]] = []
     for item in items:

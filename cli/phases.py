@@ -13,14 +13,14 @@ from tide_cache.progress import Phase
 from .console import is_quiet, messages, number, say, size, stamp
 
 PATIENCE_S = 2.0
-"""What takes no longer is not spoken of."""
+"""Seconds; a shorter phase is not shown."""
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_DRAWINGS = 0.2
 BAR_WIDTH = 12
 
 
 class PhasePrinter:
-    """Shows phases that last; each is watched by a thread of its own, since the work may be in C for minutes."""
+    """Shows phases that take long; a thread watches each, since the work may be in C for minutes."""
 
     def __init__(self) -> None:
         """Begin with nothing to show."""
@@ -44,7 +44,7 @@ class PhasePrinter:
         watcher.join()
 
     def hear(self, text: str) -> None:
-        """Say it, above any bar; see `Listener`."""
+        """Print a remark above any bar; see `Listener`."""
         say(stamp() + text)
 
 
@@ -61,7 +61,7 @@ def _watch(phase: Phase, ended: Event) -> None:
 
 
 def _draw(phase: Phase, ended: Event) -> None:
-    """Show a bar that goes away with the phase; it runs to and fro where nobody counts."""
+    """Show a bar that goes away with the phase; it pulses where nothing is counted."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(BAR_WIDTH), TimeElapsedColumn())
     with Progress(*columns, console=messages(), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(describe(phase), total=None)
@@ -72,7 +72,7 @@ def _draw(phase: Phase, ended: Event) -> None:
 
 
 def describe(phase: Phase) -> str:
-    """Say in words what a phase does and how far it is, for example `Hashing weights of teacher (1.2 GB of 2.1 GB)`."""
+    """Describe a phase and how far it is, for example `Hashing weights of teacher (1.2 GB of 2.1 GB)`."""
     count = size if phase.unit == "bytes" else number
     unit = "" if phase.unit == "bytes" else f" {phase.unit}"
     if phase.total is None:

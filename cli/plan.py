@@ -1,4 +1,4 @@
-"""`tide-cache plan`: what a build will take, before it is paid for."""
+"""`tide-cache plan`: predict what a build will take, before you pay for it."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -38,21 +38,22 @@ def plan(
     out: Out = None,
     passes: Passes = None,
     allow_untrained: AllowUntrained = False,
-    sample_rows: Annotated[int, typer.Option(min=1, help="Rows to measure, spread over the corpus.")] = 64,
-    workers: Annotated[int, typer.Option(min=1, help="Devices like this one to foresee the time for.")] = 1,
+    sample_rows: Annotated[int, typer.Option(min=1, help="Number of rows to measure, spread over the corpus.")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="Number of devices like this one to predict the time for.")] = 1,
     epochs: Annotated[
-        int, typer.Option(min=1, help="Epochs of a student run, for the break-even; the paper trains 10.")
+        int, typer.Option(min=1, help="Epochs per student run, for the break-even; the paper trains 10.")
     ] = 10,
     budget: Annotated[
-        float, typer.Option(min=0, help="Seconds for the whole command; what does not fit is left out of the sample.")
+        float,
+        typer.Option(min=0, help="Time limit in seconds for the whole command; a short one makes the sample smaller."),
     ] = 60.0,
     assignments: Set = None,
     json: Json = False,
 ) -> None:
-    """Foresee shards, bytes, teacher hours, and when the cache is cheaper than distilling online.
+    """Predict shards, bytes, teacher hours, and when the cache becomes cheaper than distilling online.
 
-    Loads the teacher and runs a few of the build's forwards on this device; writes nothing. Reads the whole corpus,
-    to count its rows, and pairs some thousands of them at most.
+    Loads the teacher and runs a few of the build's forwards on this device. Writes nothing. Reads the whole corpus
+    to count its rows, and pairs at most a few thousand of them.
     """
     flags = build_flags(teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
     run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
@@ -75,7 +76,7 @@ def plan(
         say(
             f"--budget {budget:g} s ended the sample: counts come from {number(found.rows_counted)} rows, sizes from "
             f"{number(found.views_captured)} views, times from {number(found.batches_timed)} forwards; loading the "
-            f"teacher took {found.load_s:.0f} s. A longer one gives a closer answer."
+            f"teacher took {found.load_s:.0f} s. A longer budget is more accurate."
         )
     if found.fits is False:
         say(

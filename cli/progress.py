@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, a line with the time every few seconds elsewhere; on stderr."""
+"""Progress of a long command on stderr: a bar on a terminal, elsewhere a line with the time every few seconds."""
 
 import sys
 import time
@@ -17,14 +17,14 @@ BAR_WIDTH = 12
 
 
 class _Text(ProgressColumn):
-    """What is done; the only column that gives way on a narrow terminal, and never folded."""
+    """The progress text; the only column that shrinks on a narrow terminal, and never folded."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
 
 
 class _TimeLeft(TimeRemainingColumn):
-    """Time left, said to be that; keeps its width."""
+    """Time left, labelled as such; keeps its width."""
 
     def get_table_column(self) -> Column:
         return Column(no_wrap=True)
@@ -34,15 +34,15 @@ class _TimeLeft(TimeRemainingColumn):
 
 
 class ProgressReport:
-    """Shows one count that grows; made for a `with` block."""
+    """Shows one growing count; use it in a `with` block."""
 
     def __init__(self, title: str, unit: str, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
-        """Say what is counted.
+        """State what is counted.
 
         Args:
             title: What is going on, for example `build`.
             unit: What is counted, in the plural; `bytes` are shown as sizes.
-            seconds_between_lines: Where there is no terminal.
+            seconds_between_lines: Applies where there is no terminal.
         """
         self._title, self._unit = title, unit
         self._seconds_between_lines = seconds_between_lines
@@ -82,7 +82,7 @@ class ProgressReport:
         parts += [self._speed(rate)] if rate else []
         parts += [note] if note else []
         if self._bar is not None:
-            self._bar.start()  # now, since what came before may have had a bar of its own
+            self._bar.start()  # only now, since an earlier stage may have shown a bar
             self._bar.update(self._task, completed=done, total=total, text=", ".join(parts))
             return
         parts += [f"{_clock((total - done) / rate)} left"] if rate and done < total else []
@@ -93,7 +93,7 @@ class ProgressReport:
             self._next_line_s = now_s + self._seconds_between_lines
 
     def since(self, done: float, elapsed_s: float) -> None:
-        """Say when counting began, where that was before the first `update`.
+        """State when counting began, if that was before the first `update`.
 
         Args:
             done: What was done then.
@@ -102,7 +102,7 @@ class ProgressReport:
         self._first = self._first or (time.monotonic() - elapsed_s, done)
 
     def _speed(self, rate: float) -> str:
-        """Return what is done in a second, or how long one takes where that is longer."""
+        """Return the number done per second, or the seconds per item where that is longer."""
         if rate >= 1 or rate <= 0 or self._unit == "bytes":
             return f"{self._count(rate)}/s"
         one = self._unit.removesuffix(" at most").removesuffix("s")
@@ -115,10 +115,10 @@ class ProgressReport:
 
 
 class ProgressReports:
-    """One report after the other, each with a title of its own; made for a `with` block."""
+    """Several reports in turn, each with its own title; use it in a `with` block."""
 
     def __init__(self, unit: str) -> None:
-        """Say what is counted, in the plural."""
+        """State what is counted, in the plural."""
         self._unit, self._title = unit, ""
         self._open: ProgressReport | None = None
 
@@ -129,7 +129,7 @@ class ProgressReports:
         self._close()
 
     def update(self, title: str, done: int, total: int) -> None:
-        """Show that `done` of `total` are done of what the title names; another title ends the report before it."""
+        """Show that `done` of `total` are done of what the title names; a new title ends the previous report."""
         if title != self._title:
             self.named(title)
         assert self._open is not None

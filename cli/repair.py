@@ -1,4 +1,4 @@
-"""`tide-cache repair`: mend a damaged cache."""
+"""`tide-cache repair`: repair a damaged cache."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,16 +25,16 @@ def repair(
         str,
         typer.Argument(
             metavar="CACHE|RUN.toml",
-            help="Folder or URL of the cache, or the run file that it was built with. A cache that an older release "
-            "began needs the run file where shards must be computed again.",
+            help="Folder or URL of the cache, or the run file it was built with. A cache begun by an older "
+            "release needs the run file if shards must be computed again.",
         ),
     ],
     out: Out = None,
     assignments: Set = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what is bad, change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what is bad, and change nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """Find damaged or missing files of a cache, move the bad ones aside, and compute again only those.
+    """Find damaged or missing files of a cache, move the bad ones aside, and compute only those again.
 
     A shard that is computed again must have the very bytes that manifest.json says it had. Bad files go to a folder
     `quarantine` inside the cache; nothing is deleted. Exit 3 when --dry-run finds damage.
@@ -46,7 +46,7 @@ def repair(
         with ProgressReport("check", "bytes") as report:
             found = find_damage(cache, report.update)
         if not dry_run and not found.is_mended:
-            say(f"{cache}: mending {number(len(found.bad_files))} files")
+            say(f"{cache}: repairing {number(len(found.bad_files))} files")
             found = repair_cache(found, run)
     if json:
         print_json(_document(found, dry_run))
@@ -55,12 +55,12 @@ def repair(
     if not found.is_mended:
         complain(f"error: {cache} is damaged: {', '.join(found.bad_files)}")
         if dry_run:
-            complain("Run the same command without --dry-run to mend it.")
+            complain("Run the same command without --dry-run to repair it.")
         raise typer.Exit(REFUSED)
 
 
 def _find(where: str, overrides: dict[str, Any]) -> tuple[CachePath, BuildRun | None]:
-    """Return the cache that is meant, and how it was built, where that is known.
+    """Return the cache and, where it is known, how it was built.
 
     Raises:
         RunFileError: A run file cannot be used, or options change a run that is not known.
@@ -104,14 +104,14 @@ def _document(found: "RepairReport", dry_run: bool) -> dict[str, Any]:
 
 def _show(found: "RepairReport", dry_run: bool) -> None:
     if not found.problems:
-        print_fields("Healthy: nothing to mend", [("cache", str(found.cache))])
+        print_fields("Healthy: nothing to repair", [("cache", str(found.cache))])
         return
     rows = ((problem.file, problem.problem) for problem in found.problems)
     print_table(f"Damaged in {found.cache}: {number(len(found.bad_files))} files", ["file", "problem"], rows, (0, 1))
     if dry_run:
         return
     print_fields(
-        "Mended" if found.is_mended else "Not mended",
+        "Repaired" if found.is_mended else "Not repaired",
         [
             ("cache", str(found.cache)),
             ("computed again", ", ".join(found.recomputed) or "-"),

@@ -1,4 +1,4 @@
-"""`tide-cache report`: a cache or a run as one page of HTML, or several runs side by side."""
+"""`tide-cache report`: write one HTML page about a cache or a run, or about several runs side by side."""
 
 import re
 from collections.abc import Sequence
@@ -19,28 +19,38 @@ MISSING = "the pages are drawn with {name}: pip install 'tide-cache[report]'"
 
 
 def report(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="A cache or a run; with --compare, runs.")],
-    compare: Annotated[bool, typer.Option("--compare", help="Put several runs side by side.")] = False,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="A cache or a run; with --compare, several runs.")
+    ],
+    compare: Annotated[bool, typer.Option("--compare", help="Compare several runs side by side.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Page to write; by default report-NAME.html here.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Page to write; by default report-NAME.html in the working folder.", show_default=False
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Of a cache: student tokenizer that turns ids into text.", show_default=False),
+        typer.Option(help="For a cache: student tokenizer, to show ids as text.", show_default=False),
     ] = None,
     teacher_tokenizer: Annotated[
         str | None,
-        typer.Option(help="Of a cache: teacher tokenizer, for kept ids that only it knows.", show_default=False),
+        typer.Option(
+            help="For a cache: teacher tokenizer, for kept ids that the student does not have.", show_default=False
+        ),
     ] = None,
     view: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="Of a cache: show this view, as `inspect --view`. Repeatable.", show_default=False),
+        typer.Option(
+            min=0, help="For a cache: show this view, as `inspect --view` does. Repeatable.", show_default=False
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is no page of ours.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite OUT even if this command did not write it.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Write what a cache or a run holds to one page of HTML, with pictures; it needs no script and no network.
+    """Write one HTML page with pictures about a cache or a run; it needs no script and no network.
 
     A cache shows what the teacher knew over t, chunks, bytes and some views; a run its losses, NLL over t, and the
     evaluations `eval*.json` in its folder.
@@ -72,7 +82,7 @@ def report(
 
 
 def _roots(paths: Sequence[str], compare: bool, of_caches: dict[str, Any]) -> list[CachePath]:
-    """Check what was given; nothing is read."""
+    """Check the arguments without reading anything."""
     roots = [cache_path(path) for path in paths]
     if compare and len(roots) < 2:
         raise RunFileError(f"--compare: found {len(roots)} run, expected at least 2; leave it out for the page of one")

@@ -1,4 +1,4 @@
-"""`tide-cache schema`: the JSON Schemas of everything that is read or written as a document."""
+"""`tide-cache schema`: write the JSON Schemas of all documents that are read or written."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ DRIFTED = 1
 def schema(
     out: Annotated[Path | None, typer.Option(help="Write the schemas into this folder.", show_default=False)] = None,
     check: Annotated[
-        Path | None, typer.Option(help="Compare this folder with what would be written.", show_default=False)
+        Path | None, typer.Option(help="Check that this folder holds what would be written.", show_default=False)
     ] = None,
 ) -> None:
     """Write the schemas of run files, cache documents and Parquet columns, or check that they are current."""

@@ -31,7 +31,7 @@ OPTIONAL_PARTS = (*(part.name for part in PARTS if part not in (TRUTH, SPLIT)), 
 
 
 def schema_id(name: str) -> str:
-    """Return the name and version of a schema: a run file's is the release, that of a cache's document its format."""
+    """Return the name and version of a schema: the release for a run file, the format for a cache's document."""
     version = __version__ if name in RUN_FILES else f"format-{FORMAT_VERSION}"
     return f"urn:tide-cache:{version}:{name.removesuffix('.json')}"
 
@@ -58,7 +58,7 @@ def schema_texts() -> dict[str, str]:
 
 
 def write_schemas(folder: Path) -> list[Path]:
-    """Write every schema file; gives their paths."""
+    """Write every schema file; return their paths."""
     texts = schema_texts()
     with new_folder(folder):
         for name, text in texts.items():
@@ -70,8 +70,8 @@ def drifted_schemas(folder: Path) -> list[str]:
     """List the files of a folder that are not what `write_schemas` would write; empty when all are current."""
     texts = schema_texts()
     found = {path.name for path in folder.glob("*.json")}
-    faults = [f"{folder / name}: is missing" for name in sorted(texts.keys() - found)]
-    faults += [f"{folder / name}: is not a schema of this release" for name in sorted(found - texts.keys())]
+    faults = [f"{folder / name}: missing" for name in sorted(texts.keys() - found)]
+    faults += [f"{folder / name}: not a schema of this release" for name in sorted(found - texts.keys())]
     for name in sorted(texts.keys() & found):
         if (folder / name).read_text(encoding="utf-8") != texts[name]:
             faults.append(f"{folder / name}: differs")
@@ -79,7 +79,7 @@ def drifted_schemas(folder: Path) -> list[str]:
 
 
 def _compact_columns() -> list[dict[str, Any]]:
-    """Columns that the codec `compact` has in place of plain ones."""
+    """Columns by which the codec `compact` replaces plain ones."""
     plain = _columns(signals_schema(OPTIONAL_PARTS))
     return [column for column in _columns(signals_schema(OPTIONAL_PARTS, "compact")) if column not in plain]
 

@@ -1,4 +1,4 @@
-"""`tide-cache sweep`: several students from one cache, side by side or one after the other, in one table."""
+"""`tide-cache sweep`: train several students from one cache, in parallel or in turn, and compare them in one table."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,36 +31,41 @@ def sweep(
     preset: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PIPELINE/ROW", help="An arm: a row of the paper's table. Repeatable.", show_default=False
+            metavar="PIPELINE/ROW", help="Add an arm: a row of the paper's table. Repeatable.", show_default=False
         ),
     ] = None,
     objective: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KIND[:WEIGHT]+...", help="An arm: its objectives, ce+kl:0.5. Repeatable.", show_default=False
+            metavar="KIND[:WEIGHT]+...",
+            help="Add an arm by its objectives, for example ce+kl:0.5. Repeatable.",
+            show_default=False,
         ),
     ] = None,
     student: Annotated[
         str | None,
-        typer.Option(help="Checkpoint that all start from; replaces student.shape.", show_default=False),
+        typer.Option(help="Checkpoint that all students start from; replaces student.shape.", show_default=False),
     ] = None,
     cache: Annotated[
         list[str] | None,
         typer.Option(
-            help="Cache that all learn from. Repeatable, as for `train`.", metavar="FOLDER[=WEIGHT]", show_default=False
+            help="Cache that all students learn from. Repeatable, as for `train`.",
+            metavar="FOLDER[=WEIGHT]",
+            show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Students of each arm.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, that is, of students per arm.")] = 1,
     held_out: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="Held-out corpus on which all are measured.", show_default=False),
+        typer.Option(metavar="SPEC", help="Held-out corpus on which all students are measured.", show_default=False),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Held-out samples at most; by default all.", show_default=False)
+        int | None, typer.Option(min=1, help="Maximum number of held-out samples; by default all.", show_default=False)
     ] = None,
-    dtype: Annotated[Precision, typer.Option(help="Of the weights while a student is measured.")] = "float32",
+    dtype: Annotated[Precision, typer.Option(help="Precision of the weights while a student is measured.")] = "float32",
     jobs: Annotated[
-        int, typer.Option(min=1, help="Students that are trained side by side, each on a GPU or some cores of its own.")
+        int,
+        typer.Option(min=1, help="Number of students trained in parallel, each on its own GPU or share of the cores."),
     ] = 1,
     out: Out = None,
     assignments: Set = None,
@@ -69,7 +74,7 @@ def sweep(
 ) -> None:
     """Train a student for every preset, set of objectives, or `[[sweep.arm]]` of the run file, and compare them.
 
-    The first arm is the baseline. Run the same command again to go on where it stopped: finished students are kept.
+    The first arm is the baseline. Run the same command again to continue: finished students are kept.
     """
     if limit is not None and held_out is None:
         raise RunFileError(f"--limit {limit}: found no --held-out, whose samples it counts; give both")
@@ -113,7 +118,7 @@ def _require_no_launcher() -> None:
 
     if (size := find_world().size) > 1:
         raise RunFileError(
-            f"found {size} processes that a launcher has started: a sweep starts its own, one for each student. "
+            f"found {size} processes that a launcher has started. A sweep starts its own, one per student. "
             "Start it without a launcher, with --jobs, or train one student in several processes with `train`."
         )
 
@@ -124,7 +129,7 @@ def _arms(presets: "Sequence[str]", sets: "Sequence[str]") -> list[ArmConfig]:
 
 
 def _run(todo: "list[Job]", num_processes: int) -> "list[JobEnd]":
-    """Run all jobs and show how far they are; the ends come back in the order of the jobs."""
+    """Run all jobs and show their progress; return the ends in the order of the jobs."""
     from tide_cache.sweep.run import run_jobs
 
     ends: dict[str, JobEnd] = {}

@@ -15,7 +15,7 @@ def print_results(document: dict[str, Any]) -> None:
         "Evaluation on tasks",
         [
             ("model", document["checkpoint"]),
-            ("baseline", document["baseline"] or "none: scores are comparable with nothing"),
+            ("baseline", document["baseline"] or "none: the scores cannot be compared with anything"),
             (
                 "questions",
                 "all" if document["limit"] is None else f"the first {document['limit']} of each set: no score",

@@ -1,4 +1,4 @@
-"""`tide-cache train`: stage 2, in this process, in several local ones, or as one of those a launcher has started."""
+"""`tide-cache train`: stage 2, in this process, in several local ones, or in one that a launcher has started."""
 
 import shlex
 from dataclasses import asdict
@@ -42,7 +42,7 @@ def train_student(
     student: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint to start from, a folder or a hub name; replaces student.shape.", show_default=False
+            help="Checkpoint to start from: a folder or a hub name; replaces student.shape.", show_default=False
         ),
     ] = None,
     cache: Annotated[
@@ -59,7 +59,7 @@ def train_student(
         list[str] | None,
         typer.Option(
             metavar="KIND[:WEIGHT]",
-            help="Replaces the run file's objectives. Repeatable: ce, kl:0.5.",
+            help="Objective, optionally with a weight: ce, kl:0.5. Replaces the run file's objectives. Repeatable.",
             autocompletion=complete_objective,
         ),
     ] = None,
@@ -67,34 +67,34 @@ def train_student(
         str | None,
         typer.Option(
             metavar="PIPELINE/ROW",
-            help="A row of the paper's table, e.g. cross/tide-cross.",
+            help="Objectives of a row of the paper's table, e.g. cross/tide-cross.",
             show_default=False,
             autocompletion=complete_preset,
         ),
     ] = None,
     semantics: Annotated[
         Semantics | None,
-        typer.Option(help="Weights and divisors as published, or corrected (default).", show_default=False),
+        typer.Option(help="Weights and divisors: as published, or corrected (the default).", show_default=False),
     ] = None,
     out: Out = None,
     assignments: Set = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
+        bool, typer.Option("--resume", help="Continue from the last checkpoint in the output folder.")
     ] = False,
     report_to: Annotated[
         Reporter | None,
-        typer.Option(help="Where figures go beside metrics.jsonl; default none.", show_default=False),
+        typer.Option(help="Where to send metrics, besides metrics.jsonl; by default nowhere.", show_default=False),
     ] = None,
     num_gpus: Annotated[
         int | None,
-        typer.Option(min=1, help="Start so many processes on this machine; on CPUs too.", show_default=False),
+        typer.Option(min=1, help="Start this many processes on this machine; also works on CPUs.", show_default=False),
     ] = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Train a student from a cache, or from a corpus with the denoising loss alone.
 
-    Under torchrun, DeepSpeed's launcher or `srun` the process joins the others; only the first one prints.
+    Under torchrun, DeepSpeed's launcher or `srun` the process joins the others, and only the first one prints.
     """
     flags = _flags(student, cache, dataset, on_bad_row, objective, preset, semantics, out, report_to)
     with one_voice():
@@ -126,7 +126,7 @@ def _flags(
     out: str | None,
     report_to: Reporter | None,
 ) -> dict[str, Any]:
-    """Collect what the options say; a source of data or weights takes the place of the run file's other one."""
+    """Collect the options; a source of data or weights replaces the run file's other one."""
     flags = {
         "student.model": student,
         **caches(cache or ()),

@@ -1,4 +1,4 @@
-"""How much is said: `--quiet`, `--verbose`, or `TIDE_CACHE_LOG`, which processes that are started inherit."""
+"""How much is printed: `--quiet`, `--verbose`, or `TIDE_CACHE_LOG`, which child processes inherit."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from .phases import PhasePrinter
 VARIABLE = "TIDE_CACHE_LOG"
 
 _LIBRARIES = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY")
-"""Variables that two libraries with loggers of their own read when they are imported."""
+"""Variables that two libraries with their own loggers read on import."""
 
 
 Verbosity = Literal["quiet", "normal", "verbose"]
@@ -22,7 +22,7 @@ Verbosity = Literal["quiet", "normal", "verbose"]
 
 
 def choose_verbosity(quiet: bool, verbose: bool) -> None:
-    """Settle how much this process and those that it starts say; options win over the variable.
+    """Set how much this process and its children print; options win over the variable.
 
     Raises:
         RunFileError: Both options are given, or the variable says something else.
@@ -38,7 +38,7 @@ def choose_verbosity(quiet: bool, verbose: bool) -> None:
         return
     for name in _LIBRARIES:
         os.environ.setdefault(name, "error" if said == "quiet" else "info")
-    logging.captureWarnings(True)  # they are what libraries say, too
+    logging.captureWarnings(True)  # warnings are what libraries say, too
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
     logging.basicConfig(level=logging.ERROR if said == "quiet" else logging.INFO, handlers=[handler])

@@ -1,4 +1,4 @@
-"""`tide-cache verify`: is the cache what it says."""
+"""`tide-cache verify`: check that a cache is what it says."""
 
 from typing import Annotated
 
@@ -12,13 +12,13 @@ from .options import Json
 from .progress import ProgressReport
 
 REFUSED = 3
-WAY_OUT = "`tide-cache repair CACHE` moves them aside and computes only them again."
+WAY_OUT = "`tide-cache repair CACHE` moves them aside and computes only those again."
 
 
 def verify_cache(
     cache: Annotated[str, typer.Argument(metavar="CACHE", help="Folder or URL of a complete cache.")],
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also decode every row and hold it against the laws of the format.")
+        bool, typer.Option("--deep", help="Also decode every row and check it against the rules of the format.")
     ] = False,
     json: Json = False,
 ) -> None:

@@ -27,8 +27,8 @@ def test_parts_of_a_plan_end_well_and_say_what_is_missing(call, tmp_path, monkey
     out = tmp_path / "cache"
     part = call(*build("--shard-range", "0:2", out=out))
     assert part.exit_code == 0, part.stderr
-    assert "2 of 6 shards committed; the manifest is written by the run that completes the cache." in part.stderr
-    assert "2 (0 were there already)" in part.stdout
+    assert "2 of 6 shards committed. The run that completes the cache writes the manifest." in part.stderr
+    assert "2 (0 already existed)" in part.stdout
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
     document = json.loads(call(*build("--shard-range", "auto", "--json", out=out)).stdout)

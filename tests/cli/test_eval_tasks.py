@@ -131,7 +131,7 @@ def test_two_processes_give_what_one_gives(call_anywhere, models, letters, tmp_p
     one, two = tmp_path / "one", tmp_path / "two"
     result = call_anywhere("eval-tasks", models / "student", *options, "--out", one)
     assert result.exit_code == 0, result.stderr
-    assert "none: scores are comparable with nothing" in result.stdout
+    assert "none: the scores cannot be compared with anything" in result.stdout
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [
         *launcher,

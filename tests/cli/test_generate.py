@@ -80,10 +80,10 @@ def test_a_conversation_through_a_pipe(workshop, installed, say):
     [
         ([], "found no prompt; give --prompt TEXT, or --chat"),
         (["--chat", "--prompt", "a"], "--chat reads what the user says from stdin; leave --prompt out"),
-        (["--chat", "--json"], "--json is one document, --chat a conversation"),
-        (["--prompt", "a", "--json", "--stream"], "--json is printed at the end, --stream as blocks finish"),
-        (["--prompt", "a", "--prompt", "b", "--stream"], "--stream: found 2 prompts, which are sampled together"),
-        (["--prompt", "a", "--stop", ""], "--stop: found an empty text"),
+        (["--chat", "--json"], "--json prints one document, --chat holds a live conversation"),
+        (["--prompt", "a", "--json", "--stream"], "--json prints at the end, --stream prints as blocks finish"),
+        (["--prompt", "a", "--prompt", "b", "--stream"], "--stream: found 2 prompts, which are sampled in one batch"),
+        (["--prompt", "a", "--stop", ""], "--stop: found an empty string"),
         (["--prompt", "a", "--steps-per-block", "17"], "steps_per_block is 17; expected 1 to block_size, which is 16"),
         (
             ["--prompt", "a", "--block-size", "4", "--steps-per-block", "5"],
@@ -166,7 +166,7 @@ def test_convert_says_what_it_did(call, causal, tmp_path):
     config = json.loads((with_mask / "config.json").read_text())
     (with_mask / "config.json").write_text(json.dumps(config | {"model_type": "qwen3"}))
     text = call("convert", with_mask, "--out", tmp_path / "kept").stdout
-    assert "Mask token <|mask|>, id 511: was there already, all weights are kept." in text
+    assert "Mask token <|mask|>, id 511: already there, all weights are kept." in text
 
 
 @pytest.mark.parametrize("command", [("generate", "--prompt", "a"), ("eval", "--dataset", "held-out.jsonl")])

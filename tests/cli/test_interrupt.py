@@ -39,6 +39,6 @@ def test_a_build_stops_between_forwards_and_goes_on(workshop, tmp_path, stopped_
     assert run.code == 130, run.err
     assert f"of 24 shards committed in {out}. Run the same command again to continue." in run.err
     assert run.again.returncode == 0, run.again.stderr
-    num_reused = int(run.again.stdout.split("24 (")[1].split(" were there already")[0])
+    num_reused = int(run.again.stdout.split("24 (")[1].split(" already existed")[0])
     assert 0 < num_reused < 24
     assert (out / "manifest.json").exists()

@@ -83,7 +83,7 @@ def test_ctrl_c_before_there_is_work_exits_130_without_a_traceback(monkeypatch):
     monkeypatch.setattr("tide_cache_cli.schema_files.schema_texts", interrupted)
     result = call("schema", "--check", "schemas")
     assert result.exit_code == 130
-    assert result.stderr == "Interrupted before there was anything to keep; run the same command again.\n"
+    assert result.stderr == "Interrupted before any work was done; run the same command again.\n"
 
 
 def test_the_version_is_printed(call):

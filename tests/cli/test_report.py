@@ -109,7 +109,7 @@ def test_a_view_shows_what_the_teacher_would_write(call):
     assert {"text", "segments", "chunks", "signal_pass"} <= set(view)
     refused = call("inspect", "cache", "--tokenizer", "vocab/first")
     assert refused.exit_code == 2
-    assert "--tokenizer: found no --view beside it" in refused.stderr
+    assert "--tokenizer: found no --view with it" in refused.stderr
 
 
 def test_inspect_speaks_to_a_terminal_that_knows_ascii_alone(workshop, installed):

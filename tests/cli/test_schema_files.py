@@ -31,8 +31,8 @@ def test_drift_is_named_file_by_file(tmp_path):
     (tmp_path / "manifest.json").write_text("{}\n")
     (tmp_path / "old.json").write_text("{}\n")
     assert drifted_schemas(tmp_path) == [
-        f"{tmp_path / 'plan.json'}: is missing",
-        f"{tmp_path / 'old.json'}: is not a schema of this release",
+        f"{tmp_path / 'plan.json'}: missing",
+        f"{tmp_path / 'old.json'}: not a schema of this release",
         f"{tmp_path / 'manifest.json'}: differs",
     ]
 

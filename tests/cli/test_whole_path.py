@@ -63,7 +63,7 @@ def test_repair_lists_what_is_bad_and_mends_it(workshop, tmp_path, call):
     listed = call("repair", copy, "--dry-run")
     assert listed.exit_code == 3
     assert name in listed.stdout
-    assert "without --dry-run to mend it" in listed.stderr
+    assert "without --dry-run to repair it" in listed.stderr
     record = (copy / "build.json").read_text()
     (copy / "build.json").unlink()
     refused = call("repair", copy)
@@ -76,7 +76,7 @@ def test_repair_lists_what_is_bad_and_mends_it(workshop, tmp_path, call):
     assert (document["ok"], document["moved"], document["problems"][0]["file"]) == (False, [], name)
     mended = call("repair", copy)  # the folder alone: build.json in it says how it was built
     assert mended.exit_code == 0, mended.stderr
-    assert "Mended" in mended.stdout
+    assert "Repaired" in mended.stdout
     assert (copy / name).read_bytes() == (workshop.cache / name).read_bytes()
     document = json.loads(call("repair", "build.toml", "--out", copy, "--json").stdout)
     assert document == {
@@ -165,7 +165,7 @@ def test_generate_answers_each_prompt(student_run, call):
 def test_a_build_says_what_it_built_and_what_comes_next(workshop, tmp_path, call):
     result = call("build-teacher-shards", "build.toml", "--out", "cache")
     text = " ".join(result.stdout.split())
-    assert "2 (2 were there already)" in text, "the same command finds its own work"
+    assert "2 (2 already existed)" in text, "the same command finds its own work"
     assert "of supervised tokens are in chunks" in text
     assert f"tide-cache train --student CHECKPOINT --cache {workshop.cache} --objective calm" in result.stderr
     document = json.loads(call("build-teacher-shards", "build.toml", "--out", "cache", "--json").stdout)

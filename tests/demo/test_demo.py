@@ -139,7 +139,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, error):
     monkeypatch.setattr("tide_cache.demo.run.run_demo", interrupted)
     result = CliRunner().invoke(app, ["demo", "--quick", "--out", str(tmp_path)])
     assert result.exit_code == 130
-    stopped = f"Stopped; what is done lies in {tmp_path}. Run the same command again to continue.\n"
+    stopped = f"Stopped; finished work is in {tmp_path}. Run the same command again to continue.\n"
     assert result.stderr.endswith(stopped)
 
 
