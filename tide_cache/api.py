@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 
 def open_cache(location: str | Path, *, signal_pass: PassName | None = None) -> "Cache":
-    """Open a complete cache; its manifest is read and checked, its shards when their records are asked for.
+    """Open a complete cache; check its manifest now, and its shards when their records are read.
 
     Args:
         location: Folder, or URL of an object store.
-        signal_pass: Which of its passes the teacher speaks from; by default its first.
+        signal_pass: Pass to read the teacher's signals from; by default the first.
 
     Raises:
         CacheIncompleteError: The build has not finished, or there is no cache.
         CacheMismatchError: It was written in a newer format.
         ShardCorruptError: Its manifest is damaged.
-        RunFileError: It has no such pass.
+        RunFileError: The cache has no such pass.
     """
     root = cache_path(str(location))
     manifest = Manifest.load(root)
@@ -48,14 +48,14 @@ def open_cache(location: str | Path, *, signal_pass: PassName | None = None) -> 
 
 
 class Cache:
-    """A complete cache: view records by number, first all views of the first sample.
+    """A complete cache: view records by number, all views of the first sample first.
 
-    It can be pickled, and reads anew in the process that it comes to.
+    It can be pickled; the receiving process opens the files again.
 
     Attributes:
         root: Folder or URL.
         manifest: What it is made of.
-        signal_pass: The pass that the teacher speaks from.
+        signal_pass: The pass that the teacher's signals come from.
     """
 
     def __init__(self, root: CachePath, manifest: Manifest, signal_pass: PassName):
@@ -74,7 +74,7 @@ class Cache:
 
     @property
     def cache_id(self) -> str:
-        """Its identity in 16 hex digits."""
+        """The cache's identity in 16 hex digits."""
         return self.identity.cache_id
 
     @property
@@ -84,7 +84,7 @@ class Cache:
 
     @property
     def num_samples(self) -> int:
-        """Samples; each has all views."""
+        """Number of samples; each has all views."""
         return int(self.statistics["pairs"]["samples"])
 
     @property
@@ -102,18 +102,18 @@ class Cache:
         return self.num_samples * self.num_views
 
     def __iter__(self) -> Iterator[ViewRecord]:
-        """Return every view, first all of the first sample."""
+        """Yield every view, all of the first sample first."""
         return (self.view(sample, view) for sample in range(self.num_samples) for view in range(self.num_views))
 
     def __getitem__(self, number: int) -> ViewRecord:
-        """Return one view; it is view `number % num_views` of sample `number // num_views`."""
+        """Return one view: view `number % num_views` of sample `number // num_views`."""
         counted = number + len(self) if number < 0 else number
         if not 0 <= counted < len(self):
             raise IndexError(f"{self.root}: found no view {number}; expected {-len(self)} to {len(self) - 1}")
         return self.view(*divmod(counted, self.num_views))
 
     def view(self, sample: int, view: int) -> ViewRecord:
-        """Return one view of a sample; its row group is decoded and kept for a while.
+        """Return one view of a sample; its decoded row group is kept for a while.
 
         Args:
             sample: Number of the sample, in storage order.
@@ -132,7 +132,7 @@ class Cache:
 
     @cached_property
     def _source(self) -> CacheSource:
-        held = max(HELD_GROUPS, self.num_views)  # so that going through it decodes each row group once
+        held = max(HELD_GROUPS, self.num_views)  # so that iteration decodes each row group once
         return CacheSource(self.root, self.manifest, held_groups=held, signal_pass=self.signal_pass)
 
     def torch_dataset(
@@ -152,29 +152,29 @@ class Cache:
         rank: int = 0,
         world: int = 1,
     ) -> MicroBatches:
-        """Return the micro-batches (StudentBatch, Targets) of `tide-cache train` with the same settings.
+        """Yield the micro-batches (StudentBatch, Targets) of `tide-cache train` with the same settings.
 
         Step e of an epoch shows the samples in the project's global order, view `epoch mod num_views` of each. Epochs
         follow each other without a gap: `steps = epochs * cache.num_samples // global_batch`.
 
         Args:
             student: The student's checkpoint or tokenizer, a folder or hub name; it must be the cache's tokenizer.
-            objectives: What will be computed: only their signals are read, and a cache without them is refused.
-            steps: How many optimizer steps.
+            objectives: What will be computed; only their signals are read, and a cache that lacks one is refused.
+            steps: Number of optimizer steps.
             global_batch: Samples per step over all ranks.
             micro_batch: Samples per forward.
-            first_step: Number of the first step, to go on with a run.
-            batching: Who shares a forward; see `Batching`.
+            first_step: Number of the first step, to continue a run.
+            batching: Which samples share a forward; see `Batching`.
             row_tokens: With `packed`, tokens of a row.
-            views_per_step: Views of a sample that are shown together.
-            num_views: Use only the first so many views; `data.num_views` of a run file.
-            seed: Of the order; `data.seed` of a run file.
-            rank: This process.
+            views_per_step: Views of a sample shown together.
+            num_views: Use only this many views, from the first; `data.num_views` of a run file.
+            seed: Seed of the order; `data.seed` of a run file.
+            rank: Rank of this process.
             world: Number of processes.
 
         Raises:
             CacheMismatchError: The cache is not for this tokenizer, or lacks a signal or temperature.
-            RunFileError: The batches cannot be cut so.
+            RunFileError: The batches cannot be cut in this way.
         """
         if min(micro_batch, global_batch, world) < 1 or global_batch % (micro_batch * world):
             raise RunFileError(
@@ -205,8 +205,8 @@ class Cache:
     def to_datasets(self, view: int, *, student: str | None = None) -> "Dataset":
         """Return one view of every sample as a `datasets.Dataset`; columns as in `tide-cache export`.
 
-        `datasets` keeps it as an Arrow file in its cache folder and maps that into memory; asked for again, the file
-        is used again.
+        `datasets` keeps it as an Arrow file in its cache folder and maps that into memory; the next call reuses
+        the file.
 
         Args:
             view: Which view of each sample.
@@ -214,7 +214,7 @@ class Cache:
 
         Raises:
             RunFileError: There is no such view.
-            CacheMismatchError: The tokenizer is another one than the cache's.
+            CacheMismatchError: The tokenizer is not the cache's.
         """
         from datasets import Dataset, Features
 
@@ -227,7 +227,7 @@ class Cache:
         )
 
     def paths(self, table: TableName) -> list[str]:
-        """Return a table's Parquet files in order, for DuckDB, Polars and the like; docs/format.md says what they hold.
+        """Return a table's Parquet files in order, for DuckDB, Polars and the like; docs/format.md describes them.
 
         Args:
             table: `pairs`, or a pass.

@@ -1,7 +1,7 @@
-"""Disks that are full or refuse: room is asked for before the work, and what is refused names path, bytes and reason.
+"""Disks that are full or refuse a write: check for room before the work, and name path, bytes and reason in errors.
 
 Files are written by many libraries, and each says in its own way that a disk is full: an `OSError` without a file
-name, a `SafetensorError`, a bare `Exception`. `writing` makes one error of them all.
+name, a `SafetensorError`, a bare `Exception`. `writing` turns them all into one error.
 """
 
 import errno
@@ -18,21 +18,21 @@ from tide_cache.unreadable import cannot_be_read_now, errno_of, is_folder, way_o
 from tide_cache.wording import size
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""There is no room, on the disk, in the quota, or for one file."""
+"""Codes for no room: on the disk, in the quota, or for one file."""
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_MEND = "Mend the cause (free space, quota, permissions) and run the same command again."
+_MEND = "Fix the cause (free space, quota, permissions) and run the same command again."
 _TEXTS = {os.strerror(code): code for code in FULL | {errno.EROFS}}
 
 
 def refusal_code(error: BaseException) -> int | None:
-    """Return the errno with which the file system refused something, whichever library tells of it; None for others."""
+    """Return the errno with which the file system refused something, whichever library raised it; None for others."""
     if (code := errno_of(error)) is not None:
         return code
     return next((code for text, code in _TEXTS.items() if text in str(error)), None)
 
 
 def free_bytes(path: CachePath) -> int | None:
-    """Return the free space where a path is or will be; None where nobody knows it, as in an object store."""
+    """Return the free space where a path is or will be; None where it is unknown, as in an object store."""
     if not isinstance(path, Path):
         return None
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -43,13 +43,13 @@ def free_bytes(path: CachePath) -> int | None:
 
 
 def require_room(path: CachePath, needed: float, what: str, way_out: str = "") -> None:
-    """Refuse to begin what the disk will not hold.
+    """Refuse to begin work that will not fit on the disk.
 
     Args:
         path: Where it will be written.
         needed: Bytes.
         what: What takes them, for example `the model`.
-        way_out: A sentence on what else than freeing space helps.
+        way_out: A sentence on what helps besides freeing space.
 
     Raises:
         WriteError: There is less free space.
@@ -58,18 +58,18 @@ def require_room(path: CachePath, needed: float, what: str, way_out: str = "") -
     if free is not None and needed > free:
         raise WriteError(
             f"{path}: found {size(free)} free, {what} takes {size(needed)}. Nothing was written.\n"
-            f"Free space there, or give a folder on a larger disk. {way_out}".rstrip()
+            f"Free space there, or use a folder on a larger disk. {way_out}".rstrip()
         )
 
 
 def refused(path: CachePath | str, error: BaseException, *, needed: float | None = None, kept: str = "") -> WriteError:
-    """Make the error of a path that could not be written.
+    """Make the error for a path that could not be written.
 
     Args:
         path: What was to be written; a text where it is no path.
         error: What a library raised; `refusal_code` knows it.
         needed: Bytes that were to be written, where that is known.
-        kept: What is left of the work; a sentence without its full stop.
+        kept: What remains of the work; a sentence without its full stop.
     """
     code = refusal_code(error)
     reason = os.strerror(code) if code is not None and (code in FULL or not _says_more(error)) else _words(error)
@@ -81,7 +81,7 @@ def refused(path: CachePath | str, error: BaseException, *, needed: float | None
 
 
 def told_refusal(error: Exception) -> str | None:
-    """Say what the file system refused, where nothing nearer to the file has said it; None for other errors.
+    """Return a message for a refused write that nothing nearer to the file has reported; None for other errors.
 
     Args:
         error: What came all the way up.
@@ -103,7 +103,7 @@ def told_refusal(error: Exception) -> str | None:
 
 
 def _was_written(path: Path) -> bool:
-    """Tell whether a permission that lacked was one to write: what may be read, or made, was not read."""
+    """Tell whether the missing permission was one to write."""
     with suppress(TideCacheError, OSError):
         if path.exists():
             return os.access(path, os.R_OK, effective_ids=True)
@@ -112,7 +112,7 @@ def _was_written(path: Path) -> bool:
 
 
 def _says_more(error: BaseException) -> bool:
-    """Whether the error has words of its own for its number: object stores do."""
+    """Whether the error has its own text for its number: those of object stores do."""
     return isinstance(error, OSError) and error.errno is not None and error.strerror != os.strerror(error.errno)
 
 
@@ -122,7 +122,7 @@ def _words(error: BaseException) -> str:
 
 @contextmanager
 def writing(path: CachePath | str, *, needed: float | None = None, kept: str = "") -> Iterator[None]:
-    """Have everything that the file system refuses in the `with` block name a path and the bytes.
+    """Make every write that fails in the `with` block name a path and the bytes.
 
     Args:
         path: What is written; where an error names a file inside it, that one is named.
@@ -146,7 +146,7 @@ def writing(path: CachePath | str, *, needed: float | None = None, kept: str = "
 
 
 def _read_elsewhere(path: CachePath | str, error: Exception) -> UnreadableError | None:
-    """Make the error of a file that could not be read while another was written: what is copied."""
+    """Make the error for a file that could not be read while it was being copied."""
     if not isinstance(error, OSError) or error.errno not in FORBIDDEN or not isinstance(error.filename, str):
         return None
     if "://" in error.filename:  # a store's, which is read by a class of its own
@@ -157,7 +157,7 @@ def _read_elsewhere(path: CachePath | str, error: Exception) -> UnreadableError 
 
 
 def _named(path: CachePath | str, error: Exception) -> CachePath | str:
-    """Return the file inside a folder that an error speaks of; a file's temporary name is nobody's business."""
+    """Return the file inside a folder that an error names; a temporary name is not shown."""
     named = getattr(error, "filename", None)
     if isinstance(named, str) and isinstance(path, Path) and path in Path(named).parents:
         return Path(named)
@@ -184,17 +184,17 @@ def new_folder(folder: Path, *, needed: float | None = None) -> Iterator[None]:
         if made:
             shutil.rmtree(folder, ignore_errors=True)
         for parent in made[1:]:
-            with suppress(OSError):  # others may have put something in meanwhile
+            with suppress(OSError):  # others may have added files meanwhile
                 parent.rmdir()
         raise
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Return a temporary name beside a file; at the end of the `with` block it takes the file's place, whole.
+    """Yield a temporary name next to a file; at the end of the `with` block it replaces the file.
 
     Raises:
-        WriteError: As for `writing`; what was there before is still there, and nothing else.
+        WriteError: As for `writing`; the old file, if any, is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -217,7 +217,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def second_places(path: Path, needed: float) -> Sequence[Path]:
-    """List folders on other disks that have room for what a disk did not take: temporary, current and home.
+    """List folders on other disks (temporary, current, home) that have room for what did not fit.
 
     Args:
         path: What could not be written.

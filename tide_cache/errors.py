@@ -13,11 +13,11 @@ class TideCacheError(Exception):
 
     exit_code = 1
     is_told = False
-    """Whether all processes of a run know of it."""
+    """Whether all processes of a run know about the error."""
 
 
 class RunFileError(TideCacheError):
-    """A run file or a command-line option says something impossible."""
+    """A run file or command-line option is wrong."""
 
     exit_code = 2
 
@@ -53,7 +53,7 @@ class ShardCorruptError(TideCacheError):
 
 
 class UnreadableError(TideCacheError):
-    """A file cannot be read now: permissions, credentials, a device or a server; nothing says that it is damaged."""
+    """A file cannot be read now: permissions, credentials, a device or a server; it need not be damaged."""
 
     exit_code = 1
 
@@ -83,10 +83,10 @@ class DeviceMemoryError(TideCacheError):
 
 
 class RankError(TideCacheError):
-    """Another process of the run failed or was lost, or the processes did not meet.
+    """Another process of the run failed or was lost, or the processes could not connect.
 
     Attributes:
-        has_gone: Whether a process ended without a word.
+        has_gone: Whether a process ended without a message.
     """
 
     def __init__(self, message: str, *, exit_code: int = 1, has_gone: bool = False) -> None:
@@ -95,7 +95,7 @@ class RankError(TideCacheError):
 
 
 class CheckpointError(TideCacheError):
-    """A training checkpoint is missing, incomplete, or belongs to another run."""
+    """A training checkpoint is missing or incomplete, or belongs to another run."""
 
     exit_code = 3
 
@@ -125,6 +125,6 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[st
 
 
 def fault_list(title: str, faults: Iterable[str], way_out: str = "") -> str:
-    """Lay out several faults under one title, so that a user sees all of them at once."""
+    """Format several faults under one title, so that a user sees all of them at once."""
     lines = [title, *(f"  - {fault}" for fault in faults)]
     return "\n".join([*lines, way_out] if way_out else lines)

@@ -1,4 +1,4 @@
-"""What is supported: one table of families of checkpoints, which adapters, messages, `doctor` and the docs read.
+"""What is supported: one table of checkpoint families, read by adapters, messages, `doctor` and the docs.
 
 Nothing heavy is imported here: a command looks a checkpoint up before it loads anything.
 """
@@ -11,7 +11,7 @@ from typing import Any, Literal
 ShownContext = Literal["block", "full"]
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Under which of these names a configuration states how many experts there are."""
+"""Fields under which a configuration may state its number of experts."""
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,21 @@ class Family:
 
     Attributes:
         name: What identities, messages and the tables call it: its `model_type`, where no other family has the same.
-        models: Published ones.
-        shape: The architecture, in words.
-        is_stock: transformers' own model serves it, which alone can be quantised and spread.
+        models: Published checkpoints.
+        shape: Description of the architecture.
+        is_stock: transformers' own model serves it; only such models can be quantised and spread over GPUs.
         model_types: What config.json may have as `model_type`.
-        architectures: Class names in config.json; they tell families of one `model_type` apart.
-        replaces_code: It is written in place of the code that such checkpoints name in `auto_map`.
+        architectures: Class names in config.json; they distinguish families with one `model_type`.
+        replaces_code: It replaces the code that such checkpoints name in `auto_map`.
         native: What it was trained to be shown; None for a causal model, which denoises only after training.
         contexts: What it can be shown.
-        is_shifted: What position i - 1 outputs speaks of token i; the adapter puts every row at its own token.
+        is_shifted: The output at position i - 1 predicts token i; the adapter puts every row at its own token.
         mask_id: The mask token it was trained with, where config.json does not say.
         mask_text: That token, or who names it.
         block_field: Where config.json states the block size of the training.
         has_experts: It is a mixture of experts.
         sibling: The family that has experts if this one has none, and the reverse.
-        tells: Fields of config.json that tell it from other families.
+        tells: Fields of config.json that distinguish it from other families.
         licence: Of the published weights.
     """
 
@@ -58,7 +58,7 @@ class Family:
 
     @property
     def is_student(self) -> bool:
-        """Whether it can be trained: a saved student is a stock model that speaks of its own positions."""
+        """Whether it can be trained: a saved student is a stock model whose outputs predict their own positions."""
         return self.is_stock and not self.is_shifted
 
     def mask_id_in(self, raw: Mapping[str, Any]) -> int | None:
@@ -164,10 +164,10 @@ def num_experts(raw: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def sibling_faults(family: Family, raw: Mapping[str, Any]) -> list[str]:
-    """List a mixture of experts under the name of a dense family, and the reverse.
+    """Describe a mixture of experts under the name of a dense family, or the reverse.
 
     Args:
-        family: As `find_family` gives it.
+        family: As returned by `find_family`.
         raw: Content of config.json.
     """
     found = num_experts(raw)
@@ -212,9 +212,9 @@ def _differences(family: Family, raw: Mapping[str, Any], stated: set[str]) -> It
     if architectures and not set(architectures) & set(family.architectures):
         yield f"architectures {architectures} for {list(family.architectures[:1])}"
     if (found := num_experts(raw)) is not None and not family.has_experts:
-        yield f"{found[0]} {found[1]}, which {family.name} has not"
+        yield f"{found[0]} {found[1]}, which {family.name} does not have"
     for name in sorted(stated - set(family.tells) - set(_EXPERTS)):
-        yield f"{name} {raw[name]!r}, which {family.name} has not"
+        yield f"{name} {raw[name]!r}, which {family.name} does not have"
     if absent := [name for name in family.tells if raw.get(name) is None]:
         yield f"no {', '.join(absent)}"
 

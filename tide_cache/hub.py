@@ -1,6 +1,6 @@
-"""Checkpoints and tokenizers of a hub: first the small files at one commit, and the weights when all else is checked.
+"""Checkpoints and tokenizers of a hub: the small files at one commit first, the weights once all else is checked.
 
-The local cache of `huggingface_hub` is used as everybody else uses it; without a network it is all that is read.
+The local cache of `huggingface_hub` is used as usual; without a network nothing else is read.
 Every refusal keeps its reason: a revision, a licence, a name, a network.
 """
 
@@ -33,10 +33,10 @@ SMALL_FILES = (
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja",
 )  # fmt: skip
-"""What is read of a repository besides weights."""
+"""Files that are read from a repository, besides weights."""
 
 ANSWER_WITHIN_S = 6.0
-"""How long a hub is waited for before what is here already has to do."""
+"""Seconds to wait for a hub before falling back to local files."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHOWN = 5
@@ -44,11 +44,11 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Repository:
-    """A folder, or what was fetched of a hub's repository so far.
+    """A folder, or the files fetched so far from a hub's repository.
 
     Attributes:
         location: As given.
-        folder: Where its files lie.
+        folder: Where its files are.
         commit: Which one they are of, 40 hex digits; None for a folder.
     """
 
@@ -57,21 +57,21 @@ class Repository:
     commit: str | None = None
 
     def fetch(self, names: Sequence[str], error: type[TideCacheError] = ModelError) -> None:
-        """Fetch files of a hub's repository; those that it does not have are left out.
+        """Fetch files from a hub's repository, except those that it does not have.
 
         Args:
             names: Which.
             error: What to raise.
 
         Raises:
-            TideCacheError: The hub does not give them; says why.
+            TideCacheError: The hub does not serve them; says why.
         """
         if self.commit is not None and not all(is_file(self.folder / name) for name in names):
             with doing(f"Fetching {', '.join(names[:_SHOWN])} of {self.location}"):
                 _fetch(self.location, self.commit, names, error)
 
     def names(self) -> list[str]:
-        """List the files; of a hub's repository as the hub says, or, where it cannot be asked, those that are here."""
+        """List the files: those of the hub's repository or, if it cannot be reached, the local ones."""
         if self.commit is not None:
             try:
                 return sorted(HfApi().list_repo_files(self.location, revision=self.commit))
@@ -114,7 +114,7 @@ def open_repository(location: str, revision: str | None = None, error: type[Tide
         error: What to raise.
 
     Raises:
-        TideCacheError: There is no such folder, and the hub does not give it; says why.
+        TideCacheError: There is no such folder, and the hub does not serve it; says why.
         UnreadableError: The folder, or what is kept here of the hub, cannot be read now.
     """
     if is_folder(Path(location)):
@@ -132,7 +132,7 @@ def open_repository(location: str, revision: str | None = None, error: type[Tide
 
 
 def ask_for_dataset(name: str) -> Exception | None:
-    """Ask the hub for a data set, and give what speaks against it; a hub that does not answer is given up soon.
+    """Ask the hub for a data set and return what is wrong with it, if anything; give up soon if it does not answer.
 
     Args:
         name: Of the form owner/name.
@@ -146,7 +146,7 @@ def ask_for_dataset(name: str) -> Exception | None:
 
 @contextlib.contextmanager
 def unasked_hub() -> Iterator[None]:
-    """Have libraries take what is here already, and ask no hub, which would keep them waiting for minutes."""
+    """Make libraries use local files instead of a hub, which would keep them waiting for minutes."""
     import datasets
 
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
@@ -164,12 +164,12 @@ def is_told_by_hub(error: Exception) -> bool:
 
 
 def _is_gated(error: BaseException) -> bool:
-    """Tell whether access has to be asked for; `datasets` keeps the words and drops the error."""
+    """Tell whether access has to be requested; `datasets` keeps the text and drops the error."""
     return isinstance(error, GatedRepoError) or "is a gated dataset on the Hub" in str(error)
 
 
 def _fetch(location: str, revision: str | None, names: Sequence[str], error: type[TideCacheError]) -> Path:
-    """Fetch files at the commit that a revision stands for; a hub that does not answer is given up soon."""
+    """Fetch files at the commit that a revision stands for; give up soon if the hub does not answer."""
     patterns = list(names)
     try:
         # `snapshot_download` asks the same without a limit, and would wait for a silent hub for minutes.
@@ -192,7 +192,7 @@ def _fetch(location: str, revision: str | None, names: Sequence[str], error: typ
 
 
 def require_usable_cache(error: Exception) -> None:
-    """Tell a folder of this machine, which may not be read or written, from a fault of the hub.
+    """Raise the error for a local folder that cannot be read or written; other errors are the hub's.
 
     Args:
         error: What `huggingface_hub` raised; of the rest nothing is said here.
@@ -204,12 +204,12 @@ def require_usable_cache(error: Exception) -> None:
     if fault is not None and fault.filename is not None:
         raise UnreadableError(
             f"{fault.filename}: cannot be read or written now: {os.strerror(fault.errno or 0)} (errno {fault.errno}); "
-            "what is fetched from the hub is kept there. Mend that, or set HF_HOME to a folder of yours"
+            "files fetched from the hub are kept there. Fix that, or set HF_HOME to your own folder"
         ) from error
 
 
 def _note_commit(location: str, revision: str | None, commit: str) -> None:
-    """Write down what a branch stood for, as `snapshot_download` does, so that its name works without a network."""
+    """Record what a branch stood for, as `snapshot_download` does, so that its name works without a network."""
     branch = revision or constants.DEFAULT_REVISION
     if branch != commit:
         refs = Path(constants.HF_HUB_CACHE, "models--" + location.replace("/", "--"), "refs")
@@ -219,7 +219,7 @@ def _note_commit(location: str, revision: str | None, commit: str) -> None:
 
 
 def refusal(location: str, revision: str | None, error: Exception, kind: str = "") -> str:
-    """Say why the hub does not give a repository, and what helps.
+    """Say why the hub does not serve a repository, and what helps.
 
     Args:
         location: Its name.
@@ -245,8 +245,8 @@ def refusal(location: str, revision: str | None, error: Exception, kind: str = "
     if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
         return (
             f"{location}: no such folder, and the hub is not asked, since HF_HUB_OFFLINE is set; "
-            f"{constants.HF_HUB_CACHE} does not hold all that is needed of it. Fetch it where there is a network (`hf "
-            "download`), and copy that folder; or give a local one"
+            f"{constants.HF_HUB_CACHE} does not hold all its files. Fetch it on a machine with a network (`hf "
+            "download`) and copy that folder, or give a local one"
         )
     status = next((one.response.status_code for one in chain if isinstance(one, HfHubHTTPError)), None)
     if status in (401, 403):

@@ -1,6 +1,6 @@
 """Stopping cleanly: the first Ctrl-C or SIGTERM asks for a stop at the next safe point, a second one kills.
 
-Where any point is safe, because nothing that counts is ever half written, there is a limit to the wait.
+Where any point is safe, because nothing important is ever half-written, the wait has a limit.
 """
 
 import signal
@@ -13,7 +13,7 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Remembers the first signal that arrives inside the `with` block; later ones act as they did before it."""
+    """Remembers the first signal that arrives inside the `with` block; later signals act as usual."""
 
     def __init__(self, patience_s: float | None = None) -> None:
         """Prepare to catch signals.

@@ -1,4 +1,4 @@
-"""By which variables a launcher tells a process which of several it is; needs no torch."""
+"""The variables by which a launcher tells a process its rank; needs no torch."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,11 @@ SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 """The same of `srun`; a batch script by itself has no count."""
 
 PAIRS = (PLAIN, SLURM)
-"""The first pair that is there counts."""
+"""The first pair that is set counts."""
 
 
 def launcher_names(environment: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the two variables that hold, number and count; None where the process is alone.
+    """Return the two variables in force, rank and count; None where the process is alone.
 
     Args:
         environment: Of this process.

@@ -1,4 +1,4 @@
-"""What the locations of a run file mean: a folder here, a name on a hub, or, for caches, a URL of an object store."""
+"""What the locations of a run file mean: a local folder, a name on a hub or, for caches, a URL of an object store."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ _LOCAL_URL = re.compile(r"(file|local)://", re.IGNORECASE)
 
 
 class RemotePath:
-    """A folder or file of an object store, by its URL; joined and taken apart as a `Path` is."""
+    """A folder or file of an object store, by its URL; joined and split like a `Path`."""
 
     __slots__ = ("url",)
 
@@ -39,7 +39,7 @@ class RemotePath:
 
     @property
     def protocol(self) -> str:
-        """What stands before `://`."""
+        """The part before `://`."""
         return self.url.partition("://")[0]
 
     @property
@@ -49,7 +49,7 @@ class RemotePath:
 
     @property
     def parent(self) -> "RemotePath":
-        """Folder that holds it."""
+        """The folder that holds it."""
         return RemotePath(self.url.rpartition("/")[0])
 
     def with_suffix(self, suffix: str) -> "RemotePath":
@@ -69,7 +69,7 @@ class RemotePath:
 
 
 CachePath = Path | RemotePath
-"""Where a cache, or a file of one, lies."""
+"""Location of a cache, or of one of its files."""
 
 
 def is_url(location: str) -> bool:
@@ -78,12 +78,12 @@ def is_url(location: str) -> bool:
 
 
 def cache_path(location: str) -> CachePath:
-    """Read the location of a cache, as it is written in a run file or on the command line."""
+    """Read the location of a cache as written in a run file or on the command line."""
     return RemotePath(location) if is_url(location) else Path(_LOCAL_URL.sub("", location, count=1))
 
 
 def nowhere(location: str) -> str | None:
-    """Say why a location is neither a folder nor a hub name, or give None.
+    """Say why a location is neither a folder nor a hub name; None if it is one.
 
     A hub name has the form owner/name; names of one word, which the hub once had, are taken for misspelt folders.
     """

@@ -1,4 +1,4 @@
-"""Whether caches and checkpoints are where a command was told, before anything heavy is imported to read them."""
+"""Check that caches and checkpoints are where a command was told, before importing anything heavy to read them."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tide_cache.unreadable import is_file, is_there, told_apart
 
 
 def require_cache(root: CachePath) -> None:
-    """Refuse a folder that holds no cache, finished or not; what lies in an object store is not looked at.
+    """Refuse a folder that holds no cache, finished or not; an object store is not checked.
 
     Raises:
         CacheIncompleteError: It has neither document.
@@ -21,7 +21,7 @@ def require_cache(root: CachePath) -> None:
 
 
 def no_cache(root: CachePath) -> CacheIncompleteError:
-    """Make the error of a folder that holds no cache."""
+    """Make the error for a folder that holds no cache."""
     return CacheIncompleteError(
         f"{root}: no cache here: found neither manifest.json nor plan.json.\n"
         "Give the folder that `tide-cache build-teacher-shards` wrote (build.out of its run file)."
@@ -29,7 +29,7 @@ def no_cache(root: CachePath) -> CacheIncompleteError:
 
 
 def require_checkpoint(location: str) -> None:
-    """Refuse what is neither a usable checkpoint folder nor a hub name, which is not asked for.
+    """Refuse what is neither a usable checkpoint folder nor a hub name; the hub is not asked.
 
     Raises:
         ModelError: There is no such folder, or its config.json cannot be read, or has an unsupported model_type.
@@ -49,7 +49,7 @@ def read_config(location: str, path: Path) -> dict[str, Any]:
         path: Of the file.
 
     Raises:
-        ModelError: It is no JSON object.
+        ModelError: It is not a JSON object.
         UnreadableError: It cannot be read now.
     """
     try:
@@ -63,7 +63,7 @@ def read_config(location: str, path: Path) -> dict[str, Any]:
 
 
 def no_config(location: str, error: Exception) -> ModelError:
-    """Make the error of a config.json that cannot be read."""
+    """Make the error for a config.json that cannot be read."""
     reason = str(error).splitlines()[0]
     return ModelError(
         f"{location}: found no readable config.json ({reason}); expected a checkpoint folder in "
@@ -84,7 +84,7 @@ def require_family(location: str, raw: dict[str, Any]) -> Family:
     if (family := find_family(raw)) is not None:
         return family
     own_code, (nearest, differences) = own_code_of(raw), nearest_family(raw)
-    asks = f" It asks for code of its own ({own_code})." if own_code else ""
+    asks = f" It asks for its own code ({own_code})." if own_code else ""
     supported = ", ".join(sorted({name for family in FAMILIES.values() for name in family.model_types}, key=str.lower))
     raise ModelError(
         f"{location}: model_type {str(raw.get('model_type'))!r} is not supported; supported: {supported}.{asks} The "
@@ -101,10 +101,10 @@ def own_code_of(raw: dict[str, Any]) -> str:
 
 
 def require_new(out: Path) -> None:
-    """Refuse a folder to write that is there already.
+    """Refuse an output folder that already exists.
 
     Raises:
-        RunFileError: It is.
+        RunFileError: It exists.
     """
     if out.exists():
-        raise RunFileError(f"--out {out}: exists already; give a new folder")
+        raise RunFileError(f"--out {out}: already exists; give a new folder")

@@ -1,7 +1,7 @@
-"""What a slow part of the work is doing: the library says it, and a program that listens shows it.
+"""What a slow part of the work is doing: the library reports it, and a listening program shows it.
 
-The library has no screen and no clock for this. It names a phase and counts what is done; who shows it, after how
-long and how often is for the listener. Without one nothing is shown, and a phase costs nothing.
+The library has no screen and no clock for this. It names a phase and counts what is done; the listener decides
+when and how often to show it. Without a listener nothing is shown, and a phase costs nothing.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ class Phase:
 
     Attributes:
         title: What is being done, for example `Hashing weights of teacher`.
-        total: How much there is to do, where that is known.
+        total: How much there is to do, if that is known.
         unit: What is counted, in the plural; `bytes` are shown as sizes.
-        done: How much is done; stays 0 where nobody counts.
+        done: How much is done; stays 0 where nothing is counted.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Phase:
 
 
 class Listener(Protocol):
-    """Hears of phases; called in the thread that does the work, and phases may lie in each other."""
+    """Hears about phases; called in the thread that does the work. Phases may be nested."""
 
     def begin(self, phase: Phase) -> None:
         """Hear that a phase begins; its counts may be read until it ends."""
@@ -45,25 +45,25 @@ class Listener(Protocol):
         """Hear that a phase has ended, well or badly."""
 
     def hear(self, text: str) -> None:
-        """Hear something that whoever waits should know now."""
+        """Hear something that the user should know now."""
 
 
 _listener: Listener | None = None
 
 
 def listen(listener: Listener | None) -> None:
-    """Have all phases of this process from now on heard by a listener, or by nobody."""
+    """Send all phases of this process to a listener from now on, or to nobody."""
     global _listener
     _listener = listener
 
 
 @contextmanager
 def doing(title: str, total: float | None = None, unit: str = "bytes") -> Iterator[Phase]:
-    """Name what the `with` block does, for whoever listens.
+    """Name what the `with` block does, for the listener.
 
     Args:
         title: What is being done; a verb in -ing and its object.
-        total: How much there is to do, where that is known.
+        total: How much there is to do, if that is known.
         unit: What is counted.
     """
     phase, listener = Phase(title, total, unit), _listener
@@ -78,6 +78,6 @@ def doing(title: str, total: float | None = None, unit: str = "bytes") -> Iterat
 
 
 def tell(text: str) -> None:
-    """Say something that whoever waits should know now, rather than at the end."""
+    """Report something that the user should know now rather than at the end."""
     if _listener is not None:
         _listener.hear(text)

@@ -1,8 +1,8 @@
 """The frozen records that the stages exchange, in the order the data meets them; shapes are stated here.
 
 Shape suffixes: L student tokens of a sample, M teacher tokens, P declared spans, C chunks, N masked positions, R
-positions with a top-k row, E kept ids of all those rows laid end to end, S ids drawn from their tails likewise, A
-active chunks of a view, J candidate chunks of all of them laid end to end, F student tokens of all candidates likewise,
+positions with a top-k row, E kept ids of all those rows concatenated, S ids drawn from their tails likewise, A
+active chunks of a view, J candidate chunks of all of them, concatenated, F student tokens of all candidates likewise,
 T temperatures, B samples of a batch, K kept ids per row, X further ids per row, D drawn ids per row.
 """
 
@@ -29,9 +29,9 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: Who speaks.
-        content: What is said.
-        is_learnt: False for an answer that is shown and not learnt.
+        role: Name of the speaker.
+        content: Text of the turn.
+        is_learnt: False for an answer that is shown but not learnt.
         extras: JSON object of further fields that the chat template gets: `tool_calls`, `reasoning_content`, and of a
             tool's turn `name` and `tool_call_id`. Empty where there is none.
     """
@@ -59,7 +59,7 @@ class ChatRow:
 
 @dataclass(frozen=True, eq=False)
 class PreparedRow:
-    """One row of a preprocessed set: tokens of both sides, made elsewhere; nothing of it is believed yet.
+    """One row of a preprocessed set: tokens of both sides, made elsewhere and not yet checked.
 
     Attributes:
         sample_id: As in `ChatRow`.
@@ -70,7 +70,7 @@ class PreparedRow:
         is_teacher_labelled_M: Teacher tokens that carry a label; all of them where the set does not say.
         spans_P4: Rows (teacher_start, teacher_end, student_start, student_end), half-open, which the set says cover
             the same text, int32. They may overlap, come in any order, and reach beyond tokens that were cut off.
-        is_discarded: The set itself says that the row is not to be used.
+        is_discarded: The set itself says not to use the row.
     """
 
     sample_id: SampleId
@@ -199,7 +199,7 @@ class TopK:
 
 @dataclass(frozen=True, eq=False)
 class ChunkCandidates:
-    """What the teacher would write in place of each active chunk, as student tokens, with the rest explicit.
+    """What the teacher would write in each active chunk, as student tokens, with the rest explicit.
 
     A masked-diffusion teacher predicts masked positions independently given the view, so a chunk's distribution is the
     product over its teacher positions. A candidate is one tuple of teacher tokens, spelled in exactly as many student
@@ -247,7 +247,7 @@ class TeacherSignal:
 class ViewRecord:
     """A masked view with its sample and, where there is a teacher, the teacher's signal.
 
-    `source` tells the sources of a mix apart, by their place in it.
+    `source` is the place of the view's source in a mix.
     """
 
     pair: SamplePair
@@ -261,7 +261,7 @@ class StudentBatch:
     """One micro-batch for the student, padded to a multiple of the block size, without the targets.
 
     Rows are the masked supervised tokens in the order of `x_t_BL`; N may be zero. With several views of each sample
-    `x_t_BL` is [B, n L]: the views of a sample lie one behind the other, on one clean copy.
+    `x_t_BL` is [B, n L]: the views of a sample follow one another, with one clean copy.
 
     Attributes:
         x_0_BL: Clean tokens, int64; padding holds the pad id.
@@ -270,7 +270,7 @@ class StudentBatch:
         row_sample_N: Where each masked row lies in the first axis of `x_t_BL`, int64.
         row_position_N: Where in the second, int64.
         sample_BL: Where several samples share a row: which of them each token belongs to, int64, -1 at the row's end;
-            a sample begins at a multiple of the block size. None where each has a row of its own.
+            a sample begins at a multiple of the block size. None where each sample has its own row.
     """
 
     x_0_BL: torch.Tensor
@@ -346,13 +346,13 @@ class ChunkTargets:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What the objectives compare the student with; everything here is data, nothing is on the graph.
+    """What the objectives compare the student with; all of it is data, not on the graph.
 
     Attributes:
         true_id_N: The token under each mask, int64.
         t_N: Diffusion time of each row's view, float32.
         time_weight_N: -alpha'(t) / (1 - alpha(t)) of the view's mask schedule, 1/t for the linear one, float32.
-        mask_weight_N: What makes each token count alike whatever its chunk, as `views.weights` says, float32.
+        mask_weight_N: Weight that makes tokens of all chunks count equally, see `views.weights`, float32.
         num_supervised: Supervised tokens of the batch, masked or not.
         temperatures: The T of the last axis of tails and partitions.
         extra_ids_NX: Further ids whose student logits are needed, -1 where a row has fewer than X, int64; distinct from

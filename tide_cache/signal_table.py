@@ -1,10 +1,10 @@
-"""The table of signal fields: what a teacher says of one view, array by array; and what is done with them generically.
+"""The table of signal fields: what a teacher says of one view, array by array, and the generic operations on them.
 
 A field has an attribute of its record, a column of a signals shard, an element type, an axis and a rule. Shards, their
 checks, CompDemo, joining and export read this table, so a new field is a line here and an attribute in `records.py`.
 
 A part of a signal is stored as a whole or not at all. Parts of lists have **entries** (masked positions, or chunks),
-each of which has **items** (kept ids, draws, candidates); the items of all entries are laid end to end.
+each of which has **items** (kept ids, draws, candidates); the items of all entries are concatenated.
 
 Shape suffixes: X entries of a part, I items of all of them, else as in `tide_cache.records`.
 """
@@ -24,14 +24,14 @@ Ints = npt.NDArray[np.integer[Any]]
 Temperatures = tuple[float, ...]
 
 Axis = Literal["position", "entry", "temperature", "item", "token"]
-"""What a field has one value for: a masked teacher position; an entry of its part; each temperature of an entry; an
+"""What a field has one value per: a masked teacher position; an entry of its part; each temperature of an entry; an
 item of an entry; each student token of an item."""
 
 Rule = Literal[
     "flag", "logprob", "masked position", "chunk", "count", "teacher id", "student id", "rounded logprob", "draws",
     "log tail", "log partition",
 ]  # fmt: skip
-"""What a field's values are, which says what is checked of them; `rounded logprob` may be stored as float16."""
+"""What a field's values are, and so how they are checked; `rounded logprob` may be stored as float16."""
 
 PartName = Literal["truth", "topk", "tail", "chunks", "split"]
 
@@ -42,7 +42,7 @@ class Field:
 
     Attributes:
         name: Attribute of its record.
-        column: Of a signals shard; holds the array flattened.
+        column: Column of a signals shard; holds the flattened array.
         dtype: Of its elements.
         axis: What it has one value for.
         rule: What its values are.
@@ -65,7 +65,7 @@ class Part:
         name: Of the part.
         record: Type that has the fields as attributes.
         fields: In the order of a shard's columns; of a part with entries, the one that says which they are comes first.
-        least: Items that an entry has at least.
+        least: Minimum number of items of an entry.
     """
 
     name: PartName
@@ -137,7 +137,7 @@ NESTED: dict[type, dict[str, type]] = {
     TeacherSignal: {"topk": TopK, "chunks": ChunkCandidates},
     TopK: {"tail": TailSamples},
 }
-"""Attributes that hold a record of their own; the entries of a tail are those of its `topk`."""
+"""Attributes that hold a nested record; the entries of a tail are those of its `topk`."""
 
 _PARTS: dict[type, tuple[Part, ...]] = {
     record: tuple(part for part in PARTS if part.record is record)
@@ -152,12 +152,12 @@ Lists = TypeVar("Lists", TopK, TailSamples, ChunkCandidates)
 
 
 def parts_in(columns: Mapping[str, Any]) -> frozenset[PartName]:
-    """Return which parts a table has, from its columns, packed or not."""
+    """Return the parts that a table has, from its columns, packed or not."""
     return frozenset(part.name for part in PARTS if part.fields[0].column in columns)
 
 
 def to_columns(said: TeacherSignal | TopK | TailSamples | ChunkCandidates) -> dict[str, Array]:
-    """Return the arrays that are there, by column, those by temperature flattened."""
+    """Return the arrays that are present, by column; arrays by temperature are flattened."""
     result: dict[str, Array] = {}
     for field in _FIELDS[type(said)]:
         if (array := getattr(said, field.name)) is not None:
@@ -172,12 +172,12 @@ def from_columns(record: type[Said], columns: Mapping[str, Array], num_temperatu
     """Invert `to_columns`.
 
     Args:
-        record: What is wanted.
-        columns: Its arrays by column, and those of others.
+        record: Type of the record wanted.
+        columns: Its arrays by column; others are ignored.
         num_temperatures: Of tails and partitions.
 
     Returns:
-        The record, or None where none of its columns is there.
+        The record, or None where none of its columns is present.
     """
     found: dict[str, Any] = {}
     for part in _PARTS[record]:
@@ -193,12 +193,12 @@ def from_columns(record: type[Said], columns: Mapping[str, Array], num_temperatu
 
 
 def empty(record: type[Lists], num_temperatures: int, num_entries: int = 0) -> Lists:
-    """Return lists without any item.
+    """Return lists without items.
 
     Args:
         record: Their type.
         num_temperatures: Of tails and partitions.
-        num_entries: Entries; none have items.
+        num_entries: Number of entries, all without items.
     """
     columns = {
         field.column: np.zeros(num_entries if field.axis == "entry" else 0, field.dtype) for field in _FIELDS[record]
@@ -209,14 +209,14 @@ def empty(record: type[Lists], num_temperatures: int, num_entries: int = 0) -> L
 
 
 def concat(several: Sequence[Said], first: Mapping[Rule, Sequence[int]] | None = None) -> Said:
-    """Lay what was said of several views end to end.
+    """Concatenate the signals of several views.
 
     A part is that of the views that have it. A field of positions that some lack is left out, and tails that some lack
     are without items there.
 
     Args:
         several: At least one.
-        first: By "masked position" and "chunk": the number of each view's first one, where these are numbered through.
+        first: By "masked position" and "chunk": the number of each view's first one, where these are numbered.
     """
     record = type(several[0])
     made: dict[str, Any] = {}
@@ -248,7 +248,7 @@ def take(lists: Lists, chosen_X: Ints, sizes_X: Ints | None = None) -> Lists:
 
     Args:
         lists: Of any entries.
-        chosen_X: Places of the entries wanted.
+        chosen_X: Indices of the entries wanted.
         sizes_X: Tokens of an item of each entry of `lists`; needed where there are tokens.
     """
     counts_X = getattr(lists, _counts_name(lists))
@@ -269,7 +269,7 @@ def take_positions(signal: TeacherSignal, chosen_N: Ints) -> TeacherSignal:
 
 
 def keep_items(lists: Lists, is_kept_I: Bools) -> Lists:
-    """Return lists of single items without some of these; nested ones stay."""
+    """Return lists of single items without some of these; nested lists stay."""
     counts, fields = _counts_name(lists), _FIELDS[type(lists)]
     entry_I = np.repeat(np.arange(len(getattr(lists, counts))), getattr(lists, counts))
     made: dict[str, Any] = {

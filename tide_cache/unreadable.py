@@ -1,4 +1,4 @@
-"""What cannot be read now is told apart from what is damaged: a permission or a device is no file's fault."""
+"""Distinguish what cannot be read now from what is damaged: a permission or a device is not the file's fault."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tide_cache.errors import TideCacheError, UnreadableError
 
-_PERMISSION = "Give this user the right to read it, and to enter every folder above it"
+_PERMISSION = "Give this user permission to read it and to enter every folder above it"
 _DEVICE = "The disk or network file system failed: see what `dmesg` says of it"
 _WAYS_OUT = {
     errno.EACCES: _PERMISSION,
@@ -23,16 +23,16 @@ _WAYS_OUT = {
 _OF_THE_FILE = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.ENAMETOOLONG}
 )
-"""What a path is, or that there is none: for the reader to judge."""
+"""Codes about what a path is, or that it does not exist; left to the reader."""
 _OF_A_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-"""Some readers write: unpacked archives, caches."""
+"""Some readers also write: unpacked archives, caches."""
 _OF_NETWORKS_TOO = frozenset({errno.EACCES, errno.EPERM, errno.ETIMEDOUT})
-"""What a connection may say as well, which has no file name."""
+"""Codes that a connection may also raise, without a file name."""
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def errno_of(error: BaseException) -> int | None:
-    """Return the errno of a refused system call, also where a library in Rust tells of it; None for other errors."""
+    """Return the errno of a refused system call, also where a Rust library reports it; None for other errors."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = _RUST_ERROR.search(str(error))
@@ -40,12 +40,12 @@ def errno_of(error: BaseException) -> int | None:
 
 
 def way_out(code: int | None) -> str | None:
-    """Say what helps against an errno that is no file's fault; None for others."""
+    """Say what helps against an errno that is not the file's fault; None for others."""
     return _WAYS_OUT.get(code or 0)
 
 
 def cannot_be_read_now(path: object, error: OSError) -> UnreadableError:
-    """Make the error of a path that cannot be read now.
+    """Make the error for a path that cannot be read now.
 
     Args:
         path: What was to be read; named as `str` writes it.
@@ -54,14 +54,14 @@ def cannot_be_read_now(path: object, error: OSError) -> UnreadableError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     return UnreadableError(
         f"{path}: cannot be read now: {reason} (errno {error.errno}). "
-        f"{_WAYS_OUT.get(error.errno or 0, 'Mend the cause')}, then run the same command again; nothing says that "
+        f"{_WAYS_OUT.get(error.errno or 0, 'Fix the cause')}, then run the same command again; nothing says that "
         "it is damaged."
     )
 
 
 @contextmanager
 def told_apart(path: object) -> Iterator[None]:
-    """Turn faults of the machine, met while a library reads, into the error that says so; leave all others as they are.
+    """Turn machine faults that occur while a library reads into `UnreadableError`; leave other errors unchanged.
 
     A library's own errors have no errno: they say that a file is not what its name says, unless a fault of the machine
     led to them.
@@ -100,20 +100,20 @@ def fault_of_the_machine(error: Exception) -> OSError | None:
 
 
 def chain_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that led to it."""
+    """Yield an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def is_there(path: Path) -> bool:
-    """Tell whether a path names something; `os.path.exists` says no where nobody may look.
+    """Tell whether a path exists; `os.path.exists` says no where permission is missing.
 
     Args:
         path: A file or folder.
 
     Raises:
-        UnreadableError: It cannot be known now.
+        UnreadableError: It cannot be determined now.
     """
     return _mode(path) is not None
 
@@ -139,10 +139,10 @@ def _mode(path: Path) -> int | None:
 
 
 def everything_in(folder: Path) -> list[Path]:
-    """List what is in a folder and in those below, sorted; `rglob` passes over what it may not enter.
+    """List what is in a folder and its subfolders, sorted; `rglob` skips what it may not enter.
 
     Args:
-        folder: Links to other folders are listed, and not followed.
+        folder: Links to other folders are listed but not followed.
 
     Raises:
         UnreadableError: A folder cannot be listed now.
@@ -157,10 +157,10 @@ def everything_in(folder: Path) -> list[Path]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """List the names in a folder, sorted; none where there is no folder. `glob` passes over what it may not list.
+    """List the names in a folder, sorted; none where there is no folder. `glob` skips what it may not list.
 
     Args:
-        folder: Not searched any deeper.
+        folder: Its subfolders are not searched.
 
     Raises:
         UnreadableError: It cannot be listed now.
@@ -170,7 +170,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def require_all_readable(folder: Path, names: Iterable[str]) -> None:
-    """Read the first byte of those files of a folder that are there, as `require_readable` does.
+    """Read the first byte of each named file that exists in a folder, as `require_readable` does.
 
     Args:
         folder: Where they lie.
@@ -185,7 +185,7 @@ def require_all_readable(folder: Path, names: Iterable[str]) -> None:
 
 
 def require_readable(path: Path) -> None:
-    """Read a file's first byte, for libraries that call whatever they cannot open missing or damaged.
+    """Read a file's first byte, for libraries that report any file they cannot open as missing or damaged.
 
     Args:
         path: A file; what is wrong with it otherwise is left to its reader.

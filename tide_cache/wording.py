@@ -1,4 +1,4 @@
-"""How figures are written for people, in the terminal and on pages alike."""
+"""How figures are written for people, on the terminal and on pages."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -49,7 +49,7 @@ def sparkline(values: Sequence[float | None], low: float, high: float, bars: str
 
 
 def visible(text: str) -> str:
-    """Write spaces at the ends and line breaks of a few tokens so that they are seen."""
+    """Make line breaks, and spaces at the ends, visible in the text of a few tokens."""
     inner = text.strip(" ")
     before = len(text) - len(text.lstrip(" ")) if inner else len(text)
     after = len(text) - before - len(inner)

@@ -103,7 +103,7 @@ def test_other_special_tokens_do_not_go_on_with_a_cache(dated, build_values, voc
 def test_an_adapter_beside_the_weights_is_refused_by_name(tiny_teacher, build_values, tmp_path):
     shutil.copytree(tiny_teacher, tmp_path / "model")
     (tmp_path / "model/adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
-    with pytest.raises(ModelError, match=r"found adapter_config.json beside the weights.* Merge it into"):
+    with pytest.raises(ModelError, match=r"found adapter_config.json next to the weights.* Merge it into"):
         read_checkpoint(str(tmp_path / "model"))
     (tmp_path / "model/config.json").unlink()
     with pytest.raises(ModelError, match=r"found an adapter \(adapter_config.json\) without the model that it changes"):

@@ -126,7 +126,7 @@ def test_results_and_messages_that_cannot_be_written(workshop):
     assert lost.returncode == 1
     assert lost.stderr.splitlines()[-2:] == [
         "error: standard output: cannot be written: No space left on device (errno 28).",
-        "Mend the cause (free space, quota, permissions) and run the same command again.",
+        "Fix the cause (free space, quota, permissions) and run the same command again.",
     ]
     assert silent.returncode == 0
     assert "Whole" in silent.stdout

@@ -160,7 +160,7 @@ def test_convert_says_what_it_did(call, causal, tmp_path):
     assert "a2d-qwen3 student to start from; train it before" in text
     result = call("convert", source, "--out", tmp_path / "start")
     assert result.exit_code == 2
-    assert "exists already; give a new folder" in result.stderr
+    assert "already exists; give a new folder" in result.stderr
     with_mask = tmp_path / "with-mask"
     shutil.copytree(tmp_path / "start", with_mask)
     config = json.loads((with_mask / "config.json").read_text())

@@ -142,7 +142,7 @@ def test_nothing_but_bad_rows_is_refused(tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith("a.jsonl: no row is left; expected at least one.\n7 bad rows were skipped:\n  - ")
     assert message.count("no usable field; found id") == 5
-    assert message.endswith("Mend them, or declare their columns in corpus.columns.")
+    assert message.endswith("Fix them, or declare their columns in corpus.columns.")
 
 
 def test_a_declared_column_that_no_row_has_is_refused(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_the_hash_covers_every_number_and_not_the_place(tmp_path: Path) -> None:
         ({"input_ids": [5, True, 7]}, "input_ids[1]: found a boolean; expected a whole number"),
         ({"input_ids": [5, 6.5, 7]}, "input_ids[1]: found a number; expected a whole number"),
         ({"input_ids": [5, 6, 1 << 40]}, "input_ids[2] is 1099511627776; expected a number of 32 bits"),
-        ({"ranges": [[0, 1, 0]]}, "ranges: found something else than a list of lists of four numbers"),
+        ({"ranges": [[0, 1, 0]]}, "ranges: found something other than a list of lists of four numbers"),
         ({"ranges": [[0, 1, 2, 1]]}, "ranges[0] is [0, 1, 2, 1]; expected 0 <= start <= end on both sides"),
         ({"ranges": [[0, 1, 0, 1], [-1, 1, 2, 3]]}, "ranges[1] is [-1, 1, 2, 3]; expected 0 <= start <= end"),
         ({"_discard": "no"}, "_discard: found a string; expected true or false"),
@@ -154,7 +154,7 @@ def test_a_fault_of_form_names_the_row_and_can_be_skipped(
     with pytest.raises(CorpusError) as refusal:
         read(path)
     assert str(refusal.value).startswith(f"{path}:2: {message}")
-    assert "rows have input_ids, labels, teacher_input_ids, ranges. Mend the row, correct corpus.format" in str(
+    assert "rows have input_ids, labels, teacher_input_ids, ranges. Fix the row, correct corpus.format" in str(
         refusal.value
     )
     left = read(path, on_bad_row="skip")

@@ -169,7 +169,7 @@ def test_a_bad_row_is_refused_with_the_way_out(name: str, content: bytes, messag
     found = refusal(name, tmp_path)
     assert re.match(re.escape(f"{tmp_path}/") + message, found), found
     assert found.endswith(
-        "\nMend the row, declare its columns in corpus.columns, for example "
+        "\nFix the row, declare its columns in corpus.columns, for example "
         '{user = "question_text", assistant = "reply"}, or leave such rows out with --on-bad-row skip.'
     )
 

@@ -122,7 +122,7 @@ def test_messages_name_the_key_that_the_user_can_set(tmp_path: Path) -> None:
     for options, section, error, message in cases:
         with pytest.raises(error, match=message):
             open_corpus("a.jsonl", folder=tmp_path, section=section, **options)
-    with pytest.raises(CorpusError, match="Mend the row, or leave") as refused:
+    with pytest.raises(CorpusError, match="Fix the row, or leave") as refused:
         open_corpus("a.jsonl", folder=tmp_path, section="--dataset")
     assert "corpus." not in str(refused.value)
     with pytest.raises(RunFileError, match=r"^--dataset 'a\[x\]' cannot be used"):

@@ -124,7 +124,7 @@ def test_every_refusal_keeps_its_reason_and_fetches_no_weights(hub, ask, corpus_
         "set HF_TOKEN, or run `hf auth login`",
         ("generate", "owner/gguf", "--prompt", "x"): "found GGUF files and no config.json",
         ("eval", "owner/lora", "--dataset", corpus_file): "found an adapter (adapter_config.json) without the model",
-        ("eval", "owner/with-adapter", "--dataset", corpus_file): "found adapter_config.json beside the weights",
+        ("eval", "owner/with-adapter", "--dataset", corpus_file): "found adapter_config.json next to the weights",
         ("convert", "owner/lora", "--out", "out"): "found an adapter (adapter_config.json) without the model",
         ("convert", "owner/teacher", "--out", "out", "--revision", "nope"): "the hub has no revision 'nope' of it",
         ("convert", "owner/teacher", "--out", "out", "--revision", absent): f"the hub has no revision '{absent}' of it",

@@ -165,12 +165,12 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", **code}))
     with pytest.raises(
         ModelError,
-        match=r"'mine' is not supported; .*asks for code of its own \(configuration_mine.MineConfig, modeling_mine."
+        match=r"'mine' is not supported; .*asks for its own code \(configuration_mine.MineConfig, modeling_mine."
         r"MineModel\)\. .*Remote model code is never run; .*docs/teachers.md says how to add an adapter",
     ):
         read_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **code}))
-    with pytest.raises(ModelError, match=r"asks for code of its own .* may differ from the stock qwen3"):
+    with pytest.raises(ModelError, match=r"asks for its own code .* may differ from the stock qwen3"):
         read_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "a2d-qwen3", **code}))
     assert read_checkpoint(str(tmp_path)).model_type == "a2d-qwen3"

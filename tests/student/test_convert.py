@@ -173,7 +173,7 @@ def test_weights_of_several_types_lose_nothing(causal, tmp_path):
 
 class TestRefusals:
     def test_an_existing_folder(self, causal, tmp_path):
-        with pytest.raises(RunFileError, match="exists already; give a new folder"):
+        with pytest.raises(RunFileError, match="already exists; give a new folder"):
             convert(str(causal("qwen3")), tmp_path)
 
     def test_a_student(self, causal, tmp_path):

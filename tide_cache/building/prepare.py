@@ -1,4 +1,4 @@
-"""Everything of a build that can be known, and found wrong, before the teacher's weights are loaded."""
+"""Everything about a build that can be checked before the teacher's weights are loaded."""
 
 import datetime
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def prepare_build(
 
     Args:
         run: The run file.
-        weights: What is needed of the teacher's. `hashed` fetches those of a hub; `stated` takes the hub's word for
+        weights: What is needed of the teacher's weights. `hashed` fetches those of a hub; `stated` trusts the hub for
             their hash; `unread` leaves the hash out, so that the identity names no cache.
         pairs_all: False for a worker of a build whose rows were paired where it began, and for whoever pairs some.
         before_weights: Called with all but the weights' hash, before they are fetched and hashed, which takes minutes.
@@ -151,7 +151,7 @@ def require_usable_rows(
         PairingError: Lists the first rows, or the reasons.
     """
     require_usable(run.corpus.spec, faults, run.corpus.on_bad_row, "corpus.on_bad_row", num_faults)
-    way_out = "Raise student.max_length and teacher.max_length, or mend the corpus. Nothing was computed."
+    way_out = "Raise student.max_length and teacher.max_length, or fix the corpus. Nothing was computed."
     num_rows = report.samples + sum(report.dropped.values())
     require_samples(f"{run.corpus.spec}: none of {num_rows} rows became a sample:", report, way_out)
 
@@ -159,7 +159,7 @@ def require_usable_rows(
 def build_remarks(
     run: BuildRun, corpus: Corpus[Any], report: PairingReport, lengths: Lengths, faults: Sequence[str]
 ) -> tuple[str, ...]:
-    """Say what became of rows, for the user; arguments as for `remarks`."""
+    """Tell the user what became of the rows; arguments as for `remarks`."""
     limits = (
         LengthLimit("student.max_length", run.student.max_length),
         LengthLimit("teacher.max_length", run.teacher.max_length, "teacher"),
@@ -178,7 +178,7 @@ def _weights_hash(checkpoint: CheckpointInfo, weights: Weights) -> dict[str, str
 
 
 def _fix_day(run: BuildRun, teacher: TextTokenizer, student: TextTokenizer) -> tuple[datetime.date | None, list[str]]:
-    """Have templates that write the date all write one day: the run file's, the cache's own, or today.
+    """Make all templates that write the date write one day: the run file's, the cache's own, or today.
 
     Returns:
         The day, None where no template writes one; and faults.
@@ -196,7 +196,7 @@ def _fix_day(run: BuildRun, teacher: TextTokenizer, student: TextTokenizer) -> t
 
 
 def _day_begun(run: BuildRun) -> datetime.date | None:
-    """Return the day of the cache that is there already; whoever needs more of it says what is wrong with it."""
+    """Return the day of an existing cache; faults of the cache are reported by whoever reads more of it."""
     try:
         day = read_plan(run.build.out).identity.pairing.date
     except TideCacheError:
@@ -205,7 +205,7 @@ def _day_begun(run: BuildRun) -> datetime.date | None:
 
 
 def _rows_and_pairer(run: BuildRun, teacher: TextTokenizer, student: TextTokenizer) -> tuple[Corpus[Any], Pairer]:
-    """Open the corpus, and choose what makes samples of its rows."""
+    """Open the corpus, and choose the pairer for its rows."""
     lengths = {
         "teacher_max_length": run.teacher.max_length,
         "student_max_length": run.student.max_length,
@@ -284,7 +284,7 @@ def _identity(
         vocab_sizes=VocabSizes(student=student.vocab_size, teacher=checkpoint.vocab_size),
         student=StudentIdentity(**run.student.model_dump(exclude={"tokenizer"})),
         pairing=PairingIdentity(
-            # A preprocessed set was not tokenised here, and its own spans were held against the bytes.
+            # A preprocessed set was not tokenised here, and its own spans were checked against the bytes.
             aligner=run.pairing.aligner if run.corpus.format == "chat" else run.corpus.format,
             shared_vocab_size=shared,
             date=None if day is None else day.isoformat(),

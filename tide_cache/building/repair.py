@@ -1,4 +1,4 @@
-"""Mend a damaged cache: what is bad goes to a folder of its own, and only that is computed again.
+"""Repair a damaged cache: bad files move to a separate folder, and only those are computed again.
 
 The manifest says which bytes every shard has, so a shard that was computed again is published only when it is those
 bytes. It is computed before the bad file is moved: whatever fails, the cache is no worse than before. Nothing that
@@ -46,10 +46,10 @@ class RepairReport:
     Attributes:
         cache: Folder of the cache.
         problems: What `verify` found.
-        quarantine: Where the bad files lie now; None when none was moved.
+        quarantine: Where the bad files are now; None when none was moved.
         moved: Those files, as paths inside the cache.
         recomputed: Shards that were computed again.
-        is_mended: Whether the cache is whole now.
+        is_mended: Whether the cache is now complete and undamaged.
     """
 
     cache: CachePath
@@ -66,7 +66,7 @@ class RepairReport:
 
 
 def find_damage(root: CachePath, on_bytes: OnBytes | None = None) -> RepairReport:
-    """Say what a repair would mend; needs the cache alone and changes nothing.
+    """Report what a repair would fix; needs only the cache and changes nothing.
 
     Args:
         root: Folder of the cache.
@@ -85,7 +85,7 @@ def repair_cache(
     on_progress: OnProgress | None = None,
     files: Files | None = None,
 ) -> RepairReport:
-    """Mend what `find_damage` found.
+    """Repair what `find_damage` found.
 
     Args:
         damage: Its report.
@@ -114,7 +114,7 @@ def repair_cache(
 
 
 def _mend_files(damage: RepairReport, run: BuildRun | None, quarantine: Quarantine, files: Files) -> list[str]:
-    """Mend plan, records and shards, each as the manifest says it was; gives the shards computed again."""
+    """Restore plan, records and shards as the manifest describes them; return the shards computed again."""
     root, bad = damage.cache, damage.bad_files
     manifest = Manifest.load(root, files)
     plan = PlanDocument(identity=manifest.identity, plan=manifest.plan)
@@ -154,9 +154,9 @@ def _mend_shards(
             if encoded.sha256 != record.sha256:
                 raise CacheMismatchError(
                     f"{path}: computed again, it has sha256 {encoded.sha256}, manifest.json says {record.sha256}; it "
-                    "was not published, and the bad file is where it was.\nThe same inputs gave other bytes: another "
-                    "machine, device or release of a library computes other last bits. Run the repair where the cache "
-                    "was built, restore this file from a copy, or build the cache anew in another folder."
+                    "was not published, and the bad file was not moved.\nThe same inputs gave other bytes: on "
+                    "another machine, device or library release the last bits differ. Run the repair where the cache "
+                    "was built, restore this file from a copy, or rebuild the cache in another folder."
                 )
             quarantine.take(_name(record))
             files.make_folder(path.parent)
@@ -166,7 +166,7 @@ def _mend_shards(
 def _make_manifest(
     root: CachePath, run: BuildRun | None, quarantine: Quarantine, on_progress: OnProgress | None, files: Files
 ) -> list[str]:
-    """Write a lost manifest anew from the commit records; what they do not vouch for is computed again."""
+    """Rebuild a lost manifest from the commit records; shards that they do not vouch for are computed again."""
     build = prepare_build(run) if run is not None else None
     plan_is_bad = False
     try:
@@ -200,7 +200,7 @@ def _make_manifest(
 
 
 def _whole_passes(root: CachePath, plan: PlanDocument, files: Files) -> set[PassName]:
-    """Passes of which every shard has a file: those that a lost manifest can have listed."""
+    """Passes whose shards all have a file: those that a lost manifest can have listed."""
     wanted = plan.plan.num_shards
     found = {name: files.list_folder(shard_path(root, name, 0).parent) for name in PASSES}
     return {name for name, entries in found.items() if sum(e.endswith(".parquet") for e in entries) >= wanted}
@@ -231,11 +231,11 @@ def _required(run: BuildRun | None, root: CachePath, lost: Sequence[str]) -> Bui
     if run is None:
         raise RunFileError(
             fault_list(
-                f"{root}: these must be computed again, which takes the run file that the cache was built with:",
+                f"{root}: these must be computed again, which needs the run file that the cache was built with:",
                 lost,
                 "The release that began this cache did not keep it. Give it in place of the folder: tide-cache repair "
-                "RUN.toml; or write one anew with the same options (build-teacher-shards --dry-run prints it). Nothing "
-                "was changed.",
+                "RUN.toml; or write a new one with the same options (build-teacher-shards --dry-run prints it). "
+                "Nothing was changed.",
             )
         )
     return run

@@ -1,8 +1,8 @@
-"""`build.json`: how a cache was built, beside its identity, so that it can be mended without the run file.
+"""`build.json`: how a cache was built, in addition to its identity, so that it can be repaired without the run file.
 
-It is no part of the identity and no reader needs it. The first run writes it, and nothing replaces it. It also holds
-what the tokenizers call their special tokens: templates write them and the last block is filled with one, and the
-identity has left them out since the first release. A build goes on only with the same ones.
+It is not part of the identity, and no reader needs it. The first run writes it, and nothing replaces it. It also holds
+the names of the tokenizers' special tokens: templates write them, and one fills the last block,
+but the identity has never held them. A build continues only with the same ones.
 """
 
 import datetime
@@ -46,7 +46,7 @@ class RunRecord(Frozen):
 
 
 def read_record(root: CachePath, files: Files | None = None) -> RunRecord | None:
-    """Read how a cache was built; None for one that is not begun, or was begun by a release that did not write it.
+    """Read how a cache was built; None if it is not begun, or was begun by a release that did not record it.
 
     Args:
         root: Folder of the cache.
@@ -63,7 +63,7 @@ def read_record(root: CachePath, files: Files | None = None) -> RunRecord | None
 
 
 def keep_record(run: BuildRun, build: "PreparedBuild", files: Files | None = None) -> None:
-    """Write down how a cache is built, unless that was done.
+    """Record how a cache is built, unless that was done.
 
     Args:
         run: The run file.
@@ -85,7 +85,7 @@ def keep_record(run: BuildRun, build: "PreparedBuild", files: Files | None = Non
 
 
 def require_same_tokens(run: BuildRun, build: "PreparedBuild", files: Files | None = None) -> None:
-    """Refuse tokenizers whose special tokens are others than those that a cache was begun with.
+    """Refuse tokenizers whose special tokens differ from those that a cache was begun with.
 
     Args:
         run: The run file.

@@ -190,7 +190,7 @@ def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str
             value = fault.get("input")
             shown = "" if isinstance(value, (dict, list)) else f"found {value!r}; "
             faults.append(f"{key}: {shown}{message}")
-    return fault_list(f"{where} cannot be used:", faults, "Mend these and run it again; --dry-run only checks.")
+    return fault_list(f"{where} cannot be used:", faults, "Fix these and run it again; --dry-run only checks.")
 
 
 def _hint(found: str, known: list[str], is_short: bool = False) -> str:

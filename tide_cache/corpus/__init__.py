@@ -1,4 +1,4 @@
-"""From a corpus spec to chat rows, or to rows that somebody has tokenised already.
+"""From a corpus spec to chat rows, or to rows that are already tokenised.
 
 | name ends in | holds |
 |---|---|
@@ -7,7 +7,7 @@
 | `.parquet` | columns named as the fields of a row |
 | `.txt` | paragraphs separated by blank lines; each is one message of the assistant |
 
-A folder is either what `save_to_disk` of `datasets` wrote, or its files of these kinds in order of name. `owner/name`
+A folder is what `save_to_disk` of `datasets` wrote, or holds files of these kinds, read in order of name. `owner/name`
 where no such file lies is a hub dataset. What the fields of a row may be is in `shapes`, or for preprocessed sets in
 `prepared`, selections in `spec`.
 """

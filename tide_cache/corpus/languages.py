@@ -41,7 +41,7 @@ def canonical_language(name: str) -> str:
 
 
 def language_of(row: object, messages: Sequence[Message]) -> str | None:
-    """Tell the language of a row, or None when nothing says it.
+    """Return the language of a row, or None when nothing says it.
 
     The row's own `language`, `lang` or `programming_language` field decides where there is one; else the tag of the
     first fenced code block of the assistant; else the assistant's text (or the untagged block), when it parses as

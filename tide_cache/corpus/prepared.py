@@ -86,7 +86,7 @@ def open_prepared(
         fields=frozenset((*_TOKENS, *_SPANS[format], *_OPTIONAL)),
         row_of=partial(_row_of, format, vocab_sizes),
         language_of=lambda value, row: None,
-        way_out=f"With corpus.format = {format!r} rows have {names}. Mend the row, correct corpus.format, or leave "
+        way_out=f"With corpus.format = {format!r} rows have {names}. Fix the row, correct corpus.format, or leave "
         "such rows out with --on-bad-row skip.",
     )
     return read_rows(spec, folder, on_bad_row, reading)
@@ -98,7 +98,7 @@ def _row_of(
     """Read one row.
 
     Raises:
-        RowFault: It has not the form of the format.
+        RowFault: It does not have the form of the format.
         CorpusError: An id is beyond its vocabulary.
     """
     if isinstance(value, RowFault):
@@ -155,7 +155,7 @@ def _ranges(row: Mapping[str, Any]) -> Int32s:
     ranges = row["ranges"]
     if not isinstance(ranges, list) or any(not isinstance(entry, list) or len(entry) != 4 for entry in ranges):
         raise RowFault(
-            "ranges: found something else than a list of lists of four numbers; expected (teacher_start, "
+            "ranges: found something other than a list of lists of four numbers; expected (teacher_start, "
             "teacher_end, student_start, student_end)"
         )
     spans_P4 = _integers([number for entry in ranges for number in entry], "ranges").reshape(-1, 4)
@@ -189,7 +189,7 @@ def _discarded(row: Mapping[str, Any]) -> bool:
 def _integers(values: object, name: str) -> Int32s:
     if not isinstance(values, list):
         raise RowFault(f"{name}: found {kind_of(values)}; expected a list of whole numbers")
-    if set(map(type, values)) - {int}:  # not isinstance: True is an int of Python's
+    if set(map(type, values)) - {int}:  # not isinstance: True is an int in Python
         at, value = next((at, value) for at, value in enumerate(values) if type(value) is not int)
         raise RowFault(f"{name}[{at}]: found {kind_of(value)}; expected a whole number")
     if values and not -_LARGEST <= min(values) <= max(values) <= _LARGEST:
@@ -229,7 +229,7 @@ def _rows_of(batch: Any) -> Iterator[PreparedRow]:
 
 
 def _hashed(row: PreparedRow) -> bytes:
-    """One line of JSON, of another form than a conversation's."""
+    """One line of JSON, in another form than a conversation's."""
     arrays = (row.student_ids_L, row.is_supervised_L, row.teacher_ids_M, row.is_teacher_labelled_M, row.spans_P4)
     content = [row.sample_id, *(array.astype(int).tolist() for array in arrays), row.is_discarded]
     return json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"

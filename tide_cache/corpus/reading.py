@@ -22,7 +22,7 @@ from tide_cache.records import ChatRow, SampleId
 _SHOWN_FAULTS = 5
 _KEY = re.compile(r"(?<![\w.])corpus\.(spec|folder|columns|format|on_bad_row)\b")
 _WAY_OUT = (
-    'Mend the row, declare its columns in corpus.columns, for example {user = "question_text", assistant = "reply"}, '
+    'Fix the row, declare its columns in corpus.columns, for example {user = "question_text", assistant = "reply"}, '
     "or leave such rows out with --on-bad-row skip."
 )
 
@@ -33,11 +33,11 @@ class RowReading(Generic[Row]):
 
     Attributes:
         kind: How they are stored.
-        fields: Names of all columns that are looked at.
+        fields: Names of all columns that are read.
         row_of: Reads one decoded row, given its sample id and where it lies; raises RowFault where it cannot be used.
-        language_of: Tells its language, for the lang selection.
+        language_of: Returns its language, for the lang selection.
         way_out: What can be done about a row that cannot be used.
-        notes: Gives what was not read of the rows, once they are exhausted.
+        notes: Returns what was not read of the rows, once they are exhausted.
     """
 
     kind: RowKind[Row]
@@ -78,7 +78,7 @@ def open_corpus(
 
 @contextmanager
 def _named(section: str) -> Iterator[None]:
-    """Have messages name the keys that the user can set: `corpus.spec` is `data.corpus.spec` of a training run."""
+    """Make messages name the keys that the user can set: `corpus.spec` is `data.corpus.spec` of a training run."""
     try:
         yield
     except TideCacheError as error:
@@ -95,7 +95,7 @@ def _open_chat(
         raise RunFileError(
             f"corpus.format: found {format!r}; expected 'chat' here: only `tide-cache build-teacher-shards` and "
             "`tide-cache plan` read preprocessed sets. Build a cache from the set, and give the cache instead; "
-            "the objective ce needs nothing else of it."
+            "the objective ce needs nothing else from it."
         )
     check_columns(columns)
     unseen, unread = set(columns.values()), Unread()
@@ -116,7 +116,7 @@ def _open_chat(
             fields=used_fields(columns),
             row_of=row_of,
             language_of=lambda value, row: language_of(value, row.messages),
-            way_out=_WAY_OUT if section else "Mend the row, or leave such rows out with --on-bad-row skip.",
+            way_out=_WAY_OUT if section else "Fix the row, or leave such rows out with --on-bad-row skip.",
             notes=unread.notes,
         ),
     )
@@ -174,7 +174,7 @@ def _all_sources(
 
 @dataclass
 class _Selector(Generic[Row]):
-    """Selects and normalises rows, and keeps account of what it met."""
+    """Selects and normalises rows, and counts what it met."""
 
     reading: RowReading[Row]
     skips: bool
@@ -222,7 +222,7 @@ def _nonempty(source: Source) -> Iterator[RawRow]:
 
 
 def _nothing_left(part: Part, languages: Counter[str], skipped: Sequence[str]) -> str:
-    """Say why a part gave no row."""
+    """Say why a part yielded no row."""
     lines = [f"{part.name}: no row is left; expected at least one."]
     if languages:
         counts = ", ".join(f"{language} ({count})" for language, count in languages.most_common(_SHOWN_FAULTS))
@@ -230,5 +230,5 @@ def _nothing_left(part: Part, languages: Counter[str], skipped: Sequence[str]) -
     if skipped:
         lines.append(f"{len(skipped)} bad rows were skipped:")
         lines += [f"  - {message}" for message in skipped[:_SHOWN_FAULTS]]
-        lines.append("Mend them, or declare their columns in corpus.columns.")
+        lines.append("Fix them, or declare their columns in corpus.columns.")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ class RawRow:
     """One row of a source.
 
     Attributes:
-        number: 0-based row number in its source; blank lines are no rows, broken ones are.
+        number: 0-based row number in its source; blank lines do not count, broken ones do.
         line: 1-based line where the row starts, or None where a file has no lines.
         value: The decoded row, of any type, or the fault that kept it from being decoded.
     """
@@ -23,7 +23,7 @@ class RawRow:
     value: object
 
     def place_in(self, name: str) -> str:
-        """Say where the row lies: `name:17`, or `name row 16` (0-based, as in sample ids)."""
+        """Say where the row is: `name:17`, or `name row 16` (0-based, as in sample ids)."""
         return f"{name} row {self.number}" if self.line is None else f"{name}:{self.line}"
 
 
@@ -33,7 +33,7 @@ class Source:
 
     Attributes:
         name: File or hub name, which enters sample ids: never a whole path, so a corpus can be moved.
-        label: Where it lies, for messages.
+        label: Its location, for messages.
         rows: Starts one pass over the rows; raises CorpusError when the source as a whole is unreadable.
     """
 

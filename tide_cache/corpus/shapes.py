@@ -34,7 +34,7 @@ class Conversation:
     Attributes:
         messages: At least one; at least one of the assistant's is learnt and says something.
         tools: Functions that may be called, a JSON list; empty without any.
-        unread: Names of fields of the row's messages that are not read.
+        unread: Names of message fields that are not read.
         columns: Names of the row's columns that are not read.
     """
 
@@ -82,7 +82,7 @@ def conversation_of(value: object, columns: Mapping[str, str]) -> Conversation:
             column is present.
 
     Raises:
-        RowFault: The row is no object, has no usable field, or a field has the wrong type.
+        RowFault: The row is not an object, has no usable field, or a field has the wrong type.
     """
     if isinstance(value, RowFault):
         raise value
@@ -191,7 +191,7 @@ def used_fields(columns: Mapping[str, str]) -> frozenset[str]:
 def _reader_for(
     row: Mapping[str, Any], fields: Fields, columns: Mapping[str, str]
 ) -> tuple[set[str], Callable[[Fields], list[Turn]]]:
-    """Choose how a row is read; gives the columns that are read by that too."""
+    """Choose how a row is read; also return the columns that this reads."""
     if columns.get("messages", columns.get("assistant")) in fields:
         return {*columns.values()}, lambda present: _declared(present, columns)
     for required, reader in _SHAPES.items():

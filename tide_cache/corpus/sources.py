@@ -24,17 +24,17 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".txt")
 def sources_of(part: Part, folder: Path, wanted: frozenset[str], notes: list[str]) -> tuple[Source, ...]:
     """Find what a part names: a file, a saved dataset, a folder of files (by name), or a hub dataset.
 
-    Nothing is read and nothing is downloaded yet.
+    Nothing is read or downloaded yet.
 
     Args:
         part: One piece of the mix.
         folder: Where relative names are looked up.
         wanted: Columns to decode where a format has columns.
-        notes: Gets what lies there and is not read.
+        notes: Receives what is there but not read.
 
     Raises:
-        CorpusError: Nothing lies there, nothing that can be read, or nothing of the split that is asked for.
-        UnreadableError: What lies there cannot be known now.
+        CorpusError: Nothing is there, nothing that can be read, or nothing of the requested split.
+        UnreadableError: What is there cannot be determined now.
     """
     path = local_path(part.name, folder)
     if not is_there(path):
@@ -53,7 +53,7 @@ def sources_of(part: Part, folder: Path, wanted: frozenset[str], notes: list[str
 
 
 def _folder_sources(path: Path, split: str | None, wanted: frozenset[str], notes: list[str]) -> tuple[Source, ...]:
-    """Choose files of a folder: those of a split at any depth, or without one all that lie in the folder itself."""
+    """Choose files of a folder: those of a split at any depth or, without a split, all in the folder itself."""
     below = [file for file in everything_in(path) if file.is_file() and not _is_hidden(file.relative_to(path))]
     files = [file for file in below if file.parent == path]
     readable = [file.relative_to(path) for file in files if _suffix(file) is not None]

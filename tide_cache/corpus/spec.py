@@ -65,7 +65,7 @@ def parse_spec(spec: str, folder: Path) -> tuple[Part, ...]:
 
 
 def _parse_piece(piece: str, number: int, faults: list[str]) -> Part:
-    """Parse one piece; what is wrong goes to `faults`, and the part is then not used."""
+    """Parse one piece; faults are added to `faults`, and the part is then not used."""
     match = _PIECE.fullmatch(piece)
     if match is None:
         faults.append(f"piece {number}, {piece!r}: unbalanced bracket; expected name or name[selection]")

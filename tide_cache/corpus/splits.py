@@ -1,7 +1,7 @@
-"""Which split a file belongs to, told by its name as `datasets` tells it (pure).
+"""Which split a file belongs to, judged by its name as `datasets` does (pure).
 
 `train-00000-of-00001.parquet`, `my_test.jsonl` and `validation/part-0.json` name a split; `rows.jsonl` names none. A
-folder in which no name tells a split is all of it `train`, and so is a file that is named by itself.
+folder in which no name tells a split is all `train`, and so is a file named directly.
 """
 
 import re
@@ -27,7 +27,7 @@ def canonical_split(word: str) -> str:
 
 
 def splits_of(path: PurePath) -> frozenset[str]:
-    """Return the splits that the name of a file tells, or else those of its folders, the nearest first.
+    """Return the splits that a file's name tells, else those of its folders, the nearest first.
 
     Args:
         path: Relative to the folder that was named.
@@ -43,7 +43,7 @@ def splits_of(path: PurePath) -> frozenset[str]:
 
 
 def tells_split(path: PurePath) -> bool:
-    """Tell whether a name says a usual split, or is a shard of any."""
+    """Tell whether a name names a usual split, or is a shard of any split."""
     return bool(_SHARD.fullmatch(path.name)) or not _WORDS.keys().isdisjoint(splits_of(path))
 
 
@@ -75,7 +75,7 @@ def files_of_split(files: Sequence[PurePath], word: str, where: str) -> list[Pur
 
 
 def require_split_of_file(path: PurePath, word: str, where: str) -> None:
-    """Refuse a split word that a single file does not honour.
+    """Refuse a split word that does not match a single file.
 
     Args:
         path: The file's name.
@@ -93,7 +93,7 @@ def require_split_of_file(path: PurePath, word: str, where: str) -> None:
 
 
 def listed(names: Iterable[object]) -> str:
-    """List some names, and say how many more there are."""
+    """Return some names, and say how many more there are."""
     every = [str(name) for name in names]
     more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
     return ", ".join(every[:_SHOWN]) + more

@@ -28,9 +28,9 @@ class RowKind(Generic[Row]):
 
     Attributes:
         schema: Arrow columns.
-        columns_of: Gives the columns of some rows.
-        rows_of: Gives the rows of a batch of those columns.
-        hashed_form: Everything of a row but its origin, as bytes that no other row gives.
+        columns_of: Returns the columns of some rows.
+        rows_of: Returns the rows of a batch of those columns.
+        hashed_form: Everything of a row but its origin, as bytes unique to the row.
         size_of: About how much memory a row takes, in characters or tokens.
     """
 
@@ -44,13 +44,13 @@ class RowKind(Generic[Row]):
 class Corpus(Generic[Row]):
     """The rows of a corpus, in order, with random access.
 
-    They lie in a temporary file whose name is already gone: the space is free again when the corpus is, however the
+    They are in a temporary file whose name is already deleted: the space is freed with the corpus, however the
     process ends. The file is in the system's temporary folder; the environment variable TMPDIR moves it.
 
     Attributes:
-        content_hash: SHA-256, in hex, over sample ids and contents in order; where the corpus lies does not enter.
+        content_hash: SHA-256, in hex, over sample ids and contents in order; the location does not enter.
         skipped: One message for each row that was left out: where, and why.
-        notes: What lies there and is not read: files, columns, fields of messages.
+        notes: What is there but not read: files, columns, fields of messages.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Corpus(Generic[Row]):
         return self.rows(0, len(self))
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield rows start <= row < stop; as in a slice, what lies beyond the end is left out."""
+        """Yield rows start <= row < stop; as in a slice, rows beyond the end are left out."""
         start, stop, _ = slice(start, stop).indices(len(self))
         while start < stop:
             number = bisect_right(self._starts, start) - 1
@@ -108,9 +108,9 @@ def _chat_rows_of(batch: Any) -> Iterator[ChatRow]:
 
 
 def _hashed_chat(row: ChatRow) -> bytes:
-    """One line of JSON: quoting keeps the fields apart, so different rows never give the same bytes.
+    """One line of JSON: quoting separates the fields, so different rows never have the same bytes.
 
-    Fields that most rows lack are unwritten there, so that a corpus from before they were read keeps its hash.
+    Fields that most rows lack are omitted when empty, so that older corpora keep their hash.
     """
     turns = [[m.role, m.content, *_rest(not m.is_learnt, m.extras)] for m in row.messages]
     return json.dumps([row.sample_id, turns, *_rest(row.tools)]).encode("ascii") + b"\n"
@@ -146,9 +146,9 @@ def store_rows(
 
     Args:
         rows: All rows; consumed in one pass.
-        skipped: Filled by whoever makes the rows; read when they are exhausted.
+        skipped: Filled by the producer of the rows; read when they are exhausted.
         kind: How such rows are stored.
-        notes: Gives what is not read of where they lie; asked when they are exhausted.
+        notes: Returns what was not read of the source; called when the rows are exhausted.
 
     Raises:
         WriteError: The temporary folder cannot hold the rows.
@@ -173,11 +173,11 @@ def store_rows(
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """Return a folder whose name goes with the `with` block; what the disk refuses there names TMPDIR."""
+    """Yield a folder whose name is deleted with the `with` block; errors of the disk there name TMPDIR."""
     try:
         with tempfile.TemporaryDirectory(prefix="tide-cache-corpus-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
-    except OSError as error:  # where no folder can be used at all, too
+    except OSError as error:  # also where no folder can be used at all
         where = os.environ.get("TMPDIR") or tempfile.tempdir or "TMPDIR"
         raise WriteError(
             f"{where}: cannot hold the normalised corpus: {error}; free some space there, or set TMPDIR to a folder "

@@ -42,7 +42,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 def read_saved_dataset(folder: Path, split: str | None, wanted: frozenset[str]) -> Iterator[RawRow]:
     """Stream a folder that `datasets.save_to_disk` wrote; several splits need one to be named."""
-    import datasets  # slow to import, and most corpora are plain files
+    import datasets  # slow to import; most corpora are plain files
 
     try:
         with told_apart(folder):
@@ -106,8 +106,8 @@ def read_hub(name: str, config: str | None, split: str | None, wanted: frozenset
 def _load_split(name: str, config: str | None, split: str) -> Any:
     """Load one split of a hub dataset, without fetching the files of the others.
 
-    `datasets.load_dataset` prepares all splits whichever is asked for. A split alone is kept in a cache folder of its
-    own, `splits/NAME` of the usual one, so that the usual one never holds a dataset that lacks some of its splits.
+    `datasets.load_dataset` prepares all splits whichever is asked for. A single split is kept in a separate cache
+    folder, `splits/NAME` of the usual one, so that the usual one never holds a dataset that lacks some splits.
     """
     import datasets
 
@@ -141,7 +141,7 @@ def _dataset_rows(dataset: Any, wanted: frozenset[str]) -> Iterator[RawRow]:
 
 
 def _columns_to_read(names: list[str], wanted: frozenset[str]) -> list[str]:
-    """The wanted columns; where there is none the first, because rows of no column at all cannot be counted."""
+    """The wanted columns, or else the first one, because rows without any column cannot be counted."""
     return [name for name in names if name in wanted] or names[:1]
 
 

@@ -44,10 +44,10 @@ def read_json(path: Path) -> Iterator[RawRow]:
         hint = "; for one object per line, name the file .jsonl" if error.msg == "Extra data" else ""
         raise CorpusError(
             f"{path}:{error.lineno}:{error.colno}: broken JSON: {error.msg}; expected one JSON document{hint}. "
-            "Mend the file at that line and column."
+            "Fix the file at that line and column."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{path}: JSON that cannot be decoded: {error}; mend or rewrite the file") from None
+        raise CorpusError(f"{path}: JSON that cannot be decoded: {error}; fix or rewrite the file") from None
     rows = document.get("data") if isinstance(document, dict) else document
     if not isinstance(rows, list):
         found = f"keys {', '.join(document) or 'none'}" if isinstance(document, dict) else kind_of(document)
@@ -83,12 +83,12 @@ def _decoded(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError as error:
         return RowFault(f"broken JSON at column {error.colno}: {error.msg}; expected one JSON object per line")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested too deep
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or brackets nested too deeply
         return RowFault(f"JSON that cannot be decoded: {error}; expected one JSON object per line")
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str | RowFault]]:
-    """Lines with their 1-based numbers; one that is not UTF-8 is given as a fault."""
+    """Lines with their 1-based numbers; a line that is not UTF-8 becomes a fault."""
     with _readable(path), _opened(path) as stream:
         for line, data in enumerate(stream, start=1):
             try:
@@ -113,7 +113,7 @@ def _opened(path: Path) -> BinaryIO:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what can go wrong while reading bytes into a CorpusError, or UnreadableError for what the machine does."""
+    """Turn errors while reading bytes into a CorpusError, or an UnreadableError for faults of the machine."""
     try:
         with told_apart(path):
             yield

@@ -1,4 +1,4 @@
-"""One turn of a conversation from its decoded object: who speaks, what is said, what else a template gets (pure)."""
+"""One turn of a conversation from its decoded object: speaker, text, and what else a template gets (pure)."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ ROLES = {
 _SWITCHES = ("weight", "train", "loss")
 """Fields that say whether an answer is learnt: OpenAI's 0 or 1, and booleans of others."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Names of reasoning apart from the answer; templates know the first."""
+"""Field names for reasoning apart from the answer; templates know the first."""
 _OF_TOOLS = ("name", "tool_call_id")
 _READ = frozenset(
     ["role", "content", "from", "value", *_SWITCHES, *_REASONING, *_OF_TOOLS, "tool_calls", "function_call"]
@@ -28,7 +28,7 @@ _READ = frozenset(
 
 @dataclass(frozen=True)
 class Turn:
-    """A message, and the names of its fields that say something and are not read."""
+    """A message, and the names of its non-empty fields that are not read."""
 
     message: Message
     unread: frozenset[str]
@@ -42,7 +42,7 @@ def read_turn(turn: object, where: str) -> Turn:
         where: Its place in the row, for messages.
 
     Raises:
-        RowFault: It is no such object, or a field has the wrong type.
+        RowFault: It is not such an object, or a field has the wrong type.
     """
     if not isinstance(turn, dict):
         raise RowFault(f"{where}: found {kind_of(turn)}; expected an object with role and content")
@@ -70,7 +70,7 @@ def read_turn(turn: object, where: str) -> Turn:
 
 
 def _extras(role: str, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return what a chat template gets beside role and content."""
+    """Return what a chat template gets besides role and content."""
     if role == "tool":
         return {name: fields[name] for name in _OF_TOOLS if isinstance(fields.get(name), str) and fields[name]}
     if role != "assistant":

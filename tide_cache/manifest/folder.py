@@ -168,9 +168,7 @@ class CacheFolder:
         if not any(record.num_samples for record in manifest.shards["pairs"]):
             reasons = [f"{name.partition('.')[2]}: {count}" for name, count in manifest.dropped.items()]
             title = f"{self.root}: no row of the corpus became a sample:"
-            raise PairingError(
-                fault_list(title, reasons, "Raise max_length, or mend the corpus; give a new build.out.")
-            )
+            raise PairingError(fault_list(title, reasons, "Raise max_length, or fix the corpus; give a new build.out."))
         self._sync_folders(manifest.tables)
         if found is None:
             try:

@@ -65,7 +65,7 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
     adapter, own_code = ADAPTERS[family.name], own_code_of(raw)
     if own_code and not family.replaces_code:
         raise ModelError(
-            f"{location}: it asks for code of its own ({own_code}), which is never run, and may differ from the stock "
+            f"{location}: it asks for its own code ({own_code}), which is never run, and may differ from the stock "
             f"{family.name}. If it is a plain {family.name}, remove auto_map from config.json; if not, "
             "docs/teachers.md says how to add an adapter."
         )
@@ -80,7 +80,7 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
     if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
         raise ModelError(
             f"{location}/config.json: {family.block_field}: found {block_size!r}, expected the number of tokens in a "
-            "block of its training; mend it"
+            "block of its training; fix it"
         )
     return CheckpointInfo(
         location,
@@ -99,7 +99,7 @@ def _read_config(repository: Repository) -> dict[str, Any]:
         raise ModelError(_no_checkpoint(location, repository.names()))
     if is_file(repository.folder / "adapter_config.json"):
         raise ModelError(
-            f"{location}: found adapter_config.json beside the weights; expected a whole model. Whether such an "
+            f"{location}: found adapter_config.json next to the weights; expected a whole model. Whether such an "
             "adapter is applied depends on what is installed, so it is never read here. Merge it into the weights "
             "first (peft: merge_and_unload, then save_pretrained), or, if they hold it already, take the file away."
         )

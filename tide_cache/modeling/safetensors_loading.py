@@ -130,7 +130,7 @@ def require_all_weights(
         hint = ""
         if has_experts != wants_experts:
             found, expected = ("a mixture of experts", "a dense model")[:: 1 if has_experts else -1]
-            hint = f". These are weights of {found}, and its config.json describes {expected}: put its own beside them"
+            hint = f". These are weights of {found}, and its config.json describes {expected}: give the right one"
         raise ModelError(f"{location}: the weights do not fit its config.json: {shown}{hint}")
 
 

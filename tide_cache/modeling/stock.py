@@ -138,7 +138,7 @@ class StockAdapter:
             raise ModelError(f"{location}/config.json: does not fit a stock {self.stock_type}: {'; '.join(faults)}")
         if named := raw.get("transformers_weights"):
             raise ModelError(
-                f"{location}/config.json: it names a file of weights of its own ({named!r}); expected {SINGLE} or "
+                f"{location}/config.json: it names its own file of weights ({named!r}); expected {SINGLE} or "
                 f"{INDEX}. Rename that file, and remove transformers_weights from config.json."
             )
         translated = self.translate(raw)
@@ -152,7 +152,7 @@ class StockAdapter:
             reason = " ".join(str(error).split())
             model_type = raw["model_type"]
             raise ModelError(
-                f"{location}/config.json: no usable {model_type} configuration: {reason}; mend it"
+                f"{location}/config.json: no usable {model_type} configuration: {reason}; fix it"
             ) from None
 
     def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:

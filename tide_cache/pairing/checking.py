@@ -1,7 +1,7 @@
-"""What the user hears of a corpus once its rows are paired, and what is refused, before anything is paid.
+"""What the user is told about a corpus once its rows are paired, and what is refused, before any teacher time is spent.
 
-A sample that is cut at `max_length` loses the end of its answer, so how many are cut is said early, with the length
-that would hold most of them.
+A sample cut at `max_length` loses the end of its answer. So the number of cut samples is reported early, with the
+length that would hold most of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ HELD = 0.95
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """A longest length, and how the user can set it.
+    """A maximum length, and how the user can set it.
 
     Attributes:
         key: Name of the setting: `student.max_length`, `--max-length`.
         longest: Its value.
-        side: Whose tokens it counts.
+        side: Side whose tokens it counts.
     """
 
     key: str
@@ -61,7 +61,7 @@ def require_usable(
         faults: Some or all bad rows, each with its place and fault.
         on_bad_row: `error` or `skip`.
         key: Where that is set in a run file, or empty.
-        num_faults: How many there are; by default those given.
+        num_faults: Number of bad rows; by default those given.
 
     Raises:
         PairingError: Lists the first rows.
@@ -78,16 +78,16 @@ def require_usable(
         fault_list(
             f"{spec}: {rows} cannot be rendered by the chat template:",
             shown,
-            f"Nothing was computed. Mend the rows, or leave such rows out with --on-bad-row skip{where}.",
+            f"Nothing was computed. Fix the rows, or leave such rows out with --on-bad-row skip{where}.",
         )
     )
 
 
 def require_samples(title: str, report: PairingReport, way_out: str) -> None:
-    """Refuse a corpus of which nothing is left.
+    """Refuse a corpus without any usable row.
 
     Args:
-        title: What gave nothing.
+        title: What yielded nothing.
         report: Counts of all rows.
         way_out: What can be done.
 
@@ -113,7 +113,7 @@ def remarks(
         report: Counts of all rows.
         lengths: Their lengths before they were cut.
         limits: Where they are cut.
-        notes: What the corpus says of itself.
+        notes: Remarks of the corpus reader.
         skipped: Rows of the corpus that could not be read.
         faults: Rows that the chat template does not render; they are among `report.dropped`.
     """
@@ -127,7 +127,7 @@ def remarks(
     if skipped:
         result.append(f"{len(skipped)} bad rows skipped; the first: {skipped[0]}")
     result += [
-        f"{name} of {count} rows is not written by the chat template: it is not part of what is learnt"
+        f"{name} of {count} rows is not written by the chat template: it is not learnt"
         for name, count in sorted(lengths.unwritten.items())
     ]
     result += notes
@@ -152,5 +152,5 @@ def _advice(report: PairingReport, lengths: Lengths, limits: Sequence[LengthLimi
 def remarks_of(
     paired: PairedRows, limits: Sequence[LengthLimit], notes: Sequence[str] = (), skipped: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Say the same of rows that were paired at once; arguments as for `remarks`."""
+    """Return the same remarks for rows that were paired at once; arguments as for `remarks`."""
     return remarks(paired.report, paired.lengths, limits, notes, skipped, paired.faults)

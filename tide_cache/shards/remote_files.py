@@ -150,7 +150,7 @@ def files_of(path: CachePath) -> Files:
     return LOCAL_FILES if isinstance(path, Path) else FSSPEC_FILES
 
 
-_TRY_AGAIN = "Mend that, then run the same command again; nothing says that it is damaged."
+_TRY_AGAIN = "Fix that, then run the same command again; nothing says that it is damaged."
 _WITHOUT_CONDITION = (
     "Build into a local folder and copy it there, or use a store with conditional writes (s3, gs, az). If nothing else "
     f"ever writes there while this command runs, say so with {SINGLE_WRITER}=1."

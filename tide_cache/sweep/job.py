@@ -29,7 +29,7 @@ from tide_cache.training.metrics import OnStep
 from tide_cache.training.prepare import Prepared, prepare
 from tide_cache.training.run import train_prepared
 
-_MEND = "Mend the rows, or give other ones. Nothing was trained."
+_MEND = "Fix the rows, or give others. Nothing was trained."
 SCORES = "held-out.json"
 """What a student was measured as, in its folder."""
 

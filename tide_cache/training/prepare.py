@@ -248,7 +248,7 @@ def _open_corpus(run: TrainRun, tokenizer: TextTokenizer, block_size: int) -> Op
     section = run.data.corpus
     require_usable(section.spec, paired.faults, section.on_bad_row, "data.corpus.on_bad_row")
     title = f"{section.spec}: no row of the corpus became a sample:"
-    require_samples(title, paired.report, "Raise student.max_length, or mend the corpus.")
+    require_samples(title, paired.report, "Raise student.max_length, or fix the corpus.")
     views = run.data.views
     ids = tokenizer.mask_id, tokenizer.pad_id
     plan = CollatePlan(*ids, block_size, schedule=views.schedule, complementary=views.complementary)

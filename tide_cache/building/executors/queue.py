@@ -1,4 +1,4 @@
-"""The shard numbers still to hand out, and what became of those that a worker died on."""
+"""The shard numbers still to hand out, and those that workers died on."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from tide_cache.errors import TideCacheError
 
 MAX_DEATHS = 3
-"""Workers that may die on one shard; the machine, not chance, is to blame then."""
+"""Number of workers that may die on one shard; after that the machine, not chance, is to blame."""
 
 
 class ShardQueue:
@@ -21,7 +21,7 @@ class ShardQueue:
         return len(self._shards)
 
     def take(self) -> int | None:
-        """Return the next shard number; None when there is none now."""
+        """Return the next shard number; None when none is waiting."""
         return self._shards.popleft() if self._shards else None
 
     def share(self, num_workers: int) -> int:
@@ -33,7 +33,7 @@ class ShardQueue:
         return 2 if len(self) > num_workers else 1
 
     def put_back(self, shard: int | None, how: str) -> None:
-        """Take back what a dead worker had in hand.
+        """Take back the shard that a dead worker had.
 
         Args:
             shard: Number of its shard; None when it died before it had one.
@@ -47,7 +47,7 @@ class ShardQueue:
             place = "before they had a shard" if shard is None else f"on shard {shard}"
             raise TideCacheError(
                 f"{MAX_DEATHS} workers died {place}, the last one {how}. Committed shards stay.\n"
-                "Mend the cause (SIGKILL mostly means that memory ran out: take fewer workers or a larger machine), "
+                "Fix the cause (SIGKILL mostly means that memory ran out: use fewer workers or a larger machine), "
                 "then run the same command again; it computes what is missing."
             )
         if shard is not None:
