@@ -91,7 +91,7 @@ def test_a_cluster_without_a_place_is_given_up(tmp_path, run_in, cluster, monkey
 
 
 def test_a_cluster_without_a_gpu_is_refused_where_one_is_asked_for(tmp_path, run_in, cluster):
-    with pytest.raises(RunFileError, match=r"teacher.device cuda: the Ray cluster has no GPU; say 'auto' or 'cpu'"):
+    with pytest.raises(RunFileError, match=r"teacher.device cuda: the Ray cluster has no GPU; use 'auto' or 'cpu'"):
         build_cache(run_in(tmp_path / "cache", teacher__device="cuda"), executor=RayActors(1, cluster.address))
 
 

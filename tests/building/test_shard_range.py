@@ -73,7 +73,7 @@ def test_the_elements_of_an_array_cover_the_plan_once(ids):
 def test_every_element_of_a_list_is_refused_before_the_corpus_is_read(ids):
     for environment in slurm(ids):
         with pytest.raises(
-            RunFileError, match=r"a list such as --array=1,3.*Say --shard-range \$SLURM_ARRAY_TASK_ID/N"
+            RunFileError, match=r"a list such as --array=1,3.*Use --shard-range \$SLURM_ARRAY_TASK_ID/N"
         ):
             check_shard_range("auto", environment)
 

@@ -203,8 +203,8 @@ class TestRefusals:
             f"data.mix.2, {other}: data.mix.2.signal_pass: found compdemo, cache has ['plain']; add it: "
             f"tide-cache build-teacher-shards RUN.toml --out {other} --passes plain,compdemo",
             f"data.mix.2, {other}: data.mix.2.num_views: found 3, cache has 2",
-            f"data.mix.3, {same}: found cache {Manifest.load(caches / 'same').identity.cache_id} again, it is "
-            "data.mix.0 too; name it once, with its whole weight",
+            f"data.mix.3, {same}: found cache {Manifest.load(caches / 'same').identity.cache_id} twice, it is also "
+            "data.mix.0; name it once, with its whole weight",
         )
         assert "data.mix.0, " not in message
         run = make_run(data={"mix": mix}, block_size=16)

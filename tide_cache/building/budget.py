@@ -1,4 +1,4 @@
-"""Time that a measurement may take, and how much of its sample still fits into it."""
+"""The time a measurement may take, and how much of its sample still fits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
@@ -8,20 +8,20 @@ Clock = Callable[[], float]
 
 
 class Budget:
-    """Seconds to spend, counted from when it is made."""
+    """Seconds to spend, counted from its creation."""
 
     def __init__(self, seconds: float, clock: Clock = perf_counter) -> None:
         """Start it.
 
         Args:
-            seconds: To spend.
-            clock: Gives seconds.
+            seconds: Seconds to spend.
+            clock: Returns seconds.
         """
         self._clock = clock
         self._end_s = clock() + seconds
 
     def left_s(self) -> float:
-        """Return the seconds left; zero or less when it is used up."""
+        """Return the seconds left; zero or less when the budget is used up."""
         return self._end_s - self._clock()
 
     def share(self, part: float) -> Self:
@@ -34,10 +34,10 @@ class Budget:
 
 
 def affordable_parts(members: Sequence[int], budget: Budget, largest: int | None = None) -> Iterator[list[int]]:
-    """Cut members into parts to be worked off in turn, until all are done or the budget is used up.
+    """Yield parts of the members to process in turn, until all are done or the budget is used up.
 
-    The first part is one member, whatever is left: a measurement of nothing says nothing. Each later one is as large as
-    all before it at most, and no larger than what fits into the rest at the pace so far.
+    The first part is one member, whatever is left: a measurement of nothing says nothing. Each later part is at most as
+    large as all before it, and no larger than what fits into the rest at the pace so far.
 
     Args:
         members: In the order in which they matter.

@@ -1,4 +1,4 @@
-"""Stage 1 as a whole: find what is missing, have it built by an executor's workers, then write the manifest."""
+"""Stage 1 as a whole: find what is missing, let an executor's workers build it, then write the manifest."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,15 +38,15 @@ STOP_WITHIN_S = 8.0
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """How far a build is; counts include shards that were already there.
+    """Progress of a build; counts include shards that already existed.
 
     Attributes:
-        shards_done: Shards committed.
+        shards_done: Number of shards committed.
         num_shards: Shards that this run is to leave committed.
-        views_done: Views shown to the teacher by this run's workers, of shards not yet committed too; those that a
-            dead worker took with it are counted out again.
+        views_done: Views shown to the teacher by this run's workers, also for shards not yet committed; views
+            lost with a dead worker are subtracted again.
         num_views: Views this run has to show, at most; the compdemo pass shows most of them twice, in parts.
-        bytes_written: By this run.
+        bytes_written: Bytes written by this run.
     """
 
     shards_done: int
@@ -80,18 +80,18 @@ class BuildSummary:
 
 @dataclass(frozen=True)
 class PartialBuild:
-    """What a run leaves behind that built its shards of a cache, while others are missing.
+    """What a run leaves behind that built its part of a cache, while other shards are missing.
 
     Attributes:
         cache: Folder of the cache.
         cache_id: Its identity in 16 hex digits.
         passes: What was captured.
         num_shards: Shards planned.
-        shards_committed: How many of them are there, by whomever.
+        shards_committed: How many of them exist, whoever built them.
         first_shard: The first of this run.
         end_shard: One past its last.
-        shards_reused: How many of this run's were there already.
-        elapsed_s: Of this run.
+        shards_reused: How many of this run's shards already existed.
+        elapsed_s: Seconds that this run took.
     """
 
     cache: CachePath
@@ -111,7 +111,7 @@ def build_cache(run: BuildRun, on_progress: OnProgress | None = None, executor: 
     Args:
         run: The run file.
         on_progress: Called after every teacher forward and every shard.
-        executor: Where; by default this process.
+        executor: Where to build; by default in this process.
 
     Raises:
         Interrupted: A stop was asked for; committed shards stay, the rest is computed by the same command.
@@ -123,15 +123,15 @@ def build_cache(run: BuildRun, on_progress: OnProgress | None = None, executor: 
 
 
 def prepare_with_room(run: BuildRun, choose: Callable[[int], range] = range, check_disk: bool = True) -> PreparedBuild:
-    """Check a build, and whether the disk will hold it, before the teacher's weights are fetched and hashed.
+    """Check a build, and whether it fits on the disk, before the teacher's weights are fetched and hashed.
 
     Args:
         run: The run file.
-        choose: Gives the shards to build, from the number of all.
+        choose: Returns the shards to build, given the number of all.
         check_disk: As for `build_shards`.
 
     Raises:
-        WriteError: The disk may not hold it.
+        WriteError: It may not fit on the disk.
         TideCacheError: See `prepare_build`.
     """
 
@@ -165,12 +165,12 @@ def build_shards(
     executor: Executor | None = None,
     check_disk: bool = True,
 ) -> BuildSummary | PartialBuild:
-    """Build some shards of a cache; the run that completes the plan, whichever it is, writes the manifest.
+    """Build some shards of a cache; whichever run completes the plan writes the manifest.
 
     Args:
         run: The run file.
         build: The same, checked.
-        shards: Which; any number of runs may build in one folder at once.
+        shards: Which shards; any number of runs may build in one folder at once.
         on_progress: As for `build_cache`.
         executor: As for `build_cache`.
         check_disk: Whether to refuse a build that may not fit on the disk.
@@ -194,7 +194,7 @@ def build_shards(
             log = _Log(build, folder, len(shards), missing, stop, on_progress)
             log.on_views(0)
             executor.build(run, build, list(missing), log)
-        folder.begin(build.identity, build.plan, build.passes)  # clears what workers that died left behind
+        folder.begin(build.identity, build.plan, build.passes)  # clears what dead workers left behind
     num_reused, elapsed_s = len(shards) - len(missing), time.monotonic() - started_s
     num_committed = _num_committed(folder, build, range(build.plan.num_shards))
     if num_committed == build.plan.num_shards:
@@ -213,7 +213,7 @@ def build_shards(
 
 
 class _Log:
-    """Adds up what the workers say, tells the user, and stops the build when a signal asked for it."""
+    """Adds up the workers' reports, tells the user, and stops the build when a signal asked for it."""
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ class _Log:
 
 
 def _most_samples(build: PreparedBuild, shard: int) -> int:
-    """Return the samples of a shard, or its rows where they were paired elsewhere."""
+    """Return the number of samples of a shard, or of its rows where they were paired elsewhere."""
     if build.paired is None:
         return len(build.plan.rows_of(shard))
     return build.paired.starts[shard + 1] - build.paired.starts[shard]

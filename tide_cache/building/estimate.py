@@ -1,4 +1,4 @@
-"""What a build will hold, guessed from some of its rows before anything is paid, and whether the disk holds it."""
+"""The size of a build, estimated from some of its rows before anything is computed, and whether it fits on the disk."""
 
 from dataclasses import dataclass
 
@@ -22,12 +22,12 @@ TOKEN_BYTES = 8
 
 @dataclass(frozen=True)
 class BuildEstimate:
-    """A rough guess of a cache's size.
+    """A rough estimate of a cache's size.
 
     Attributes:
         num_rows: Rows of the corpus.
         num_shards: Shards of each table.
-        rows_sampled: Rows that were paired for the guess.
+        rows_sampled: Rows that were paired for the estimate.
         coverage: Share of their supervised tokens inside chunks.
         masked_positions: Masked student positions over all views.
         cache_bytes: At most about this: every position with `top_k` ids, however few hold `top_p`.
@@ -88,18 +88,18 @@ def spread_rows(corpus: Corpus[Row], count: int) -> list[Row]:
 
     Args:
         corpus: The rows.
-        count: How many; all where there are no more.
+        count: How many; all if there are no more.
     """
     return [corpus[index] for index in evenly(len(corpus), count)]
 
 
 def require_disk(build: PreparedBuild, out: CachePath, num_shards: int) -> None:
-    """Refuse a build that the disk may not hold.
+    """Refuse a build that may not fit on the disk.
 
     Args:
         build: A checked build.
         out: Folder of the cache.
-        num_shards: Shards that are still to be written.
+        num_shards: Number of shards still to be written.
 
     Raises:
         WriteError: There is less free space than the estimate.

@@ -1,7 +1,7 @@
-"""All rows of a corpus as samples, made once before the teacher is paid and read back shard by shard.
+"""All rows of a corpus as samples, made once before the teacher runs, and read back shard by shard.
 
 Every row is rendered and paired here, so that a row that cannot be used is known before the first forward. The samples
-lie in a temporary file like the corpus's own, whose name is already gone; memory does not grow with the corpus.
+are in a temporary file whose name is already deleted, like the corpus's own; memory does not grow with the corpus.
 """
 
 from collections.abc import Iterator, Sequence
@@ -61,8 +61,8 @@ class PairedCorpus:
         starts: First sample of each shard, then the number of samples.
         reports: Counts of each shard.
         lengths: Of all rows, before they were cut.
-        faults: The first bad rows: where, and why.
-        num_faults: How many there are.
+        faults: The first bad rows, each with its place and fault.
+        num_faults: Number of bad rows.
     """
 
     samples: Corpus[IndexedPair]
@@ -78,7 +78,7 @@ class PairedCorpus:
         return sum(self.reports, PairingReport())
 
     def shard(self, shard: int) -> PairedShard:
-        """Return the samples of a shard, and their row numbers; what was left out is in the counts alone."""
+        """Return the samples of a shard and their row numbers; rows left out appear only in the counts."""
         found = list(self.samples.rows(self.starts[shard], self.starts[shard + 1]))
         return PairedShard([one.index for one in found], [one.pair for one in found], self.reports[shard])
 
@@ -92,7 +92,7 @@ def pair_range(corpus: Corpus[Any], pairer: PairsRows, rows: range) -> tuple[lis
         rows: Which.
 
     Returns:
-        The row number of each sample, and what became of the rows.
+        The row number of each sample, and the report on all rows.
     """
     found = list(corpus.rows(rows.start, rows.stop))
     paired = pairer.pair_many(found)
@@ -106,7 +106,7 @@ def pair_corpus(corpus: Corpus[Any], pairer: PairsRows, plan: ShardPlan) -> Pair
     Args:
         corpus: The rows.
         pairer: Makes samples of them.
-        plan: How they are cut into shards.
+        plan: How rows are cut into shards.
 
     Raises:
         CorpusError: The temporary folder cannot hold the samples.

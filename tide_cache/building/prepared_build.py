@@ -22,12 +22,12 @@ class Pairer(Protocol):
         """Make samples of rows, in their order."""
 
     def spelling(self, teacher_vocab_size: int) -> Spelling:
-        """Return what spells the teacher's tokens for the student."""
+        """Return the speller of the teacher's tokens for the student."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedBuild:
-    """A checked build; all that a worker needs besides the teacher's weights.
+    """A checked build: all that a worker needs besides the teacher's weights.
 
     Attributes:
         corpus: The rows.
@@ -40,7 +40,7 @@ class PreparedBuild:
         capture: How the teacher is run.
         special_tokens: What teacher's and student's tokenizers call their special tokens.
         paired: The samples of all rows; None where somebody else has paired them.
-        remarks: What became of the rows, for the user.
+        remarks: Remarks for the user about the rows.
     """
 
     corpus: Corpus[Any]

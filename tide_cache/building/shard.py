@@ -1,4 +1,4 @@
-"""One shard from its rows of the corpus: pair, mask, ask the teacher, encode; a pure function of plan and number."""
+"""One shard from its corpus rows: pair, mask, ask the teacher, encode; a pure function of plan and number."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,20 +27,20 @@ class BuiltShard:
 
 
 Encode = Callable[[], tuple[EncodedShard, Statistics]]
-"""Makes a table's file of what was captured; the teacher has no part in it any more."""
+"""Makes a table's file from what was captured; the teacher is no longer needed."""
 
 
 def build_shard(
     build: PreparedBuild, teacher: Teacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
 ) -> BuiltShard:
-    """Compute and commit what is missing of a shard; as `capture_shard`."""
+    """Compute and commit the missing tables of a shard; see `capture_shard`."""
     return capture_shard(build, teacher, folder, shard, on_views)()
 
 
 def capture_shard(
     build: PreparedBuild, teacher: Teacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
 ) -> Callable[[], BuiltShard]:
-    """Have the teacher say what is missing of a shard; calling the result encodes and commits it.
+    """Capture the missing tables of a shard; calling the result encodes and commits them.
 
     Args:
         build: The checked build.
@@ -61,7 +61,7 @@ def capture_shard(
 
 
 def pair_rows(build: PreparedBuild, shard: int) -> PairedShard:
-    """Return the samples of a shard: those that were made before the build began, else the rows are paired here."""
+    """Return the samples of a shard: those made before the build began, or else pair the rows here."""
     if build.paired is not None:
         return build.paired.shard(shard)
     indexes, paired = pair_range(build.corpus, build.pairer, build.plan.rows_of(shard))
@@ -86,7 +86,7 @@ def capture_table(
     header: ShardHeader,
     on_views: Callable[[int], None],
 ) -> Encode:
-    """Have the teacher say what one table of a shard holds; calling the result encodes it.
+    """Capture one table of a shard; calling the result encodes it.
 
     Args:
         build: The checked build.

@@ -16,7 +16,7 @@ def shard_range(text: str, num_shards: int, environment: Mapping[str, str]) -> r
         environment: Of this process.
 
     Raises:
-        RunFileError: It is none of these, or lies outside the plan, or the environment does not tell.
+        RunFileError: It is none of these, lies outside the plan, or the environment does not tell.
     """
     if text == "auto":
         return _part(*_place(environment), num_shards)
@@ -36,7 +36,7 @@ def shard_range(text: str, num_shards: int, environment: Mapping[str, str]) -> r
 
 
 def check_shard_range(text: str, environment: Mapping[str, str]) -> None:
-    """Check what can be checked before the corpus is read: the form, and what the environment tells for `auto`.
+    """Check what can be checked before the corpus is read: the form and, for `auto`, the environment.
 
     Args:
         text: As for `shard_range`.
@@ -54,7 +54,7 @@ def _part(rank: int, size: int, num_shards: int) -> range:
 
 
 def _place(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return the number of this process, and how many there are: elements of a Slurm array times processes of each."""
+    """Return the number of this process and the count of all: elements of a Slurm array times processes of each."""
     rank, size, is_known = 0, 1, False
     if "SLURM_ARRAY_TASK_ID" in environment:
         rank, size = _array_place(environment)
@@ -67,18 +67,18 @@ def _place(environment: Mapping[str, str]) -> tuple[int, int]:
     if not is_known:
         raise RunFileError(
             "--shard-range auto: found neither SLURM_ARRAY_TASK_ID nor RANK and WORLD_SIZE in the environment; "
-            "start the command in a Slurm array or by a launcher, or say A:B or K/N"
+            "start the command in a Slurm array or with a launcher, or use A:B or K/N"
         )
     if not 0 <= rank < size:
-        raise RunFileError(f"--shard-range auto: the environment makes this process {rank} of {size}; say A:B or K/N")
+        raise RunFileError(f"--shard-range auto: the environment makes this process {rank} of {size}; use A:B or K/N")
     return rank, size
 
 
 def _array_place(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return the place of a Slurm array's element among its elements.
+    """Return the index of a Slurm array's element among all elements.
 
     Slurm tells the smallest and the largest id, a step and a count. They describe the ids of `--array=0-6:2`; for a
-    list such as `--array=1,3` the step is 1 whatever the ids are, and which of them come before this one is not told.
+    list such as `--array=1,3` the step is 1 whatever the ids are, so the number of ids before this one is unknown.
     """
     task, count = (_number(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT"))
     first, step = (_number(environment, f"SLURM_ARRAY_TASK_{name}", d) for name, d in (("MIN", 0), ("STEP", 1)))
@@ -87,7 +87,7 @@ def _array_place(environment: Mapping[str, str]) -> tuple[int, int]:
     if last != first + step * (count - 1) or (task - first) % step or not first <= task <= last:
         raise RunFileError(
             f"--shard-range auto: this is element {task} of a Slurm array of {count} ids from {first} to {last}, step "
-            f"{step}: a list such as --array=1,3, of which Slurm does not tell the ids. Say --shard-range "
+            f"{step}: a list such as --array=1,3, of which Slurm does not tell the ids. Use --shard-range "
             "$SLURM_ARRAY_TASK_ID/N, where N is the number of elements of the whole array counted from 0; or submit "
             "a range, such as --array=0-15"
         )
@@ -97,5 +97,5 @@ def _array_place(environment: Mapping[str, str]) -> tuple[int, int]:
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = environment.get(name, "" if default is None else str(default))
     if not text.isdecimal():
-        raise RunFileError(f"--shard-range auto: found {name}={text!r}, expected a whole number; say A:B or K/N")
+        raise RunFileError(f"--shard-range auto: found {name}={text!r}, expected a whole number; use A:B or K/N")
     return int(text)

@@ -1,8 +1,8 @@
-"""How many samples a shard has where the run file does not say: as many as the teacher answers in minutes.
+"""How many samples a shard has if the run file does not say: as many as the teacher answers in minutes.
 
-A shard that is not committed is lost when a build is stopped, so that its size is what an interruption costs. The size
-is decided once, when a build is planned, and stands in `plan.json`: whoever goes on with the build takes it from there.
-It is no part of a cache's identity. docs/decisions/shard-size.md.
+A shard that is not committed is lost when a build stops, so its size is the cost of an interruption. The
+size is decided once, when a build is planned, and stored in `plan.json`, from which later runs take it.
+It is not part of a cache's identity. docs/decisions/shard-size.md.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ def reads_per_sample(run: BuildRun) -> int:
 
 
 def fitting(config: Any, tokens: int, device: str) -> int:
-    """Return the power of two that comes nearest to a shard of minutes, within `FEWEST` and `MOST`.
+    """Return the power of two nearest to a shard of minutes, within `FEWEST` and `MOST`.
 
     Args:
         config: Of the teacher.

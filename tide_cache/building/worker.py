@@ -1,4 +1,4 @@
-"""One worker of a build: given shard numbers, it builds them with a teacher that it loads once.
+"""One worker of a build: it loads a teacher once and builds the shards whose numbers it gets.
 
 A thread encodes and commits a shard while the teacher is at the next one, so the teacher never waits for a disk.
 """
@@ -61,7 +61,7 @@ class ShardWorker:
         return cls(run, build, device)
 
     def build(self, shard: int, on_views: Callable[[int], None]) -> "Future[BuiltShard]":
-        """Capture what is missing of a shard, and leave the rest to the writer; two shards are in memory at most.
+        """Capture what is missing of a shard, and leave the rest to the writer; at most two shards are in memory.
 
         Args:
             shard: Number of the shard; it may have been committed by others meanwhile.
@@ -81,5 +81,5 @@ class ShardWorker:
         return self._written
 
     def close(self) -> None:
-        """Wait for what is being written; nothing is given to this worker afterwards."""
+        """Wait for pending writes; this worker gets nothing afterwards."""
         self._writer.shutdown()

@@ -35,7 +35,7 @@ class CacheSource:
         Args:
             root: Folder of the cache.
             manifest: Its manifest.
-            num_views: Use only the first so many views of each sample.
+            num_views: Use only this many views of each sample, from the first.
             held_groups: Row groups kept decoded; at least twice the order's window.
             signal_pass: Which of the cache's passes to read; by default its first.
             signals: Which of its signals to decode, by default all; `truth` always is.
@@ -70,7 +70,7 @@ class CacheSource:
 
 
 def kinds_to_read(needed: Collection[str]) -> list[SignalKind]:
-    """Return those of the names that objectives need which are signals of a cache, in its order."""
+    """Return the cache signals among the names that objectives need, in the cache's order."""
     return [kind for kind in get_args(SignalKind) if kind in needed]
 
 

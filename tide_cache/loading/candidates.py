@@ -1,4 +1,4 @@
-"""What the teacher said of other tokens than the true ones, laid out for a batch: one gathered logit for every id.
+"""What the teacher said about tokens other than the true ones, laid out for a batch: one gathered logit per id.
 
 A masked row's logits are gathered once per id, whatever needs it: the true token (column 0), the row's kept ids, and
 further ids that candidate chunks and draws from the tail speak of. All but column 0 are distinct within a row, so that
@@ -88,7 +88,7 @@ def gather_columns(kept_ids_NK: Ints, row_W: Ints, id_W: Ints) -> tuple[Ints, In
         entry [W], counted from the true token's column 0.
     """
     num_rows, num_kept = kept_ids_NK.shape
-    if not len(id_W):  # nothing but kept ids is spoken of: then sorting all of them would be most of the work
+    if not len(id_W):  # only kept ids are needed; sorting all of them would be most of the work
         return np.full((num_rows, 0), -1, np.int64), np.zeros(0, np.int64)
     row_E, rank_E = np.nonzero(kept_ids_NK >= 0)
     kept_key_E = _key(row_E, kept_ids_NK[row_E, rank_E])

@@ -23,7 +23,7 @@ from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
 
 @dataclass(frozen=True)
 class CollatePlan:
-    """What turns records into batches.
+    """Settings that turn records into batches.
 
     Attributes:
         mask_id: The student's mask token.
@@ -52,7 +52,7 @@ class CollatePlan:
 
 
 def collate(records: Sequence[ViewRecord], plan: CollatePlan) -> tuple[StudentBatch, Targets]:
-    """Lay records out as one micro-batch, each in a row of its own.
+    """Lay records out as one micro-batch, each in its own row.
 
     Args:
         records: At least one; all with signals or all without.

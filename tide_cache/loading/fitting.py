@@ -1,4 +1,4 @@
-"""Whether the caches of a run fit its student, its objectives and each other."""
+"""Check that the caches of a run fit its student, its objectives and each other."""
 
 import json
 from collections.abc import Sequence
@@ -103,12 +103,12 @@ def _use_faults(cache: OpenedCache) -> list[str]:
 def _twice(cache: OpenedCache, before: Sequence[OpenedCache]) -> list[str]:
     same = next((other.key for other in before if other.cache_id == cache.cache_id), None)
     return (
-        [f"found cache {cache.cache_id} again, it is {same} too; name it once, with its whole weight"] if same else []
+        [f"found cache {cache.cache_id} twice, it is also {same}; name it once, with its whole weight"] if same else []
     )
 
 
 def _temperature_faults(cache: OpenedCache, needs: Needs) -> list[str]:
-    """List T, and draws from tails, that objectives need of this cache and that it lacks."""
+    """List temperatures, and draws from tails, that objectives need and this cache lacks."""
     signals, faults = cache.manifest.identity.signals, []
     if lacking := needs.teacher_temperatures - set(signals.temperatures):
         every = sorted(needs.teacher_temperatures | set(signals.temperatures))
@@ -125,7 +125,7 @@ def _temperature_faults(cache: OpenedCache, needs: Needs) -> list[str]:
 
 
 def _signal_faults(caches: Sequence[OpenedCache], needs: Needs) -> list[str]:
-    """List signals that objectives need and no cache has, with what adds them to another build."""
+    """List signals that objectives need and no cache has, with the way to build them."""
     kinds = [cache.manifest.identity.signals.kinds for cache in caches]
     found = list(dict.fromkeys(kind for of_cache in kinds for kind in of_cache))
     speaking = [cache for cache, of_cache in zip(caches, kinds, strict=True) if "topk" in of_cache] or caches

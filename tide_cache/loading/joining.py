@@ -18,7 +18,7 @@ from tide_cache.views.masking import chunks_touched
 
 @dataclass(frozen=True, eq=False)
 class JoinedViews:
-    """Views of several samples laid end to end: no view of its own, so it has neither id nor number nor t.
+    """Views of several samples, concatenated: not itself a view, so it has neither id nor number nor t.
 
     Student tokens, teacher tokens, chunks and masked teacher positions are numbered through.
 
@@ -30,7 +30,7 @@ class JoinedViews:
         teacher_ids_M: As in `SamplePair`.
         is_teacher_masked_M: As in `MaskedView`.
         chunks_C4: As in `SamplePair`.
-        signal: What the teacher says of all of them; its numbers of masked positions and chunks are those of here.
+        signal: The teacher's signals for all of them; masked positions and chunks are numbered as here.
     """
 
     token_start_B: npt.NDArray[np.int64]
@@ -78,7 +78,7 @@ class ActiveChunks:
         return chunk_N
 
     def teacher_logprobs(self, joined: JoinedViews) -> npt.NDArray[np.float64]:
-        """Sum what the teacher gives the true tokens of each: the same number in any batch."""
+        """Sum the teacher's log-probs of each chunk's true tokens: the same number in any batch."""
         if joined.signal is None or not len(self.spans_A4):
             return np.zeros(0)
         position_A2 = sums_before(joined.is_teacher_masked_M)[self.spans_A4[:, :2]]
@@ -88,7 +88,7 @@ class ActiveChunks:
 
 
 def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wanted: Temperatures) -> JoinedViews:
-    """Lay views end to end.
+    """Concatenate views.
 
     Args:
         records: At least one, all with signals or all without.

@@ -1,6 +1,6 @@
 """Which samples of an optimizer step share a forward, and which share a row of it.
 
-The samples of a step are settled by the order; how they are put together changes only what is computed for padding,
+The order determines the samples of a step; how they are grouped only changes what is computed for padding,
 since losses are divided by the counts of the whole step. It is a pure function of their lengths, so every rank finds
 the same plan without asking the others.
 """
@@ -30,7 +30,7 @@ class Order(Protocol):
 def plan_micro_batches(
     lengths: Sequence[int], num_batches: int, batching: Literal["length", "packed"], row_tokens: int
 ) -> list[Rows]:
-    """Put the samples of a step together by their lengths.
+    """Group the samples of a step by their lengths.
 
     Args:
         lengths: Tokens of each sample of the step, in its order.
@@ -114,7 +114,7 @@ def share_of_rank(num_batches: int, rank: int, world: int, batching: Batching = 
 def visited_records(
     source: TeacherSource, visits: Sequence[Visit], views_per_step: int = 1
 ) -> list[tuple[ViewRecord, ...]]:
-    """Return the views of a run of visits, in order, which may cross from one epoch into the next.
+    """Return the views of consecutive visits, in order, which may cross from one epoch into the next.
 
     Epoch e shows views e * n to e * n + n - 1 of a sample, counted modulo as many as there are.
 

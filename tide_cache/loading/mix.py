@@ -1,7 +1,7 @@
 """Several caches in one run: whose turn it is, and their records behind one source.
 
-Every turn goes to one of the caches, in proportion to the weights; a cache's turns follow its own order, through
-epochs of its own. So a cache is visited as it would be alone, only with the others' samples in between.
+Every turn goes to one of the caches, in proportion to the weights; a cache's turns follow its own order and
+epochs. So a cache is visited as it would be alone, with the others' samples in between.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class MixedOrder:
         return result
 
     def sources_of(self, start: int, count: int) -> Ints:
-        """Tell whose turn each of turns `start` to `start + count - 1` is."""
+        """Return which source has each of turns `start` to `start + count - 1`."""
         blocks = range(start // TURNS_PER_BLOCK, -(-(start + count) // TURNS_PER_BLOCK))
         drawn = [np.zeros(0, np.int64), *(self._block(block) for block in blocks)]
         within = start - blocks.start * TURNS_PER_BLOCK

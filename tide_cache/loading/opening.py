@@ -23,11 +23,11 @@ class OpenedCache:
     Attributes:
         root: Folder or URL.
         manifest: What it is made of.
-        signal_pass: The pass that the teacher speaks from.
-        num_views: Use only the first so many views of each sample; None for all.
+        signal_pass: The pass that the teacher's signals come from.
+        num_views: Use only this many views of each sample, from the first; None for all.
         weight: Its share of the turns, relative to the other caches'.
-        key: Where the run file speaks of it.
-        where: Begins each message about it; empty when it is the only one.
+        key: Its key in the run file.
+        where: Prefix of each message about it; empty when it is the only one.
     """
 
     root: CachePath
@@ -50,7 +50,7 @@ class OpenedCache:
         return kinds if self.manifest.identity.pairing.shared_vocab_size else kinds - {"topk"}
 
     def use(self) -> dict[str, object]:
-        """Say which cache it is and how it is used, for checkpoints and the final model."""
+        """Describe the cache and its use, for checkpoints and the final model."""
         return {
             "id": self.cache_id,
             "weight": self.weight,

@@ -1,4 +1,4 @@
-"""Loading beside the step: one thread prepares the batches of the next steps while the current one is taken.
+"""Loading during the step: one thread prepares the batches of the next steps while the current one is taken.
 
 What is loaded, and in which order, is as without it; a resumed run starts at its own step and prepares from there.
 """

@@ -40,7 +40,7 @@ class PlainSource:
 
 
 class LiveTeacher:
-    """The teacher beside the student: says what a cache of the same views would say, at the price of a forward."""
+    """A live teacher next to the student: says what a cache of the same views would say, at the price of a forward."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class LiveTeacher:
         fresh_masks: bool = False,
         demo_ratio: float | None = None,
     ):
-        """Put a teacher beside the student.
+        """Wrap a live teacher.
 
         Args:
             pairs: The samples.

@@ -1,4 +1,4 @@
-"""What a worker elsewhere answers when it is given a shard, as plain values that any channel carries."""
+"""What a remote worker answers when it gets a shard, as plain values that any channel can carry."""
 
 import traceback
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Answer = dict[str, Any]
 
 
 def answer_of(build: Callable[[], BuiltShard]) -> Answer:
-    """Build a shard, and say what came of it.
+    """Build a shard, and return the result as plain values.
 
     Args:
         build: Builds it.
@@ -28,7 +28,7 @@ def answer_of(build: Callable[[], BuiltShard]) -> Answer:
 
 
 def attempted(build: "Callable[[], Future[BuiltShard]]") -> "Future[BuiltShard]":
-    """Begin to build a shard; what is raised at once is in the result too.
+    """Begin to build a shard; the result also carries what is raised at once.
 
     Args:
         build: Begins it.

@@ -8,11 +8,11 @@ from tide_cache.building.shard import BuiltShard
 from tide_cache.config.build import BuildRun
 
 TICK_S = 0.2
-"""An executor calls its log at least this often, so that a stop is heard."""
+"""An executor calls its log at least this often, so that a stop is noticed."""
 
 
 class BuildLog(Protocol):
-    """Hears how far the workers are; raises to stop the build."""
+    """Hears about the workers' progress; raises to stop the build."""
 
     def on_views(self, count: int) -> None:
         """Hear that views were captured; 0 for none yet, below 0 for those that a dead worker took with it.
@@ -29,10 +29,10 @@ class Executor(Protocol):
     """Runs workers that build shards."""
 
     def check(self, run: BuildRun) -> None:
-        """Find out, before anything is written, whether the workers can be had.
+        """Check, before anything is written, that the workers are available.
 
         Raises:
-            TideCacheError: They cannot; says what is missing.
+            TideCacheError: They are not; says what is missing.
         """
 
     def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
@@ -42,9 +42,9 @@ class Executor(Protocol):
             run: The run file.
             prepared: The same, checked; workers elsewhere check it again.
             shards: Numbers of the shards to build.
-            log: Told of every step.
+            log: Hears about every step.
 
         Raises:
             Interrupted: `log` asked for a stop.
-            TideCacheError: What a worker met, or that workers kept dying on a shard.
+            TideCacheError: A worker failed, or workers kept dying on a shard.
         """

@@ -8,7 +8,7 @@ from tide_cache.modeling.backbone import resolve_device
 
 
 def worker_devices(teacher: TeacherConfig, num_workers: int) -> list[str]:
-    """Return each worker a GPU of its own, or all of them the CPU.
+    """Assign each worker its own GPU, or all of them the CPU.
 
     Args:
         teacher: Of the run file.
@@ -24,11 +24,11 @@ def worker_devices(teacher: TeacherConfig, num_workers: int) -> list[str]:
     if teacher.device_map is not None:
         raise RunFileError(
             f"--workers {num_workers}: teacher.device_map = {teacher.device_map!r} spreads one teacher over all GPUs "
-            "of this machine; take one worker here, and more machines by --shard-range"
+            "of this machine; use one worker here, and more machines with --shard-range"
         )
     if ":" in device:
         raise RunFileError(
-            f"--workers {num_workers}: teacher.device names one GPU, {device}; say 'cuda' or 'auto', or take one worker"
+            f"--workers {num_workers}: teacher.device names one GPU, {device}; use 'cuda' or 'auto', or one worker"
         )
     if num_workers > (found := torch.cuda.device_count()):
         raise RunFileError(

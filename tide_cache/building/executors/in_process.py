@@ -11,7 +11,7 @@ from tide_cache.modeling.backbone import require_means, resolve_device
 
 
 class InProcess:
-    """The executor without workers of its own."""
+    """The executor that builds in this process."""
 
     def check(self, run: BuildRun) -> None:
         """Find the device, and what the teacher needs on it."""

@@ -1,6 +1,6 @@
-"""What workers of other processes are doing, said where their build was begun: a wait is never silent.
+"""Show what workers in other processes are doing, so that a wait is never silent.
 
-Several workers do the same at the same time, so that one phase stands for all who are at it, and the slowest counts.
+Several workers do the same at the same time, so one phase stands for all of them, and the slowest counts.
 """
 
 import threading
@@ -41,7 +41,7 @@ class PhaseTeller:
             self._send({"phase": id(phase), "ended": True})
 
     def hear(self, text: str) -> None:
-        """Send what is told; see `Listener`."""
+        """Send a remark; see `Listener`."""
         self._send({"told": text})
 
     def _say(self, phase: Phase) -> None:
@@ -70,7 +70,7 @@ class PhaseMirror:
         self._begin(worker, STARTING, {"title": STARTING, "done": 0.0, "total": None, "unit": ""})
 
     def hear(self, worker: Hashable, message: dict[str, Any]) -> bool:
-        """Take a message of a worker; tells whether it was one about phases."""
+        """Take a worker's message; return whether it was about phases."""
         self._end(worker, STARTING)
         if "told" in message:
             tell(message["told"])

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine, each with a device of its own."""
+"""Workers as processes on this machine, each with its own device."""
 
 import contextlib
 import json
@@ -78,13 +78,13 @@ class LocalProcesses:
 
 
 class _Process:
-    """One worker, and what it has in hand.
+    """One worker, and what it is working on.
 
     Attributes:
         device: Where its teacher is.
         answers: File descriptor.
         in_hand: Shards that it builds, the oldest first, and how many of their views it has captured.
-        has_ended: Whether it will say no more.
+        has_ended: Whether it will send nothing more.
     """
 
     def __init__(self, run: BuildRun, device: str, num_workers: int) -> None:
@@ -94,7 +94,7 @@ class _Process:
         self._num_workers = num_workers
         self._rest = b""
         threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
-        # A session of its own: Ctrl-C reaches the parent alone, which stops its workers.
+        # Its own session: Ctrl-C reaches only the parent, which stops its workers.
         self.popen = subprocess.Popen(
             [sys.executable, "-P", "-m", WORKER],
             stdin=subprocess.PIPE,
@@ -109,7 +109,7 @@ class _Process:
         self._send({"run": run.model_dump(mode="json"), "device": device})
 
     def give(self, queue: ShardQueue) -> None:
-        """Hand over what it lacks, or send the worker home."""
+        """Hand over more shards, or tell the worker to end."""
         while len(self.in_hand) < queue.share(self._num_workers) and (shard := queue.take()) is not None:
             self.in_hand[shard] = 0
             self._send(shard)
@@ -117,7 +117,7 @@ class _Process:
             self._close_orders()
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yield what the worker has said since."""
+        """Yield what the worker has sent since."""
         part = os.read(self.answers, 1 << 16)
         self.has_ended = not part
         *lines, self._rest = (self._rest + part).split(b"\n")
@@ -125,7 +125,7 @@ class _Process:
             yield json.loads(line)
 
     def bury(self) -> str:
-        """Wait for the end of a worker that has ended, and say how it did."""
+        """Wait for a worker that has ended, and return how it ended."""
         self._close_orders()
         code = self.popen.wait()
         assert self.popen.stdout is not None

@@ -1,4 +1,4 @@
-"""Workers as Ray actors, on this machine or on a cluster that runs already."""
+"""Workers as Ray actors, on this machine or on a running cluster."""
 
 import atexit
 import os
@@ -43,7 +43,7 @@ class RayActors:
         self._num_workers, self._address = num_workers, address
 
     def check(self, run: BuildRun) -> None:
-        """See that Ray is there, and that the head of the cluster answers."""
+        """Check that Ray is installed, and that the head of the cluster answers."""
         _import_ray()
         if self._address is None:
             resolve_device(run.teacher.device)
@@ -100,7 +100,7 @@ class ShardActor:
         return {**answer_of(future.result), "num_views": self._num_views.pop(shard)}
 
     def num_views(self) -> dict[int, int]:
-        """Tell how many views of each shard at hand are captured."""
+        """Return how many views of each current shard are captured."""
         return dict(self._num_views)
 
 
@@ -133,7 +133,7 @@ class _Crew:
         self._next_question_s = self._heard_s = self._placed_s = time.monotonic()
         has_gpus = run.teacher.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         if run.teacher.device.startswith("cuda") and not has_gpus:
-            raise RunFileError(f"teacher.device {run.teacher.device}: the Ray cluster has no GPU; say 'auto' or 'cpu'")
+            raise RunFileError(f"teacher.device {run.teacher.device}: the Ray cluster has no GPU; use 'auto' or 'cpu'")
         # A teacher of several GPUs takes all of a node; Ray shows an actor its own alone, numbered from 0.
         whole_node = max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
         num_gpus = whole_node if run.teacher.device_map is not None else 1
@@ -158,7 +158,7 @@ class _Crew:
         by_answer = {answer: hand for hand in self._hands for answer in hand.work}
         done, _ = self._ray.wait(list(by_answer), timeout=TICK_S) if by_answer else ((), ())
         for answer in done:
-            if answer in by_answer[answer].work:  # its actor may have been found dead by another answer
+            if answer in by_answer[answer].work:  # another answer may have shown that its actor is dead
                 self._hear(by_answer[answer], answer)
         for hand in self._hands:
             while hand.is_placed and len(hand.work) < self._queue.share(len(self._hands)):
@@ -189,7 +189,7 @@ class _Crew:
     def _mourn(self, hand: _Hand, error: Exception) -> None:
         """Put back the shards of a dead actor, and ask for another one."""
         self._hands.remove(hand)
-        self._ray.kill(hand.actor)  # one that was only out of reach must not go on
+        self._ray.kill(hand.actor)  # one that was only out of reach must not continue
         self._log.on_views(-sum(hand.num_views.values()))
         for shard in reversed(hand.work.values()):
             self._queue.put_back(shard, f"as Ray says: {' '.join(str(error).split())}")
@@ -253,8 +253,10 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None, num_workers: int) -> None:
-    """Join a cluster, or start one that is as large as needed; signals stay with those who had them before."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # whoever asked for a cache has not agreed to reports
+    """Join a cluster, or start one that is as large as needed; signal handlers are left as they were."""
+    os.environ.setdefault(
+        "RAY_USAGE_STATS_ENABLED", "0"
+    )  # a user who asked for a cache has not agreed to usage reports
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     own = {"num_cpus": max(num_workers, os.cpu_count() or 1), "include_dashboard": False}
     heard: list[str] = []
@@ -296,7 +298,7 @@ def _lost(head: str) -> TideCacheError:
 
 
 def _answers(address: str) -> bool:
-    """Tell whether somebody listens at HOST:PORT."""
+    """Tell whether a server listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()

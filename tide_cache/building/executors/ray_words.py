@@ -38,7 +38,7 @@ def heard_stderr() -> Iterator[list[str]]:
 
 
 def refusal(error: BaseException, lines: list[str]) -> str:
-    """Put together why a cluster cannot be joined, in Ray's own words, and the way out that they call for.
+    """Compose why a cluster cannot be joined, in Ray's own words, and the way out.
 
     Args:
         error: What Ray raised.

@@ -1,7 +1,7 @@
 """The process of one local worker: `python -m` this file; shard numbers come in on stdin, answers leave on stdout.
 
-Both are lines of JSON. The end of stdin means that nobody is waiting any more: the process ends at once, whatever it
-is doing, so no worker outlives the command that started it. Publication survives that as it does a power cut.
+Both are lines of JSON. The end of stdin means that nobody is waiting any more. The process then ends at once, whatever
+it is doing, so no worker outlives the command that started it. Publication survives that as it survives a power cut.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A plan put together: measure a sample of a build, and multiply."""
+"""The plan as a whole: measure a sample of a build, and multiply."""
 
 import math
 from statistics import mean
@@ -36,8 +36,8 @@ def plan_build(
     Args:
         run: The run file.
         build: The same, checked; neither its pairs nor the hash of the weights are needed.
-        sample_rows: Rows to be measured.
-        workers: Devices to foresee the time for.
+        sample_rows: Number of rows to measure.
+        workers: Number of devices to predict the time for.
         epochs: Of a student run that would distil online.
         budget: For all of it; by default a minute from now on. However little is left, the teacher is loaded, one
             forward is timed and one sample captured of each pass.
@@ -63,7 +63,7 @@ def plan_build(
     tables, encode_s = measure_tables(build, teacher, rows.pairs, num_masked, rows.kept, scale, budget)
     columns: dict[str, dict[str, int]] = {table: measured.columns for table, measured in tables.items()}
     cache_bytes = sum(sum(of_table.values()) for of_table in columns.values())
-    # A record lies beside its shard, and again in the manifest.
+    # A record is stored next to its shard, and again in the manifest.
     disk_bytes = cache_bytes + 2 * build.plan.num_shards * sum(measured.record_bytes for measured in tables.values())
     free = free_bytes(run.build.out)
     shard_share = build.plan.num_rows / len(build.plan.rows_of(0))

@@ -1,4 +1,4 @@
-"""How long the teacher takes: a few forwards of the very shape that the build will use, timed."""
+"""How long the teacher takes: a few forwards of exactly the build's shape, timed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -45,9 +45,9 @@ class CachePlan:
         passes: What is captured.
         masked_positions: Masked student positions over all views.
         bytes_by_column: By table and column; `footer` is what Parquet adds.
-        cache_bytes: Of all shards.
+        cache_bytes: Size of all shards.
         disk_bytes: With commit records and manifest.
-        free_bytes: Found where the cache goes; None for an object store.
+        free_bytes: Free space where the cache goes; None for an object store.
         fits: Whether that is enough; None for an object store.
         device: Where the batches were timed.
         batches_timed: How many.
@@ -59,7 +59,7 @@ class CachePlan:
         workers: Devices for `hours_on_workers`.
         hours: Whole build on one device.
         hours_on_workers: On `workers` devices like this one; the one with the most shards decides.
-        online: Against distilling online.
+        online: Comparison with distilling online.
         remarks: What became of the rows that were paired.
     """
 

@@ -1,4 +1,4 @@
-"""How many rows become samples, and how long they are: counted on some of them where the corpus is large."""
+"""How many rows become samples, and how long they are: counted on a part of a large corpus."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

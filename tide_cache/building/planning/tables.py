@@ -1,4 +1,4 @@
-"""What the cache will weigh: some samples through the real teacher and encoder, each column scaled by what it holds."""
+"""The size of the cache: encode some samples with the real teacher, and scale each column by its content."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ def measure_tables(
     scale: float,
     budget: Budget,
 ) -> tuple[dict[TableName, Table], float]:
-    """Encode samples as the build will, and scale each column; also gives the seconds that encoding will take."""
+    """Encode samples as the build will, and scale each column; also return the seconds that encoding will take."""
     cache_id, rules = build.identity.cache_id, build.identity.shard_rules
     result: dict[TableName, Table] = {}
     total_s = 0.0
@@ -110,7 +110,7 @@ def _capture_some(
     wanted: Sequence[int],
     budget: Budget,
 ) -> tuple[list[int], list[list[ViewRecord]]]:
-    """Capture samples until all that are wanted are there, or the budget is used up; gives which, and their records."""
+    """Capture samples until enough are captured or the budget is used up; return which ones, and their records."""
     members: list[int] = []
     records: list[list[ViewRecord]] = []
     num_views = len(wanted) * build.views.num_views * (2 if name == "compdemo" else 1)
