@@ -144,7 +144,7 @@ def test_without_a_run_file_nothing_is_changed_and_the_shards_are_named(cache):
     flip(cache / PAIRS)
     (cache / "plan.json").unlink()
     before = tree(cache)
-    with pytest.raises(RunFileError, match=rf"takes the run file.*\n  - {PAIRS}\n.*repair RUN\.toml; .*Nothing was"):
+    with pytest.raises(RunFileError, match=rf"needs the run file.*\n  - {PAIRS}\n.*repair RUN\.toml; .*Nothing was"):
         repair_cache(find_damage(cache))
     assert tree(cache) == before
 

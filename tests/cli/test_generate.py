@@ -157,7 +157,7 @@ def test_convert_says_what_it_did(call, causal, tmp_path):
     source = causal("qwen3")
     text = call("convert", source, "--out", tmp_path / "start").stdout
     assert "Mask token <|mask|>, id 511: added; the embedding grew from 511 to 512 rows." in text
-    assert "a2d-qwen3 student to start from; train it before" in text
+    assert "a2d-qwen3 student to start from. Train it before" in text
     result = call("convert", source, "--out", tmp_path / "start")
     assert result.exit_code == 2
     assert "already exists; give a new folder" in result.stderr

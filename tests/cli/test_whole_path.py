@@ -68,7 +68,7 @@ def test_repair_lists_what_is_bad_and_mends_it(workshop, tmp_path, call):
     (copy / "build.json").unlink()
     refused = call("repair", copy)
     assert refused.exit_code == 2
-    assert "takes the run file" in refused.stderr
+    assert "needs the run file" in refused.stderr
     assert "no build.json that they could change" in call("repair", copy, "--set", "teacher.device=cpu").stderr
     (copy / "build.json").write_text(record)
     assert "found the cache" in call("repair", copy, "--out", "elsewhere").stderr

@@ -64,7 +64,7 @@ def test_a_dataset_that_is_not_there_offline_says_the_way_out(tmp_path: Path) ->
         open_corpus("org/nothing", folder=tmp_path)
     message = str(caught.value)
     assert message.startswith("org/nothing: no such folder, and the hub is not asked, since HF_HUB_OFFLINE is set; ")
-    assert "Fetch it where there is a network" in message
+    assert "Fetch it on a machine with a network" in message
 
 
 def test_a_folder_of_the_working_directory_is_not_taken_for_a_hub_name(

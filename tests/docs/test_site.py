@@ -72,7 +72,7 @@ def test_style_sheets_fetch_nothing_from_elsewhere(site):
     [
         ("records", "One sample as both tokenizers see it"),
         ("objectives", "Return logits at a few ids, and logsumexp over all ids"),
-        ("errors", "A training checkpoint is missing, incomplete, or belongs to another run"),
+        ("errors", "A training checkpoint is missing or incomplete, or belongs to another run"),
         ("config", "AdamW with warm-up and decay"),
         ("stage-1", "Draw a masked view"),
     ],
