@@ -1,4 +1,4 @@
-"""Small tools on numbers: lists laid end to end, and members of a range at even distances.
+"""Small tools on numbers: concatenated lists, and members of a range at even distances.
 
 Shape suffixes: X lists (or ranges), I items of all of them.
 """
@@ -16,7 +16,7 @@ Int64s = npt.NDArray[np.int64]
 def sums_before(values: npt.NDArray[Any] | Sequence[int]) -> Int64s:
     """Return the sum of the values before each place, and of all: one entry more than there are values.
 
-    Of lengths it is where each list begins when they are laid end to end; of flags, how many are set before each place.
+    For lengths it is where each list begins in the concatenation; of flags, how many are set before each place.
     """
     result = np.zeros(len(values) + 1, np.int64)
     np.cumsum(values, dtype=np.int64, out=result[1:])

@@ -35,7 +35,7 @@ class ArmResult:
 
     Attributes:
         arm: What was trained.
-        nll: Over the seeds, beside the baseline's.
+        nll: Over the seeds, compared with the baseline's.
         interval: Half of the 95% interval of the difference to the baseline: over seeds, or with a single seed over
             ten parts of the held-out tasks. None for the baseline, and where there is too little to tell.
         accuracy: On masked tokens.

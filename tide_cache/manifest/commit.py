@@ -1,4 +1,4 @@
-"""The small document beside a shard that says: this shard is whole, and these are its bytes."""
+"""The small document next to a shard that says: this shard is complete, and these are its bytes."""
 
 import hashlib
 from typing import Annotated, Any, Self

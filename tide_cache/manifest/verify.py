@@ -47,7 +47,7 @@ def verify(
 
     Args:
         root: Folder of the cache.
-        deep: Also decode every row and hold it against the laws of the format.
+        deep: Also decode every row and check it against the rules of the format.
         progress: Called after each shard with the bytes done and the bytes in all.
         files: The file system.
 
@@ -80,7 +80,7 @@ def verify(
 def _problems_of(
     root: CachePath, manifest: Manifest, record: CommitRecord, deep: bool, files: Files
 ) -> Iterator[Problem]:
-    """Check one shard and the record beside it."""
+    """Check one shard and its record."""
     shard = shard_path(Path(), record.table, record.shard)
     beside = shard.with_suffix(".json").as_posix()
     for problem in _record_problems(root, record, files):

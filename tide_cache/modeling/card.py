@@ -12,7 +12,7 @@ def model_card(provenance: Mapping[str, Any], architecture: str, format: str = "
     Args:
         provenance: The student's `tide_cache.json`.
         architecture: Its stock architecture, as `qwen3`.
-        format: Layout of the model beside it: `a2d`, `sdar` or `hf`.
+        format: Layout of the model that it describes: `a2d`, `sdar` or `hf`.
         threshold: Confidence of the decoding that the commands show.
     """
     identity = provenance.get("cache_identity") or {}

@@ -44,7 +44,7 @@ def save_student(
         folder: Created; files of the same names are replaced.
         weights: State of the stock model, by its parameter names.
         config: Its configuration.
-        tokenizer: Saved beside it.
+        tokenizer: Saved with it.
         provenance: What the student learned from; goes to `tide_cache.json`, and for a trained one to a README.md card.
 
     Raises:

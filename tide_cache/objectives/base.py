@@ -39,7 +39,7 @@ class Needs:
 
 
 class Objective(ABC):
-    """One term of the training loss, in a file of its own; its fields are those of its `[[objective]]` entry.
+    """One term of the training loss, in its own file; its fields are those of its `[[objective]]` entry.
 
     Fields that an entry leaves to `semantics` are filled in as `corrected` does.
 

@@ -1,6 +1,6 @@
 """Forward and reverse KL between teacher and student on aligned pairs.
 
-What is not kept of the distributions is one outcome of its own (`rest`), or left out (`renormalise`), or estimated from
+What is not kept of the distributions is one separate outcome (`rest`), or left out (`renormalise`), or estimated from
 ids drawn from it (`sampled`): docs/decisions/rest-outcome.md compares them.
 
 Shape suffixes: R rows with teacher candidates, D ids drawn from a row's tail.

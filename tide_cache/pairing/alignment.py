@@ -35,7 +35,7 @@ def align_bytes(teacher_ends: npt.ArrayLike, student_ends: npt.ArrayLike) -> Int
 
 
 def tokens_within(ends_N: Ints, spans_S2: Ints) -> tuple[Ints, Ints]:
-    """Find the tokens that lie wholly inside byte spans.
+    """Find the tokens that are wholly inside byte spans.
 
     A token of no bytes belongs to what lies left of it: inside at the end of a span, outside at its start.
 
@@ -58,7 +58,7 @@ def align_spans(
     """Align many spans at once; a token that straddles the edge of a span is in no chunk.
 
     Args:
-        teacher_ends_N: Byte position at which each teacher token of the batch ends, all texts laid end to end.
+        teacher_ends_N: Byte position at which each teacher token of the batch ends, in the concatenation of all texts.
         student_ends_N: The same for the student, in the student's own texts.
         teacher_spans_S2: Byte ranges of the spans on the teacher's side.
         student_spans_S2: The same spans on the student's side: equal bytes, hence equal lengths.

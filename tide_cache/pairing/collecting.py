@@ -60,7 +60,7 @@ class Limits:
 
 
 class Collected:
-    """What has been paired and dropped so far."""
+    """The rows paired and dropped so far."""
 
     def __init__(self) -> None:
         self._pairs: list[SamplePair] = []
@@ -70,11 +70,11 @@ class Collected:
         self._lengths: dict[str, Counter[Any]] = {"student": Counter(), "teacher": Counter(), "unwritten": Counter()}
 
     def drop(self, sample_id: SampleId, reason: str, fault: str = "") -> None:
-        """Note a row that gives no sample."""
+        """Count a row that yields no sample."""
         self._dropped.append(Dropped(sample_id, reason, fault))
 
     def note_unwritten(self, names: Iterable[str]) -> None:
-        """Note fields of a conversation that a template does not write."""
+        """Count fields of a conversation that a template does not write."""
         self._lengths["unwritten"].update(set(names))
 
     def add(self, whole: SamplePair, cut: SamplePair, mask_id: int, counts: Counter[str] | None = None) -> None:
@@ -107,7 +107,7 @@ class Collected:
 
 
 def teacher_fault(whole: SamplePair, mask_id: int) -> str | None:
-    """Say why the teacher cannot be asked about a sample, or give None.
+    """Say why the teacher cannot be asked about a sample; None if it can.
 
     Args:
         whole: The sample before it is cut.

@@ -23,7 +23,7 @@ SpanAligner = Callable[[TokenStream, TokenStream, Ints, Ints], tuple[Int32s, Int
 
 @dataclass(frozen=True, eq=False)
 class AlignedContents:
-    """The chunks of a batch, and what became of the contents.
+    """The chunks of a batch, and counts about the contents.
 
     Attributes:
         chunks_C4: Chunks in token numbers of their own texts, in the order of the texts.
@@ -58,7 +58,7 @@ def align_contents(
         teacher: The batch as the teacher sees it.
         student: The same rows as the student sees them.
         texts: Numbers of the texts to align, increasing; the others get no chunks.
-        align: Aligns spans; gives the chunks, the span of each, and how many of each span it had to drop.
+        align: Aligns spans; returns the chunks, the span of each, and how many of each span it had to drop.
     """
     counts: dict[int, Counter[str]] = {text: Counter() for text in texts}
     spans: list[tuple[int, int, int, int]] = []

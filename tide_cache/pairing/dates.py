@@ -23,7 +23,7 @@ _PERCENT = "\ufdd0"
 
 
 def today() -> datetime.date:
-    """Return the day that the clock shows; the only place where a build or a run asks."""
+    """Return today's date; the only place where a build or a run reads the clock."""
     return datetime.date.today()
 
 
@@ -39,7 +39,7 @@ def writes_date(template: str) -> bool:
 
 @cache
 def random_names(template: str) -> tuple[str, ...]:
-    """List what a template uses that gives another text each time: Jinja's filter `random` and function `lipsum`.
+    """List what a template uses that yields a different text each time: Jinja's filter `random` and function `lipsum`.
 
     Args:
         template: Its source.
@@ -52,7 +52,7 @@ def on_day(template: str, day: datetime.date) -> str:
 
     Args:
         template: Its source.
-        day: What it takes for today.
+        day: The day it takes for today.
     """
     if not writes_date(template):
         return template

@@ -56,7 +56,7 @@ class TokenBytes:
         return self._by_id[token_id] if token_id < len(self._by_id) else b""
 
     def join(self, ids: Sequence[int]) -> bytes:
-        """Lay the bytes of the tokens end to end."""
+        """Concatenate the bytes of the tokens."""
         return b"".join(map(self._by_id.__getitem__, ids))
 
     def ends(self, ids: Int32s) -> npt.NDArray[np.int64]:

@@ -1,6 +1,6 @@
-"""Fields of a message beside its content: where a template writes reasoning and calls of tools, which are answers too.
+"""Fields of a message besides its content: where a template writes reasoning and tool calls, which are answers too.
 
-A field that a template does not write is told by rendering without it: the text is the same.
+A field that a template does not write is recognised by rendering without it: the text is the same.
 """
 
 import json
@@ -21,7 +21,7 @@ _THINK = "<think>"
 def place_fields(
     placed: Rendered, messages: Sequence[Message], tools: str, render: Render, marks: Sequence[Marks | None], name: str
 ) -> Rendered:
-    """Say where the assistant's messages are that are more than their contents.
+    """Locate the assistant's messages that are more than their contents.
 
     Args:
         placed: The conversation with the places of its contents.

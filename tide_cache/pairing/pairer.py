@@ -65,7 +65,7 @@ class SamplePairer:
         self._align: SpanAligner = TokenkitAligner() if aligner == "tokenkit" else align_at_bytes
 
     def spelling(self, teacher_vocab_size: int) -> Spelling:
-        """Return what spells this teacher's tokens for this student; takes seconds for a large vocabulary.
+        """Return the speller of this teacher's tokens for this student; takes seconds for a large vocabulary.
 
         Args:
             teacher_vocab_size: Ids of the teacher's logits.
@@ -168,7 +168,7 @@ def _rendered(
     sides = [tokenizer.try_render([rows[number] for number in tried]) for tokenizer in tokenizers]
     for number, results in zip(tried, zip(*sides, strict=True), strict=True):
         if errors := [result for result in results if isinstance(result, RenderError)]:
-            # what makes the row bad goes before what only leaves it out
+            # a fault that makes the row bad takes precedence over one that only leaves it out
             error = next((error for error in errors if error.is_strict), errors[0])
             unusable[number] = error.reason, f"{rows[number].origin}: {error}" if error.is_strict else ""
     is_kept = [number not in unusable for number in tried]
@@ -179,7 +179,7 @@ def _rendered(
 def _numbered(
     rows: Sequence[ChatRow], unusable: Mapping[int, tuple[str, str]], collected: Collected
 ) -> Iterator[tuple[ChatRow, int]]:
-    """Go through the usable rows with the numbers of their texts; the others are dropped on the way."""
+    """Yield the usable rows with the numbers of their texts; drop the others on the way."""
     text = 0
     for number, row in enumerate(rows):
         if number in unusable:

@@ -1,4 +1,4 @@
-"""Rows of preprocessed sets to samples: no text, no template, no tokenising; every span is held against the bytes.
+"""Rows of preprocessed sets to samples: no text, no template, no tokenising; every span is checked against the bytes.
 
 What a set says to be the same text was found by searching, which can point at the prompt or at a template's own words,
 and was not cut where the student's tokens were cut (docs/run-files.md lists the known faults). So of each span only
@@ -31,7 +31,7 @@ DISCARDED = "marked _discard in the preprocessed set"
 
 
 class PreparedPairer:
-    """Makes samples of rows that somebody has tokenised already; a pure function of its inputs."""
+    """Makes samples of rows that are already tokenised; a pure function of its inputs."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class PreparedPairer:
         )
 
     def spelling(self, teacher_vocab_size: int) -> Spelling:
-        """Return what spells this teacher's tokens for this student; takes seconds for a large vocabulary.
+        """Return the speller of this teacher's tokens for this student; takes seconds for a large vocabulary.
 
         Args:
             teacher_vocab_size: Ids of the teacher's logits.
@@ -110,7 +110,7 @@ class PreparedPairer:
 
 
 class _Side:
-    """The tokens of one side of a batch, laid end to end.
+    """The tokens of one side of a batch, concatenated.
 
     Attributes:
         offsets: First token of each row, and the number of tokens.

@@ -1,4 +1,4 @@
-"""What rendering a conversation gives, and what can be wrong with it."""
+"""The result of rendering a conversation, and what can be wrong with it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class Rendered:
     """A conversation as text.
 
     Attributes:
-        text: What the chat template gives.
+        text: The chat template's output.
         contents: Character range of each message's content in `text`, one per message in their order. Without the
             white space around it where the template strips that; None for an empty content it treats apart.
         answers: What the assistant says in a message, where that is more than its content: reasoning of a field of
@@ -32,7 +32,7 @@ class Rendered:
     unwritten: tuple[str, ...] = ()
 
     def answer(self, message: int) -> CharRange | None:
-        """Return the place of all that is said in a message."""
+        """Return the place of everything said in a message."""
         return self.answers.get(message, self.contents[message])
 
 
@@ -41,8 +41,8 @@ class RenderError(PairingError):
 
     Attributes:
         reason: The kind of fault, in few words, to be counted.
-        is_strict: Whether the row is bad. A template that leaves earlier reasoning out is right to do so, and the row
-            is left out without more ado.
+        is_strict: Whether the row is bad. A template that leaves earlier reasoning out is right to do so, and the
+            row is simply left out.
     """
 
     def __init__(self, message: str, reason: str, is_strict: bool = True) -> None:

@@ -3,7 +3,7 @@
 Searching the rendered text for a short answer finds it in the prompt. So each content is rendered between two private
 characters, which are then taken out again; a plain render of the same messages proves that they changed nothing.
 
-Most conversations need no marks of their own: what a template writes around the contents is found once per sequence
+Most conversations need no marks: what a template writes around the contents is found once per sequence
 of roles, and where it and the contents give the plain render to the character, the places follow. A template that
 strips, drops or decides by content gives another text there, and those conversations are marked one by one.
 """
@@ -55,7 +55,7 @@ class ChatTemplate:
     def render_many(
         self, conversations: Sequence[Sequence[Message]], add_generation_prompt: bool = False
     ) -> list[Rendered]:
-        """Render several conversations and say where each content is.
+        """Render several conversations and locate each content.
 
         Args:
             conversations: Each a sequence of messages.
@@ -73,7 +73,7 @@ class ChatTemplate:
     def try_many(
         self, conversations: Sequence[Sequence[Message]], add_generation_prompt: bool = False, tools: str = ""
     ) -> list[Rendered | RenderError]:
-        """Render several conversations; gives what is wrong in place of those that cannot be rendered.
+        """Render several conversations; return the error in place of each that cannot be rendered.
 
         Args:
             conversations: Each a sequence of messages.
@@ -99,7 +99,7 @@ class ChatTemplate:
         ]
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
-        """Render a conversation and say where each content is.
+        """Render a conversation and locate each content.
 
         Args:
             messages: The conversation.
@@ -237,7 +237,7 @@ class ChatTemplate:
     def _render(self, conversations: list[Conversation], add_generation_prompt: bool, tools: str = "") -> list[str]:
         try:
             return self._render_texts(conversations, add_generation_prompt, tools)
-        except Exception as error:  # a template can fail with any error of Python's
+        except Exception as error:  # a template can fail with any Python error
             found = " | ".join(dict.fromkeys(", ".join(m["role"] for m in messages) for messages in conversations))
             raise RenderError(
                 f"{self._name}: the chat template fails on a conversation with the roles {found}: {error}. "

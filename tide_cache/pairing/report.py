@@ -1,4 +1,4 @@
-"""What pairing gives back: the samples, the rows left out and why, and counts that say how much was tied together."""
+"""The result of pairing: the samples, the rows left out and why, and counts of how much was aligned."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from tide_cache.records import SampleId, SamplePair
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that gives no sample, and why.
+    """A row that yields no sample, and why.
 
     Attributes:
         sample_id: Of the row.
         reason: The kind of reason, to be counted.
-        fault: Where the row lies and what is wrong with it; empty where nothing is wrong with the row itself.
+        fault: Where the row is and what is wrong with it; empty if the row itself is fine.
     """
 
     sample_id: SampleId

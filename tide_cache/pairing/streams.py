@@ -1,4 +1,4 @@
-"""The texts of a batch as one side sees them, tokens and bytes laid end to end so that numpy can work on all at once.
+"""The texts of a batch as one side sees them, tokens and bytes concatenated so that numpy can work on all at once.
 
 Shape suffixes: N tokens of the batch, D texts, S spans.
 """
@@ -20,7 +20,7 @@ class TokenStream:
     Attributes:
         rendered: The rows as text.
         ids_N: Tokens of all texts.
-        ends_N: Byte at which each token ends, in all texts laid end to end.
+        ends_N: Byte at which each token ends, in the concatenation of all texts.
         token_offsets: First token of each text, and the number of tokens: D + 1 numbers.
         byte_offsets: First byte of each text, and the number of bytes.
     """
@@ -30,7 +30,7 @@ class TokenStream:
 
         Args:
             rendered: Conversations of valid Unicode, as this side's template writes them.
-            tokenizer: Of this side.
+            tokenizer: Tokenizer of this side.
         """
         self.rendered = rendered
         encoded = tokenizer.encode_many([rendered.text for rendered in self.rendered])

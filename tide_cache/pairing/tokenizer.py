@@ -101,7 +101,7 @@ class TextTokenizer:
             revision: Commit of a hub tokenizer.
             mask_token: The mask token's text, which may be any token of the vocabulary; by default the tokenizer's
                 own mask token.
-            mask_id: The mask token's id, where the checkpoint says it; goes before the tokenizer's own mask token.
+            mask_id: The mask token's id, if the checkpoint states it; goes before the tokenizer's own one.
             add_mask_token: Append the mask token (`<|mask|>` unless named) to a vocabulary that lacks it.
             chat_template: Jinja file that replaces the tokenizer's template.
             today: What a template that writes the date takes for today; by default the day on which it is loaded.
@@ -143,17 +143,17 @@ class TextTokenizer:
         return self._today if self.writes_date else None
 
     def show_day(self, today: datetime.date) -> None:
-        """Have the chat template take a day for today, from the next text on.
+        """Make the chat template take a day for today, from the next text on.
 
         Args:
             today: Which day.
         """
         self._today = today
         self._shown_template = on_day(self._template, today)
-        self._chat = ChatTemplate(self._render_texts, self._template, self.name)  # it remembers what it has rendered
+        self._chat = ChatTemplate(self._render_texts, self._template, self.name)  # it caches what it has rendered
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
-        """Render a conversation by the chat template and say where each content is.
+        """Render a conversation with the chat template and locate each content.
 
         Templates with a switch for reasoning are told not to think.
 
@@ -188,7 +188,7 @@ class TextTokenizer:
         return [found[number] for number in range(len(rows))]
 
     def encode(self, text: str) -> Encoded:
-        """Tokenize a text as it stands: no token is put before or after it."""
+        """Tokenize a text unchanged: no token is added before or after it."""
         return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
@@ -229,7 +229,7 @@ class TextTokenizer:
         return is_special_V
 
     def fingerprint(self) -> dict[str, str]:
-        """Say what this tokenizer is: equal fingerprints give equal tokens for equal conversations.
+        """Return a fingerprint: equal ones mean equal tokens for equal conversations.
 
         Returns:
             SHA-256 of the canonical tokenizer.json (token mapping, added tokens, merges, normaliser, pre-tokenizer)
@@ -243,11 +243,11 @@ class TextTokenizer:
 
     @property
     def special_tokens(self) -> dict[str, str | list[str]]:
-        """Special tokens by what they are for, as templates see them; fingerprints leave them out."""
+        """Special tokens by purpose, as templates see them; fingerprints leave them out."""
         return dict(self._tokenizer.special_tokens_map)
 
     def reads_like(self, other: "TextTokenizer") -> bool:
-        """Say whether both give the same text and the same tokens for every conversation.
+        """Tell whether both produce the same text and the same tokens for every conversation.
 
         Args:
             other: Another tokenizer. Templates may write the special tokens, which fingerprints leave out.
@@ -323,7 +323,7 @@ def shared_vocab_size(teacher: TextTokenizer, student: TextTokenizer) -> int:
 def _load(path: str, folder: Path, **options: str) -> Any:
     require_all_readable(folder, SMALL_FILES)  # transformers calls what it may not open missing, or goes on without it
     try:
-        # The class is named in tokenizer_config.json; a config.json beside it, of any model_type, has no say.
+        # The class is named in tokenizer_config.json; a config.json next to it, of any model_type, is ignored.
         with told_apart(folder):
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, config=PretrainedConfig(), trust_remote_code=False, **options
@@ -362,7 +362,7 @@ def _mask_token_of(tokenizer: Any, path: str, folder: Path, mask_token: str | No
 
 
 def _way_to_mask_token(path: str, model_type: str | None) -> str:
-    """Say how to come by a mask token, which depends on the model that the tokenizer lies beside."""
+    """Say how to get a mask token, which depends on the model in the tokenizer's folder."""
     named = (
         "mask_token = '...' in the tokenizer's section of a run file, or \"mask_token\" in its tokenizer_config.json"
     )
@@ -384,7 +384,7 @@ def _way_to_mask_token(path: str, model_type: str | None) -> str:
 
 
 def _model_type(folder: Path) -> str | None:
-    """Return the kind of the model that a tokenizer lies beside; None for a tokenizer alone."""
+    """Return the kind of the model in a tokenizer's folder; None for a tokenizer alone."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):

@@ -1,6 +1,6 @@
 """The `tokenkit` aligner: chunks from bminixhofer/tokenkit, the aligner of the reference implementation.
 
-It is a backend to compare with, not to trust: it sees the bytes that each token covers, without special tokens, and
+It is a backend for comparison, not to be trusted: it sees the bytes that each token covers, without special tokens, and
 every chunk that it gives is checked by position before it counts. The package called `tokenkit` on the Python index
 is another project; which one is installed is found out without running any of its code.
 

@@ -106,7 +106,7 @@ def bar_chart(
     x_label: str,
     y_label: str,
 ) -> Chart:
-    """Draw upright bars, one group beside the other.
+    """Draw vertical bars, one group next to the other.
 
     Args:
         name: As for `line_chart`.

@@ -41,7 +41,7 @@ class ShardRules:
         student_vocab_size: Student ids are below it.
         teacher_vocab_size: Teacher ids, kept ones included, are below it.
         temperatures: The T of tails and partitions, in stored order; 1.0 is among them.
-        parts: What was captured beside `truth`: `topk`, `tail` (with it), `chunks`.
+        parts: What was captured besides `truth`: `topk`, `tail` (with it), `chunks`.
         codec: How the candidates are stored.
     """
 
@@ -245,7 +245,7 @@ def _check_mass(of_kept: tuple[str, Ragged], counts_R: Ints, log_tail: Ragged, r
 
 
 def _sums(values_E: npt.NDArray[np.float32], counts_R: Ints, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
-    """Sum each list of values laid end to end."""
+    """Sum each of several concatenated lists."""
     sums_R = np.zeros(len(counts_R), dtype)
     if len(values_E):
         starts_R = sums_before(counts_R)[:-1]

@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Ragged:
-    """S lists laid end to end: list s is `values[offsets[s]:offsets[s + 1]]`, and `offsets[0]` is 0."""
+    """S concatenated lists: list s is `values[offsets[s]:offsets[s + 1]]`, and `offsets[0]` is 0."""
 
     offsets: npt.NDArray[np.int32]
     values: Array
@@ -99,7 +99,7 @@ def _to_arrow(column: Column, dtype: pa.DataType) -> pa.Array:
 
 def _from_arrow(column: pa.ChunkedArray) -> Column:
     """A `Ragged`, an array, or a list of strings, by the column's type."""
-    # A row group is one chunk; several, or none for an empty table, are laid end to end.
+    # A row group is one chunk; several, or none for an empty table, are concatenated.
     array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], column.type), *column.chunks])
     if pa.types.is_string(array.type):
         texts: list[str] = array.to_pylist()

@@ -1,4 +1,4 @@
-"""What a row group says it will decode to, held against what it can be, before anything is decoded.
+"""What a row group says it will decode to, checked against what it can be, before anything is decoded.
 
 A hash proves that bytes are the committed ones, not that they are harmless: a few committed kilobytes may declare
 billions of values, or unpack to gigabytes. Pyarrow allocates what page headers and footer say, so both are read here

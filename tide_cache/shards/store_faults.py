@@ -1,6 +1,6 @@
 """What an object store's error means: whether to ask again, and what a user can do about it.
 
-Stores raise errors of their own libraries, so these are told apart by their names; none of the libraries is imported.
+Stores raise errors of their own libraries, so these are recognised by their names; none of the libraries is imported.
 """
 
 import errno

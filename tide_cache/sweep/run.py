@@ -87,7 +87,7 @@ def devices_of(jobs: Sequence[Job], num_processes: int) -> list[str | None]:
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     if num_processes > len(names):
         raise RunFileError(
-            f"--jobs {num_processes}: found {len(names)} GPUs, and every student has one of its own; lower it"
+            f"--jobs {num_processes}: found {len(names)} GPUs, and every student needs its own; lower it"
         )
     return list(names[:num_processes])
 

@@ -2,7 +2,7 @@
 
 The marker is written by rank 0 after a barrier behind every rank's save, last and atomically, and holds the hashes of
 all files: a folder is opened only when its marker is valid and it holds exactly the files that the marker lists, byte
-for byte. What the files hold is the business of `state.py`.
+for byte. What the files hold is defined in `state.py`.
 """
 
 import hashlib
@@ -27,19 +27,19 @@ from tide_cache.training.distributed import World
 from tide_cache.unreadable import everything_in, is_there, told_apart
 
 CHECKPOINTS = "checkpoints"
-"""Folder inside the run's own."""
+"""Folder inside the run's folder."""
 
 MARKER = "committed.json"
 FALL_BACK = "Remove this folder to fall back to the checkpoint before."
 KEPT = 2
-"""Checkpoints that stay; older ones are removed after a new one is committed."""
+"""Number of checkpoints kept; older ones are removed after a new one is committed."""
 
 
 class Marker(Frozen):
     """What makes a checkpoint resumable.
 
     Attributes:
-        version: Of the files' content.
+        version: Version of the files' content.
         step: Optimizer steps taken.
         world_size: Ranks that saved; any number may resume.
         run: Parts of the run file and data identity that must be equal on resume.
@@ -65,14 +65,14 @@ def save_checkpoint(write: Callable[[Path], None], folder: Path, step: int, run:
 
     Raises:
         WriteError: The disk is full, or refuses; nothing of this checkpoint is left.
-        UnreadableError: What was written cannot be read again; the same.
+        UnreadableError: What was written cannot be read again; nothing of this checkpoint is left.
     """
     target = folder / f"step-{step:08d}"
     try:
         with writing(target):
             _save(write, target, folder, step, run, world)
     except (WriteError, UnreadableError):
-        shutil.rmtree(target, ignore_errors=True)  # its bytes are wanted for what comes
+        shutil.rmtree(target, ignore_errors=True)  # its bytes are needed for what follows
         raise
 
 
@@ -97,14 +97,14 @@ def _save(
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a committed checkpoint."""
-    (path / MARKER).unlink()  # first: a folder that is half removed must not look whole
+    (path / MARKER).unlink()  # first: a half-removed folder must not look whole
     shutil.rmtree(path)
 
 
 def committed_checkpoints(folder: Path) -> list[Path]:
     """List checkpoints that have a marker, oldest first."""
     with told_apart(folder):
-        names = sorted(os.listdir(folder)) if is_there(folder) else []  # `glob` passes over what it may not enter
+        names = sorted(os.listdir(folder)) if is_there(folder) else []  # `glob` skips what it may not enter
     return [folder / name for name in names if re.fullmatch(r"step-\d{8}", name) and is_there(folder / name / MARKER)]
 
 
@@ -164,7 +164,7 @@ def read_marker(path: Path) -> Marker:
 
 
 def _require_committed_files(folder: Path, marker: Marker) -> None:
-    """Refuse a folder that holds anything but the committed files; nothing of it is read before.
+    """Refuse a folder that holds anything but the committed files, before reading any of it.
 
     Raises:
         CheckpointError: Lists what was changed, added, is missing, or is not a plain file.
@@ -203,5 +203,5 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as it comes back from JSON, so that equal runs compare equal."""
+    """Return a value as JSON would return it, so that equal runs compare equal."""
     return json.loads(json.dumps(value))

@@ -2,7 +2,7 @@
 
 A process group of torch notices a lost rank only in a collective, after up to half an hour, and with a traceback. So
 each rank holds one more connection, to the first rank. The operating system closes it when a process dies, however that
-happens, and what a failing rank says travels over it to all others (`lifeline.py`). A rank that waits in a collective
+happens, and a failing rank sends its message over it to all others (`lifeline.py`). A rank that waits in a collective
 cannot be woken up; a thread then says what happened and ends the process.
 """
 
@@ -31,7 +31,7 @@ GRACE_S, FIRST_SPEAKS_S = 1.0, 3.0
 """Time for a rank to end by itself when another has failed, and how much more for those that are not the first."""
 
 NEWS_S = 10.0
-"""Time for the news to come why a connection was lost."""
+"""Time to wait for the news of why a connection was lost."""
 
 SHARED_S = 20.0
 """Time for a new file to be seen by other machines: a network file system remembers for seconds what was not there."""
@@ -49,7 +49,7 @@ _numbers = count()
 
 @contextmanager
 def keep_company(world: World) -> Iterator["Company"]:
-    """Run the `with` block as one of several ranks, which end together; alone, it is as if this were not there.
+    """Run the `with` block as one of several ranks, which end together; alone, this does nothing.
 
     Every rank enters it, as often as the others. A rank that leaves it without an error is no longer watched.
 
@@ -84,7 +84,7 @@ class Company:
             self._line = (FirstRank if world.is_first else OtherRank)(world, store, self._hear)
 
     def from_first(self, what: str, value: str) -> str:
-        """Return all ranks what the first one found, where each could find something else: the day, around midnight.
+        """Return on all ranks what the first one found, where each could find something else: the day, around midnight.
 
         Args:
             what: Its name; every rank asks for it once.
@@ -177,7 +177,7 @@ class Company:
             self._wait_until(lambda: store.add(what, 0) >= size)
 
     def _wait_until(self, holds: Condition) -> None:
-        """Ask again and again; the operating system tells of a rank that dies meanwhile."""
+        """Poll; the operating system reports a rank that dies meanwhile."""
         pause_s = 0.002
         while True:
             try:
@@ -190,7 +190,7 @@ class Company:
             pause_s = min(2 * pause_s, 0.2)
 
     def end(self, error: BaseException) -> None:
-        """Tell the others why this rank fails; or find out which of them failed before.
+        """Tell the others why this rank fails, or find out which of them failed first.
 
         Raises:
             RankError: Another rank failed first, and `error` is what came of it here.
@@ -213,13 +213,13 @@ class Company:
         self._line.close()
 
     def leave(self) -> None:
-        """End well: from now on nobody misses this rank."""
+        """End well: from now on no rank misses this one."""
         if self._store is not None:
             self._is_ending.set()
             self._line.leave()
 
     def see_off(self) -> None:
-        """Wait until the first rank is done too: it writes the model, and all ranks fail when it cannot.
+        """Wait until the first rank is also done: it writes the model, and all ranks fail if it cannot.
 
         Raises:
             RankError: It failed.
@@ -255,7 +255,7 @@ class Company:
         timer.start()
 
     def _end_process(self) -> None:
-        """End a process that waits for ranks that do not come any more."""
+        """End a process that waits for ranks that will never come."""
         if self._is_ending.is_set():
             return
         assert self._failure is not None
@@ -280,7 +280,7 @@ def _failure(world: World, error: BaseException) -> Failure:
 
 
 def _sees(folder: Path, name: str) -> bool:
-    """Whether a folder holds a file; reads the folder anew, which a network file system answers from the server."""
+    """Whether a folder holds a file; lists the folder afresh, which a network file system answers from the server."""
     try:
         return name in os.listdir(folder)
     except OSError:

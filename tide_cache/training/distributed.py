@@ -1,4 +1,4 @@
-"""Which process this is among how many, and on which device: one alone, torchrun, DeepSpeed's launcher, or Slurm."""
+"""This process's rank, world size and device: alone, or under torchrun, DeepSpeed's launcher or Slurm."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes files and speaks to the user."""
+        """Whether this is rank 0, which writes files and talks to the user."""
         return self.rank == 0
 
 
@@ -57,11 +57,11 @@ def _number(name: str, default: str = "") -> int:
 def rank_device(world: World, device: str) -> str:
     """Return the device of this process: the only GPU that it sees, else the one of its number on this machine.
 
-    Launchers either let each process see all GPUs of its machine or its own one alone.
+    Launchers let each process see either all GPUs of its machine or only its own.
 
     Args:
         world: This process.
-        device: As `resolve_device` gives it.
+        device: As returned by `resolve_device`.
 
     Raises:
         RunFileError: The process sees several GPUs, and fewer than there are processes here.

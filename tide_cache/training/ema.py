@@ -1,6 +1,6 @@
 """AdamW that keeps a running mean of the weights as one more of its states.
 
-As a state of the optimizer it is float32, lies where the other states lie (spread over the ranks, or in the machine's
+As a state of the optimizer it is float32, is stored with the other states (spread over the ranks, or in the machine's
 memory), and is saved and restored with them.
 """
 

@@ -83,7 +83,7 @@ def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfi
         world_size: Number of processes, already joined.
     """
     logger = logging.getLogger("DeepSpeed")
-    if not logging.root.isEnabledFor(logging.INFO):  # asked for by nobody
+    if not logging.root.isEnabledFor(logging.INFO):  # nobody asked for it
         logger.setLevel(logging.WARNING)
     logger.addFilter(_says_something)
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, not the user's
@@ -133,7 +133,7 @@ def _adamw(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfig) ->
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: norms and biases are not decayed, as is the custom; one group where nothing is.
+    """Return AdamW's groups: norms and biases are not decayed, as usual; one group if nothing is decayed.
 
     Args:
         module: Its weights may be spread over ranks already.
@@ -161,6 +161,6 @@ def _move_buffers(module: nn.Module) -> None:
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
-    """Set the rate of the step to come."""
+    """Set the learning rate of the next step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate

@@ -1,4 +1,4 @@
-"""One connection from each rank to the first: it breaks when a process dies, and carries why one failed to all others.
+"""One connection from each rank to the first: it breaks when a process dies, and tells all others why one failed.
 
 Lines of JSON: `[rank]` when a rank comes, `null` when it leaves in peace, `{"rank": ...}` when it fails. The operating
 system closes the connection of a process that is killed; keep-alive finds a machine that is gone within a minute.
@@ -50,7 +50,7 @@ class Failure:
     exit_code: int
 
     def describe(self, size: int) -> str:
-        """Say in which of `size` processes what happened."""
+        """Say what happened, and in which of `size` processes."""
         return f"in process {self.rank} of {size}: {self.message}"
 
 
@@ -71,12 +71,12 @@ class _Peer:
                 connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def send(self, message: object) -> None:
-        """Send a line; who has gone does not get it."""
+        """Send a line; a peer that has gone does not get it."""
         with contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[object]:
-        """Wait for lines and give them.
+        """Yield lines as they arrive.
 
         Raises:
             EOFError: The other side has closed the connection, or is gone.
@@ -92,7 +92,7 @@ class _Peer:
 
 
 class FirstRank:
-    """The first rank's side: hears all others, and passes on the first failure."""
+    """The first rank's side: listens to all others, and passes on the first failure."""
 
     def __init__(self, world: World, store: Store, hear: Hear) -> None:
         """Open a port and tell the others of it.
@@ -114,7 +114,7 @@ class FirstRank:
         self._thread.start()
 
     def tell(self, failure: Failure) -> None:
-        """Tell all others of a failure; waits a little for those that are still to come."""
+        """Tell all others of a failure; wait a little for those still to come."""
         self._pass_on(failure)
         self._all_came.wait(LINGER_S)
 
@@ -125,10 +125,10 @@ class FirstRank:
                 peer.send(LEAVES)
 
     def see_off(self) -> None:
-        """Wait for nobody."""
+        """Return at once: the first rank waits for nobody."""
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         self._is_over.set()
         self._thread.join()
         self._server.close()
@@ -136,7 +136,7 @@ class FirstRank:
             peer.connection.close()
 
     def _pass_on(self, failure: Failure) -> bool:
-        """Tell the others of a failure, if it is the first; who comes later is told then."""
+        """Tell the others of a failure, if it is the first; ranks that come later are told then."""
         with self._lock:
             if self._failure is not None:
                 return False
@@ -158,7 +158,7 @@ class FirstRank:
                 self._miss()
 
     def _serve_peer(self, peer: _Peer) -> bool:
-        """Take what a peer sends; returns whether more may come."""
+        """Handle what a peer sends; return whether more may come."""
         try:
             lines = peer.receive()
         except (EOFError, ValueError):
@@ -168,7 +168,7 @@ class FirstRank:
         for line in lines:
             if peer.rank is None:
                 if not isinstance(line, list) or line[1:] != [self._secret]:
-                    return False  # somebody else found the port
+                    return False  # a stranger found the port
                 self._welcome(peer, line[0])
             elif line is LEAVES:
                 peer.has_left = True
@@ -244,7 +244,7 @@ class OtherRank:
         self._thread.join()
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         self._is_over = True
         with contextlib.suppress(OSError):
             self._peer.connection.shutdown(socket.SHUT_WR)

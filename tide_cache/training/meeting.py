@@ -16,7 +16,7 @@ VARIABLE = "TIDE_CACHE_MEET_S"
 """Of the environment: seconds that ranks wait for each other to come."""
 
 PATIENCE_S = 60.0
-"""Ranks are started together; they come as far apart as one machine is slower than another to load torch."""
+"""Ranks are started together; they arrive as far apart as their machines differ in loading torch."""
 
 LONGEST_S = 86_400.0
 
@@ -40,7 +40,7 @@ def patience_s() -> float:
 
 
 def meet(world: World) -> Store:
-    """Connect with the store of all ranks; once in a process, however many runs it makes.
+    """Connect to the store of all ranks; once per process, however many runs it makes.
 
     Args:
         world: This process among several.
@@ -76,7 +76,7 @@ def join(world: World, device: str) -> None:
     if dist.is_initialized():
         return
     _, _, number = device.partition(":")
-    os.environ["LOCAL_RANK"] = number or str(world.local_rank)  # by which DeepSpeed finds the device
+    os.environ["LOCAL_RANK"] = number or str(world.local_rank)  # DeepSpeed finds the device by it
     store = HashStore() if world.size == 1 else PrefixStore("group", meet(world))
     backend = "nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)

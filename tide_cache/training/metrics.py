@@ -25,13 +25,13 @@ class StepMetrics:
         losses: Mean of each objective, not weighted, in nats.
         nll_by_t: Mean -log q(true) of the masked tokens, in nats, by their view's t in ten buckets from 0 to 1; None
             where no token fell. It does not depend on the objectives.
-        learning_rate: Of the last step.
+        learning_rate: Learning rate of the last step.
         gradient_norm: Before clipping, of the last step; None where DeepSpeed does not say.
         trust: Share of the teacher in TIDAL's target at t = 0.5, in the last step; None without `tidal`.
         tokens_per_s: Student tokens (one copy, padding excluded) over all ranks per second.
         stall_share: Share of the time in which steps waited for their data, mean over the ranks.
         peak_memory_bytes: Highest so far, of the rank with most: allocated on the GPU, or resident on the CPU.
-        elapsed_s: Since this process started training.
+        elapsed_s: Seconds since this process started training.
     """
 
     step: int
@@ -64,7 +64,7 @@ class MetricsFile:
         self._held = ""
 
     def write(self, metrics: StepMetrics) -> None:
-        """Append one line; where the disk is full it is held back until there is room, for it must not end a run."""
+        """Append one line; if the disk is full, hold it back until there is room, since it must not end a run."""
         self._held += json.dumps(asdict(metrics)) + "\n"
         with suppress(OSError):
             self._append()
@@ -96,7 +96,7 @@ def read_metrics(path: Path) -> list[StepMetrics]:
     """Read the lines of a metrics.jsonl, in their order; one that was cut off in writing is left out.
 
     Args:
-        path: The file; figures that this release does not know are not looked at.
+        path: The file; figures that this release does not know are ignored.
 
     Raises:
         RunFolderError: A line is something else.

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before a model is loaded: checkpoint, tokenizer, cache, objectives, folders."""
+"""Everything that can be checked before a model is loaded: checkpoint, tokenizer, cache, objectives, folders."""
 
 import datetime
 import math
@@ -55,15 +55,15 @@ class Prepared:
         checkpoint: Where weights come from; None for random ones.
         model_config: Of the student.
         source: Where records come from.
-        order: In which order its samples are visited.
+        order: Order in which samples are visited.
         collate_plan: How records become batches.
         max_length: Of the longest sample it may meet, in tokens.
         remarks: What was left out of the data, and why; empty for a cache, whose build said it.
         objectives: With weights.
         steps: Optimizer steps of the whole run.
-        continuity: What must be equal when the run is resumed.
+        continuity: Settings that must be equal when the run is resumed.
         resumed: The checkpoint to go on from; None to start anew.
-        provenance: What the student learned from, saved beside it.
+        provenance: What the student learned from, saved with it.
     """
 
     tokenizer: TextTokenizer
@@ -97,7 +97,7 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
         WriteError: The disk has no room for what the run will write.
     """
     checkpoint = read_checkpoint(run.student.model, run.student.revision) if run.student.model else None
-    # A tokenizer beside the checkpoint may leave unsaid which token the checkpoint was trained with.
+    # A checkpoint's tokenizer may not say which mask token the checkpoint was trained with.
     mask_id = checkpoint.mask_id if checkpoint and run.student.tokenizer is None else None
     tokenizer = TextTokenizer.load(**dict(student_tokenizer_config(run.student)), mask_id=mask_id)
     config = checkpoint.config if checkpoint else _new_config(run.student, tokenizer)
@@ -212,7 +212,7 @@ def _attention_faults(run: TrainRun) -> list[str]:
     if run.student.attention != "flex":
         return []
     device = torch.device(resolve_device(run.train.device))
-    if device.type == "cuda":  # tried on the device itself, when the model is there
+    if device.type == "cuda":  # tried on the device itself, once the model is there
         return []
     return [f"student.attention = 'flex': {flex_problem(device)}; use sdpa, or auto, which takes flex where it runs"]
 
@@ -228,7 +228,7 @@ def _out_faults(out: Path, resume: bool) -> list[str]:
 
 
 def _fix_day(run: TrainRun, tokenizer: TextTokenizer, resume: bool, now: datetime.date) -> list[str]:
-    """Have a template that writes the date write one day: the run file's, the one that the run began on, or today."""
+    """Make a template that writes the date write one day: the run file's, the one that the run began on, or today."""
     if run.data.corpus is None or not tokenizer.writes_date:
         return [] if run.data.date is None else [
             f"data.date: found {run.data.date}, but this run renders no template that writes the date; leave it out"

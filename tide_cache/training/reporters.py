@@ -1,4 +1,4 @@
-"""Where the figures of a run go beside metrics.jsonl: TensorBoard or Weights & Biases, both optional extras."""
+"""Where metrics of a run go besides metrics.jsonl: TensorBoard or Weights & Biases, both optional extras."""
 
 import importlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class Reporter(Protocol):
         """Take one line."""
 
     def close(self) -> None:
-        """Send what is still held back; nothing is written afterwards."""
+        """Send what is still held back; nothing may be written afterwards."""
 
 
 def reporter_faults(report_to: str) -> list[str]:
@@ -38,7 +38,7 @@ def open_reporters(run: TrainRun, resumed_at: int) -> list[Reporter]:
 
     Args:
         run: The run file.
-        resumed_at: Steps taken before; what is known of later ones is dropped.
+        resumed_at: Steps taken before; figures of later ones are dropped.
     """
     out = run.train.out
     reporters: list[Reporter] = [MetricsFile(out / "metrics.jsonl", resumed_at)]

@@ -1,4 +1,4 @@
-"""Room for what a run writes: asked for before it begins, and found elsewhere when the disk is full at its end."""
+"""Disk space for what a run writes: checked before it begins, and found elsewhere if the disk is full at its end."""
 
 import shutil
 import tempfile
@@ -25,7 +25,7 @@ EMA_BYTES = 4
 
 
 def require_room_for(run: TrainRun, checkpoint: CheckpointInfo | None, config: Any, steps: int) -> None:
-    """Refuse a run whose model and checkpoints the disk will not hold.
+    """Refuse a run whose model and checkpoints do not fit on the disk.
 
     Args:
         run: The run file.
@@ -57,7 +57,7 @@ def _num_parameters(checkpoint: CheckpointInfo | None, config: Any) -> int:
 
 
 def save_finished(save: Callable[[Path], None], folder: Path, needed: float) -> None:
-    """Save a finished model where it belongs, or else where there is room: it was paid for.
+    """Save a finished model where it belongs, or else where there is room, so that the work is not lost.
 
     Where its disk is full, older checkpoints than the newest make room first.
 

@@ -43,7 +43,7 @@ from tide_cache.training.step import StepSums, train_step
 from tide_cache.training.window import Window, WindowFigures
 
 SECONDS_BETWEEN_SHOWN = 10.0
-"""The caller hears of a step at least this often, however long the way to the next line of metrics is."""
+"""The caller hears of a step at least this often, however long until the next line of metrics."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def train(
 
 
 def train_prepared(run: TrainRun, prepared: Prepared, world: World, *, on_step: OnStep | None = None) -> TrainSummary:
-    """Train on what `prepare` opened; a caller may have put another source in its place.
+    """Train on what `prepare` opened; a caller may have replaced the source.
 
     Args:
         run: The run file.
@@ -240,7 +240,7 @@ class _Loop:
         )
 
     def _micro_batches(self, step: int) -> list[tuple[StudentBatch, Targets]]:
-        """Load this rank's share of a step; called from the thread that loads ahead."""
+        """Load this rank's share of a step; called from the prefetch thread."""
         train, world, prepared = self._run.train, self._world, self._prepared
         where = prepared.source, prepared.order, prepared.collate_plan
         batches = list(step_micro_batches(*where, train, step, world.rank, world.size))
@@ -284,7 +284,7 @@ class _Loop:
         return asked_to_stop > 0, due > 0
 
     def _save_checkpoint_if_there_is_room(self) -> None:
-        """Save a checkpoint; a full disk costs that one, not the run, which may end well before it is needed."""
+        """Save a checkpoint; a full disk costs this checkpoint, not the run, which may never need it."""
         try:
             self._save_checkpoint()
         except WriteError as error:
@@ -315,7 +315,7 @@ def _checkpoint_activations(model: Any) -> None:
 
 
 def _choose_attention(wanted: str, backbone: Backbone, device: str) -> list[str]:
-    """Set the student's kernel; give a remark where it is not the one that was hoped for."""
+    """Set the student's attention kernel; return a remark if it is not the preferred one."""
     if wanted == "sdpa":
         return []
     if problem := flex_problem(torch.device(device)):

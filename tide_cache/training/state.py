@@ -29,7 +29,7 @@ from tide_cache.errors import CheckpointError
 from tide_cache.progress import doing
 
 MASTER = "master"
-"""The float32 weight itself, beside the optimizer's states."""
+"""The float32 weight itself, next to the optimizer's states."""
 
 STEPS = "adamw_steps"
 
@@ -84,13 +84,13 @@ class SavedState:
         return tensor
 
     def load_weights(self, module: nn.Module) -> None:
-        """Put the masters into a module that no engine holds yet, rounded to its dtype."""
+        """Load the masters into a module that no engine holds yet, rounded to its dtype."""
         with torch.no_grad():
             for name, parameter in _trained(module):
                 parameter.copy_(self.tensor(MASTER, name))
 
     def load_optimizer(self, engine: Any) -> None:
-        """Put masters and states into a fresh engine around that module; every rank calls this."""
+        """Load masters and states into a fresh engine around that module; every rank calls this."""
         adamw = _adamw(engine)
         kinds = [kind for kind in self.kinds if kind != MASTER]
         for held in _held_tensors(engine):

@@ -25,7 +25,7 @@ class WindowFigures:
 
 
 class Window:
-    """Sums up steps until `close`, and begins anew."""
+    """Sums up steps until `close`, then starts over."""
 
     def __init__(self, num_objectives: int, device: torch.device):
         self._num_objectives, self._device = num_objectives, device

@@ -12,7 +12,7 @@ from tide_cache.views.schedule import MIN_T, draw_time, mask_probability, time_o
 
 
 class HasChunks(Protocol):
-    """One sample, or several laid end to end."""
+    """One sample, or several concatenated."""
 
     @property
     def chunks_C4(self) -> Int32s:

@@ -15,7 +15,7 @@ own size are masked: it times the mask still has the mean 1, but high noise leve
 
 Source: docs/decisions/semantics.md.
 
-Shape suffixes: L tokens of all views laid end to end, N masked ones, C chunks, B views, U sizes of units, J nodes of
+Shape suffixes: L tokens of all views, concatenated, N masked ones, C chunks, B views, U sizes of units, J nodes of
 the quadrature over t, E pairs of a view and a size, M those of several tokens.
 """
 

@@ -1,4 +1,4 @@
-"""Scores models on tasks: one after the other, each result kept in a file of its own, so that a rerun goes on.
+"""Scores models on tasks: one after the other, each result kept in its own file, so that a rerun continues.
 
 A result file says what it is a result of: the weights, the tokenizer, the questions and all that shapes an answer. A
 rerun takes it as done if all of that is the same, and refuses the folder otherwise.
