@@ -70,7 +70,7 @@ def evaluate_tasks(
     code_isolation: Annotated[
         Isolation,
         typer.Option(
-            help="How programs are contained. namespaces: no network, no access to files. limits: only time "
+            help="How programs are contained. namespaces: no network, files read-only. limits: only time "
             "and memory, for throw-away machines."
         ),
     ] = "namespaces",
