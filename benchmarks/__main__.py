@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import (
     amortise,
     build,
+    chunks,
     codec,
     head,
     inference,
@@ -29,6 +30,7 @@ from benchmarks.options import MaterialMissing, Options
 BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {
     "amortise": amortise.run,
     "build": build.run,
+    "chunks": chunks.run,
     "codec": codec.run,
     "head": head.run,
     "inference": inference.run,

@@ -83,6 +83,30 @@ def test_the_likeliest_tuples_are_found_and_all_others_are_in_the_tail(seed, siz
             assert np.exp(log_tail_GT[g, index]) == pytest.approx(rest, rel=1e-4, abs=1e-9)
 
 
+@few
+@given(seed=st.integers(0, 999), num_ids=st.integers(1, 12), chunk_k=st.integers(1, 20))
+def test_equally_likely_tuples_come_by_the_ranks_of_their_ids(seed, num_ids, chunk_k):
+    """As sorting all pairs of prefix and last id gives them, though only those that can be kept are looked at."""
+    logits_NV = torch.randint(0, 3, (2, 12), generator=torch.Generator().manual_seed(seed)).float()
+    plan = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=num_ids, top_p=1.0, chunk_k=chunk_k)
+    rows = signals_of(logits_NV, plan, 1.0)
+    tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(np.array([[0, 1]]), rows, plan)
+    first_K, last_K = rows.logprobs_NK.numpy().astype(np.float64)
+    every_X = (first_K[:, None] + last_K).ravel()
+    order_X = np.argsort(-every_X, kind="stable")
+    ids_K2 = rows.ids_NK.numpy()
+    ranks = [divmod(x, num_ids) for x in order_X[:chunk_k].tolist()]
+    assert tuples_GJM[0].tolist() == [[ids_K2[0, i], ids_K2[1, j]] for i, j in ranks]
+    assert np.array_equal(logprobs_GJ[0], every_X[order_X[:chunk_k]])
+    for index, temperature in enumerate(TEMPERATURES):
+        one_N, tail_N = (
+            np.exp(x.numpy()[:, index].astype(np.float64)) for x in (rows.log_partition_NT, rows.log_tail_NT)
+        )
+        outside = tail_N[0] * one_N[1] + np.exp(first_K / temperature).sum() * tail_N[1]
+        rest = outside + np.exp(every_X[order_X[chunk_k:]] / temperature).sum()
+        assert np.exp(log_tail_GT[0, index]) == pytest.approx(rest, rel=1e-12, abs=1e-300)
+
+
 def chunks_of(sizes, student_ids):
     """Chunks that follow each other in the rows, each spelled by the given true student tokens."""
     sizes = np.array(sizes, np.int32)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tide_cache.arrays import ranges, sums_before
+from tide_cache.arrays import sums_before
 from tide_cache.config.settings import LogprobDtype
 from tide_cache.records import Bools, Int32s, MaskedView, SampleId, SamplePair, TeacherSignal, ViewRecord
 from tide_cache.shards.columns import Column, Columns, Ragged, names_of, ragged, scalars
@@ -106,6 +106,9 @@ def masks_of(positions: Ragged, lengths: Sequence[int]) -> Ragged:
     return Ragged(offsets, is_masked)
 
 
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
 def repeats_of_candidates(ids_F: Integers, sizes_J: Integers, owner_J: Integers) -> Bools:
     """Mark candidates [J] whose ids an earlier candidate of the same chunk has.
 
@@ -114,12 +117,28 @@ def repeats_of_candidates(ids_F: Integers, sizes_J: Integers, owner_J: Integers)
         sizes_J: Number of ids of each.
         owner_J: Chunk of each.
     """
-    table = np.full((len(sizes_J), 1 + int(sizes_J.max(initial=0))), -1, np.int64)
-    table[:, 0] = owner_J
-    candidate_F = np.repeat(np.arange(len(sizes_J)), sizes_J)
-    table[candidate_F, 1 + ranges(0, sizes_J)] = ids_F
-    is_repeated_J: Bools = np.ones(len(sizes_J), np.bool_)
-    is_repeated_J[np.unique(table, axis=0, return_index=True)[1]] = False
+    starts_J = np.cumsum(sizes_J) - sizes_J
+    key_J = owner_J.astype(np.uint64)
+    for place in range(int(sizes_J.max(initial=0))):
+        has_J = sizes_J > place
+        if has_J.all():
+            key_J = key_J * _MIX + ids_F[starts_J + place].astype(np.uint64)
+        else:
+            key_J[has_J] = key_J[has_J] * _MIX + ids_F[starts_J[has_J] + place].astype(np.uint64)
+    sorted_J = np.sort(key_J)
+    twice = np.unique(sorted_J[1:][sorted_J[1:] == sorted_J[:-1]])
+    is_repeated_J: Bools = np.zeros(len(sizes_J), np.bool_)
+    if len(twice) == 0:
+        return is_repeated_J
+    # Equal candidates have equal keys; whether those with equal keys are equal is looked at.
+    suspects_S = np.flatnonzero(np.isin(key_J, twice))
+    table = np.full((len(suspects_S), 1 + int(sizes_J[suspects_S].max())), -1, np.int64)
+    table[:, 0] = owner_J[suspects_S]
+    for place in range(table.shape[1] - 1):
+        has_S = sizes_J[suspects_S] > place
+        table[has_S, 1 + place] = ids_F[starts_J[suspects_S[has_S]] + place]
+    is_repeated_J[suspects_S] = True
+    is_repeated_J[suspects_S[np.unique(table, axis=0, return_index=True)[1]]] = False
     return is_repeated_J
 
 

@@ -12,6 +12,7 @@ F student tokens of all candidates, end to end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, compress
 from typing import Protocol
 
 import numpy as np
@@ -92,29 +93,39 @@ def _group(
     """Candidates of the chunks of `size` teacher tokens; `chunks_A` of the result are places in `chunks`."""
     rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
     tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(rows_GM, rows, plan)
-    group_J, rank_J = np.nonzero(logprobs_GJ > -np.inf)
-    tuples_JM, logprobs_J = tuples_GJM[group_J, rank_J], logprobs_GJ[group_J, rank_J]
+    found_J = np.flatnonzero(logprobs_GJ > -np.inf)
+    group_J = found_J // logprobs_GJ.shape[1]
+    tuples_JM, logprobs_J = tuples_GJM.reshape(-1, size)[found_J], logprobs_GJ.ravel()[found_J]
     sizes_J = chunks.student_size_A[members_G][group_J]
     spelled_JP = _spelled(tuples_JM, sizes_J, spelling)
-    is_true_J = (tuples_JM == true_ids_N[rows_GM][group_J]).all(axis=1)
+    true_GM = true_ids_N[rows_GM]
+    is_true_J = np.logical_and.reduce([tuples_JM[:, m] == true_GM[group_J, m] for m in range(size)])
     own = chunks.student_ids_F[places_in_lists(chunks.student_size_A, members_G[group_J[is_true_J]])]
-    place_JP = np.arange(spelled_JP.shape[1]) < sizes_J[:, None]
-    spelled_JP[place_JP & is_true_J[:, None]] = own
+    true_JP = spelled_JP[is_true_J]
+    true_JP[np.arange(spelled_JP.shape[1]) < sizes_J[is_true_J, None]] = own
+    spelled_JP[is_true_J] = true_JP
     is_spelled_J = spelled_JP[:, 0] >= 0
     is_kept_J = is_spelled_J.copy()
     is_kept_J[is_spelled_J] = ~repeats_of_candidates(
-        spelled_JP[is_spelled_J][place_JP[is_spelled_J]], sizes_J[is_spelled_J], group_J[is_spelled_J]
+        _end_to_end(spelled_JP[is_spelled_J], sizes_J[is_spelled_J]), sizes_J[is_spelled_J], group_J[is_spelled_J]
     )
     for index, temperature in enumerate(plan.temperatures):
         np.logaddexp.at(log_tail_GT[:, index], group_J[~is_kept_J], logprobs_J[~is_kept_J] / temperature)
     return ChunkCandidates(
         chunks_A=members_G.astype(np.int32),
         counts_A=np.bincount(group_J[is_kept_J], minlength=len(members_G)).astype(np.int32),
-        ids_F=spelled_JP[is_kept_J][place_JP[is_kept_J]].astype(np.uint32),
+        ids_F=_end_to_end(spelled_JP[is_kept_J], sizes_J[is_kept_J]).astype(np.uint32),
         logprobs_J=logprobs_J[is_kept_J].astype(np.float32),
         log_tail_AT=log_tail_GT.astype(np.float32),
         log_partition_AT=rows.log_partition_NT.numpy()[rows_GM].sum(axis=1, dtype=np.float64).astype(np.float32),
     )
+
+
+def _end_to_end(spelled_JP: Int32s, sizes_J: Int32s) -> Int32s:
+    """Return the first `sizes_J` ids of each row, end to end."""
+    if spelled_JP.shape[1] == 1:
+        return spelled_JP[:, 0]
+    return spelled_JP[np.arange(spelled_JP.shape[1]) < sizes_J[:, None]]
 
 
 def best_tuples(
@@ -138,11 +149,13 @@ def best_tuples(
     tuples_GJM, logprobs_GJ, rest_GT = first.ids_GK[:, :, None], first.logprobs_GK, first.log_tail_GT
     for row_G in rows_GM.T[1:]:
         last = _lists(rows, row_G)
-        extended_GX = (logprobs_GJ[:, :, None] + last.logprobs_GK[:, None, :]).reshape(len(row_G), -1)
         rest_GT = np.logaddexp(rest_GT + last.log_partition_GT, _log_powers(logprobs_GJ, plan) + last.log_tail_GT)
+        rest_GT = np.logaddexp(rest_GT, _hopeless(logprobs_GJ, last.logprobs_GK, plan))
+        prefix_X, last_X = _hopeful(logprobs_GJ.shape[1], last.ids_GK.shape[1], plan.chunk_k)
+        extended_GX = logprobs_GJ[:, prefix_X] + last.logprobs_GK[:, last_X]
         chosen_GJ = np.argsort(-extended_GX, axis=1, kind="stable")[:, : plan.chunk_k]
         rest_GT = np.logaddexp(rest_GT, _log_powers(_without(extended_GX, chosen_GJ), plan))
-        prefix_GJ, last_GJ = np.divmod(chosen_GJ, last.ids_GK.shape[1])
+        prefix_GJ, last_GJ = prefix_X[chosen_GJ], last_X[chosen_GJ]
         tuples_GJM = np.concatenate(
             [
                 np.take_along_axis(tuples_GJM, prefix_GJ[:, :, None], axis=1),
@@ -172,11 +185,36 @@ class _Lists:
 def _lists(rows: RowSignals, row_G: npt.NDArray[np.integer]) -> _Lists:
     is_kept_GK = np.arange(rows.ids_NK.shape[1]) < rows.counts_N.numpy()[row_G, None]
     return _Lists(
-        ids_GK=rows.ids_NK.numpy()[row_G].astype(np.int64),
+        ids_GK=rows.ids_NK.numpy()[row_G].astype(np.int64, copy=False),
         logprobs_GK=np.where(is_kept_GK, rows.logprobs_NK.numpy()[row_G].astype(np.float64), -np.inf),
         log_tail_GT=rows.log_tail_NT.numpy()[row_G].astype(np.float64),
         log_partition_GT=rows.log_partition_NT.numpy()[row_G].astype(np.float64),
     )
+
+
+def _hopeful(num_prefixes: int, num_last: int, chunk_k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the pairs [X] of ranks that can be among the `chunk_k` likeliest, by prefix, then by last id.
+
+    Both lists fall, so (i + 1)(j + 1) - 1 pairs are at least as likely as the pair (i, j), and come first among equals.
+    """
+    rank_J, rank_K = np.arange(1, num_prefixes + 1), np.arange(1, num_last + 1)
+    prefix_X, last_X = np.nonzero(rank_J[:, None] * rank_K <= chunk_k)
+    return prefix_X, last_X
+
+
+def _hopeless(logprobs_GJ: Floats, last_GK: Floats, plan: SignalsConfig) -> Floats:
+    """Return the log of the sum of p^(1/T) over all pairs that `_hopeful` leaves out: [G, T].
+
+    Prefixes with equally many hopeful last ids are taken together: the sum of their pairs is a product of two sums.
+    """
+    start_J = np.minimum(plan.chunk_k // np.arange(1, logprobs_GJ.shape[1] + 1), last_GK.shape[1])
+    beyond_GT = np.full((len(last_GK), len(plan.temperatures)), -np.inf)
+    result_GT, end = beyond_GT, last_GK.shape[1]
+    for start in np.unique(start_J)[::-1].tolist():
+        beyond_GT = np.logaddexp(beyond_GT, _log_powers(last_GK[:, start:end], plan))
+        result_GT = np.logaddexp(result_GT, _log_powers(logprobs_GJ[:, start_J == start], plan) + beyond_GT)
+        end = start
+    return result_GT
 
 
 def _without(logprobs_GX: Floats, chosen_GJ: npt.NDArray[np.int64]) -> Floats:
@@ -202,10 +240,9 @@ def _spelled(tuples_JM: npt.NDArray[np.int64], sizes_J: Int32s, spelling: Spelle
     """Student tokens of each tuple, [J, P], -1 beyond its size; a row begins with -1 where it cannot be spelled."""
     if tuples_JM.shape[1] == 1:
         return spelling.single(tuples_JM[:, 0].astype(np.int32), sizes_J)
+    spelled = [ids or () for ids in spelling.several(list(map(tuple, tuples_JM.tolist())))]
+    fits_J = np.fromiter(map(len, spelled), np.int64, len(spelled)) == sizes_J
     result_JP = np.full((len(tuples_JM), int(sizes_J.max(initial=1))), -1, np.int32)
-    for j, (ids, size) in enumerate(
-        zip(spelling.several(list(map(tuple, tuples_JM.tolist()))), sizes_J.tolist(), strict=True)
-    ):
-        if ids is not None and len(ids) == size:
-            result_JP[j, :size] = ids
+    places_JP = (np.arange(result_JP.shape[1]) < sizes_J[:, None]) & fits_J[:, None]
+    result_JP[places_JP] = list(chain.from_iterable(compress(spelled, fits_J.tolist())))
     return result_JP
