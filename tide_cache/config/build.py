@@ -2,7 +2,7 @@
 
 import datetime
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from annotated_types import Ge
 from pydantic import Field, model_validator
@@ -15,7 +15,7 @@ from tide_cache.config.common import (
     TokenizerConfig,
 )
 from tide_cache.config.sections import BuildViewsConfig, LoadingConfig, SignalsConfig
-from tide_cache.config.settings import Context, PassName, Precision, Setting
+from tide_cache.config.settings import AlignerName, Context, PassName, Precision, Setting
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class BuildStudentConfig(Frozen):
 class PairingConfig(Frozen):
     """How student and teacher tokens are tied together."""
 
-    aligner: Literal["bytes", "tokenkit"] = Field(
+    aligner: AlignerName = Field(
         default="bytes",
         description="bytes: chunks end where both have a byte boundary. tokenkit: the same by bminixhofer/tokenkit.",
     )

@@ -14,6 +14,11 @@ from typing import Any, ClassVar, Literal
 OnBadRow = Literal["error", "skip"]
 """What a row does that cannot be used: it stops the work, or is left out and listed."""
 
+PreparedFormat = Literal["tide-cross", "tide-shared"]
+"""Which of TIDE's preprocessing scripts tokenised a set."""
+
+AlignerName = Literal["bytes", "tokenkit"]
+
 PassName = Literal["plain", "compdemo"]
 """plain: the teacher sees the view. compdemo: it sees two, each showing some of what the other masks."""
 

@@ -12,7 +12,8 @@ where no such file lies is a hub dataset. What the fields of a row may be is in 
 `prepared`, selections in `spec`.
 """
 
-from tide_cache.corpus.prepared import PreparedFormat, open_prepared
+from tide_cache.config.settings import PreparedFormat
+from tide_cache.corpus.prepared import open_prepared
 from tide_cache.corpus.reading import open_corpus
 from tide_cache.corpus.store import Corpus, Row
 

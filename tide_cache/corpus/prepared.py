@@ -18,21 +18,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tide_cache.config.settings import OnBadRow
+from tide_cache.config.settings import OnBadRow, PreparedFormat
 from tide_cache.corpus.reading import RowReading, read_rows
 from tide_cache.corpus.rows import RowFault, kind_of
 from tide_cache.corpus.spec import parse_spec
 from tide_cache.corpus.store import Corpus, RowKind
 from tide_cache.errors import CorpusError, RunFileError
 from tide_cache.records import Int32s, PreparedRow, SampleId
-
-PreparedFormat = Literal["tide-cross", "tide-shared"]
 
 UNLABELLED = -100
 _TOKENS = ("input_ids", "labels", "teacher_input_ids")

@@ -9,10 +9,10 @@ Shape suffixes: N tokens of the batch, L student tokens of a sample, M teacher t
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
-from typing import Literal
 
 import numpy as np
 
+from tide_cache.config.settings import AlignerName
 from tide_cache.pairing.alignment import tokens_within
 from tide_cache.pairing.collecting import Collected, Limits, teacher_fault
 from tide_cache.pairing.contents import SpanAligner, align_at_bytes, align_contents
@@ -39,7 +39,7 @@ class SamplePairer:
         student_max_length: int,
         student_block_size: int,
         fill_last_block: bool,
-        aligner: Literal["bytes", "tokenkit"] = "bytes",
+        aligner: AlignerName = "bytes",
     ) -> None:
         """Say how samples are cut.
 

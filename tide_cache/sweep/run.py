@@ -1,19 +1,15 @@
 """All jobs of a sweep, one after the other or side by side; one that fails does not stop the others."""
 
-import contextlib
-import json
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from tide_cache.child import Child
 from tide_cache.errors import Interrupted, RunFileError, TideCacheError
 from tide_cache.interruption import StopRequest
 from tide_cache.modeling.backbone import resolve_device
@@ -76,7 +72,7 @@ def _run_here(job: Job, on_step: OnJobStep, work: str) -> JobEnd:
 
 
 def devices_of(jobs: Sequence[Job], num_processes: int) -> list[str | None]:
-    """Return each process the name of a GPU, or None on CPUs.
+    """Return the name of each process's GPU, or None on CPUs.
 
     Raises:
         RunFileError: There are fewer GPUs than processes.
@@ -131,62 +127,29 @@ def _run_side_by_side(
             stop.raise_interrupted(f"Stopped. {AGAIN}")
 
 
-class _Worker:
-    """A process that runs jobs, in a session of its own: Ctrl-C reaches the sweep alone, which stops its jobs.
+class _Worker(Child):
+    """A process that runs jobs.
 
     Attributes:
         device: Name of its GPU; None on CPUs.
         job: What it has in hand; None when there is nothing left to do.
-        answers: File descriptor.
-        has_ended: Whether it will say no more.
     """
 
     def __init__(self, job: Job, device: str | None, threads: int, work: str) -> None:
         self.device = device
         self.job: Job | None = None
-        self.has_ended = False
-        self._rest = b""
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-        if device is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = device
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("wb") as log:  # until it has the job, and sends what it says there itself
-            self.popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", WORKER, work],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True, env=environment,
-            )  # fmt: skip
-        assert self.popen.stdout is not None
-        self.answers = self.popen.stdout.fileno()
+            super().__init__([WORKER, work], {} if device is None else {"CUDA_VISIBLE_DEVICES": device}, threads, log)
         self.give(job)
 
     def give(self, job: Job | None) -> None:
         """Hand over the next job, or send the worker home."""
         self.job = job
-        assert self.popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died; the end of its answers says so
-            if job is None:
-                self.popen.stdin.close()
-            else:
-                self.popen.stdin.write(job.model_dump_json().encode() + b"\n")
-                self.popen.stdin.flush()
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Yield what the worker has said since."""
-        part = os.read(self.answers, 1 << 16)
-        self.has_ended = not part
-        *lines, self._rest = (self._rest + part).split(b"\n")
-        for line in lines:
-            yield json.loads(line)
-
-    def bury(self) -> int:
-        """Wait for its end, and return its exit code."""
-        code = self.popen.wait()
-        assert self.popen.stdin is not None
-        assert self.popen.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.popen.stdin.close()
-        self.popen.stdout.close()
-        return code
+        if job is None:
+            self.send_home()
+        else:
+            self.send(job.model_dump_json())
 
 
 def _fault_of(code: int, job: Job) -> str:

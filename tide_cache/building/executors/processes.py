@@ -1,14 +1,12 @@
 """Workers as processes on this machine, each with its own device."""
 
-import contextlib
 import json
 import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tide_cache.building.executors.answers import built_of
@@ -17,6 +15,7 @@ from tide_cache.building.executors.devices import worker_devices
 from tide_cache.building.executors.phases import PhaseMirror
 from tide_cache.building.executors.queue import ShardQueue
 from tide_cache.building.prepared_build import PreparedBuild
+from tide_cache.child import Child
 from tide_cache.config.build import BuildRun
 from tide_cache.modeling.backbone import require_means
 
@@ -64,7 +63,7 @@ class LocalProcesses:
                     if process.has_ended:
                         selector.unregister(process.answers)
                         phases.forget(process)
-                        how = process.bury()
+                        how = _how(process.bury())
                         if process.in_hand:
                             log.on_views(-sum(process.in_hand.values()))
                             for shard in reversed(process.in_hand):
@@ -77,69 +76,33 @@ class LocalProcesses:
             selector.close()
 
 
-class _Process:
+class _Process(Child):
     """One worker, and what it is working on.
 
     Attributes:
         device: Where its teacher is.
-        answers: File descriptor.
         in_hand: Shards that it builds, the oldest first, and how many of their views it has captured.
-        has_ended: Whether it will send nothing more.
     """
 
     def __init__(self, run: BuildRun, device: str, num_workers: int) -> None:
         self.device = device
         self.in_hand: dict[int, int] = {}
-        self.has_ended = False
         self._num_workers = num_workers
-        self._rest = b""
-        threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
-        # Its own session: Ctrl-C reaches only the parent, which stops its workers.
-        self.popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env={"OMP_NUM_THREADS": str(threads), **os.environ},
-        )
-        assert self.popen.stdin is not None
-        assert self.popen.stdout is not None
-        self._orders = self.popen.stdin
-        self.answers = self.popen.stdout.fileno()
-        self._send({"run": run.model_dump(mode="json"), "device": device})
+        super().__init__([WORKER], {}, max(1, len(os.sched_getaffinity(0)) // num_workers))
+        self.send(json.dumps({"run": run.model_dump(mode="json"), "device": device}))
 
     def give(self, queue: ShardQueue) -> None:
         """Hand over more shards, or tell the worker to end."""
         while len(self.in_hand) < queue.share(self._num_workers) and (shard := queue.take()) is not None:
             self.in_hand[shard] = 0
-            self._send(shard)
+            self.send(json.dumps(shard))
         if not self.in_hand:
-            self._close_orders()
+            self.send_home()
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Yield what the worker has sent since."""
-        part = os.read(self.answers, 1 << 16)
-        self.has_ended = not part
-        *lines, self._rest = (self._rest + part).split(b"\n")
-        for line in lines:
-            yield json.loads(line)
 
-    def bury(self) -> str:
-        """Wait for a worker that has ended, and return how it ended."""
-        self._close_orders()
-        code = self.popen.wait()
-        assert self.popen.stdout is not None
-        self.popen.stdout.close()
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-
-    def _send(self, document: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has died; the end of its answers says so
-            self._orders.write(json.dumps(document).encode() + b"\n")
-            self._orders.flush()
-
-    def _close_orders(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._orders.close()
+def _how(code: int) -> str:
+    """Say how a process ended."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 
 def _hear(process: _Process, answer: dict[str, Any], queue: ShardQueue, log: BuildLog) -> None:
