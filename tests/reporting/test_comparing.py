@@ -63,6 +63,17 @@ def test_without_an_evaluation_that_all_share_the_training_views_are_compared(tm
     assert table.rows[0].accuracy is None
 
 
+def test_what_a_sweep_measured_is_an_evaluation(tmp_path):
+    folders = [write_run(tmp_path / "a", kinds=("ce",)), write_run(tmp_path / "b")]
+    for folder, nll in zip(folders, (2.0, 1.5), strict=True):
+        scores = {"corpus": {"spec": "rows.jsonl"}, "max_length": 64, "nll": evaluation(nll)["nll"]}
+        (folder / "held-out.json").write_text(json.dumps(scores))
+        (folder / "model/tide_cache.json").write_text(json.dumps({"block_size": 8}))
+    table = compare_arms(make_arms(read_all(folders)))
+    assert table.measure == "held-out NLL (nats per token)"
+    assert [row.measure.value.mean for row in table.rows] == [2.0, 1.5]
+
+
 def test_runs_with_other_tokens_are_compared_by_bytes(tmp_path):
     folders = [write_run(tmp_path / "a", kinds=("ce",), nll=1.0), write_run(tmp_path / "b")]
     (folders[1] / "eval.json").write_text(json.dumps(evaluation(2.0, num_supervised=80, nats_per_byte=0.1)))

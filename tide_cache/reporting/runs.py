@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from tide_cache.errors import RunFolderError
 from tide_cache.evaluation import AgreementReport, NllReport
 from tide_cache.reporting.task_curves import Curves, read_curves
+from tide_cache.sweep.arms import SCORES
 from tide_cache.training.metrics import StepMetrics, read_metrics
 from tide_cache.training.reporters import scalars
 from tide_cache.unreadable import told_apart
@@ -68,7 +69,7 @@ class RunFigures:
         train_s: Seconds of training, over all resumed parts.
         curve: Its metrics.
         nll_stages: NLL by t at the start, in the middle and at the end.
-        evaluations: Documents `eval*.json` of the folder that hold an NLL, by name.
+        evaluations: Documents `eval*.json` of the folder that hold an NLL, by name, and what a sweep measured.
         other_evaluations: Names of those that hold something else.
         curves: Accuracy against tokens per forward, of `eval*/results.json` in the folder.
     """
@@ -126,6 +127,8 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
     model = folder / "model"
     provenance = _document(model / "tide_cache.json") if (model / "config.json").is_file() else None
     documents = {path: _document(path) for path in sorted(folder.glob("eval*.json"))}
+    if provenance is not None and (scores := folder / SCORES).is_file():
+        documents[scores] = _as_evaluation(_document(scores), provenance)
     return RunFigures(
         name=name or run_names([folder])[0],
         settings=_shortened(settings),
@@ -141,6 +144,13 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         other_evaluations=tuple(path.name for path, found in documents.items() if "nll" not in found),
         curves=_curves(folder),
     )
+
+
+def _as_evaluation(scores: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+    """Return what a sweep measured in the form of `tide-cache eval`."""
+    corpus = scores.get("corpus")
+    dataset = corpus.get("spec") if isinstance(corpus, dict) else None
+    return {**scores, "dataset": dataset, "block_size": provenance.get("block_size"), "agreement": None}
 
 
 def _curves(folder: Path) -> Curves:

@@ -11,6 +11,9 @@ from tide_cache.config.sweep import ArmConfig, SweepRun
 from tide_cache.config.train import TrainRun
 from tide_cache.errors import RunFileError, fault_list
 
+SCORES = "held-out.json"
+"""What a student was measured as, in its folder."""
+
 
 class HeldOut(Frozen):
     """Text on which every student is measured.

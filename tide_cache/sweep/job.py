@@ -22,7 +22,7 @@ from tide_cache.pairing import PairedRows, encode_student
 from tide_cache.pairing.checking import require_samples
 from tide_cache.pairing.dates import today
 from tide_cache.records import ChatRow
-from tide_cache.sweep.arms import HeldOut, Job
+from tide_cache.sweep.arms import SCORES, HeldOut, Job
 from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints, find_checkpoint, read_marker
 from tide_cache.training.distributed import World
 from tide_cache.training.metrics import OnStep
@@ -30,9 +30,6 @@ from tide_cache.training.prepare import Prepared, prepare
 from tide_cache.training.run import train_prepared
 
 _MEND = "Fix the rows, or give others. Nothing was trained."
-SCORES = "held-out.json"
-"""What a student was measured as, in its folder."""
-
 State = Literal["new", "unfinished", "trained"]
 
 
