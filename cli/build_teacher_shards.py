@@ -13,6 +13,7 @@ from tide_cache.config.build import BuildRun
 from tide_cache.errors import RunFileError
 from tide_cache.locations import CachePath
 from tide_cache.places import require_checkpoint
+from tide_cache.wording import shared_views
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_text, say, size
 from .options import (
@@ -159,7 +160,7 @@ def _dry_run(run: BuildRun, json: bool) -> None:
         return
     print_text(
         f"# cache {named}: {number(estimate.num_rows)} rows in {number(estimate.num_shards)} shards, "
-        f"{run.views.num_views} views each\n"
+        f"{build.identity.stored_views} views each{shared_views(run.teacher.context, run.views.num_views)}\n"
         f"# about {number(estimate.masked_positions)} masked positions, at most about {size(estimate.cache_bytes)}; "
         f"rough, from {number(estimate.rows_sampled)} rows, {percent(estimate.coverage)} of whose supervised tokens "
         f"are in chunks\n{run_toml(run)}"
@@ -173,12 +174,13 @@ def _show(report: ProgressReport, progress: "BuildProgress") -> None:
 
 
 def _print_summary(run: BuildRun, summary: "BuildSummary") -> None:
+    shared = shared_views(run.teacher.context, run.views.num_views)
     fields = [
         ("cache", str(summary.cache)),
         ("cache id", summary.cache_id),
         ("passes", ", ".join(summary.passes)),
         ("shards", f"{number(summary.num_shards)} ({number(summary.shards_reused)} already existed)"),
-        ("samples", f"{number(summary.num_samples)}, {summary.num_views} views each"),
+        ("samples", f"{number(summary.num_samples)}, {summary.num_views} views each{shared}"),
         ("masked positions", number(summary.masked_positions)),
         ("coverage", f"{percent(summary.coverage)} of supervised tokens are in chunks"),
         ("size", f"{size(summary.cache_bytes)}, {_bytes_per_position(summary)} per masked position"),

@@ -11,7 +11,7 @@ from tide_cache.config.settings import PassName
 from tide_cache.errors import RunFileError
 from tide_cache.locations import cache_path
 from tide_cache.places import require_cache
-from tide_cache.wording import leaves, sparkline, visible
+from tide_cache.wording import leaves, shared_views, sparkline, visible
 
 from .console import (
     chatter_to_stderr,
@@ -163,12 +163,13 @@ def _print_chunk_lengths(found: "Inspection") -> None:
 
 
 def _sample_fields(found: "Inspection") -> list[tuple[str, str]]:
+    shared = shared_views(found.identity["teacher"].get("context"), found.identity["views"]["num_views"])
     return [
         ("rows of the corpus", number(found.num_rows)),
         ("samples", number(found.num_samples)),
         *((f"dropped: {reason}", number(count)) for reason, count in found.dropped.items()),
         ("truncated", number(found.pairing.get("truncated", 0))),
-        ("views", f"{number(found.num_views)}, {found.identity['views']['num_views']} of each sample"),
+        ("views", f"{number(found.num_views)}, {found.num_views // max(found.num_samples, 1)} of each sample{shared}"),
         ("supervised tokens", number(found.pairing.get("supervised_tokens", 0))),
         ("coverage", f"{percent(found.coverage)} of supervised tokens are in chunks"),
         ("chunks", number(found.pairing.get("chunks", 0))),

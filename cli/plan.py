@@ -9,6 +9,7 @@ from tide_cache.building.budget import Budget
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
 from tide_cache.places import require_checkpoint
+from tide_cache.wording import shared_views
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say, size
 from .options import (
@@ -71,7 +72,7 @@ def plan(
     if json:
         print_json(asdict(found))
     else:
-        _print_plan(found)
+        _print_plan(run, found)
     if found.is_cut:
         say(
             f"--budget {budget:g} s ended the sample: counts come from {number(found.rows_counted)} rows, sizes from "
@@ -86,7 +87,8 @@ def plan(
         )
 
 
-def _print_plan(found: "CachePlan") -> None:
+def _print_plan(run: BuildRun, found: "CachePlan") -> None:
+    shared = shared_views(run.teacher.context, run.views.num_views)
     online = found.online
     free = "an object store" if found.free_bytes is None else f"{size(found.free_bytes)} free"
     per_position = found.cache_bytes / max(found.masked_positions, 1)
@@ -98,7 +100,7 @@ def _print_plan(found: "CachePlan") -> None:
         [
             ("shards", number(found.num_shards)),
             ("samples", f"{number(found.num_samples)}, {percent(found.dropped)} of rows dropped"),
-            ("views", f"{found.num_views} of each sample, passes: {', '.join(found.passes)}"),
+            ("views", f"{found.num_views} of each sample{shared}, passes: {', '.join(found.passes)}"),
             ("masked positions", number(found.masked_positions)),
             ("coverage", f"{percent(found.coverage)} of supervised tokens are in chunks"),
             ("size", f"{size(found.cache_bytes)}, {per_position:.1f} B per masked position"),

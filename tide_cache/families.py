@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
-ShownContext = Literal["block", "full"]
+ShownContext = Literal["block", "full", "causal"]
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Fields under which a configuration may state its number of experts."""
@@ -26,7 +26,7 @@ class Family:
         model_types: What config.json may have as `model_type`.
         architectures: Class names in config.json; they distinguish families with one `model_type`.
         replaces_code: It replaces the code that such checkpoints name in `auto_map`.
-        native: What it was trained to be shown; None for a causal model, which denoises only after training.
+        native: What it was trained to be shown; a causal model denoises only after training.
         contexts: What it can be shown.
         is_shifted: The output at position i - 1 predicts token i; the adapter puts every row at its own token.
         mask_id: The mask token it was trained with, where config.json does not say.
@@ -45,7 +45,7 @@ class Family:
     model_types: tuple[str, ...]
     architectures: tuple[str, ...]
     replaces_code: bool = True
-    native: ShownContext | None = "block"
+    native: ShownContext = "block"
     contexts: tuple[ShownContext, ...] = ("block", "full")
     is_shifted: bool = False
     mask_id: int | None = None
@@ -73,7 +73,8 @@ class Family:
 def _causal(name: str, architecture: str, models: str, *tells: str) -> Family:
     return Family(
         name, models, f"stock {architecture}", True, (name,), (f"{architecture}ForCausalLM",), replaces_code=False,
-        native=None, mask_text="name one", tells=tells, licence="the model's own",
+        native="causal", contexts=("causal", "block", "full"), mask_text="name one", tells=tells,
+        licence="the model's own",
     )  # fmt: skip
 
 

@@ -15,6 +15,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 
+def shared_views(context: object, num_views: int) -> str:
+    """Say after the number of stored views that all views of training read the one; nothing of other caches.
+
+    Args:
+        context: What the teacher is shown.
+        num_views: Views of training.
+    """
+    return f", read by all {num_views} views of training (context causal)" if context == "causal" else ""
+
+
 def percent(value: float | None) -> str:
     """Write a share."""
     return "-" if value is None else f"{value:.1%}"

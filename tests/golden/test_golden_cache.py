@@ -56,6 +56,6 @@ def test_a_newer_format_is_refused_with_the_version_needed(tmp_path, name):
     cache = tmp_path / "cache"
     shutil.copytree(GOLDEN, cache)
     document = json.loads((cache / name).read_bytes())
-    (cache / name).write_text(json.dumps({**document, "format_version": 2, "field of the future": 1}))
-    with pytest.raises(CacheMismatchError, match=r"format version 2; this release reads up to version 1\.\nInstall"):
+    (cache / name).write_text(json.dumps({**document, "format_version": 3, "field of the future": 1}))
+    with pytest.raises(CacheMismatchError, match=r"format version 3; this release reads up to version 2\.\nInstall"):
         READS[name](cache)

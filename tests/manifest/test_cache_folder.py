@@ -364,9 +364,9 @@ def test_a_manifest_that_contradicts_itself_is_refused(cache, change, message):
 @pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
 def test_a_newer_version_is_refused_with_the_version_needed(cache, name):
     """Before its unknown fields are."""
-    document = {**json.loads((cache / name).read_bytes()), "format_version": 2, "something_new": 1}
+    document = {**json.loads((cache / name).read_bytes()), "format_version": 3, "something_new": 1}
     (cache / name).write_text(json.dumps(document))
-    with pytest.raises(CacheMismatchError, match="Install a release of tide-cache that reads format version 2"):
+    with pytest.raises(CacheMismatchError, match="Install a release of tide-cache that reads format version 3"):
         Manifest.load(cache) if name == "manifest.json" else CacheFolder(cache).begin(IDENTITY, PLAN, ["plain"])
 
 

@@ -225,7 +225,7 @@ class _Log:
         on_progress: OnProgress | None,
     ) -> None:
         showings = {shard: sum(SHOWINGS[table] for table in tables) for shard, tables in missing.items()}
-        num_views = sum(_most_samples(build, shard) * n for shard, n in showings.items()) * build.views.num_views
+        num_views = sum(_most_samples(build, shard) * n for shard, n in showings.items()) * build.identity.stored_views
         self._folder, self._stop, self._on_progress = folder, stop, on_progress
         self._num_shards, self._num_views = num_shards, num_views
         self._shards, self._views, self._bytes = num_shards - len(missing), 0, 0
@@ -274,7 +274,7 @@ def _summary(
         num_shards=build.plan.num_shards,
         shards_reused=shards_reused,
         num_samples=int(pairs["samples"]),
-        num_views=build.views.num_views,
+        num_views=build.identity.stored_views,
         masked_positions=int(signals["masked_student_positions"]),
         cache_bytes=sum(record.size for record in records),
         coverage=pairs["covered_tokens"] / max(pairs["supervised_tokens"], 1),

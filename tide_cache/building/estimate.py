@@ -8,7 +8,6 @@ from tide_cache.corpus import Corpus, Row
 from tide_cache.disk import free_bytes
 from tide_cache.errors import WriteError
 from tide_cache.locations import CachePath
-from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 
 ROWS_SAMPLED = 64
@@ -60,8 +59,7 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
         is_pair_C = pair.is_aligned_pair_C(build.capture.shared_vocab_size)
         student_size_C = pair.chunks_C4[:, 3] - pair.chunks_C4[:, 2]
         num_tokens += len(pair.student_ids_L)
-        for number in range(build.views.num_views):
-            view = draw_view(pair, number, build.views)
+        for view in build.draw_views(pair):
             is_active_C = active_chunks(pair, view)
             num_masked += int(view.is_student_masked_L.sum())
             num_kept_rows += int((is_active_C & is_pair_C).sum()) if signals.has_topk else 0

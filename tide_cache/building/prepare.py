@@ -14,6 +14,7 @@ from tide_cache.config.build import BuildRun
 from tide_cache.config.common import TokenizerConfig
 from tide_cache.corpus import Corpus, open_corpus, open_prepared
 from tide_cache.errors import CorpusError, RunFileError, TideCacheError, fault_list
+from tide_cache.families import FAMILIES
 from tide_cache.manifest import (
     CacheIdentity,
     PairingIdentity,
@@ -23,6 +24,7 @@ from tide_cache.manifest import (
     ViewsIdentity,
     VocabSizes,
 )
+from tide_cache.manifest.identity import version_for
 from tide_cache.manifest.manifest import read_plan
 from tide_cache.modeling.backbone import (
     CheckpointInfo,
@@ -42,7 +44,7 @@ from tide_cache.pairing import (
 )
 from tide_cache.pairing.checking import LengthLimit, remarks, require_samples, require_usable
 from tide_cache.pairing.dates import today
-from tide_cache.teacher.capture import CapturePlan
+from tide_cache.teacher.capture import CapturePlan, require_prefixes
 
 ROWS_HELD_AGAINST_TOKENIZERS = 64
 
@@ -71,11 +73,16 @@ def prepare_build(
     """
     checkpoint = read_checkpoint(run.teacher.model, run.teacher.revision)
     section = run.teacher.tokenizer or TokenizerConfig(path=str(checkpoint.folder))
+    if run.teacher.context == "causal" and section.mask_token is None:  # it never sees one, so that any will do
+        section = section.model_copy(update={"add_mask_token": True})
     teacher = TextTokenizer.load(**dict(section), mask_id=checkpoint.mask_id)
     student = TextTokenizer.load(**dict(run.student.tokenizer))
     shared = shared_vocab_size(teacher, student)
-    faults = checkpoint.fit_faults(teacher.vocab_size, run.teacher.max_length, "teacher")
-    faults += checkpoint.mask_faults(teacher.mask_id, teacher.mask_token, "teacher.tokenizer")
+    faults = _context_faults(run, checkpoint)
+    is_mask_alone = run.teacher.context == "causal" and teacher.is_mask_added
+    faults += checkpoint.fit_faults(teacher.vocab_size - is_mask_alone, run.teacher.max_length, "teacher")
+    if run.teacher.context != "causal":
+        faults += checkpoint.mask_faults(teacher.mask_id, teacher.mask_token, "teacher.tokenizer")
     if run.teacher.context == "block":
         faults += checkpoint.block_faults(run.teacher.block_size, "teacher")
     faults += unsupported_loading(checkpoint, run.teacher.loading)
@@ -97,6 +104,9 @@ def prepare_build(
         views_per_forward=run.build.views_per_forward,
     )
     paired = _paired(run, corpus, pairer, plan) if pairs_all else None
+    if run.teacher.context == "causal" and paired is not None:
+        for shard in range(plan.num_shards):
+            require_prefixes(paired.shard(shard).pairs)
     # For a folder `revision` is as given, since nothing resolves it.
     unknown = {"revision": checkpoint.commit or run.teacher.revision, "config_sha256": None, "weights_sha256": None}
     build = PreparedBuild(
@@ -230,13 +240,35 @@ def _rows_and_pairer(run: BuildRun, teacher: TextTokenizer, student: TextTokeniz
     return corpus, prepared
 
 
+def _context_faults(run: BuildRun, checkpoint: CheckpointInfo) -> list[str]:
+    """List a causal context for a model that is none, and what has no meaning under it."""
+    if run.teacher.context != "causal":
+        return []
+    faults, family = [], FAMILIES[checkpoint.model_type]
+    if "causal" not in family.contexts:
+        way_out = f"use teacher.context = {family.native!r}"
+        if checkpoint.converted_from is not None:
+            way_out = f"give the causal model that it was converted from ({checkpoint.converted_from})"
+        faults.append(
+            f"teacher.context: found 'causal', but {checkpoint.location} ({checkpoint.model_type}) is a masked "
+            f"diffusion model, which sees both sides; {way_out}"
+        )
+    if "compdemo" in run.build.passes:
+        faults.append(
+            "build.passes: found 'compdemo' with teacher.context = 'causal': it shows parts of what is masked, and a "
+            "causal teacher sees every true token before the one it predicts; leave compdemo out"
+        )
+    return faults
+
+
 def _untrained_faults(run: BuildRun, checkpoint: CheckpointInfo) -> list[str]:
-    if checkpoint.converted_from is None or run.teacher.allow_untrained:
+    if checkpoint.converted_from is None or run.teacher.allow_untrained or run.teacher.context == "causal":
         return []
     return [
         f"teacher.model: {checkpoint.location} was converted from {checkpoint.converted_from} and never trained to "
         "denoise, so it predicts nothing useful; train it first (tide-cache train --student), or say "
-        "--allow-untrained (teacher.allow_untrained). If it was trained elsewhere, remove its tide_cache.json"
+        "--allow-untrained (teacher.allow_untrained). Or take the causal model that it was made of, with "
+        "teacher.context = 'causal'. If it was trained elsewhere, remove its tide_cache.json"
     ]
 
 
@@ -270,6 +302,7 @@ def _identity(
     day: datetime.date | None,
 ) -> CacheIdentity:
     return CacheIdentity(
+        format_version=version_for(run.teacher.context),
         corpus_hash=corpus.content_hash,
         num_rows=len(corpus),
         teacher={

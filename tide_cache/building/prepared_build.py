@@ -12,7 +12,9 @@ from tide_cache.manifest import CacheIdentity, ShardPlan
 from tide_cache.modeling.backbone import CheckpointInfo
 from tide_cache.pairing import PairedRows, Spelling
 from tide_cache.progress import doing
+from tide_cache.records import MaskedView, SamplePair
 from tide_cache.teacher.capture import CapturePlan
+from tide_cache.views import draw_view, whole_view
 
 
 class Pairer(Protocol):
@@ -54,6 +56,12 @@ class PreparedBuild:
     special_tokens: dict[str, dict[str, str | list[str]]]
     paired: PairedCorpus | None = None
     remarks: tuple[str, ...] = ()
+
+    def draw_views(self, pair: SamplePair) -> list[MaskedView]:
+        """Draw the views of a sample that are captured and stored."""
+        if self.identity.is_shared:
+            return [whole_view(pair)]
+        return [draw_view(pair, number, self.views) for number in range(self.views.num_views)]
 
     def spelling(self) -> Spelling | None:
         """Spell the teacher's vocabulary for the student, where candidate chunks are wanted; takes seconds."""

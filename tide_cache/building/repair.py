@@ -117,7 +117,7 @@ def _mend_files(damage: RepairReport, run: BuildRun | None, quarantine: Quaranti
     """Restore plan, records and shards as the manifest describes them; return the shards computed again."""
     root, bad = damage.cache, damage.bad_files
     manifest = Manifest.load(root, files)
-    plan = PlanDocument(identity=manifest.identity, plan=manifest.plan)
+    plan = PlanDocument.of(manifest.identity, manifest.plan)
     records = [record for table in manifest.tables for record in manifest.shards[table]]
     lost = [record for record in records if _name(record) in bad]
     if lost:
@@ -125,7 +125,7 @@ def _mend_files(damage: RepairReport, run: BuildRun | None, quarantine: Quaranti
         if any(record.table != "pairs" for record in lost):
             InProcess().check(run)
         build = prepare_build(run)
-        require_same_identity(root / "manifest.json", plan, PlanDocument(identity=build.identity, plan=build.plan))
+        require_same_identity(root / "manifest.json", plan, PlanDocument.of(build.identity, build.plan))
         _mend_shards(root, run, build, lost, quarantine, files)
     documents: dict[str, Frozen] = {"plan.json": plan}
     documents |= {record_path(Path(), record.table, record.shard).as_posix(): record for record in records}
@@ -175,9 +175,9 @@ def _make_manifest(
         plan_is_bad = True
         run = _required(run, root, ["plan.json"])
         assert build is not None
-        plan = PlanDocument(identity=build.identity, plan=build.plan)
+        plan = PlanDocument.of(build.identity, build.plan)
     if build is not None:
-        require_same_identity(root / "plan.json", plan, PlanDocument(identity=build.identity, plan=build.plan))
+        require_same_identity(root / "plan.json", plan, PlanDocument.of(build.identity, build.plan))
     passes = _whole_passes(root, plan, files) | set(build.passes if build else ())
     faults = _unvouched(root, plan, tables_of(passes), files)
     if faults:

@@ -11,7 +11,6 @@ from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.shards import EncodedShard, PassName, ShardHeader, TableName, encode_pairs, encode_signals
 from tide_cache.teacher.capture import Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
-from tide_cache.views import draw_view
 
 SHOWINGS: dict[TableName, int] = {"pairs": 0, "plain": 1, "compdemo": 2}
 """How often the teacher sees a view, at most, for each table."""
@@ -121,7 +120,7 @@ def capture_records(
         name: The pass.
         on_views: As for `capture_shard`.
     """
-    views = [[draw_view(pair, number, build.views) for number in range(build.views.num_views)] for pair in pairs]
+    views = [build.draw_views(pair) for pair in pairs]
     if name == "compdemo":
         signals = compdemo_signals(teacher, pairs, views, build.views.seed, build.views.demo_ratio, on_views)
     else:

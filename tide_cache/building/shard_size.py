@@ -40,7 +40,7 @@ def reads_per_sample(run: BuildRun) -> int:
     Under the block mask the views of a forward share one clean copy. Each view of `compdemo` takes two forwards.
     """
     forwards = sum({"plain": 1, "compdemo": 2}[name] for name in run.build.passes)
-    views = run.views.num_views
+    views = 1 if run.teacher.context == "causal" else run.views.num_views
     clean = -(-views // run.build.views_per_forward) if run.teacher.context == "block" else 0
     return forwards * (views + clean)
 

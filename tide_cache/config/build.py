@@ -15,7 +15,7 @@ from tide_cache.config.common import (
     TokenizerConfig,
 )
 from tide_cache.config.sections import BuildViewsConfig, LoadingConfig, SignalsConfig
-from tide_cache.config.settings import AlignerName, Context, PassName, Precision, Setting
+from tide_cache.config.settings import AlignerName, PassName, Precision, Setting, TeacherContext
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class ShownTeacher(Setting):
     """Commit of a hub checkpoint, 40 hex digits."""
     tokenizer: TokenizerConfig | None = None
     """By default the one beside the checkpoint."""
-    context: Context = "block"
-    """full: x_t alone, bidirectional. block: [x_t, x_0] under the block-diffusion mask."""
+    context: TeacherContext = "block"
+    """full: x_t alone, bidirectional. block: [x_t, x_0] under the block-diffusion mask. causal: the true tokens before
+    each one, for a causal model; captured once, for all views."""
     block_size: Annotated[int, Ge(1)] = 32
     """Tokens per block in the block context."""
     max_length: Annotated[int, Ge(1)] = 1024

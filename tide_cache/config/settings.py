@@ -33,6 +33,9 @@ TimeSampling = Literal["stratified", "uniform"]
 Context = Literal["full", "block"]
 """What a model is shown: `full` is x_t alone, bidirectional, `block` is [x_t, x_0] under the block mask."""
 
+TeacherContext = Literal["full", "block", "causal"]
+"""What a teacher is shown of a sample: as a denoiser, or, under `causal`, the true tokens before each one."""
+
 Precision = Literal["float32", "bfloat16"]
 Quantisation = Literal["none", "8bit", "4bit"]
 AttentionKind = Literal["sdpa", "flex"]

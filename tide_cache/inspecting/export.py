@@ -115,7 +115,7 @@ class ExportedView:
         """Open a view; arguments and errors are those of `export_view`."""
         manifest = Manifest.load(cache)
         which = manifest.require_pass(cache, signal_pass)
-        num_views = manifest.identity.views.num_views
+        num_views = manifest.identity.stored_views
         if not 0 <= view < num_views:
             raise RunFileError(
                 f"{cache}: found no view {view}; expected 0 to {num_views - 1}, one of those of each sample"

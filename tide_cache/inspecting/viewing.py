@@ -185,10 +185,9 @@ def example_views(cache: CachePath) -> tuple[int, ...]:
         return ()
     pairs = manifest.reader(cache, "pairs", shards[0]).read_pairs(0)
     sample = sorted(range(len(pairs)), key=lambda index: len(pairs[index].student_ids_L))[len(pairs) // 2]
-    views = manifest.identity.views
-    plan = BuildViewsConfig(**dict(views))
-    ordered = sorted(range(views.num_views), key=lambda view: draw_view(pairs[sample], view, plan).t)
-    return tuple(sample * views.num_views + ordered[index] for index in evenly(len(ordered), EXAMPLES))
+    num_views, plan = manifest.identity.stored_views, BuildViewsConfig(**dict(manifest.identity.views))
+    ordered = sorted(range(num_views), key=lambda view: draw_view(pairs[sample], view, plan).t)
+    return tuple(sample * num_views + ordered[index] for index in evenly(len(ordered), EXAMPLES))
 
 
 def require_student_tokenizer(name: str, manifest: Manifest) -> TextTokenizer:
@@ -243,7 +242,7 @@ def _spell_ids(ids: Sequence[int]) -> str:
 
 
 def _read_view(cache: CachePath, manifest: Manifest, which: PassName, number: int) -> ViewRecord:
-    num_views = manifest.identity.views.num_views
+    num_views = manifest.identity.stored_views
     sample, view = divmod(number, num_views)
     for shard, record in enumerate(manifest.shards["pairs"]):
         if sample < record.num_samples:

@@ -7,12 +7,15 @@ from typing import get_args
 import numpy as np
 
 from tide_cache.arrays import sums_before
+from tide_cache.config.sections import BuildViewsConfig
 from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.shared_views import cut_view
 from tide_cache.loading.source import GroupCache
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.records import ViewRecord
 from tide_cache.shards import PassName, ShardLayout, SignalKind
+from tide_cache.views import draw_view
 
 HELD_GROUPS = 32
 """Row groups kept decoded for each view of a step: twice the order's window."""
@@ -41,6 +44,8 @@ class CacheSource:
             signals: Which of its signals to decode, by default all; `truth` always is.
         """
         self._num_views = num_views or manifest.identity.views.num_views
+        self._is_shared = manifest.identity.is_shared
+        self._views = BuildViewsConfig(**dict(manifest.identity.views))
         self._pass, self._signals = signal_pass or manifest.passes[0], signals
         layouts = [ShardLayout(record.num_samples, 1) for record in manifest.shards["pairs"]]
         self._places = [(shard, group) for shard, layout in enumerate(layouts) for group in range(layout.num_groups)]
@@ -55,13 +60,17 @@ class CacheSource:
         return self._sizes
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
-        """Return view `epoch mod num_views` of each of the samples."""
+        """Return view `epoch mod num_views` of each of the samples; a shared one is cut to the view drawn here."""
         view = epoch % self._num_views
+        stored = 0 if self._is_shared else view
         groups = np.searchsorted(self._first_sample, samples, side="right") - 1
-        return [
-            self._groups.get(int(group), view)[int(sample - self._first_sample[group])]
+        records = [
+            self._groups.get(int(group), stored)[int(sample - self._first_sample[group])]
             for group, sample in zip(groups, samples, strict=True)
         ]
+        if self._is_shared:
+            return [cut_view(record, draw_view(record.pair, view, self._views)) for record in records]
+        return records
 
     def _read(self, group: int, view: int) -> list[ViewRecord]:
         shard, group_of_shard = self._places[group]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tide_cache.config.base import Frozen
 from tide_cache.errors import CacheMismatchError, ShardCorruptError
 from tide_cache.locations import CachePath
-from tide_cache.shards import FORMAT_VERSION, Files
+from tide_cache.shards import NEWEST_VERSION, Files
 
 Document = TypeVar("Document", bound=Frozen)
 
@@ -48,9 +48,9 @@ def read_document(path: CachePath, model: type[Document], max_bytes: int, files:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if type(version) is not int:
         raise ShardCorruptError(f"{path}: found format_version {version!r}, expected a number. {_way_out(path)}")
-    if version > FORMAT_VERSION:
+    if version > NEWEST_VERSION:
         raise CacheMismatchError(
-            f"{path}: format version {version}; this release reads up to version {FORMAT_VERSION}.\n"
+            f"{path}: format version {version}; this release reads up to version {NEWEST_VERSION}.\n"
             f"Install a release of tide-cache that reads format version {version}."
         )
     try:

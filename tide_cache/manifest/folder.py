@@ -60,7 +60,7 @@ class CacheFolder:
         Raises:
             CacheMismatchError: The folder holds another build (lists every differing field), or something else.
         """
-        declared = PlanDocument(identity=identity, plan=plan)
+        declared = PlanDocument.of(identity, plan)
         path = self.root / "plan.json"
         if not self._is_begun():
             self._make_folder(self.root)
@@ -86,7 +86,7 @@ class CacheFolder:
         """Check, without writing, that `begin` would take this build; raises what it would raise."""
         path = self.root / "plan.json"
         if self._is_begun():
-            require_same_identity(path, self.plan_document, PlanDocument(identity=identity, plan=plan))
+            require_same_identity(path, self.plan_document, PlanDocument.of(identity, plan))
 
     @cached_property
     def plan_document(self) -> PlanDocument:
@@ -191,6 +191,7 @@ class CacheFolder:
             if len(shards[table]) < len(records):
                 raise incomplete(self.root, document, self._files)
         return Manifest(
+            format_version=self.plan_document.identity.format_version,
             tide_cache_version=__version__,
             identity=document.identity,
             plan=document.plan,

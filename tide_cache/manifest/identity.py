@@ -6,15 +6,15 @@ every value, and is read for ever. They are made of the settings by name, and a 
 """
 
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tide_cache.config.base import Frozen
 from tide_cache.config.settings import CodecName, LogprobDtype, Schedule, TimeSampling
 from tide_cache.errors import CacheMismatchError
 from tide_cache.locations import CachePath
-from tide_cache.shards import FORMAT_VERSION, ShardRules, canonical_json
+from tide_cache.shards import FORMAT_VERSION, SHARED_VIEWS_VERSION, ShardRules, canonical_json
 
 ABSENT = "(absent)"
 
@@ -95,6 +95,23 @@ class CacheIdentity(Frozen):
     views: ViewsIdentity
     signals: SignalsIdentity
 
+    @model_validator(mode="after")
+    def _version_of_shared_views(self) -> Self:
+        expected = version_for(self.teacher.get("context"))
+        if self.format_version < expected:
+            raise ValueError(f"format_version: found {self.format_version}, context 'causal' needs {expected}")
+        return self
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether one stored view serves all views of training: what a causal teacher says does not depend on masks."""
+        return self.teacher.get("context") == "causal"
+
+    @property
+    def stored_views(self) -> int:
+        """Views of each sample that the shards hold; training draws `views.num_views` in either case."""
+        return 1 if self.is_shared else self.views.num_views
+
     @property
     def cache_id(self) -> str:
         """16 hex digits that stand for all of it."""
@@ -104,7 +121,7 @@ class CacheIdentity(Frozen):
     def shard_rules(self) -> ShardRules:
         """What the values of the shards are checked against."""
         return ShardRules(
-            num_views=self.views.num_views,
+            num_views=self.stored_views,
             student_vocab_size=self.vocab_sizes.student,
             teacher_vocab_size=self.vocab_sizes.teacher,
             temperatures=self.signals.temperatures,
@@ -115,6 +132,11 @@ class CacheIdentity(Frozen):
     def differences(self, other: "CacheIdentity") -> list[tuple[str, Any, Any]]:
         """Fields that differ, as (dotted name, value here, value in `other`); empty exactly when the ids are equal."""
         return differing_fields(self, other)
+
+
+def version_for(context: Scalar) -> int:
+    """Return the format version of a cache whose teacher is shown this."""
+    return SHARED_VIEWS_VERSION if context == "causal" else FORMAT_VERSION
 
 
 def differing_fields(found: Frozen, expected: Frozen) -> list[tuple[str, Any, Any]]:

@@ -112,6 +112,8 @@ class Manifest(Frozen):
 
     def contradiction(self) -> str | None:
         """What the manifest says against itself, if anything."""
+        if self.format_version != self.identity.format_version:
+            return f"found format_version {self.format_version}, and {self.identity.format_version} in the identity"
         cache_id = self.identity.cache_id
         plan_hash = self.plan.plan_hash(cache_id)
         if "pairs" not in self.shards or not self.passes:
@@ -148,7 +150,7 @@ class Manifest(Frozen):
         most = self.plan.samples_per_shard
         if record.num_samples > most:
             return f"found {record.num_samples} samples, the plan allows {most}"
-        layout = ShardLayout(record.num_samples, 1 if record.table == "pairs" else self.identity.views.num_views)
+        layout = ShardLayout(record.num_samples, 1 if record.table == "pairs" else self.identity.stored_views)
         # The number comes first: row groups that are listed are few, those that are declared may be billions.
         if len(record.row_groups) != layout.num_row_groups or record.row_groups != layout.rows:
             return f"found {len(record.row_groups)} row groups, not those of {layout.num_samples} samples"

@@ -59,8 +59,17 @@ class PlanDocument(Frozen):
     identity: CacheIdentity
     plan: ShardPlan
 
+    @classmethod
+    def of(cls, identity: CacheIdentity, plan: ShardPlan) -> Self:
+        """Make the document of a build, in the version that its identity needs."""
+        return cls(format_version=identity.format_version, identity=identity, plan=plan)
+
     @model_validator(mode="after")
     def _one_corpus(self) -> Self:
+        if self.format_version != self.identity.format_version:
+            raise ValueError(
+                f"the document has version {self.format_version}, its identity {self.identity.format_version}"
+            )
         if self.plan.num_rows != self.identity.num_rows:
             raise ValueError(f"the plan covers {self.plan.num_rows} rows, the corpus has {self.identity.num_rows}")
         return self

@@ -105,7 +105,7 @@ def _plan_problems(root: CachePath, manifest: Manifest, files: Files) -> Iterato
     except TideCacheError as error:
         yield str(error)
         return
-    expected = PlanDocument(identity=manifest.identity, plan=manifest.plan)
+    expected = PlanDocument.of(manifest.identity, manifest.plan)
     for name, one, other in differing_fields(found, expected):
         yield f"{name}: found {one!r}, the manifest says {other!r}"
 
@@ -149,7 +149,7 @@ def _row_problems(root: CachePath, manifest: Manifest, table: TableName, shard: 
             continue
         if table == "pairs":
             continue
-        for view in range(manifest.identity.views.num_views):
+        for view in range(manifest.identity.stored_views):
             try:
                 reader.read_signals(view, group, pairs, thorough=True)
             except ShardCorruptError as error:

@@ -1,4 +1,4 @@
-"""What goes into one forward: [x_t1, ..., x_tn, x_0] under the block mask, or x_t alone.
+"""What goes into one forward: [x_t1, ..., x_tn, x_0] under the block mask, x_t alone, or x_0 under a causal mask.
 
 Shape suffixes: B rows, L tokens of one copy, S packed positions, n masked views; R tokens that a masked copy keeps,
 C tokens of the clean copy, M = R + C.
@@ -131,6 +131,22 @@ def pack_block(
             None if sample_BL is None else sample_BL.gather(1, index_BM),
         ),
         copies=Copies(num_views, kept.view_length),
+    )
+
+
+def pack_causal(x_0_BL: torch.Tensor, is_real_BL: torch.Tensor) -> PackedInput:
+    """Return the clean tokens alone, each seeing itself and those before it: the `causal` context.
+
+    Args:
+        x_0_BL: The clean tokens, int64.
+        is_real_BL: False at padding.
+    """
+    rows, length = x_0_BL.shape
+    position_L = torch.arange(length, device=x_0_BL.device)
+    return PackedInput(
+        ids_BS=x_0_BL,
+        positions_BS=position_L.expand(rows, -1),
+        mask_B1SS=with_padding(position_L[:, None] >= position_L, is_real_BL),
     )
 
 

@@ -27,7 +27,7 @@ from tide_cache.records import Bools, ChatRow, Message
 from tide_cache.unreadable import require_all_readable, told_apart
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
-_CAUSAL = {name for name, family in FAMILIES.items() if family.native is None}
+_CAUSAL = {name for name, family in FAMILIES.items() if family.native == "causal"}
 _COPIED_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
 
 
@@ -369,8 +369,8 @@ def _way_to_mask_token(path: str, model_type: str | None) -> str:
     if model_type in _CAUSAL:
         return (
             f"This is a causal model ({model_type}), which cannot denoise yet: convert it (tide-cache convert {path} "
-            "--out FOLDER), then train it. Or, to train it as it is, name a token of its vocabulary that no text "
-            f"holds: {named}."
+            "--out FOLDER), then train it. As a teacher it needs no mask token under teacher.context = 'causal'. Or, "
+            f"to train it as it is, name a token of its vocabulary that no text holds: {named}."
         )
     if model_type is not None:
         return (

@@ -10,7 +10,7 @@ from tide_cache.inspecting.viewing import ViewDescription, describe_views, examp
 from tide_cache.locations import CachePath
 from tide_cache.reporting.page import render
 from tide_cache.reporting.plots import Captioned, Series, bar_chart, line_chart, row_chart
-from tide_cache.wording import leaves, number, percent, size
+from tide_cache.wording import leaves, number, percent, shared_views, size
 
 SECTIONS = {
     "knows": "What the teacher knows",
@@ -90,6 +90,11 @@ def _ends(entries: Sequence[TeacherAtTime], figure: str) -> tuple[float, float] 
 
 def _knows(cache: Inspection) -> str:
     """Say in words what the first chart shows."""
+    if cache.identity["teacher"].get("context") == "causal":
+        return (
+            "A causal teacher sees the true tokens before each one, so what it knows does not depend on t. Its one "
+            f"stored view holds every supervised token{shared_views('causal', cache.identity['views']['num_views'])}."
+        )
     ends = _ends(cache.sampled.by_time, "top1_accuracy")
     if ends is None:
         return "No masked position was read."

@@ -26,8 +26,8 @@ def _row(family: Family) -> tuple[str, ...]:
     others = {name for other in FAMILIES.values() if other is not family for name in other.model_types}
     shares = not others.isdisjoint(family.model_types)
     names = ", ".join(f"`{name}`" for name in family.model_types)
-    if family.native is None:
-        contexts = "none until trained"
+    if family.native == "causal":
+        contexts = "causal; block, full once trained"
     else:
         contexts = ", ".join(sorted(family.contexts, key=lambda context: context != family.native))
     mask = family.mask_text if family.mask_id is None else f"{family.mask_text}, id {family.mask_id}"

@@ -15,14 +15,23 @@ from tide_cache.shards.publish import (
 )
 from tide_cache.shards.reader import ShardFacts, ShardReader
 from tide_cache.shards.remote_files import FsspecFiles, files_of
-from tide_cache.shards.schema import FORMAT_VERSION, PASSES, ShardHeader, TableName
+from tide_cache.shards.schema import (
+    FORMAT_VERSION,
+    NEWEST_VERSION,
+    PASSES,
+    SHARED_VIEWS_VERSION,
+    ShardHeader,
+    TableName,
+)
 from tide_cache.shards.writer import EncodedShard, encode_pairs, encode_signals
 
 __all__ = [
     "FORMAT_VERSION",
     "LOCAL_FILES",
+    "NEWEST_VERSION",
     "PASSES",
     "SAMPLES_PER_GROUP",
+    "SHARED_VIEWS_VERSION",
     "CodecName",
     "EncodedShard",
     "Files",

@@ -10,6 +10,11 @@ from tide_cache.config.settings import CodecName, PassName
 from tide_cache.signal_table import PARTS, TRUTH, Field, PartName, Rule
 
 FORMAT_VERSION = 1
+"""Of every shard, and of the documents of a cache unless it needs a newer one."""
+SHARED_VIEWS_VERSION = 2
+"""Of the identity, plan and manifest of a cache whose one stored view serves all views of training."""
+NEWEST_VERSION = SHARED_VIEWS_VERSION
+"""The newest of documents that this release reads."""
 
 PASSES: tuple[PassName, ...] = get_args(PassName)
 

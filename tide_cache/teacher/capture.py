@@ -10,15 +10,16 @@ import torch
 
 from tide_cache.arrays import sums_before
 from tide_cache.config.sections import SignalsConfig
-from tide_cache.config.settings import Context
-from tide_cache.errors import TeacherOutputError
+from tide_cache.config.settings import TeacherContext
+from tide_cache.errors import PairingError, TeacherOutputError
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.batches import ViewGroup, plan_batches
-from tide_cache.modeling.packing import Kept, pack_block, pack_full
+from tide_cache.modeling.packing import Kept, pack_block, pack_causal, pack_full
 from tide_cache.modeling.row_signals import RowSignals, start_row_signals
 from tide_cache.records import Int32s, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
 from tide_cache.signal_table import take
 from tide_cache.teacher.chunks import AskedChunks, Speller, chunk_candidates
+from tide_cache.views.masking import whole_view
 from tide_cache.views.random import KeyedRandom
 
 
@@ -27,9 +28,10 @@ class CapturePlan:
     """How the teacher is run; the fields are those of the run file.
 
     Attributes:
-        context: `full` (x_t alone, bidirectional) or `block` ([x_t, x_0] under the block mask).
+        context: `full` (x_t alone, bidirectional), `block` ([x_t, x_0] under the block mask) or `causal` (the true
+            tokens before each one; what is said of a token is the same in every view).
         block_size: Tokens per block.
-        mask_id: The teacher's mask token.
+        mask_id: The teacher's mask token; a causal teacher never sees it.
         shared_vocab_size: Ids below it mean the same for teacher and student.
         views_per_forward: Views packed on one clean copy in the block context.
         batch_tokens: Padded tokens of a forward.
@@ -38,7 +40,7 @@ class CapturePlan:
         seed: Mask seed; keys the ids drawn from tails.
     """
 
-    context: Context
+    context: TeacherContext
     block_size: int
     mask_id: int
     shared_vocab_size: int
@@ -109,7 +111,10 @@ class Teacher:
 
         Raises:
             TeacherOutputError: An output is not finite; names the sample and view.
+            PairingError: A causal teacher is asked for a first token.
         """
+        if self._plan.context == "causal":
+            require_prefixes(pairs)
         result: list[list[TeacherSignal | None]] = [[None] * len(of_sample) for of_sample in views]
         batches = self._plan.batches(
             [len(pair.teacher_ids_M) for pair in pairs], [len(of_sample) for of_sample in views]
@@ -154,6 +159,8 @@ class Teacher:
             kept = Kept(torch.from_numpy(is_masked_BnL.any(axis=1)), self._plan.block_size)
             place_N = kept.places(*(torch.from_numpy(x) for x in (sample_N, view_N, position_N))).numpy()
             packed = pack_block(x_t, x_0, is_real, self._plan.block_size, kept=kept)
+        elif self._plan.context == "causal":
+            place_N, packed = position_N - 1, pack_causal(x_0, is_real)
         else:
             place_N, packed = position_N, pack_full(x_t[:, 0], is_real)
         hidden_BSD = self._backbone(packed)
@@ -288,6 +295,21 @@ def _active(pair: SamplePair, view: MaskedView) -> Int32s:
     """Chunks that carry a loss and that the teacher does not see; in a partial view of CompDemo a part of them."""
     is_hidden_C = view.is_teacher_masked_M[pair.chunks_C4[:, 0]]
     return np.flatnonzero(pair.is_distillable_C & is_hidden_C).astype(np.int32)
+
+
+def require_prefixes(pairs: Sequence[SamplePair]) -> None:
+    """Refuse samples whose first teacher token may be masked: a causal model says nothing of it.
+
+    Raises:
+        PairingError: Names the first of them.
+    """
+    for pair in pairs:
+        if (whole_view(pair).is_teacher_masked_M[:1]).any():
+            raise PairingError(
+                f"sample {pair.sample_id!r}: its first teacher token is supervised, and a causal teacher says nothing "
+                "of a token without one before it. Expected a prompt, or a token that opens the text, before each "
+                "answer; or take a diffusion teacher (teacher.context = 'block' or 'full')."
+            )
 
 
 def _tail_samples(ids_RD: torch.Tensor, logprobs_RD: torch.Tensor) -> TailSamples:

@@ -49,6 +49,11 @@ def draw_view(pair: SamplePair, view: int, plan: ViewsConfig) -> MaskedView:
     return MaskedView(pair.sample_id, view, t, is_student_masked_L, is_teacher_masked_M)
 
 
+def whole_view(pair: SamplePair) -> MaskedView:
+    """Return the view that masks everything that any view may mask: number 0, t = 1."""
+    return MaskedView(pair.sample_id, 0, 1.0, *expand_to_chunks(pair, pair.is_supervised_L))
+
+
 def expand_to_chunks(pair: SamplePair, is_drawn_L: Bools) -> tuple[Bools, Bools]:
     """Mask every chunk whole that has a drawn token; unsupervised student tokens stay visible.
 

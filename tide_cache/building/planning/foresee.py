@@ -10,7 +10,6 @@ from tide_cache.config.build import BuildRun
 from tide_cache.disk import free_bytes
 from tide_cache.modeling.backbone import resolve_device
 from tide_cache.progress import tell
-from tide_cache.views import draw_view
 
 from .forwards import time_forwards
 from .result import CachePlan, OnlineCost
@@ -50,8 +49,7 @@ def plan_build(
     rows = draw_rows(run, build, sample_rows, budget.share(SHARE_COUNTING))
     for remark in rows.remarks:
         tell(remark)
-    numbers = range(build.views.num_views)
-    views, draw_s = timed(lambda: [[draw_view(pair, n, build.views) for n in numbers] for pair in rows.pairs])
+    views, draw_s = timed(lambda: [build.draw_views(pair) for pair in rows.pairs])
     teacher, load_s = timed(lambda: load_teacher(run, build, device))
     timings = {}
     for place, name in enumerate(build.passes):
@@ -78,13 +76,13 @@ def plan_build(
         num_rows=len(build.corpus),
         rows_counted=rows.rows_counted,
         rows_sampled=rows.rows_measured,
-        views_captured=sum(tables[name].num_samples for name in build.passes) * build.views.num_views,
+        views_captured=sum(tables[name].num_samples for name in build.passes) * build.identity.stored_views,
         is_cut=rows.is_cut or any(of.is_cut for of in tables.values()) or any(of.is_cut for of in timings.values()),
         num_shards=build.plan.num_shards,
         num_samples=num_samples,
         dropped=1 - rows.kept,
         coverage=rows.report.covered_tokens / max(rows.report.supervised_tokens, 1),
-        num_views=build.views.num_views,
+        num_views=build.identity.stored_views,
         passes=build.passes,
         masked_positions=round(sum(num_masked) * scale),
         bytes_by_column=columns,

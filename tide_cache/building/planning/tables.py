@@ -113,7 +113,7 @@ def _capture_some(
     """Capture samples until enough are captured or the budget is used up; return which ones, and their records."""
     members: list[int] = []
     records: list[list[ViewRecord]] = []
-    num_views = len(wanted) * build.views.num_views * (2 if name == "compdemo" else 1)
+    num_views = len(wanted) * build.identity.stored_views * (2 if name == "compdemo" else 1)
     with doing(f"Capturing a sample of the pass {name}", num_views, "views") as phase:
         for part in affordable_parts(wanted, budget):
             records += capture_records(build, teacher, [pairs[i] for i in part], name, phase.advance)

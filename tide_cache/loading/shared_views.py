@@ -1,0 +1,36 @@
+"""Views of training cut from the one view that a causal teacher's cache stores: what it says does not depend on masks.
+
+Shape suffixes as in `tide_cache.records`.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from tide_cache.records import MaskedView, TeacherSignal, ViewRecord
+from tide_cache.signal_table import take, take_positions
+
+
+def cut_view(whole: ViewRecord, view: MaskedView) -> ViewRecord:
+    """Return what a record of all supervised tokens says of those that a view masks.
+
+    Args:
+        whole: Of the stored view.
+        view: Another view of its sample; it masks chunks whole, as every drawn view does.
+    """
+    assert whole.signal is not None, "views of a cache carry signals"
+    is_masked_N = view.is_teacher_masked_M[whole.view.is_teacher_masked_M]
+    return ViewRecord(whole.pair, view, _cut(whole, whole.signal, view, is_masked_N))
+
+
+def _cut(whole: ViewRecord, signal: TeacherSignal, view: MaskedView, is_masked_N: np.ndarray) -> TeacherSignal:
+    topk, chunks, spans_C4 = signal.topk, signal.chunks, whole.pair.chunks_C4
+    if topk is not None:
+        row_N = np.cumsum(is_masked_N, dtype=np.int32) - 1
+        topk = take(topk, np.flatnonzero(is_masked_N[topk.rows_R]))
+        topk = replace(topk, rows_R=row_N[topk.rows_R].astype(np.int32))
+    if chunks is not None:
+        spans_A4 = spans_C4[chunks.chunks_A]
+        is_masked_A = view.is_teacher_masked_M[spans_A4[:, 0]]
+        chunks = take(chunks, np.flatnonzero(is_masked_A), spans_A4[:, 3] - spans_A4[:, 2])
+    return replace(take_positions(signal, np.flatnonzero(is_masked_N)), topk=topk, chunks=chunks)
