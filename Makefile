@@ -1,7 +1,8 @@
 # Two commands from a fresh clone: `make demo` and `make test`. Everything lives in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# Not compiled ahead, which would be most of the time: Python compiles what it imports.
+# Not compiled ahead, which would be most of the time: Python compiles what it imports, and must be let to keep that.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 BASE := .venv/.installed
 DEV := .venv/.installed-dev
