@@ -1,6 +1,7 @@
 """Fixtures that several test folders use."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,11 @@ settings.load_profile("tide-cache")
 # It also starts one process of a run long after another; nobody waits so long when all goes well.
 os.environ.setdefault("TIDE_CACHE_MEET_S", "600")
 
+# A shell that starts the tests in the background has them ignore an interrupt, and with them all that they start.
+for number in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 LONGEST_FIRST = (
@@ -40,6 +46,14 @@ LONGEST_FIRST = (
     "test_packaging.py",
     "cli/test_build_options.py",
     "services/test_object_store.py",
+    "building/test_executors.py",
+    "faults/test_races.py",
+    "cli/test_eval_tasks.py",
+    "training/test_capture_parity.py",
+    "pairing/test_spelling.py",
+    "pairing/test_pairer.py",
+    "faults/reading/test_bombs.py",
+    "test_fresh.py",
 )
 """Else one core would wait for the other's last file."""
 
@@ -48,6 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first."""
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(autouse=True)
+def variables_as_at_first() -> None:
+    """Let no test be started in what another has left."""
+    fresh.restore_variables()
 
 
 @pytest.fixture(scope="session")

@@ -137,4 +137,4 @@ def test_colours_are_for_terminals(tmp_path, on_terminal, variables, is_red):
 
 def test_help_names_the_exit_codes(call):
     text = " ".join(call("--help").stdout.split())
-    assert "0 done; 1 the run failed; 2 bad invocation or run file; 3 the data was refused" in text
+    assert "0 success; 1 the run failed; 2 bad invocation or run file; 3 the data was refused" in text

@@ -104,6 +104,15 @@ def have_read_others(variables: Mapping[str, str], line: Line) -> bool:
     return any(name.startswith(READ_AT_IMPORT) and name != "PYTHONPATH" for name in differ)
 
 
+def restore_variables() -> None:
+    """Set what libraries read as they are imported to what it was at first; some code under test sets it."""
+    for name in [name for name in os.environ.keys() | _AT_FIRST.keys() if name.startswith(READ_AT_IMPORT)]:
+        if name not in _AT_FIRST:
+            del os.environ[name]
+        elif os.environ.get(name) != _AT_FIRST[name]:
+            os.environ[name] = _AT_FIRST[name]
+
+
 class Process(subprocess.Popen):  # type: ignore[type-arg]
     """As `subprocess.Popen`, for the installed command or Python with `-c`, `-m` or a file.
 
