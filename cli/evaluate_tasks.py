@@ -19,7 +19,7 @@ from tide_cache.unreadable import names_in, told_apart
 from .checkpoints import BlockSize, Checkpoint, open_model
 from .console import chatter_to_stderr, print_json, say
 from .launch import one_voice
-from .options import Json
+from .options import Json, TopK, TopP
 from .progress import ProgressReports
 from .task_tables import print_results
 
@@ -124,15 +124,8 @@ def evaluate_tasks(
             show_default=False,
         ),
     ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="Sample only from this many likeliest tokens.", show_default=False)
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Sample only from the likeliest tokens whose probabilities reach this sum.", show_default=False
-        ),
-    ] = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of masks and sampling; compare models with the same one.")] = 0,
     dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "float32",
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the results.")] = DEFAULT_OUT,

@@ -13,7 +13,7 @@ from tide_cache.places import require_checkpoint
 
 from .checkpoints import BlockSize, Checkpoint, open_model
 from .console import chatter_to_stderr, print_json, print_text, say
-from .options import Json
+from .options import Json, TopK, TopP
 from .progress import ProgressReport
 
 if TYPE_CHECKING:
@@ -52,15 +52,8 @@ def generate(
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Sampling temperature; 0 takes the most likely token.")
     ] = 0.0,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="Sample only from this many likeliest tokens.", show_default=False)
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Sample only from the likeliest tokens whose probabilities reach this sum.", show_default=False
-        ),
-    ] = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed for random draws.")] = 0,
     cfg_scale: Annotated[
         float, typer.Option(min=0.0, help="Strength of classifier-free guidance towards the prompt; 0 for none.")

@@ -54,6 +54,13 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check everything without loading a model, print the resolved run file, and exit."),
 ]
+TopK = Annotated[
+    int | None, typer.Option(min=1, help="Sample only from this many likeliest tokens.", show_default=False)
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Sample only from the likeliest tokens whose probabilities reach this sum.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 

@@ -117,7 +117,7 @@ def repeats_of_candidates(ids_F: Integers, sizes_J: Integers, owner_J: Integers)
         sizes_J: Number of ids of each.
         owner_J: Chunk of each.
     """
-    starts_J = np.cumsum(sizes_J) - sizes_J
+    starts_J = sums_before(sizes_J)[:-1]
     key_J = owner_J.astype(np.uint64)
     for place in range(int(sizes_J.max(initial=0))):
         has_J = sizes_J > place
