@@ -47,11 +47,11 @@ class _Epochs:
             loading.root, loading.manifest, held_groups=HELD_GROUPS, signals=loading.signals
         )
         self.order = SampleOrder(self.source.group_sizes, "benchmark", seed=0, window_groups=HELD_GROUPS // 2)
-        self.plan = loading.plan()
+        self.layout = loading.layout()
 
     def batch(self, number: int, size: int = MICRO_BATCH) -> tuple[StudentBatch, Targets]:
         visits = self.order.visits(number * size, size)
-        return collate(self.source.records([visit.sample for visit in visits], visits[0].epoch), self.plan)
+        return collate(self.source.records([visit.sample for visit in visits], visits[0].epoch), self.layout)
 
     def run(self, epoch: int) -> tuple[int, float]:
         """Masked positions of an epoch, and the processor time that loading them took."""

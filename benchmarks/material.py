@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from tide_cache.config.sections import ViewsConfig
-from tide_cache.loading.cache import CacheSource, cache_collate_plan
-from tide_cache.loading.collate import CollatePlan, collate
+from tide_cache.loading.cache import CacheSource, cache_layout
+from tide_cache.loading.collate import BatchLayout, collate
 from tide_cache.loading.order import SampleOrder
 from tide_cache.manifest import (
     CacheFolder,
@@ -142,20 +142,20 @@ class Loading:
     manifest: Manifest
     signals: tuple[SignalKind, ...] | None = None
 
-    def plan(self) -> CollatePlan:
-        """How records become batches."""
+    def layout(self) -> BatchLayout:
+        """Return how records become batches."""
         identity = self.manifest.identity
         last = identity.vocab_sizes.student - 1
-        return cache_collate_plan(self.manifest, mask_id=last, pad_id=last - 1, block_size=identity.student.block_size)
+        return cache_layout(self.manifest, mask_id=last, pad_id=last - 1, block_size=identity.student.block_size)
 
     def batches(self, count: int, size: int) -> list[tuple[StudentBatch, Targets]]:
         """Load the first batches of the first epoch, in the order of training."""
         source = CacheSource(self.root, self.manifest, signals=self.signals)
-        order, plan = SampleOrder(source.group_sizes, self.manifest.identity.cache_id, 0), self.plan()
+        order, layout = SampleOrder(source.group_sizes, self.manifest.identity.cache_id, 0), self.layout()
         batches = []
         for number in range(count):
             visits = order.visits(number * size, size)
-            batches.append(collate(source.records([visit.sample for visit in visits], 0), plan))
+            batches.append(collate(source.records([visit.sample for visit in visits], 0), layout))
         return batches
 
 

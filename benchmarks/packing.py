@@ -7,7 +7,7 @@ from benchmarks.options import Options, shared_file
 from benchmarks.pairing import gsm8k
 from tide_cache.config.sections import BatchConfig, ViewsConfig
 from tide_cache.config.settings import Batching
-from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import PlainSource
@@ -27,12 +27,12 @@ def run(options: Options) -> dict[str, float]:
         ).pairs
         views = ViewsConfig(4, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
         source, order = PlainSource(pairs, views), SampleOrder((len(pairs),), "packing", 0)
-        layout = CollatePlan(tokenizer.mask_id, tokenizer.pad_id, BLOCK_SIZE)
+        layout = BatchLayout(tokenizer.mask_id, tokenizer.pad_id, BLOCK_SIZE)
         for batching in get_args(Batching):
-            plan = BatchConfig(GLOBAL_BATCH, MICRO_BATCH, batching, MAX_LENGTH)
+            config = BatchConfig(GLOBAL_BATCH, MICRO_BATCH, batching, MAX_LENGTH)
             real = computed = 0
             for step in range(max(1, len(pairs) // GLOBAL_BATCH)):
-                for batch, _ in step_micro_batches(source, order, layout, plan, step, 0, 1):
+                for batch, _ in step_micro_batches(source, order, layout, config, step, 0, 1):
                     real += int(batch.is_real_BL.sum())
                     computed += batch.is_real_BL.numel()
             figures[f"{batching}_useful_token_share{ending}"] = real / computed

@@ -30,7 +30,7 @@ from tide_cache.config.train import TrainRun
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import train_vocabularies
 from tide_cache.loading.cache import CacheSource
-from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import PlainSource
@@ -86,16 +86,16 @@ def run(options: Options) -> dict[str, float]:
 def is_order_identical() -> bool:
     """Tell whether each step masks the same tokens on one to four ranks, however samples share forwards."""
     samples = make_pairs(60)
-    source, layout = PlainSource(samples, VIEWS), CollatePlan(mask_id=1, pad_id=0, block_size=8)
+    source, layout = PlainSource(samples, VIEWS), BatchLayout(mask_id=1, pad_id=0, block_size=8)
     order = SampleOrder(source.group_sizes, "scale", seed=0)
     for batching in get_args(Batching):
-        plan = BatchConfig(global_batch=24, micro_batch=2, batching=batching, row_tokens=128)
+        config = BatchConfig(global_batch=24, micro_batch=2, batching=batching, row_tokens=128)
         for step in range(6):  # more than two epochs
             found = [
                 sorted(
                     row
                     for rank in range(world)
-                    for _, targets in step_micro_batches(source, order, layout, plan, step, rank, world)
+                    for _, targets in step_micro_batches(source, order, layout, config, step, rank, world)
                     for row in zip(targets.t_N.tolist(), targets.true_id_N.tolist(), strict=True)
                 )
                 for world in (1, 2, 3, 4)
@@ -134,11 +134,11 @@ def memory_figures(folder: Path) -> dict[str, float]:
 def peak_of_loading(root: Path) -> int:
     """Bytes at the peak of a process that loads two epochs."""
     loading = Loading(root, Manifest.load(root))
-    source, layout = CacheSource(root, loading.manifest, held_groups=HELD_GROUPS), loading.plan()
+    source, layout = CacheSource(root, loading.manifest, held_groups=HELD_GROUPS), loading.layout()
     order = SampleOrder(source.group_sizes, "scale", seed=0, window_groups=HELD_GROUPS // 2)
-    plan = BatchConfig(global_batch=64, micro_batch=8)
-    for step in range(2 * order.num_samples // plan.global_batch):
-        for _ in step_micro_batches(source, order, layout, plan, step, 0, 1):
+    config = BatchConfig(global_batch=64, micro_batch=8)
+    for step in range(2 * order.num_samples // config.global_batch):
+        for _ in step_micro_batches(source, order, layout, config, step, 0, 1):
             continue
     return peak_rss()
 

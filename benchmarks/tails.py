@@ -23,7 +23,7 @@ from tide_cache.config.sections import SignalsConfig
 from tide_cache.corpus import open_corpus
 from tide_cache.evaluation.forward import evaluating
 from tide_cache.evaluation.trained import TrainedModel, open_trained
-from tide_cache.loading.collate import CollatePlan, collate
+from tide_cache.loading.collate import BatchLayout, collate
 from tide_cache.modeling.backbone import Backbone, load_backbone
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.rows import masked_hidden
@@ -160,10 +160,10 @@ def look(teacher: TrainedModel, student: TrainedModel, max_samples: int) -> Rows
     sizes = {"max_length": MAX_LENGTH, "block_size": student.block_size}
     pairs = encode_student(texts, student.tokenizer, **sizes, fill_last_block=True).pairs
     records = [ViewRecord(pair, _view(pair, view), None) for view in range(len(TIMES)) for pair in pairs]
-    plan = CollatePlan(student.tokenizer.mask_id, student.tokenizer.pad_id, student.block_size)
-    targets = collate(records, plan)[1]
-    teacher_NW, teacher_head_VW = _hidden(teacher, records, plan)
-    student_NW, student_head_VW = _hidden(student, records, plan)
+    layout = BatchLayout(student.tokenizer.mask_id, student.tokenizer.pad_id, student.block_size)
+    targets = collate(records, layout)[1]
+    teacher_NW, teacher_head_VW = _hidden(teacher, records, layout)
+    student_NW, student_head_VW = _hidden(student, records, layout)
     rows = Rows(targets.t_N, targets.true_id_N, teacher_NW, student_NW, teacher_head_VW, student_head_VW)
     order_N = torch.from_numpy(KeyedRandom("rows", 0).permutation(len(rows.t_N)))
     return rows.at(torch.cat([order_N[rows.t_N[order_N] == t][:ROWS_PER_TIME] for t in rows.t_N.unique()]))
@@ -175,12 +175,14 @@ def _view(pair: SamplePair, view: int) -> MaskedView:
     return MaskedView(pair.sample_id, view, TIMES[view], is_masked_L, np.zeros(len(pair.teacher_ids_M), bool))
 
 
-def _hidden(model: TrainedModel, records: Sequence[ViewRecord], plan: CollatePlan) -> tuple[torch.Tensor, torch.Tensor]:
+def _hidden(
+    model: TrainedModel, records: Sequence[ViewRecord], layout: BatchLayout
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a model's hidden states at all masked tokens, and its output weight."""
     backbone = load_backbone(model.info, torch.float32, "cpu")
     with evaluating(backbone):
         parts = [
-            masked_hidden(backbone, collate(records[start : start + BATCH_VIEWS], plan)[0], model.block_size)
+            masked_hidden(backbone, collate(records[start : start + BATCH_VIEWS], layout)[0], model.block_size)
             for start in range(0, len(records), BATCH_VIEWS)
         ]
     return torch.cat(parts), backbone.head_VD.detach()
@@ -306,7 +308,7 @@ def _figures(cells: Sequence[_Cell], plans: Sequence[Plan]) -> dict[str, float]:
     figures: dict[str, float] = {}
     spoken = {plan.name: _captured(cells, plan) for plan in plans}
     vocab_size = len(cells[0].rows.teacher_head_VW)
-    collation = CollatePlan(0, 0, 1, vocab_size, TEMPERATURES)
+    collation = BatchLayout(0, 0, 1, vocab_size, TEMPERATURES)
     targets = {name: [collate([record], collation)[1] for record in records] for name, records in spoken.items()}
     for plan in plans:
         figures |= _sizes(plan, cells, targets[plan.name], spoken[plan.name])

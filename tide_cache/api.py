@@ -195,7 +195,7 @@ class Cache:
             partial(opened.source, union_of_needs(needs).signals, views_per_step),
             self.cache_id,
             seed,
-            opened.collate_plan(tokenizer),
+            opened.layout(tokenizer),
             BatchConfig(global_batch, micro_batch, batching, row_tokens, views_per_step),
             range(first_step, first_step + steps),
             rank,

@@ -10,7 +10,7 @@ from tide_cache.building.shard import pair_rows
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import read_objectives
-from tide_cache.loading.collate import CollatePlan, collate
+from tide_cache.loading.collate import BatchLayout, collate
 from tide_cache.loading.source import LiveTeacher
 from tide_cache.objectives import objective_of
 from tide_cache.pairing import TextTokenizer
@@ -59,7 +59,7 @@ def test_the_reference_and_ours_have_the_same_losses(build_values, tmp_path, pip
     teacher = load_teacher(run, build, "cpu")
     student = TextTokenizer.load(**values["student"]["tokenizer"])
     temperatures = build.identity.signals.temperatures
-    layout = CollatePlan(
+    layout = BatchLayout(
         student.mask_id, student.pad_id, 8, build.identity.pairing.shared_vocab_size, temperatures, "linear"
     )
     source = LiveTeacher(pairs, build.views, teacher, demo_ratio=build.views.demo_ratio if compdemo else None)

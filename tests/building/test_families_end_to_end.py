@@ -122,7 +122,7 @@ def test_a_block_size_other_than_the_trainings_is_refused(tmp_path, teachers, ru
         run = train_values(tmp_path, student | {"block_size": block_size}, corpus={"spec": str(corpus_file)})
         run = TrainRun.model_validate(run | {"objective": [{"kind": "ce"}]})
         if fault is None:
-            assert prepare(run, World(0, 1, 0), resume=False).collate_plan.block_size == 8
+            assert prepare(run, World(0, 1, 0), resume=False).layout.block_size == 8
         else:
             with pytest.raises(RunFileError, match=fault):
                 prepare(run, World(0, 1, 0), resume=False)

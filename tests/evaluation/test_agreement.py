@@ -10,14 +10,14 @@ import torch
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.errors import CacheMismatchError, RunFileError
 from tide_cache.evaluation import teacher_agreement
-from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.collate import BatchLayout
 from tide_cache.modeling.packing import pack_block
 from tide_cache.records import SampleId, SamplePair, ViewRecord
 from tide_cache.teacher.capture import CapturePlan, Teacher
 from tide_cache.views import active_chunks, draw_view
 
 VOCAB, MASK, PAD, BLOCK = 40, 39, 38, 4
-PLAN = CollatePlan(MASK, PAD, BLOCK, shared_vocab_size=VOCAB, temperatures=(1.0, 2.0))
+PLAN = BatchLayout(MASK, PAD, BLOCK, shared_vocab_size=VOCAB, temperatures=(1.0, 2.0))
 VIEWS = ViewsConfig(num_views=6, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
 
 

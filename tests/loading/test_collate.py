@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.pair_examples import one_to_one, pairs
 from helpers.target_examples import leaves
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
-from tide_cache.loading.collate import CollatePlan, collate
+from tide_cache.loading.collate import BatchLayout, collate
 from tide_cache.modeling.row_signals import row_signals
 from tide_cache.records import TeacherSignal, TopK, ViewRecord
 from tide_cache.views import draw_view
@@ -20,7 +20,7 @@ from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
 
 TEACHER_VOCAB, SHARED = 14, 9
 TEMPERATURES = (1.0, 2.0, 0.5)
-PLAN = CollatePlan(
+PLAN = BatchLayout(
     mask_id=98, pad_id=99, block_size=4, shared_vocab_size=SHARED, temperatures=TEMPERATURES, schedule="cosine"
 )
 VIEWS = ViewsConfig(num_views=2, seed=1, time_sampling="uniform", schedule="cosine", complementary=False)

@@ -13,8 +13,8 @@ from helpers.pair_examples import one_to_one
 from helpers.target_examples import leaves
 from tide_cache.config.sections import ViewsConfig
 from tide_cache.loading import mix
-from tide_cache.loading.collate import CollatePlan, collate
-from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
+from tide_cache.loading.collate import BatchLayout, collate
+from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_layout
 from tide_cache.loading.order import SampleOrder, Visit, rank_turns
 from tide_cache.loading.source import PlainSource
 from tide_cache.records import ChunkCandidates, TeacherSignal, TopK, ViewRecord
@@ -141,22 +141,22 @@ def signalled(name, length, temperatures, source, has_chunks=True):
     return ViewRecord(pair, view, signal, source)
 
 
-PLANS = (
-    CollatePlan(98, 99, 4, shared_vocab_size=5, temperatures=(1.0, 2.0), schedule="linear"),
-    CollatePlan(98, 99, 4, shared_vocab_size=9, temperatures=(4.0, 1.0), schedule="cosine"),
+LAYOUTS = (
+    BatchLayout(98, 99, 4, shared_vocab_size=5, temperatures=(1.0, 2.0), schedule="linear"),
+    BatchLayout(98, 99, 4, shared_vocab_size=9, temperatures=(4.0, 1.0), schedule="cosine"),
 )
 
 
 def test_every_record_is_collated_by_the_plan_of_its_source():
     """Shared ids, schedule and T are those of each cache; the batch puts their T in one order."""
-    plan = mixed_collate_plan(PLANS)
-    assert plan.temperatures == (1.0, 2.0, 4.0)
+    layout = mixed_layout(LAYOUTS)
+    assert layout.temperatures == (1.0, 2.0, 4.0)
     records = [signalled("a", 40, (1.0, 2.0), 0), signalled("b", 30, (4.0, 1.0), 1)]
-    batch, together = collate(records, plan)
-    alone = [collate([record], own)[1] for record, own in zip(records, PLANS, strict=True)]
+    batch, together = collate(records, layout)
+    alone = [collate([record], own)[1] for record, own in zip(records, LAYOUTS, strict=True)]
     of_row = batch.row_sample_N
     assert together.time_weight_N.unique().tolist() == sorted(
-        np.float32(time_weight(record.view.t, own.schedule)) for record, own in zip(records, PLANS, strict=True)
+        np.float32(time_weight(record.view.t, own.schedule)) for record, own in zip(records, LAYOUTS, strict=True)
     )
     for source, own in enumerate(alone):
         rows = of_row == source
@@ -167,8 +167,8 @@ def test_every_record_is_collated_by_the_plan_of_its_source():
         assert (together.topk.kept_ids_NK[rows][:, width:] == -1).all()
         for name in ("log_tail_NT", "log_partition_NT"):
             both, single = leaves(together)[name][rows], leaves(own)[name]
-            for index, temperature in enumerate(PLANS[source].temperatures):
-                assert torch.equal(both[:, plan.temperatures.index(temperature)], single[:, index])
+            for index, temperature in enumerate(LAYOUTS[source].temperatures):
+                assert torch.equal(both[:, layout.temperatures.index(temperature)], single[:, index])
     assert together.topk.kept_ids_NK[of_row == 0].unique().tolist() == [-1, 0], (
         "id 5 is another word to the first teacher"
     )
@@ -180,7 +180,7 @@ def test_every_record_is_collated_by_the_plan_of_its_source():
 def test_a_temperature_that_a_source_lacks_is_not_a_number():
     """Read by mistake, it would spoil the loss instead of passing for a value."""
     records = [signalled("a", 40, (1.0, 2.0), 0), signalled("b", 30, (4.0, 1.0), 1, has_chunks=False)]
-    batch, targets = collate(records, mixed_collate_plan(PLANS))
+    batch, targets = collate(records, mixed_layout(LAYOUTS))
     carries = targets.topk.has_topk_N
     for source, lacking in ((0, 2), (1, 1)):
         rows = carries & (batch.row_sample_N == source)
@@ -196,7 +196,7 @@ def test_a_temperature_that_a_source_lacks_is_not_a_number():
 
 def test_a_mix_of_one_collates_as_its_source():
     record = signalled("a", 40, (1.0, 2.0), 0)
-    one, other = collate([record], PLANS[0])[1], collate([record], mixed_collate_plan(PLANS[:1]))[1]
+    one, other = collate([record], LAYOUTS[0])[1], collate([record], mixed_layout(LAYOUTS[:1]))[1]
     assert one.temperatures == other.temperatures
     for name, value in leaves(one).items():
         if isinstance(value, torch.Tensor):

@@ -9,7 +9,7 @@ from transformers import Qwen3Config
 
 from helpers.pair_examples import one_to_one
 from tide_cache.config.sections import BatchConfig, SignalsConfig, ViewsConfig
-from tide_cache.loading.collate import CollatePlan, collate, collate_rows
+from tide_cache.loading.collate import BatchLayout, collate, collate_rows
 from tide_cache.loading.micro_batches import (
     plan_micro_batches,
     share_of_rank,
@@ -24,7 +24,7 @@ from tide_cache.records import RowStatistics
 from tide_cache.student.model import Student
 from tide_cache.teacher.capture import CapturePlan, Teacher
 
-PLAN = CollatePlan(mask_id=14, pad_id=15, block_size=4, shared_vocab_size=9, temperatures=(1.0, 2.0))
+PLAN = BatchLayout(mask_id=14, pad_id=15, block_size=4, shared_vocab_size=9, temperatures=(1.0, 2.0))
 VIEWS = ViewsConfig(num_views=4, seed=1, time_sampling="uniform", schedule="linear", complementary=False)
 LENGTHS = (12, 7, 5, 4, 9)
 KINDS = ("ce", "kl", "reverse_kl", "calm")
@@ -132,12 +132,12 @@ PAIRS = [one_to_one(f"sample{size}", size) for size in (3, 30, 9, 17, 5, 22, 14,
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_together_take_the_samples_of_the_step(batching, world):
     source, order = PlainSource(PAIRS, VIEWS), SampleOrder((8,), "key", 0)
-    plan, layout = BatchConfig(8, 2, batching, row_tokens=32, views_per_step=2), CollatePlan(14, 15, 4)
-    shares = [list(step_micro_batches(source, order, layout, plan, 1, rank, world)) for rank in range(world)]
+    config, layout = BatchConfig(8, 2, batching, row_tokens=32, views_per_step=2), BatchLayout(14, 15, 4)
+    shares = [list(step_micro_batches(source, order, layout, config, 1, rank, world)) for rank in range(world)]
     assert {len(share) for share in shares} == {4 // world}
     found = sum(targets.num_supervised for share in shares for _, targets in share)
     assert found == 2 * sum(len(pair.student_ids_L) for pair in PAIRS)
-    alone = list(step_micro_batches(source, order, layout, plan, 1, 0, 1))
+    alone = list(step_micro_batches(source, order, layout, config, 1, 0, 1))
     for rank, share in enumerate(shares):
         of_rank = range(rank, 4, world) if batching == "order" else share_of_rank(4, rank, world)
         for number, (batch, _) in zip(of_rank, share, strict=True):
@@ -169,7 +169,7 @@ def test_padding_shrinks_from_order_to_length_to_packed():
     useful = {}
     for batching in ("order", "length", "packed"):
         steps = step_micro_batches(
-            PlainSource(pairs, VIEWS), SampleOrder((64,), "key", 0), CollatePlan(14, 15, 1),
+            PlainSource(pairs, VIEWS), SampleOrder((64,), "key", 0), BatchLayout(14, 15, 1),
             BatchConfig(64, 8, batching, row_tokens=128), 0, 0, 1,
         )  # fmt: skip
         useful[batching] = np.mean(np.concatenate([batch.is_real_BL.flatten() for batch, _ in steps]))

@@ -15,7 +15,7 @@ from tide_cache.config.base import load_run_file
 from tide_cache.config.sections import BatchConfig
 from tide_cache.config.train import TrainConfig, TrainRun
 from tide_cache.errors import RunFileError
-from tide_cache.loading.cache import CacheSource, cache_collate_plan
+from tide_cache.loading.cache import CacheSource, cache_layout
 from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.loading.order import SampleOrder
 from tide_cache.manifest import Manifest
@@ -40,10 +40,10 @@ def of_training(tiny_cache, tiny_teacher):
     manifest, tokenizer = Manifest.load(tiny_cache), TextTokenizer.load(str(tiny_teacher))
     source = CacheSource(tiny_cache, manifest, signals=["topk"])
     order = SampleOrder(source.group_sizes, manifest.identity.cache_id, 0)
-    collate_plan = cache_collate_plan(manifest, tokenizer.mask_id, tokenizer.pad_id, 8)
+    layout = cache_layout(manifest, tokenizer.mask_id, tokenizer.pad_id, 8)
 
     def load(steps=range(STEPS)):
-        where = source, order, collate_plan, BatchConfig(**PLAN)
+        where = source, order, layout, BatchConfig(**PLAN)
         return [batch for step in steps for batch in step_micro_batches(*where, step, 0, 1)]
 
     return load
@@ -78,7 +78,7 @@ def trained(tiny_cache, tiny_teacher, tmp_path_factory):
         }
         run = load_run_file(TrainRun, None, values)
         prepared = prepare(run, World(rank, world, rank), resume=False)
-        where = prepared.source, prepared.order, prepared.collate_plan, run.train
+        where = prepared.source, prepared.order, prepared.layout, run.train
         return [batch for step in range(STEPS) for batch in step_micro_batches(*where, step, rank, world)]
 
     return load

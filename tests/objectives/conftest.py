@@ -17,7 +17,7 @@ from torch import nn
 
 from helpers.pair_examples import one_to_one
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
-from tide_cache.loading.collate import CollatePlan, collate
+from tide_cache.loading.collate import BatchLayout, collate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.objectives import Objective, ids_to_gather
@@ -71,7 +71,7 @@ def capture(
     plan = CapturePlan("full", 1, NO_MASK, shared_vocab_size, 1, 10**9, 64, signals)
     said = Teacher(GivenLogits(teacher_logits_BLV), plan, OneVocabulary()).signals(pairs, [[view] for view in views])
     records = [ViewRecord(pair, view, signal) for pair, view, (signal,) in zip(pairs, views, said, strict=True)]
-    return collate(records, CollatePlan(NO_MASK, NO_PAD, 1, shared_vocab_size, signals.temperatures))
+    return collate(records, BatchLayout(NO_MASK, NO_PAD, 1, shared_vocab_size, signals.temperatures))
 
 
 def statistics_of(logits_NV: torch.Tensor, targets: Targets, temperatures: Sequence[float]) -> RowStatistics:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tide_cache.config.sections import ViewsConfig
-from tide_cache.loading.collate import CollatePlan, collate
+from tide_cache.loading.collate import BatchLayout, collate
 from tide_cache.objectives import CrossEntropy
 from tide_cache.records import RowStatistics, SampleId, SamplePair, ViewRecord
 from tide_cache.views import draw_view
@@ -32,7 +32,7 @@ def weights_of(objective, pair, schedule, sampling, complementary):
     """Weight of each token in each view, 0 where it is shown [V, L], as the gradient of the sum in the log-probs."""
     plan = ViewsConfig(NUM_VIEWS, 0, sampling, schedule, complementary)
     views = [draw_view(pair, number, plan) for number in range(NUM_VIEWS)]
-    layout = CollatePlan(998, 999, 1, schedule=schedule, complementary=complementary)
+    layout = BatchLayout(998, 999, 1, schedule=schedule, complementary=complementary)
     batch, targets = collate([ViewRecord(pair, view, None) for view in views], layout)
     logit_N1 = torch.zeros(len(targets.true_id_N), 1, requires_grad=True)
     nothing_N1 = torch.zeros(len(targets.true_id_N), 1)

@@ -13,7 +13,7 @@ from transformers import Qwen3Config
 from helpers.pair_examples import one_to_one
 from tide_cache.config.sections import ViewsConfig
 from tide_cache.errors import ModelError
-from tide_cache.loading.collate import CollatePlan, collate_rows
+from tide_cache.loading.collate import BatchLayout, collate_rows
 from tide_cache.loading.source import PlainSource
 from tide_cache.modeling import attention
 from tide_cache.modeling.attention import Copies, block_diffusion_mask, prepare_mask, try_flex, with_padding
@@ -23,7 +23,7 @@ from tide_cache.student.model import Student
 from tide_cache.training.run import _checkpoint_activations, _choose_attention
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-PLAN = CollatePlan(mask_id=14, pad_id=15, block_size=4)
+PLAN = BatchLayout(mask_id=14, pad_id=15, block_size=4)
 VIEWS = ViewsConfig(num_views=2, seed=1, time_sampling="uniform", schedule="linear", complementary=False)
 LENGTHS = (70, 33, 9)
 

@@ -114,7 +114,7 @@ def test_counts_are_over_all_caches_and_lacking_signals_count_nothing(make_run):
     records = visited(prepared.source, prepared.order.visits(0, 24))
     by_source = [[record for record in records if record.source == number] for number in (0, 1)]
     counts = [
-        [objective.count(collate(part, prepared.collate_plan)[1]) for objective in prepared.objectives]
+        [objective.count(collate(part, prepared.layout)[1]) for objective in prepared.objectives]
         for part in (records, *by_source)
     ]
     ce, kl, calm, chunk_kl = range(4)
@@ -231,7 +231,7 @@ class TestRefusals:
 
     def test_a_cache_need_not_have_the_temperature_of_a_signal_that_it_lacks(self, make_run, caches):
         """`other` has T = 4 and 1, and no top-k: kl at T = 2 is `same`'s alone."""
-        assert prepare(make_run(objectives=({"kind": "kl"},)), ALONE, resume=False).collate_plan.temperatures == (
+        assert prepare(make_run(objectives=({"kind": "kl"},)), ALONE, resume=False).layout.temperatures == (
             1,
             2,
             4,

@@ -268,7 +268,7 @@ class TestRefusals:
         parts = ("student.block_size: found 16, the cache was built for 8", "student.max_length: found 32")
         self.refuse(run.model_copy(update={"student": student}), CacheMismatchError, *parts)
         silent = run.model_copy(update={"student": student.model_copy(update={"block_size": None, "max_length": None})})
-        assert prepare(silent, ALONE, resume=False).collate_plan.block_size == 8
+        assert prepare(silent, ALONE, resume=False).layout.block_size == 8
 
     def test_missing_temperature(self, make_run):
         run = make_run(objectives=({"kind": "kl", "temperature": 3.0},))

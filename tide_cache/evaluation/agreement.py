@@ -12,7 +12,7 @@ import torch
 
 from tide_cache.errors import CacheMismatchError, RunFileError, fault_list
 from tide_cache.evaluation.forward import HEAD_ROWS, evaluating, length_faults
-from tide_cache.loading.collate import CollatePlan, collate
+from tide_cache.loading.collate import BatchLayout, collate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.batches import plan_batches
 from tide_cache.modeling.head import apply_head
@@ -77,7 +77,7 @@ class _Measured:
 def teacher_agreement(
     backbone: Backbone,
     records: Sequence[ViewRecord],
-    plan: CollatePlan,
+    layout: BatchLayout,
     *,
     batch_tokens: int = 8192,
     progress: Callable[[int, int], None] | None = None,
@@ -89,7 +89,7 @@ def teacher_agreement(
     Args:
         backbone: The student; its mode is left as it was.
         records: Views with signals.
-        plan: How views become batches; its temperatures are those of the cache, 1 among them.
+        layout: How views become batches; its temperatures are those of the cache, 1 among them.
         batch_tokens: Tokens of a forward, before padding to whole blocks.
         progress: Called after each forward with the number of views done and the number in all.
 
@@ -97,13 +97,13 @@ def teacher_agreement(
         RunFileError: No view, or a sample above the model's limit.
         CacheMismatchError: A view has no teacher signal, or T = 1 was not captured.
     """
-    _require_usable(backbone, records, plan)
+    _require_usable(backbone, records, layout)
     lengths = [len(record.pair.student_ids_L) for record in records]
     measured: list[_Measured] = []
     num_done = 0
     with evaluating(backbone):
         for groups in plan_batches(lengths, [1] * len(lengths), 1, 1, batch_tokens):
-            measured.append(_measure(backbone, [records[group.sample] for group in groups], plan))
+            measured.append(_measure(backbone, [records[group.sample] for group in groups], layout))
             num_done += len(groups)
             if progress is not None:
                 progress(num_done, len(records))
@@ -116,9 +116,9 @@ def teacher_agreement(
     )
 
 
-def _measure(backbone: Backbone, records: Sequence[ViewRecord], plan: CollatePlan) -> _Measured:
-    batch, targets = collate(records, plan)
-    hidden_ND = masked_hidden(backbone, batch, plan.block_size, "block")
+def _measure(backbone: Backbone, records: Sequence[ViewRecord], layout: BatchLayout) -> _Measured:
+    batch, targets = collate(records, layout)
+    hidden_ND = masked_hidden(backbone, batch, layout.block_size, "block")
     student = _statistics(hidden_ND, backbone.head_VD, targets)
     rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
     best_R = _most_likely(hidden_ND[rows_R.to(hidden_ND.device)], backbone.head_VD)
@@ -164,7 +164,7 @@ def _mean(values: Bools | Float32s) -> float | None:
     return float(values.mean(dtype=np.float64)) if len(values) else None
 
 
-def _require_usable(backbone: Backbone, records: Sequence[ViewRecord], plan: CollatePlan) -> None:
+def _require_usable(backbone: Backbone, records: Sequence[ViewRecord], layout: BatchLayout) -> None:
     if not records:
         raise RunFileError("agreement cannot be measured: there is no view; give a cache with at least one sample")
     if unsignalled := [record.view.sample_id for record in records if record.signal is None]:
@@ -172,10 +172,10 @@ def _require_usable(backbone: Backbone, records: Sequence[ViewRecord], plan: Col
             f"agreement cannot be measured: {len(unsignalled)} of {len(records)} views carry no teacher signal, first "
             f"that of sample {unsignalled[0]!r}; expected views from a cache (tide-cache build-teacher-shards)"
         )
-    if 1.0 not in plan.temperatures:
+    if 1.0 not in layout.temperatures:
         raise CacheMismatchError(
-            f"agreement cannot be measured: the cache holds temperatures {list(plan.temperatures)}, expected 1.0 among "
-            "them; add it to signals.temperatures and rebuild"
+            f"agreement cannot be measured: the cache holds temperatures {list(layout.temperatures)}, expected 1.0 "
+            "among them; add it to signals.temperatures and rebuild"
         )
     if faults := length_faults(backbone, [record.pair for record in records]):
         raise RunFileError(fault_list("agreement cannot be measured:", faults))

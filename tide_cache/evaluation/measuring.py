@@ -10,7 +10,7 @@ from tide_cache.errors import CacheMismatchError, differing, fault_list
 from tide_cache.evaluation.agreement import AgreementReport, teacher_agreement
 from tide_cache.evaluation.nll import TIMES, NllReport, held_out_nll
 from tide_cache.evaluation.trained import TrainedModel, open_trained
-from tide_cache.loading.cache import CacheSource, cache_collate_plan
+from tide_cache.loading.cache import CacheSource, cache_layout
 from tide_cache.locations import CachePath, cache_path
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer, encode_student
@@ -207,8 +207,8 @@ def _agreement(
     source = CacheSource(cache, manifest)
     samples = range(min(sum(source.group_sizes), limit or CACHE_SAMPLES))
     records = [r for view in range(manifest.identity.views.num_views) for r in source.records(samples, view)]
-    plan = cache_collate_plan(manifest, model.tokenizer.mask_id, model.tokenizer.pad_id, model.block_size)
-    return teacher_agreement(model.backbone, records, plan, progress=progress)
+    layout = cache_layout(manifest, model.tokenizer.mask_id, model.tokenizer.pad_id, model.block_size)
+    return teacher_agreement(model.backbone, records, layout, progress=progress)
 
 
 def _named(progress: OnMeasured | None, title: str) -> Callable[[int, int], None] | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tide_cache.arrays import sums_before
 from tide_cache.config.sections import BuildViewsConfig
-from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.shared_views import cut_view
 from tide_cache.loading.source import GroupCache
 from tide_cache.locations import CachePath
@@ -83,8 +83,8 @@ def kinds_to_read(needed: Collection[str]) -> list[SignalKind]:
     return [kind for kind in get_args(SignalKind) if kind in needed]
 
 
-def cache_collate_plan(manifest: Manifest, mask_id: int, pad_id: int, block_size: int) -> CollatePlan:
-    """Return the plan that turns a cache's records into batches.
+def cache_layout(manifest: Manifest, mask_id: int, pad_id: int, block_size: int) -> BatchLayout:
+    """Return the layout that turns a cache's records into batches.
 
     Args:
         manifest: Of the cache.
@@ -93,7 +93,7 @@ def cache_collate_plan(manifest: Manifest, mask_id: int, pad_id: int, block_size
         block_size: Tokens per block in training.
     """
     identity = manifest.identity
-    return CollatePlan(
+    return BatchLayout(
         mask_id=mask_id,
         pad_id=pad_id,
         block_size=block_size,

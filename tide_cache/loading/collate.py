@@ -22,7 +22,7 @@ from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
 
 
 @dataclass(frozen=True)
-class CollatePlan:
+class BatchLayout:
     """Settings that turn records into batches.
 
     Attributes:
@@ -32,7 +32,7 @@ class CollatePlan:
         shared_vocab_size: Teacher ids from here on mean something else to the student: they count as rest.
         temperatures: T of the cache, in its order; empty without a teacher.
         schedule: Mask schedule of the views, for the weight of the denoising loss.
-        sources: For a mix, the plan of each source, whose `shared_vocab_size`, `temperatures`, `schedule` and
+        sources: For a mix, the layout of each source, whose `shared_vocab_size`, `temperatures`, `schedule` and
             `complementary` hold for its records; `temperatures` of the mix itself are those of the batch.
         complementary: Whether views come in pairs, for the same weight.
     """
@@ -43,39 +43,39 @@ class CollatePlan:
     shared_vocab_size: int = 0
     temperatures: tuple[float, ...] = ()
     schedule: Schedule = "linear"
-    sources: tuple["CollatePlan", ...] = ()
+    sources: tuple["BatchLayout", ...] = ()
     complementary: bool = False
 
-    def of(self, record: ViewRecord) -> "CollatePlan":
-        """Return the plan of the source that a record comes from."""
+    def of(self, record: ViewRecord) -> "BatchLayout":
+        """Return the layout of the source that a record comes from."""
         return self.sources[record.source] if self.sources else self
 
 
-def collate(records: Sequence[ViewRecord], plan: CollatePlan) -> tuple[StudentBatch, Targets]:
+def collate(records: Sequence[ViewRecord], layout: BatchLayout) -> tuple[StudentBatch, Targets]:
     """Lay records out as one micro-batch, each in its own row.
 
     Args:
         records: At least one; all with signals or all without.
-        plan: Ids and sizes.
+        layout: Ids and sizes.
     """
-    return collate_rows([[(record,)] for record in records], plan)
+    return collate_rows([[(record,)] for record in records], layout)
 
 
-def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], plan: CollatePlan) -> tuple[StudentBatch, Targets]:
+def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], layout: BatchLayout) -> tuple[StudentBatch, Targets]:
     """Lay records out as one micro-batch whose rows may hold several samples, and several views of each.
 
     A sample begins where a block begins.
 
     Args:
         rows: The samples of each row, each with its views; equally many views everywhere.
-        plan: Ids and sizes.
+        layout: Ids and sizes.
     """
     num_views = len(rows[0][0])
     sizes = [
-        [-(-len(views[0].pair.student_ids_L) // plan.block_size) * plan.block_size for views in row] for row in rows
+        [-(-len(views[0].pair.student_ids_L) // layout.block_size) * layout.block_size for views in row] for row in rows
     ]
     shape = (len(rows), max(map(sum, sizes)))
-    x_0_BL = np.full(shape, plan.pad_id, np.int64)
+    x_0_BL = np.full(shape, layout.pad_id, np.int64)
     is_real_BL = np.zeros(shape, bool)
     sample_BL = np.full(shape, -1, np.int64)
     is_masked_BnL = np.zeros((shape[0], num_views, shape[1]), bool)
@@ -87,7 +87,7 @@ def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], plan: CollatePl
             for n, record in enumerate(views):
                 is_masked_BnL[b, n, inside] = record.view.is_student_masked_L
     row_sample_N, row_position_N = np.nonzero(is_masked_BnL.reshape(shape[0], -1))
-    x_t_BnL = np.where(is_masked_BnL, plan.mask_id, x_0_BL[:, None])
+    x_t_BnL = np.where(is_masked_BnL, layout.mask_id, x_0_BL[:, None])
     batch = StudentBatch(
         x_0_BL=torch.from_numpy(x_0_BL),
         x_t_BL=torch.from_numpy(x_t_BnL.reshape(shape[0], -1)),
@@ -97,12 +97,12 @@ def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], plan: CollatePl
         sample_BL=torch.from_numpy(sample_BL) if any(len(row) > 1 for row in rows) else None,
     )
     records = [views[n] for row in rows for n in range(num_views) for views in row]
-    return batch, _targets(records, plan)
+    return batch, _targets(records, layout)
 
 
-def _targets(records: Sequence[ViewRecord], plan: CollatePlan) -> Targets:
-    plans = [plan.of(record) for record in records]
-    joined = join_views(records, [own.temperatures for own in plans], plan.temperatures)
+def _targets(records: Sequence[ViewRecord], layout: BatchLayout) -> Targets:
+    layouts = [layout.of(record) for record in records]
+    joined = join_views(records, [own.temperatures for own in layouts], layout.temperatures)
     rows_B = np.diff(sums_before(joined.is_student_masked_L)[joined.token_start_B])
     num_rows = int(rows_B.sum())
     active = ActiveChunks.of(joined)
@@ -110,19 +110,19 @@ def _targets(records: Sequence[ViewRecord], plan: CollatePlan) -> Targets:
     t_B = np.array([record.view.t for record in records])
     laws = [
         ViewLaw(own.schedule, is_complement(record.view.view, own.complementary))
-        for record, own in zip(records, plans, strict=True)
+        for record, own in zip(records, layouts, strict=True)
     ]
     weight_B = np.array([time_weight(t, law.schedule, law.is_complement) for t, law in zip(t_B, laws, strict=True)])
-    vocab_B = np.array([own.shared_vocab_size for own in plans])
-    shared = shared_topk(joined, active, vocab_B[sample_A], plan.temperatures)
-    topk, chunks, extra_ids_NX = candidate_targets(num_rows, shared, joined.signal, active, len(plan.temperatures))
+    vocab_B = np.array([own.shared_vocab_size for own in layouts])
+    shared = shared_topk(joined, active, vocab_B[sample_A], layout.temperatures)
+    topk, chunks, extra_ids_NX = candidate_targets(num_rows, shared, joined.signal, active, len(layout.temperatures))
     return Targets(
         true_id_N=_tensor(joined.student_ids_L[joined.is_student_masked_L], np.int64),
         t_N=_tensor(np.repeat(t_B, rows_B), np.float32),
         time_weight_N=_tensor(np.repeat(weight_B, rows_B), np.float32),
         mask_weight_N=_tensor(_mask_weights(joined, laws), np.float32),
         num_supervised=int(joined.is_supervised_L.sum()),
-        temperatures=plan.temperatures,
+        temperatures=layout.temperatures,
         extra_ids_NX=extra_ids_NX,
         truth=TruthTargets(
             chunk_of_row_N=_tensor(active.chunk_of_row(num_rows), np.int64),

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from tide_cache.config.sections import BatchConfig
 from tide_cache.config.settings import Batching
-from tide_cache.loading.collate import CollatePlan, collate_rows
+from tide_cache.loading.collate import BatchLayout, collate_rows
 from tide_cache.loading.order import Visit, rank_turns
 from tide_cache.loading.source import TeacherSource
 from tide_cache.records import StudentBatch, Targets, ViewRecord
@@ -65,33 +65,33 @@ def _rows(lengths: Sequence[int], row_tokens: int, min_rows: int) -> Rows:
 
 
 def step_micro_batches(
-    source: TeacherSource, order: Order, collate_plan: CollatePlan, plan: BatchConfig, step: int, rank: int, world: int
+    source: TeacherSource, order: Order, layout: BatchLayout, config: BatchConfig, step: int, rank: int, world: int
 ) -> Iterator[tuple[StudentBatch, Targets]]:
     """Load a rank's share of a step, equally many micro-batches for each rank.
 
     Args:
         source: Where records come from.
         order: Of the samples.
-        collate_plan: How records become batches.
-        plan: How steps are cut.
+        layout: How records become batches.
+        config: How steps are cut.
         step: Number of the step, from 0.
         rank: This process.
         world: Number of processes.
     """
-    n = plan.views_per_step
-    if plan.batching == "order":  # needs no lengths, so only this rank's samples are read
-        for turns in rank_turns(step, plan.global_batch, plan.micro_batch, rank, world):
+    n = config.views_per_step
+    if config.batching == "order":  # needs no lengths, so only this rank's samples are read
+        for turns in rank_turns(step, config.global_batch, config.micro_batch, rank, world):
             of_sample = visited_records(source, order.visits(turns.start, len(turns)), n)
-            yield collate_rows([[views] for views in of_sample], collate_plan)
+            yield collate_rows([[views] for views in of_sample], layout)
         return
-    of_sample = visited_records(source, order.visits(step * plan.global_batch, plan.global_batch), n)
-    size = collate_plan.block_size
+    of_sample = visited_records(source, order.visits(step * config.global_batch, config.global_batch), n)
+    size = layout.block_size
     lengths = [-(-len(views[0].pair.student_ids_L) // size) * size for views in of_sample]
-    num_batches = plan.global_batch // plan.micro_batch
-    planned = plan_micro_batches(lengths, num_batches, plan.batching, plan.row_tokens)
+    num_batches = config.global_batch // config.micro_batch
+    planned = plan_micro_batches(lengths, num_batches, config.batching, config.row_tokens)
     for number in share_of_rank(num_batches, rank, world):
         rows = planned[number]
-        yield collate_rows([[of_sample[sample] for sample in row] for row in rows], collate_plan)
+        yield collate_rows([[of_sample[sample] for sample in row] for row in rows], layout)
 
 
 def share_of_rank(num_batches: int, rank: int, world: int, batching: Batching = "length") -> list[int]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from tide_cache.arrays import sums_before
-from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.order import Ints, SampleOrder, Visit
 from tide_cache.loading.source import TeacherSource
 from tide_cache.records import ViewRecord
@@ -109,13 +109,11 @@ class MixedSource:
         return [result[place] for place in range(len(samples))]
 
 
-def mixed_collate_plan(plans: Sequence[CollatePlan]) -> CollatePlan:
-    """Return the plan for records of several sources, whose ids and block size are the same.
+def mixed_layout(layouts: Sequence[BatchLayout]) -> BatchLayout:
+    """Return the layout for records of several sources, whose ids and block size are the same.
 
     Its temperatures are all those that any of the sources has, in increasing order.
     """
-    temperatures = tuple(sorted({temperature for plan in plans for temperature in plan.temperatures}))
-    layout = plans[0]
-    return CollatePlan(
-        layout.mask_id, layout.pad_id, layout.block_size, temperatures=temperatures, sources=tuple(plans)
-    )
+    temperatures = tuple(sorted({temperature for layout in layouts for temperature in layout.temperatures}))
+    first = layouts[0]
+    return BatchLayout(first.mask_id, first.pad_id, first.block_size, temperatures=temperatures, sources=tuple(layouts))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from tide_cache.config.train import DataConfig
 from tide_cache.errors import CacheMismatchError, TideCacheError, fault_list
-from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_collate_plan, kinds_to_read
-from tide_cache.loading.collate import CollatePlan
-from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_collate_plan
+from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_layout, kinds_to_read
+from tide_cache.loading.collate import BatchLayout
+from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_layout
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import TeacherSource
 from tide_cache.locations import CachePath
@@ -74,10 +74,10 @@ class OpenedCache:
             signals=kinds_to_read(signals),
         )
 
-    def collate_plan(self, tokenizer: TextTokenizer) -> CollatePlan:
+    def layout(self, tokenizer: TextTokenizer) -> BatchLayout:
         """Return how its records become batches of a student with this tokenizer."""
         block_size = self.manifest.identity.student.block_size
-        return cache_collate_plan(self.manifest, tokenizer.mask_id, tokenizer.pad_id, block_size)
+        return cache_layout(self.manifest, tokenizer.mask_id, tokenizer.pad_id, block_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +86,14 @@ class OpenedData:
 
     Attributes:
         source: Where records come from.
-        collate_plan: How they become batches.
+        layout: How they become batches.
         key: What determines the data; the order is keyed by it.
         order: In which order samples are visited.
         remarks: What was left out, and why.
     """
 
     source: TeacherSource
-    collate_plan: CollatePlan
+    layout: BatchLayout
     key: str
     order: SampleOrder | MixedOrder
     remarks: tuple[str, ...] = ()
@@ -139,12 +139,12 @@ def open_data(
         seed: Of the order.
     """
     sources = [cache.source(signals, views_per_step) for cache in caches]
-    plans = [cache.collate_plan(tokenizer) for cache in caches]
+    layouts = [cache.layout(tokenizer) for cache in caches]
     orders = [
         SampleOrder(source.group_sizes, cache.cache_id, seed) for source, cache in zip(sources, caches, strict=True)
     ]
     key = "+".join(cache.cache_id for cache in caches)
     if not caches[0].where:
-        return OpenedData(sources[0], plans[0], key, orders[0])
+        return OpenedData(sources[0], layouts[0], key, orders[0])
     order = MixedOrder(orders, [cache.weight for cache in caches], seed)
-    return OpenedData(MixedSource(sources), mixed_collate_plan(plans), key, order)
+    return OpenedData(MixedSource(sources), mixed_layout(layouts), key, order)

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from tide_cache.config.sections import BatchConfig
 from tide_cache.errors import RunFileError
-from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.micro_batches import share_of_rank, step_micro_batches
 from tide_cache.loading.order import SampleOrder
 from tide_cache.loading.source import TeacherSource
@@ -28,7 +28,7 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
 
     Attributes:
         micro_batches_per_step: Of this rank: so many together make an optimizer step.
-        collate_plan: Block size, mask and padding ids of the batches.
+        layout: Block size, mask and padding ids of the batches.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         open_source: Callable[[], TeacherSource],
         key: str,
         seed: int,
-        collate_plan: CollatePlan,
-        plan: BatchConfig,
+        layout: BatchLayout,
+        config: BatchConfig,
         steps: range,
         rank: int = 0,
         world: int = 1,
@@ -48,18 +48,18 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
             open_source: Opens the records; called once in each worker, so it must be possible to pickle it.
             key: Of the order.
             seed: Of the order.
-            collate_plan: How records become batches.
-            plan: How steps are cut; its global batch is a multiple of its micro-batch times the ranks.
+            layout: How records become batches.
+            config: How steps are cut; its global batch is a multiple of its micro-batch times the ranks.
             steps: Which steps of the endless stream, one after the other.
             rank: This process.
             world: Number of processes.
         """
         super().__init__()
         self._open_source, self._key, self._seed = open_source, key, seed
-        self._plan, self._steps, self._rank, self._world = plan, steps, rank, world
-        self.collate_plan = collate_plan
-        self._batches_of_all_ranks = plan.global_batch // plan.micro_batch
-        self._own_batches = share_of_rank(self._batches_of_all_ranks, rank, world, plan.batching)
+        self._config, self._steps, self._rank, self._world = config, steps, rank, world
+        self.layout = layout
+        self._batches_of_all_ranks = config.global_batch // config.micro_batch
+        self._own_batches = share_of_rank(self._batches_of_all_ranks, rank, world, config.batching)
         self.micro_batches_per_step = len(self._own_batches)
         self._next = 0
         self._resume: tuple[int, bool] | None = None
@@ -84,7 +84,7 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
             step, own = divmod(number, self.micro_batches_per_step)
             # A micro-batch alone is the share of one of as many ranks as there are micro-batches.
             place = self._own_batches[own], self._batches_of_all_ranks
-            (batch,) = step_micro_batches(source, order, self.collate_plan, self._plan, self._steps[step], *place)
+            (batch,) = step_micro_batches(source, order, self.layout, self._config, self._steps[step], *place)
             self._next = number + stride
             yield batch
 
@@ -128,4 +128,4 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
     def _stream(self) -> dict[str, Any]:
         """Say what is iterated over."""
         steps, ranks = [self._steps.start, self._steps.stop], [self._rank, self._world]
-        return {"key": self._key, "seed": self._seed, "steps": steps, "ranks": ranks} | asdict(self._plan)
+        return {"key": self._key, "seed": self._seed, "steps": steps, "ranks": ranks} | asdict(self._config)

@@ -172,7 +172,7 @@ def read_scores(job: Job) -> dict[str, Any] | None:
 
 
 def _measure(run: TrainRun, held_out: HeldOut, prepared: Prepared) -> None:
-    info, block_size = read_checkpoint(str(run.train.out / "model")), prepared.collate_plan.block_size
+    info, block_size = read_checkpoint(str(run.train.out / "model")), prepared.layout.block_size
     model = TrainedModel(info, prepared.tokenizer, block_size, held_out.dtype, run.train.device)
     document = {
         "corpus": _measured_on(held_out, _open(held_out)),
@@ -189,7 +189,7 @@ def _samples(held_out: HeldOut, prepared: Prepared) -> PairedRows:
         list(corpus.rows(0, held_out.limit or len(corpus))),
         prepared.tokenizer,
         max_length=prepared.max_length,
-        block_size=prepared.collate_plan.block_size,
+        block_size=prepared.layout.block_size,
         fill_last_block=True,
     )
     spec = held_out.spec

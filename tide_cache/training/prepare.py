@@ -14,7 +14,7 @@ from tide_cache.config.common import TokenizerConfig
 from tide_cache.config.train import ModelShape, StudentConfig, TrainRun
 from tide_cache.corpus import open_corpus
 from tide_cache.errors import RunFileError, fault_list
-from tide_cache.loading.collate import CollatePlan
+from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.fitting import cache_faults, require_fitting_caches
 from tide_cache.loading.mix import MixedOrder
 from tide_cache.loading.opening import OpenedCache, OpenedData, open_caches, open_data
@@ -56,7 +56,7 @@ class Prepared:
         model_config: Of the student.
         source: Where records come from.
         order: Order in which samples are visited.
-        collate_plan: How records become batches.
+        layout: How records become batches.
         max_length: Of the longest sample it may meet, in tokens.
         remarks: What was left out of the data, and why; empty for a cache, whose build said it.
         objectives: With weights.
@@ -71,7 +71,7 @@ class Prepared:
     model_config: PretrainedConfig
     source: TeacherSource
     order: SampleOrder | MixedOrder
-    collate_plan: CollatePlan
+    layout: BatchLayout
     max_length: int
     remarks: tuple[str, ...]
     objectives: tuple[Objective, ...]
@@ -137,7 +137,7 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
     shown = tokenizer.today if run.data.corpus else None
     continuity = _continuity(run, data, caches, steps) | ({"data.date": shown.isoformat()} if shown else {})
     return Prepared(
-        tokenizer, checkpoint, config, data.source, data.order, data.collate_plan, _longest(run, caches), data.remarks,
+        tokenizer, checkpoint, config, data.source, data.order, data.layout, _longest(run, caches), data.remarks,
         objectives, steps, continuity,
         resumed=find_checkpoint(run.train.out / CHECKPOINTS, continuity) if resume else None,
         provenance=_provenance(run, data, caches, steps) | ({"template_date": shown.isoformat()} if shown else {}),
@@ -251,11 +251,11 @@ def _open_corpus(run: TrainRun, tokenizer: TextTokenizer, block_size: int) -> Op
     require_samples(title, paired.report, "Raise student.max_length, or fix the corpus.")
     views = run.data.views
     ids = tokenizer.mask_id, tokenizer.pad_id
-    plan = CollatePlan(*ids, block_size, schedule=views.schedule, complementary=views.complementary)
+    layout = BatchLayout(*ids, block_size, schedule=views.schedule, complementary=views.complementary)
     source, key = PlainSource(paired.pairs, views), corpus.content_hash
     order = SampleOrder(source.group_sizes, key, run.data.seed)
     limits = (LengthLimit("student.max_length", _longest(run, ())),)
-    return OpenedData(source, plan, key, order, remarks_of(paired, limits, corpus.notes, corpus.skipped))
+    return OpenedData(source, layout, key, order, remarks_of(paired, limits, corpus.notes, corpus.skipped))
 
 
 _CONTINUED = ("global_batch", "views_per_step", "precision", "ema_decay", "seed")
@@ -266,7 +266,7 @@ def _continuity(run: TrainRun, data: OpenedData, caches: Sequence[OpenedCache], 
     student = run.student.model_dump(mode="json", exclude={"tokenizer", "block_size", "max_length", "attention"})
     values = {
         "data": data.key,
-        "student.block_size": data.collate_plan.block_size,
+        "student.block_size": data.layout.block_size,
         "student.max_length": _longest(run, ()) if run.data.corpus else None,
         "data.seed": run.data.seed,
         "data.num_views": run.data.num_views,
@@ -300,6 +300,6 @@ def _provenance(run: TrainRun, data: OpenedData, caches: Sequence[OpenedCache], 
         "steps": steps,
         "global_batch": run.train.global_batch,
         "seed": run.train.seed,
-        "block_size": data.collate_plan.block_size,
+        "block_size": data.layout.block_size,
         "started_from": Path(run.student.model).name if run.student.model else "random weights",
     }

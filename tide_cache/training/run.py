@@ -147,7 +147,7 @@ class _Loop:
             add_adapters(self._backbone.model, run.student.lora, run.train.seed)
         if run.train.activation_checkpointing:
             _checkpoint_activations(self._backbone.model)
-        student = Student(self._backbone, prepared.collate_plan.block_size, run.train.head_rows).train()
+        student = Student(self._backbone, prepared.layout.block_size, run.train.head_rows).train()
         saved = SavedState(prepared.resumed.path, student) if prepared.resumed is not None else None
         if saved is not None:
             with doing(f"Reading checkpoint of step {saved.steps}"):
@@ -242,7 +242,7 @@ class _Loop:
     def _micro_batches(self, step: int) -> list[tuple[StudentBatch, Targets]]:
         """Load this rank's share of a step; called from the prefetch thread."""
         train, world, prepared = self._run.train, self._world, self._prepared
-        where = prepared.source, prepared.order, prepared.collate_plan
+        where = prepared.source, prepared.order, prepared.layout
         batches = list(step_micro_batches(*where, train, step, world.rank, world.size))
         if self._engine.device.type == "cuda":
             return [(pinned(batch), pinned(targets)) for batch, targets in batches]
