@@ -143,7 +143,7 @@ def evaluate_tasks(
             "--dataset SPEC"
         )
     with chatter_to_stderr():
-        from tide_cache.evaluation.harness.suite import plan_tasks
+        from tide_cache.evaluation.harness.suite import choose_tasks
         from tide_cache.training.company import keep_company
         from tide_cache.training.distributed import find_world
 
@@ -152,9 +152,9 @@ def evaluate_tasks(
             if baseline is not None and no_baseline:
                 raise RunFileError("--baseline and --no-baseline: found both; give one of them")
             curve = _numbers(thresholds, threshold)
-            plans = plan_tasks(suite, [name for name in (tasks or "").split(",") if name])
+            chosen = choose_tasks(suite, [name for name in (tasks or "").split(",") if name])
             if batch_size is not None:
-                plans = tuple(replace(plan, batch_size=batch_size) for plan in plans)
+                chosen = tuple(replace(task, batch_size=batch_size) for task in chosen)
             _require_harness(task_data)
             day = date.fromisoformat(company.from_first("day", _day_begun(out).isoformat()))
             models = _open_models(checkpoint, None if no_baseline else baseline, no_baseline, block_size, dtype, day)
@@ -174,7 +174,7 @@ def evaluate_tasks(
             from tide_cache.evaluation.parallelism import curves_of
 
             sandbox = Sandbox(code_isolation) if allow_code_execution else None
-            defined = define_tasks(plans, task_data, sandbox)
+            defined = define_tasks(chosen, task_data, sandbox)
             _require_answers(defined, curve)
             if world.is_first:
                 _say_what_has_no_effect(defined)
@@ -234,7 +234,7 @@ def _require_decoding(asked: "dict[str, ModelOptions]", curve: tuple[float, ...]
 
 
 def _require_answers(tasks: "Sequence[DefinedTask]", curve: tuple[float, ...]) -> None:
-    if curve and (names := [task.plan.name for task in tasks if not task.writes]):
+    if curve and (names := [task.settings.name for task in tasks if not task.writes]):
         raise RunFileError(
             f"--thresholds: {', '.join(names)} compares likelihoods, which no threshold changes; leave it to a run of "
             "its own"
@@ -282,7 +282,7 @@ def _day_begun(out: Path) -> date:
 def _say_what_has_no_effect(tasks: "Sequence[DefinedTask]") -> None:
     for task in tasks:
         if names := task.without_effect():
-            say(f"{task.plan.name}: generation_kwargs that the block sampler does not use: {', '.join(names)}")
+            say(f"{task.settings.name}: generation_kwargs that the block sampler does not use: {', '.join(names)}")
 
 
 def _contestant(role: str, model: "TrainedModel", options: "ModelOptions", world: "World") -> "Contestant":

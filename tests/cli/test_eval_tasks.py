@@ -330,7 +330,7 @@ def test_ctrl_c_keeps_what_is_done(call_anywhere, models, letters, tmp_path, mon
     score_task = scoring.score_task
 
     def stop_at_the_second(lm, task, *rest):
-        if task.plan.name == "answers":
+        if task.settings.name == "answers":
             raise KeyboardInterrupt
         return score_task(lm, task, *rest)
 

@@ -5,7 +5,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from tide_cache.errors import RunFileError
 from tide_cache.evaluation.harness.generation import BUDGET, BUDGETS, normalised, temperature_of, without_effect
-from tide_cache.evaluation.harness.suite import TaskPlan, plan_tasks
+from tide_cache.evaluation.harness.suite import TaskSettings, choose_tasks
 from tide_cache.evaluation.harness.tasks import define_tasks
 
 BUDGETS_GIVEN = [
@@ -54,7 +54,7 @@ def test_settings_without_effect_are_named():
 
 def test_the_budget_of_a_task_file_holds_under_any_name(shared):
     path = shared / "cases/lm-eval-yaml/max_new_tokens.yaml"
-    (task,) = define_tasks(plan_tasks(None, [str(path)]), None, None)
+    (task,) = define_tasks(choose_tasks(None, [str(path)]), None, None)
     assert task.configs[0]["generation_kwargs"] == {"until": ["\n"], "max_gen_toks": 8, "steps": 8}
-    (shorter,) = define_tasks([TaskPlan("t", 4, source=str(path))], None, None)
+    (shorter,) = define_tasks([TaskSettings("t", 4, source=str(path))], None, None)
     assert shorter.configs[0]["generation_kwargs"]["max_gen_toks"] == 4

@@ -9,13 +9,13 @@ from tide_cache.evaluation import generate
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
 from tide_cache.evaluation.harness.model import EMPTY_THINK, BlockDiffusionLM, ModelOptions, cut_at
 from tide_cache.evaluation.harness.scoring import ScoringOptions, score_task
-from tide_cache.evaluation.harness.suite import TaskPlan, plan_tasks
+from tide_cache.evaluation.harness.suite import TaskSettings, choose_tasks
 from tide_cache.evaluation.harness.tasks import define_tasks
 from tide_cache.pairing import TextTokenizer
 from tide_cache.training.distributed import World
 
 BLOCK = 8
-PLAN = TaskPlan("test", 12, 12, batch_size=2)
+SETTINGS = TaskSettings("test", 12, 12, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def tokenizer(vocabularies):
 
 @pytest.fixture
 def make_lm(make_backbone, tokenizer):
-    def make(plan=PLAN, **options):
+    def make(settings=SETTINGS, **options):
         backbone = make_backbone(vocab=tokenizer.vocab_size)
-        return BlockDiffusionLM(backbone, tokenizer, ModelOptions(BLOCK, **options), plan, World(0, 1, 0))
+        return BlockDiffusionLM(backbone, tokenizer, ModelOptions(BLOCK, **options), settings, World(0, 1, 0))
 
     return make
 
@@ -82,7 +82,7 @@ def test_stop_strings(stops, expected):
     ("steps", "new_tokens", "expected"), [(256, 256, 32), (3, 3, 32), (128, 256, 16), (64, 256, 8), (1, 256, 1)]
 )
 def test_the_protocol_s_steps_are_kept_as_a_ratio(steps, new_tokens, expected):
-    assert TaskPlan("t", new_tokens, steps).steps_per_block(32, new_tokens) == expected
+    assert TaskSettings("t", new_tokens, steps).steps_per_block(32, new_tokens) == expected
 
 
 def test_a_prompt_above_the_model_s_limit_loses_its_beginning_and_is_counted(make_lm):
@@ -165,7 +165,7 @@ doc_to_target: "{{answer}}"
 def test_a_task_by_likelihood_takes_the_likelier_choice(make_lm, tmp_path):
     (tmp_path / "letters.yaml").write_text(CHOICES)
     (tmp_path / "letters").mkdir()
-    lm = make_lm(plan_tasks(None, [str(tmp_path / "letters.yaml")])[0])
+    lm = make_lm(choose_tasks(None, [str(tmp_path / "letters.yaml")])[0])
     texts = ["a", "b c", "reverse: one", "one two"]
     requests = [ask(text, choice, kind="loglikelihood") for text in texts for choice in (" one", " two three")]
     values = [logprob for logprob, _ in lm.loglikelihood(requests, disable_tqdm=True)]
@@ -173,7 +173,7 @@ def test_a_task_by_likelihood_takes_the_likelier_choice(make_lm, tmp_path):
     answers = [best[0], best[1], best[2], 1 - best[3]]
     rows = [{"question": text, "answer": answer} for text, answer in zip(texts, answers, strict=True)]
     (tmp_path / "letters" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (task,) = define_tasks([lm._plan], tmp_path, None)
+    (task,) = define_tasks([lm._settings], tmp_path, None)
     result = score_task(lm, task, task.open(), ScoringOptions(None, False, "float32"))
     assert (result["metric"], result["score"], result["num_questions"]) == ("acc,none", 0.75, 4)
 

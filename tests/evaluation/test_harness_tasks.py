@@ -16,7 +16,7 @@ from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions
 from tide_cache.evaluation.harness.programs import code_of
 from tide_cache.evaluation.harness.sandbox import Sandbox
 from tide_cache.evaluation.harness.scoring import ScoringOptions, score_task
-from tide_cache.evaluation.harness.suite import TIDE, plan_tasks
+from tide_cache.evaluation.harness.suite import TIDE, choose_tasks
 from tide_cache.evaluation.harness.tasks import define_tasks
 from tide_cache.pairing import TextTokenizer
 from tide_cache.training.distributed import World
@@ -88,8 +88,8 @@ def hub_layout(tmp_path_factory):
             folder = root / name / (config.get("dataset_name") or "data")
             folder.mkdir(parents=True, exist_ok=True)
             split = config.get("test_split") or config["validation_split"]
-            row = dict(ROWS[task.plan.name])
-            if task.plan.name == "mmlu_pro":
+            row = dict(ROWS[task.settings.name])
+            if task.settings.name == "mmlu_pro":
                 row["category"] = config["task"].removeprefix("mmlu_pro_").replace("_", " ")
             with (folder / f"{split}.jsonl").open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
@@ -98,7 +98,7 @@ def hub_layout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(hub_layout):
-    return {task.plan.name: (task, task.open()) for task in define_tasks(TIDE, hub_layout, LIMITS)}
+    return {task.settings.name: (task, task.open()) for task in define_tasks(TIDE, hub_layout, LIMITS)}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def tokenizer(vocabularies):
 def score(opened, name, answer, make_backbone, tokenizer):
     task, tasks = opened[name]
     tasks = dict(islice(tasks.items(), 3))
-    lm = Oracle(make_backbone(vocab=tokenizer.vocab_size), tokenizer, ModelOptions(8), task.plan, World(0, 1, 0))
+    lm = Oracle(make_backbone(vocab=tokenizer.vocab_size), tokenizer, ModelOptions(8), task.settings, World(0, 1, 0))
     lm.answer = answer
     return score_task(lm, task, tasks, ScoringOptions(None, True, "float32")), lm.asked
 
@@ -123,7 +123,7 @@ def test_right_answers_count_and_wrong_ones_do_not(opened, name, make_backbone, 
     prompt, how = asked[0]
     assert PROMPTS[name] in prompt
     assert prompt.startswith("<role>")
-    assert (how["max_gen_toks"], how["steps"]) == (opened[name][0].plan.new_tokens, opened[name][0].plan.steps)
+    assert (how["max_gen_toks"], how["steps"]) == (opened[name][0].settings.new_tokens, opened[name][0].settings.steps)
     shots = {"bbh": 3}.get(name, 0)
     assert prompt.count("Q: ") == shots + 1 if name == "bbh" else "The answer is" not in prompt
 
@@ -141,7 +141,7 @@ def test_how_many_tasks_of_lm_eval_each_one_is(opened):
 
 def test_the_published_solutions_pass(shared, make_backbone, tokenizer):
     """HumanEval as its authors published it, with their own solutions, in the sandbox."""
-    (task,) = define_tasks(plan_tasks("tide", ["humaneval_instruct"]), shared / "data", LIMITS)
+    (task,) = define_tasks(choose_tasks("tide", ["humaneval_instruct"]), shared / "data", LIMITS)
     single = task.open()["humaneval_instruct"]
     (metric,) = single._metric_fn_list.values()
     for doc in list(single.eval_docs)[:5]:
@@ -166,21 +166,21 @@ def test_code_of_an_answer(answer, code):
 
 def test_code_is_not_run_without_consent():
     with pytest.raises(RunFileError, match=r"humaneval_instruct runs programs.*--allow-code-execution"):
-        define_tasks(plan_tasks("tide", []), None, None)
-    assert len(define_tasks(plan_tasks("tide", ["gsm8k_cot", "bbh"]), None, None)) == 2
+        define_tasks(choose_tasks("tide", []), None, None)
+    assert len(define_tasks(choose_tasks("tide", ["gsm8k_cot", "bbh"]), None, None)) == 2
 
 
 def test_names_that_are_no_tasks(tmp_path):
     with pytest.raises(RunFileError, match=r"--suite 'tied': no such suite; expected tide"):
-        plan_tasks("tied", [])
+        choose_tasks("tied", [])
     with pytest.raises(RunFileError, match=r"--tasks arc_easy: not in the suite tide"):
-        plan_tasks("tide", ["arc_easy", "bbh"])
+        choose_tasks("tide", ["arc_easy", "bbh"])
     with pytest.raises(RunFileError, match=r"--tasks names no task"):
-        plan_tasks(None, [])
+        choose_tasks(None, [])
     with pytest.raises(RunFileError, match=r"--tasks: found bbh more than once"):
-        plan_tasks(None, ["bbh", "mine/bbh.yaml"])
+        choose_tasks(None, ["bbh", "mine/bbh.yaml"])
     with pytest.raises(RunFileError, match=r"x\.yaml: found no such file"):
-        define_tasks(plan_tasks(None, [str(tmp_path / "x.yaml")]), None, None)
+        define_tasks(choose_tasks(None, [str(tmp_path / "x.yaml")]), None, None)
 
 
 def test_missing_data_names_every_place_looked_at(tmp_path):
@@ -221,7 +221,7 @@ def test_a_broken_data_file(tmp_path, name, data):
 def test_data_without_rows_or_with_other_columns(tmp_path):
     file = tmp_path / "gsm8k_test.jsonl"
     file.write_text("\n")
-    (task,) = define_tasks(plan_tasks("tide", ["gsm8k_cot"]), tmp_path, None)
+    (task,) = define_tasks(choose_tasks("tide", ["gsm8k_cot"]), tmp_path, None)
     with pytest.raises(EvaluationError, match="found no rows"):
         task.open()
     file.write_text('{"frage": "?"}\n')
@@ -233,6 +233,6 @@ def test_other_data_are_other_questions(tmp_path):
     digests = set()
     for text in ('{"question": "1"}', '{"question": "2"}'):
         (tmp_path / "gsm8k_test.jsonl").write_text(text)
-        (task,) = define_tasks(plan_tasks("tide", ["gsm8k_cot"]), tmp_path, None)
+        (task,) = define_tasks(choose_tasks("tide", ["gsm8k_cot"]), tmp_path, None)
         digests |= {task.identity(), task.identity()}
     assert len(digests) == 2

@@ -6,7 +6,7 @@ from typing import Any
 from tide_cache.errors import RunFileError
 
 BUDGET = 256
-"""New tokens where neither the plan nor the task says how many; lm-eval's own default too."""
+"""New tokens where neither the settings nor the task says how many; lm-eval's own default too."""
 
 BUDGETS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of the most tokens of an answer; where several are given the first of them holds, as in lm-eval."""

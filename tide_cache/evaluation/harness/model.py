@@ -14,7 +14,7 @@ from tide_cache.config.settings import ThinkPrefix
 from tide_cache.evaluation.decoding import DecodingCounts
 from tide_cache.evaluation.harness.generation import BUDGET, normalised, temperature_of
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
-from tide_cache.evaluation.harness.suite import TaskPlan
+from tide_cache.evaluation.harness.suite import TaskSettings
 from tide_cache.evaluation.sampler import decoding_faults, generate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.pairing import TextTokenizer
@@ -38,7 +38,7 @@ class ModelOptions:
         temperature: Of draws; None for what the task says.
         top_k: Draw from this many likeliest tokens; needs a temperature.
         top_p: Draw from the likeliest tokens that reach this probability; needs a temperature.
-        steps_per_block: Most forwards per block of an answer; None for what the plan of the task says.
+        steps_per_block: Most forwards per block of an answer; None for what the task's settings say.
     """
 
     block_size: int
@@ -76,7 +76,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         backbone: Backbone,
         tokenizer: TextTokenizer,
         options: ModelOptions,
-        plan: TaskPlan,
+        settings: TaskSettings,
         world: World,
         progress: Progress | None = None,
     ) -> None:
@@ -86,7 +86,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
             backbone: Weights loaded.
             tokenizer: The model's own.
             options: How it is asked.
-            plan: The task's budget.
+            settings: The task's budget.
             world: This process among all.
             progress: Told how many requests of this rank are done.
         """
@@ -98,7 +98,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         self.counts = DecodingCounts()
         """How parallel the decoding of answers was; likelihoods are not in it."""
         self._options = options
-        self._plan = plan
+        self._settings = settings
         self._progress = progress or (lambda done, total: None)
         self._rank, self._world_size, self._device = world.rank, world.size, torch.device("cpu")
         self._limit = int(backbone.config.max_position_embeddings)
@@ -136,9 +136,9 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         order = sorted(range(len(requests)), key=lambda k: (str(requests[k].args[1]), len(prompts[k])))
         generator = torch.Generator(self.backbone.device).manual_seed(self._options.seed * 1009 + self._rank)
         num_done = 0
-        for batch in _alike(order, [str(request.args[1]) for request in requests], self._plan.batch_size):
+        for batch in _alike(order, [str(request.args[1]) for request in requests], self._settings.batch_size):
             how = requests[batch[0]].args[1]
-            how = normalised(how, BUDGET, self._plan.name)
+            how = normalised(how, BUDGET, self._settings.name)
             new_tokens = how["max_gen_toks"]
             texts = self._generate([prompts[k] for k in batch], new_tokens, temperature_of(how), generator)
             for k, ids in zip(batch, texts, strict=True):
@@ -161,12 +161,12 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
             stop_ids=set(self.tokenizer.is_special_V.nonzero()[0].tolist()),
             block_size=size,
             max_new_tokens=new_tokens,
-            steps_per_block=asked.steps_per_block or self._plan.steps_per_block(size, new_tokens),
+            steps_per_block=asked.steps_per_block or self._settings.steps_per_block(size, new_tokens),
             threshold=asked.threshold,
             temperature=temperature if asked.temperature is None else asked.temperature,
             top_k=asked.top_k,
             top_p=asked.top_p,
-            batch_size=self._plan.batch_size,
+            batch_size=self._settings.batch_size,
             generator=generator,
             counts=self.counts,
         )
@@ -203,10 +203,10 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
 
     def _logprobs(self, texts: Sequence[Continuation]) -> list[float]:
         values: list[float] = []
-        for start in range(0, len(texts), self._plan.batch_size):
+        for start in range(0, len(texts), self._settings.batch_size):
             values += continuation_logprobs(
                 self.backbone,
-                texts[start : start + self._plan.batch_size],
+                texts[start : start + self._settings.batch_size],
                 mask_id=self.tokenizer.mask_id,
                 block_size=self._options.block_size,
                 num_samples=self._options.num_samples,
@@ -222,8 +222,8 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
             longest[tuple(context)] = max(longest.get(tuple(context), 1), len(tokens))
         contexts = sorted(longest, key=lambda context: longest[context])
         written: dict[tuple[int, ...], list[int]] = {}
-        for start in range(0, len(contexts), self._plan.batch_size):
-            batch = contexts[start : start + self._plan.batch_size]
+        for start in range(0, len(contexts), self._settings.batch_size):
+            batch = contexts[start : start + self._settings.batch_size]
             answers = generate(
                 self.backbone,
                 batch,
@@ -233,7 +233,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
                 block_size=self._options.block_size,
                 max_new_tokens=longest[batch[-1]],
                 steps_per_block=self._options.block_size,
-                batch_size=self._plan.batch_size,
+                batch_size=self._settings.batch_size,
             )
             written |= zip(batch, answers, strict=True)
         return [written[tuple(context)][: len(tokens)] == list(tokens) for context, tokens in texts]

@@ -10,7 +10,7 @@ from typing import Any
 from tide_cache.config.settings import Precision, ThinkPrefix
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions
-from tide_cache.evaluation.harness.suite import TaskPlan
+from tide_cache.evaluation.harness.suite import TaskSettings
 from tide_cache.evaluation.trained import open_trained
 from tide_cache.modeling.backbone import DTYPES, load_backbone, resolve_device
 from tide_cache.training.distributed import find_world, rank_device
@@ -74,7 +74,7 @@ class TideCacheLM(BlockDiffusionLM):
         if world.size > 1:
             join(world, "cpu")  # what ranks exchange is small and not on the GPU
         backbone = load_backbone(model.info, DTYPES[dtype], place)
-        super().__init__(backbone, model.tokenizer, options, TaskPlan("--tasks", batch_size=size), world)
+        super().__init__(backbone, model.tokenizer, options, TaskSettings("--tasks", batch_size=size), world)
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what lm-eval writes into its results: how answers were decoded, and how parallel that was."""
@@ -84,7 +84,7 @@ class TideCacheLM(BlockDiffusionLM):
 def _whole(batch_size: int | str) -> int:
     text = str(batch_size)
     if text.startswith("auto"):
-        return TaskPlan.batch_size
+        return TaskSettings.batch_size
     if not text.isdecimal() or int(text) < 1:
         raise RunFileError(f"batch_size is {batch_size!r}; expected a whole number from 1, or auto, which is 32")
     return int(text)

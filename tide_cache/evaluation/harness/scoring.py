@@ -121,7 +121,7 @@ def score_all(
     entries = [entry for contestant in contestants for entry in _entries(contestant, tasks, options.thresholds)]
     identities = {entry.key: _identity(entry.contestant, entry.task, options) for entry in entries}
     done = _done(out, identities)
-    missing = {e.task.plan.name: e.task for e in entries if e.key not in done}
+    missing = {e.task.settings.name: e.task for e in entries if e.key not in done}
     opened = {name: task.open() for name, task in missing.items()}
     _require_enough(opened, options.limit, world)
     if world.size > 1:
@@ -134,8 +134,8 @@ def score_all(
             for model, task, name in left:
                 assert backbone is not None
                 progress = report(f"{model.role}, {name}") if report else None
-                lm = BlockDiffusionLM(backbone, model.tokenizer, model.options, task.plan, world, progress)
-                result = score_task(lm, task, opened[task.plan.name], options)
+                lm = BlockDiffusionLM(backbone, model.tokenizer, model.options, task.settings, world, progress)
+                result = score_task(lm, task, opened[task.settings.name], options)
                 if world.is_first:
                     samples = result.pop("samples")
                     done[model.role, name] = {"identity": identities[model.role, name], **result}
@@ -153,23 +153,23 @@ def score_all(
 
 def _entries(contestant: Contestant, tasks: Sequence[DefinedTask], thresholds: Sequence[float]) -> list[Entry]:
     if not thresholds:
-        return [Entry(contestant, task, task.plan.name) for task in tasks]
+        return [Entry(contestant, task, task.settings.name) for task in tasks]
     at = [replace(contestant, options=replace(contestant.options, threshold=threshold)) for threshold in thresholds]
-    return [Entry(one, task, f"{task.plan.name}@{one.options.threshold:g}") for task in tasks for one in at]
+    return [Entry(one, task, f"{task.settings.name}@{one.options.threshold:g}") for task in tasks for one in at]
 
 
 def _identity(contestant: Contestant, task: DefinedTask, options: ScoringOptions) -> Document:
-    plan, day = task.plan, contestant.tokenizer.today
+    settings, day = task.settings, contestant.tokenizer.today
     return {
         "format_version": FORMAT_VERSION,
         "weights": dict(contestant.fingerprint),
         "tokenizer": contestant.tokenizer.fingerprint(),
         **({} if day is None else {"template_date": day.isoformat()}),
-        "task": plan.name,
+        "task": settings.name,
         "questions": task.identity(),
-        "new_tokens": plan.new_tokens,
-        "steps": plan.steps,
-        "shots": plan.shots,
+        "new_tokens": settings.new_tokens,
+        "steps": settings.steps,
+        "shots": settings.shots,
         **asdict(contestant.options),
         **options.identity(),
         "lm_eval": lm_eval.__version__,
@@ -239,10 +239,10 @@ def score_task(lm: BlockDiffusionLM, task: DefinedTask, opened: Mapping[str, Any
         return {}
     sizes = {name: int(found["n-samples"][name]["effective"]) for name in opened}
     figures = {name: _figures(found["results"][name]) for name in opened}
-    metric = task.plan.metric or next(iter(next(iter(figures.values()))))
+    metric = task.settings.metric or next(iter(next(iter(figures.values()))))
     score, stderr = _pooled(figures, sizes, metric)
     return {
-        "task": task.plan.name,
+        "task": task.settings.name,
         "metric": metric,
         "score": score,
         "stderr": stderr,

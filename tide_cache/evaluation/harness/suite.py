@@ -15,7 +15,7 @@ DEFINITIONS = Path(__file__).with_name("definitions")
 
 
 @dataclass(frozen=True)
-class TaskPlan:
+class TaskSettings:
     """One task and how it is run.
 
     Attributes:
@@ -53,21 +53,21 @@ class TaskPlan:
 
 _MMLU = (("mmlu/generative",), "mmlu_generative", DEFINITIONS / "mmlu_generative_dream.yaml")
 TIDE = (
-    TaskPlan("mmlu_generative_dream", 3, 3, 0, 128, "exact_match,get_response", *_MMLU),
-    TaskPlan("mmlu_pro", 256, 256, 0, 64, "exact_match,custom-extract", ("mmlu_pro",), "mmlu_pro"),
-    TaskPlan("hellaswag_gen", 3, 3, 0, 128, "exact_match,get_response", overlay=DEFINITIONS / "hellaswag_gen.yaml"),
-    TaskPlan("gsm8k_cot", 256, 256, 0, 128, "exact_match,flexible-extract", ("gsm8k",), "gsm8k_cot"),
-    TaskPlan("bbh", 256, 256, 3, 32, "exact_match,get-answer", ("bbh/cot_fewshot",), "bbh"),
-    TaskPlan("minerva_math", 256, 256, 0, 32, "math_verify,none", ("minerva_math", "benchmarks"), "minerva_math"),
-    TaskPlan("humaneval_instruct", 256, 256, 0, 128, "pass_at_1,program", ("humaneval",), "humaneval_instruct"),
-    TaskPlan("mbpp_instruct", 256, 256, 0, 32, "pass_at_1,program", ("mbpp",), "mbpp_instruct"),
+    TaskSettings("mmlu_generative_dream", 3, 3, 0, 128, "exact_match,get_response", *_MMLU),
+    TaskSettings("mmlu_pro", 256, 256, 0, 64, "exact_match,custom-extract", ("mmlu_pro",), "mmlu_pro"),
+    TaskSettings("hellaswag_gen", 3, 3, 0, 128, "exact_match,get_response", overlay=DEFINITIONS / "hellaswag_gen.yaml"),
+    TaskSettings("gsm8k_cot", 256, 256, 0, 128, "exact_match,flexible-extract", ("gsm8k",), "gsm8k_cot"),
+    TaskSettings("bbh", 256, 256, 3, 32, "exact_match,get-answer", ("bbh/cot_fewshot",), "bbh"),
+    TaskSettings("minerva_math", 256, 256, 0, 32, "math_verify,none", ("minerva_math", "benchmarks"), "minerva_math"),
+    TaskSettings("humaneval_instruct", 256, 256, 0, 128, "pass_at_1,program", ("humaneval",), "humaneval_instruct"),
+    TaskSettings("mbpp_instruct", 256, 256, 0, 32, "pass_at_1,program", ("mbpp",), "mbpp_instruct"),
 )
 """The paper's eight tasks."""
 
 SUITES = {"tide": TIDE}
 
 
-def plan_tasks(suite: str | None, names: Sequence[str]) -> tuple[TaskPlan, ...]:
+def choose_tasks(suite: str | None, names: Sequence[str]) -> tuple[TaskSettings, ...]:
     """Choose tasks: those of a suite, or those named; a name of a suite's task brings the suite's budget with it.
 
     Args:
@@ -79,26 +79,26 @@ def plan_tasks(suite: str | None, names: Sequence[str]) -> tuple[TaskPlan, ...]:
     """
     if suite is not None and suite not in SUITES:
         raise RunFileError(f"--suite {suite!r}: no such suite; expected {', '.join(SUITES)}")
-    known = {plan.name: plan for plans in SUITES.values() for plan in plans}
+    known = {task.name: task for tasks in SUITES.values() for task in tasks}
     if suite is None:
         return _any_tasks(names, known)
-    plans = SUITES[suite]
-    if strange := [name for name in names if name not in {plan.name for plan in plans}]:
+    chosen = SUITES[suite]
+    if strange := [name for name in names if name not in {task.name for task in chosen}]:
         raise RunFileError(
             f"--tasks {','.join(strange)}: not in the suite {suite}; expected some of "
-            f"{', '.join(plan.name for plan in plans)}, or leave --suite out to run any task of lm-eval"
+            f"{', '.join(task.name for task in chosen)}, or leave --suite out to run any task of lm-eval"
         )
-    return tuple(plan for plan in plans if not names or plan.name in names)
+    return tuple(task for task in chosen if not names or task.name in names)
 
 
-def _any_tasks(names: Sequence[str], known: Mapping[str, TaskPlan]) -> tuple[TaskPlan, ...]:
+def _any_tasks(names: Sequence[str], known: Mapping[str, TaskSettings]) -> tuple[TaskSettings, ...]:
     """Take tasks as they come; one of a file is named after the file, since results are kept by name."""
     if not names:
         raise RunFileError("--tasks names no task; expected names joined by commas")
-    plans = []
+    chosen = []
     for name in names:
         short = Path(name).stem if name.endswith(".yaml") else name
-        plans.append(known.get(name) or TaskPlan(short, source=name))
-    if twice := sorted({plan.name for plan in plans if sum(other.name == plan.name for other in plans) > 1}):
+        chosen.append(known.get(name) or TaskSettings(short, source=name))
+    if twice := sorted({task.name for task in chosen if sum(other.name == task.name for other in chosen) > 1}):
         raise RunFileError(f"--tasks: found {', '.join(twice)} more than once; results are kept by name")
-    return tuple(plans)
+    return tuple(chosen)

@@ -25,7 +25,7 @@ from tide_cache.evaluation.harness.generation import BUDGET, normalised, without
 from tide_cache.evaluation.harness.local_data import Wanted, find_files, read_rows
 from tide_cache.evaluation.harness.programs import PROGRAMS, scored_by
 from tide_cache.evaluation.harness.sandbox import Sandbox
-from tide_cache.evaluation.harness.suite import INSTALL, TaskPlan
+from tide_cache.evaluation.harness.suite import INSTALL, TaskSettings
 from tide_cache.unreadable import told_apart
 
 Config = dict[str, Any]
@@ -39,12 +39,12 @@ class DefinedTask:
     """A task as it will be run, before its data is opened.
 
     Attributes:
-        plan: From the suite.
+        settings: From the suite.
         configs: lm-eval configurations, complete but for the data's place.
         files: Local files of each split; empty where the hub's are used.
     """
 
-    plan: TaskPlan
+    settings: TaskSettings
     configs: tuple[Config, ...]
     files: Mapping[Wanted, tuple[Path, ...]]
 
@@ -93,11 +93,11 @@ class DefinedTask:
             ) from error
 
 
-def define_tasks(plans: Sequence[TaskPlan], task_data: Path | None, sandbox: Sandbox | None) -> list[DefinedTask]:
+def define_tasks(chosen: Sequence[TaskSettings], task_data: Path | None, sandbox: Sandbox | None) -> list[DefinedTask]:
     """Define all tasks and find their local data; nothing is read yet.
 
     Args:
-        plans: From `plan_tasks`.
+        chosen: From `choose_tasks`.
         task_data: Folder of local data; None for the hub.
         sandbox: Where programs of a model are run; None when the user has not allowed that.
 
@@ -105,43 +105,45 @@ def define_tasks(plans: Sequence[TaskPlan], task_data: Path | None, sandbox: San
         RunFileError: There is no such task, it cannot be run, or it runs code without consent.
         EvaluationError: Local data is missing; lists all that is. Or the sandbox does not work on this machine.
     """
-    configs = {plan: tuple(_configs(plan)) for plan in plans}
-    for plan in plans:
-        _require_safe_code(plan, configs[plan], sandbox)
+    configs = {task: tuple(_configs(task)) for task in chosen}
+    for task in chosen:
+        _require_safe_code(task, configs[task], sandbox)
     protocols = {
-        plan: tuple(_with_protocol(plan, config, sandbox) for config in found) for plan, found in configs.items()
+        task: tuple(_with_protocol(task, config, sandbox) for config in found) for task, found in configs.items()
     }
-    wanted = {plan: [w for config in found for w in _wanted(config)] for plan, found in protocols.items()}
+    wanted = {task: [w for config in found for w in _wanted(config)] for task, found in protocols.items()}
     files = find_files(task_data, [w for entries in wanted.values() for w in entries]) if task_data else {}
     return [
-        DefinedTask(plan, protocols[plan], {w: files[w] for w in wanted[plan]} if task_data else {}) for plan in plans
+        DefinedTask(task, protocols[task], {w: files[w] for w in wanted[task]} if task_data else {}) for task in chosen
     ]
 
 
-def _configs(plan: TaskPlan) -> Iterator[Config]:
+def _configs(settings: TaskSettings) -> Iterator[Config]:
     """Return the definitions of all of lm-eval's tasks that make up one of ours."""
-    overlay = load_yaml(plan.overlay) if plan.overlay else {}
-    if plan.source is None:
+    overlay = load_yaml(settings.overlay) if settings.overlay else {}
+    if settings.source is None:
         yield overlay
         return
-    if (path := Path(plan.source)).suffix == ".yaml":
+    if (path := Path(settings.source)).suffix == ".yaml":
         if not path.is_file():
             raise RunFileError(f"--tasks {path}: found no such file; expected an lm-eval task, or the name of one")
         yield load_yaml(path)
         return
-    include = [str(_ROOT / folder) for folder in plan.folders]
+    include = [str(_ROOT / folder) for folder in settings.folders]
     index = TaskManager(include_path=include, include_defaults=not include).task_index
-    if plan.source not in index:
-        raise RunFileError(f"--tasks {plan.source}: lm-eval has no such task; `lm_eval ls tasks` lists them")
-    for entry, changes in _leaves(index, plan.source, {}):
+    if settings.source not in index:
+        raise RunFileError(f"--tasks {settings.source}: lm-eval has no such task; `lm_eval ls tasks` lists them")
+    for entry, changes in _leaves(index, settings.source, {}):
         if entry.kind is not Kind.TASK:
-            raise RunFileError(f"--tasks {plan.name}: {entry.name} is written as a Python class, which cannot be run")
+            raise RunFileError(
+                f"--tasks {settings.name}: {entry.name} is written as a Python class, which cannot be run"
+            )
         # The functions of a code task are not loaded: its module runs a program and asks the hub for the metric.
         functions = not entry.cfg.get("unsafe_code", False)
         try:
             definition = load_yaml(entry.yaml_path, resolve_func=functions)
         except (ImportError, AssertionError) as error:
-            raise RunFileError(f"--tasks {plan.name}: {error}\n{INSTALL}") from None
+            raise RunFileError(f"--tasks {settings.name}: {error}\n{INSTALL}") from None
         yield {**definition, **changes, **overlay}
 
 
@@ -171,36 +173,36 @@ def _task_entries(group: Config) -> Config:
     return {name: value for name, value in group.items() if name not in GROUP_FIELD_NAMES}
 
 
-def _require_safe_code(plan: TaskPlan, configs: Sequence[Config], sandbox: Sandbox | None) -> None:
+def _require_safe_code(settings: TaskSettings, configs: Sequence[Config], sandbox: Sandbox | None) -> None:
     if not any(config.get("unsafe_code", False) for config in configs):
         return
-    if plan.name not in PROGRAMS:
+    if settings.name not in PROGRAMS:
         raise RunFileError(
-            f"--tasks {plan.name}: it runs programs that the model writes, in a way of its own without a sandbox; of "
-            f"such tasks only {', '.join(PROGRAMS)} can be run"
+            f"--tasks {settings.name}: it runs programs that the model writes, without a sandbox. Of such tasks only "
+            f"{', '.join(PROGRAMS)} can be run"
         )
     if sandbox is None:
         raise RunFileError(
-            f"{plan.name} runs programs that the model writes. Consent with --allow-code-execution: each runs in a "
+            f"{settings.name} runs programs that the model writes. Consent with --allow-code-execution: each runs in a "
             "process of its own without network, with closed files, and for a limited time; or leave code tasks out, "
             "by naming the others: --tasks"
         )
     sandbox.require_works()
 
 
-def _with_protocol(plan: TaskPlan, config: Config, sandbox: Sandbox | None) -> Config:
+def _with_protocol(settings: TaskSettings, config: Config, sandbox: Sandbox | None) -> Config:
     """Lay budget, shots and our way of running code over a definition."""
     config = {key: value for key, value in config.items() if key not in {"tag", "group", "task_list"}}
-    shots = config.get("num_fewshot") or 0 if plan.shots is None else plan.shots
+    shots = config.get("num_fewshot") or 0 if settings.shots is None else settings.shots
     if shots == 0:
         for name in ("fewshot_split", "fewshot_config", "training_split"):
             config.pop(name, None)
     if config.get("output_type") == "generate_until":
-        generation = normalised({"until": [], **(config.get("generation_kwargs") or {})}, BUDGET, plan.name)
-        new_tokens = plan.new_tokens or generation["max_gen_toks"]
-        config["generation_kwargs"] = generation | {"max_gen_toks": new_tokens, "steps": plan.steps or new_tokens}
+        generation = normalised({"until": [], **(config.get("generation_kwargs") or {})}, BUDGET, settings.name)
+        new_tokens = settings.new_tokens or generation["max_gen_toks"]
+        config["generation_kwargs"] = generation | {"max_gen_toks": new_tokens, "steps": settings.steps or new_tokens}
     if sandbox is not None and config.get("unsafe_code", False):
-        config |= scored_by(sandbox, plan.name)
+        config |= scored_by(sandbox, settings.name)
     return config | {"num_fewshot": shots}
 
 
