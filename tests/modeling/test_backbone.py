@@ -14,7 +14,7 @@ from transformers import Qwen3Config
 from tide_cache.config.sections import LoadingConfig
 from tide_cache.errors import ModelError, RunFileError
 from tide_cache.families import FAMILIES
-from tide_cache.modeling.adapter import LoadPlan
+from tide_cache.modeling.adapter import LoadOptions
 from tide_cache.modeling.attention import block_diffusion_mask
 from tide_cache.modeling.backbone import (
     ADAPTERS,
@@ -276,11 +276,11 @@ def test_packages_that_are_not_installed_are_named_with_the_extra(monkeypatch):
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_what_transformers_cannot_load_as_asked_is_told(golden):
     info = read_checkpoint(str(golden[0]))
-    plan = LoadPlan(torch.float32, "cpu", LoadingConfig(quantisation="4bit"))
+    options = LoadOptions(torch.float32, "cpu", LoadingConfig(quantisation="4bit"))
     with pytest.raises(
         ModelError, match=r"transformers cannot load it with quantisation = '4bit', device_map = None: "
     ):
-        ADAPTERS[info.model_type].load(info, plan)
+        ADAPTERS[info.model_type].load(info, options)
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")

@@ -172,7 +172,7 @@ class CheckpointInfo:
 
 
 @dataclass(frozen=True)
-class LoadPlan:
+class LoadOptions:
     """How weights are loaded.
 
     Attributes:
@@ -204,7 +204,7 @@ class Adapter(Protocol):
             ModelError: Something is missing, or would be got wrong.
         """
 
-    def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
+    def load(self, info: CheckpointInfo, options: LoadOptions) -> Backbone:
         """Load the weights, which lie in `info.folder` by then.
 
         Raises:
@@ -212,10 +212,10 @@ class Adapter(Protocol):
         """
 
 
-def no_room(info: CheckpointInfo, plan: LoadPlan, error: Exception) -> ModelError:
+def no_room(info: CheckpointInfo, options: LoadOptions, error: Exception) -> ModelError:
     """Say that the weights do not fit into the device's memory, and what helps."""
-    dtype, reason = str(plan.dtype).removeprefix("torch."), str(error).splitlines()[0]
+    dtype, reason = str(options.dtype).removeprefix("torch."), str(error).splitlines()[0]
     return ModelError(
-        f"{info.location}: no room on {plan.device} for the weights in {dtype}: {reason} Use a larger device, "
+        f"{info.location}: no room on {options.device} for the weights in {dtype}: {reason} Use a larger device, "
         "teacher.dtype = 'bfloat16', or, for a stock architecture, teacher.device_map = 'auto' or teacher.quantisation."
     )

@@ -15,7 +15,7 @@ from tide_cache.config.sections import LoadingConfig
 from tide_cache.config.settings import AttentionKind, DeviceMap, Quantisation
 from tide_cache.errors import ModelError, RunFileError, fault_list
 from tide_cache.hub import Repository, open_repository
-from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadPlan, no_room
+from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadOptions, no_room
 from tide_cache.modeling.checkpoint import read_provenance
 from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.mixture import MIXTURE_ADAPTERS
@@ -155,13 +155,13 @@ def load_backbone(
     if faults := unsupported_loading(info, loading):
         raise ModelError(fault_list(f"{info.location} cannot be loaded so:", faults, "Nothing was loaded."))
     require_means(device, loading)
-    plan = LoadPlan(dtype, device, loading)
+    options = LoadOptions(dtype, device, loading)
     fetch_weights(info)
     try:
         with doing(f"Loading weights of {info.location}", weights_bytes(info.folder)):
-            backbone = ADAPTERS[info.model_type].load(info, plan)
+            backbone = ADAPTERS[info.model_type].load(info, options)
     except torch.OutOfMemoryError as error:
-        raise no_room(info, plan, error) from None
+        raise no_room(info, options, error) from None
     if compile:
         backbone.compile_trunk()
     return backbone

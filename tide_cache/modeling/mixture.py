@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache
 
 from tide_cache.families import FAMILIES, Family
-from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan, no_room
+from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadOptions, no_room
 from tide_cache.modeling.attention import Copies, attend, prepare_mask
 from tide_cache.modeling.experts import grouped_experts, route, route_softmax, uses_grouped_gemm
 from tide_cache.modeling.mixture_configs import (
@@ -272,19 +272,19 @@ class MixtureAdapter:
         """Check config.json and take from it what the module needs."""
         return read_mixture_config(self.config_class, self.family, raw, location)
 
-    def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
+    def load(self, info: CheckpointInfo, options: LoadOptions) -> Backbone:
         """Load the weights onto the device, tensor by tensor."""
         with torch.device("meta"):
-            model = Mixture(info.config).to(plan.dtype)
+            model = Mixture(info.config).to(options.dtype)
         for module in model.modules():
             if isinstance(module, _Router):
                 module.float()
         try:
-            model.to_empty(device=plan.device).requires_grad_(False)
+            model.to_empty(device=options.device).requires_grad_(False)
         except RuntimeError as error:  # of main memory; a full GPU raises a subclass of it
-            raise no_room(info, plan, error) from None
+            raise no_room(info, options, error) from None
         load_tensors(info.folder, model.published_tensors())
-        return MixtureBackbone(model, plan.loading.attention, self.family.is_shifted)
+        return MixtureBackbone(model, options.loading.attention, self.family.is_shifted)
 
 
 MIXTURE_ADAPTERS = {

@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from tide_cache.config.settings import AttentionKind, Quantisation
 from tide_cache.errors import ModelError
 from tide_cache.families import FAMILIES, Family, sibling_faults
-from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadPlan
+from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadOptions
 from tide_cache.modeling.attention import Copies, attend, prepare_mask
 from tide_cache.modeling.llada import LLADA_HEAD_NAMES, LLADA_NAMES, as_llama, llada_faults
 from tide_cache.modeling.packing import PackedInput
@@ -155,18 +155,18 @@ class StockAdapter:
                 f"{location}/config.json: no usable {model_type} configuration: {reason}; fix it"
             ) from None
 
-    def load(self, info: CheckpointInfo, plan: LoadPlan) -> Backbone:
+    def load(self, info: CheckpointInfo, options: LoadOptions) -> Backbone:
         """Load the weights from safetensors; see `Adapter`."""
         for name in weight_names(info.folder):
             require_readable(info.folder / name)  # transformers calls it missing or damaged
-        placed, config = _placement(plan), _with_stored_head(info, self.head_names)
+        placed, config = _placement(options), _with_stored_head(info, self.head_names)
         renamed = {"key_mapping": dict(self.names)} if self.names else {}
         try:
             with told_apart(info.folder):
                 model, report = AutoModelForCausalLM.from_pretrained(
                     str(info.folder),
                     config=config,
-                    dtype=plan.dtype,
+                    dtype=options.dtype,
                     attn_implementation="sdpa",
                     use_safetensors=True,
                     trust_remote_code=False,
@@ -182,7 +182,7 @@ class StockAdapter:
                 "config.json. Copy or download them again."
             ) from None
         except (ValueError, ImportError) as error:
-            settings = f"quantisation = '{plan.loading.quantisation}', device_map = {plan.loading.device_map!r}"
+            settings = f"quantisation = '{options.loading.quantisation}', device_map = {options.loading.device_map!r}"
             raise ModelError(
                 f"{info.location}: transformers cannot load it with {settings}: {error}; change these settings, or "
                 "leave them out"
@@ -199,7 +199,9 @@ class StockAdapter:
                 f"{info.location}: device_map = 'auto' found no room on the GPUs for {len(away)} weights, "
                 f"{away[0]} among them; use more GPUs, or quantisation = '8bit' or '4bit'"
             )
-        return StockBackbone(model if placed else model.to(plan.device), plan.loading.attention, self.family.is_shifted)
+        return StockBackbone(
+            model if placed else model.to(options.device), options.loading.attention, self.family.is_shifted
+        )
 
 
 def _with_stored_head(info: CheckpointInfo, names: tuple[str, str]) -> PretrainedConfig:
@@ -216,13 +218,13 @@ def _with_stored_head(info: CheckpointInfo, names: tuple[str, str]) -> Pretraine
     return untied
 
 
-def _placement(plan: LoadPlan) -> dict[str, Any]:
+def _placement(options: LoadOptions) -> dict[str, Any]:
     """Arguments of `from_pretrained` for weights that must not pass through this machine's memory whole."""
-    quantisation, device_map = plan.loading.quantisation, plan.loading.device_map
+    quantisation, device_map = options.loading.quantisation, options.loading.device_map
     if quantisation == "none" and device_map is None:
         return {}
-    quantised = {} if quantisation == "none" else {"quantization_config": _bits(quantisation, plan.dtype)}
-    return {"device_map": device_map or {"": plan.device}, **quantised}
+    quantised = {} if quantisation == "none" else {"quantization_config": _bits(quantisation, options.dtype)}
+    return {"device_map": device_map or {"": options.device}, **quantised}
 
 
 def _bits(quantisation: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
