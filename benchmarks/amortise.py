@@ -22,7 +22,7 @@ from benchmarks.published_shapes import random_backbone
 from benchmarks.timing import Timings
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.modeling.backbone import DTYPES
-from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
 from tide_cache.views import draw_view
 
@@ -56,7 +56,7 @@ def measure_capture(setting: Setting, root: Path, repeats: int) -> dict[str, flo
     has_topk = setting.pipeline == "shared"
     teacher = Teacher(
         backbone,
-        CapturePlan(
+        CaptureSettings(
             context=row.context,
             block_size=row.block_size,
             mask_id=row.teacher_mask_id,

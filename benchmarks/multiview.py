@@ -12,7 +12,7 @@ from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.modeling.backbone import new_backbone
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.records import SamplePair, TeacherSignal
-from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.views import draw_view
 
 NUM_VIEWS, BLOCK_SIZE, BATCH_TOKENS = 4, 32, 4096
@@ -39,7 +39,7 @@ def run(options: Options) -> dict[str, float]:
     backbone = new_backbone(config, torch.float32, "cpu", seed=0)
 
     def capture(views_per_forward: int) -> list[list[TeacherSignal]]:
-        how = CapturePlan(
+        how = CaptureSettings(
             "block", BLOCK_SIZE, VOCAB - 1, 0, views_per_forward, BATCH_TOKENS, 1024,
             SignalsConfig(kinds=("truth",), temperatures=(1.0,)),
         )  # fmt: skip

@@ -35,7 +35,7 @@ from tide_cache.records import MaskedView, SampleId, SamplePair, Targets, ViewRe
 from tide_cache.shards import ShardHeader, ShardRules, encode_signals
 from tide_cache.shards.record_columns import columns_to_views, signals_to_columns
 from tide_cache.student.row_statistics import row_statistics
-from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.views.random import KeyedRandom
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -270,7 +270,7 @@ def _captured(cells: Sequence[_Cell], plan: Plan) -> list[ViewRecord]:
         top_p=plan.top_p,
         tail_samples=plan.tail_samples,
     )
-    capture = CapturePlan("full", 1, 0, vocab_size, 1, 10**9, SLICE_ROWS, signals)
+    capture = CaptureSettings("full", 1, 0, vocab_size, 1, 10**9, SLICE_ROWS, signals)
     records = []
     for index, cell in enumerate(cells):
         ids_N = cell.rows.true_N.numpy().astype(np.int32)

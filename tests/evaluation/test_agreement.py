@@ -13,7 +13,7 @@ from tide_cache.evaluation import teacher_agreement
 from tide_cache.loading.collate import BatchLayout
 from tide_cache.modeling.packing import pack_block
 from tide_cache.records import SampleId, SamplePair, ViewRecord
-from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.views import active_chunks, draw_view
 
 VOCAB, MASK, PAD, BLOCK = 40, 39, 38, 4
@@ -35,7 +35,7 @@ def sample(index, length):
 def ask(teacher, top_k=VOCAB, lengths=(9, 16, 6)):
     pairs = [sample(index, length) for index, length in enumerate(lengths)]
     views = [[draw_view(pair, view, VIEWS) for view in range(VIEWS.num_views)] for pair in pairs]
-    capture = CapturePlan(
+    capture = CaptureSettings(
         context="block",
         block_size=BLOCK,
         mask_id=MASK,

@@ -22,7 +22,7 @@ from tide_cache.modeling.backbone import new_backbone
 from tide_cache.objectives import OBJECTIVES, ids_to_gather
 from tide_cache.records import RowStatistics
 from tide_cache.student.model import Student
-from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.capture import CaptureSettings, Teacher
 
 PLAN = BatchLayout(mask_id=14, pad_id=15, block_size=4, shared_vocab_size=9, temperatures=(1.0, 2.0))
 VIEWS = ViewsConfig(num_views=4, seed=1, time_sampling="uniform", schedule="linear", complementary=False)
@@ -47,7 +47,9 @@ def student():
 @pytest.fixture(scope="module")
 def samples():
     """Each sample with its views, and what a teacher says of them."""
-    capture = CapturePlan("block", 4, 15, 9, 2, 1000, 32, SignalsConfig(temperatures=(1.0, 2.0), top_k=4, top_p=0.9))
+    capture = CaptureSettings(
+        "block", 4, 15, 9, 2, 1000, 32, SignalsConfig(temperatures=(1.0, 2.0), top_k=4, top_p=0.9)
+    )
     teacher = LiveTeacher([one_to_one(str(n), n) for n in LENGTHS], VIEWS, Teacher(backbone(seed=1), capture))
     return list(zip(*(teacher.records(range(len(LENGTHS)), view) for view in range(4)), strict=True))
 

@@ -11,7 +11,7 @@ from helpers.pair_examples import one_to_one
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.loading.source import GroupCache, LiveTeacher, PlainSource
 from tide_cache.modeling.backbone import new_backbone
-from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.views import draw_view
 
 VIEWS = ViewsConfig(num_views=2, seed=1, time_sampling="stratified", schedule="linear", complementary=False)
@@ -24,8 +24,10 @@ def teacher():
         vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
-    plan = CapturePlan("block", 4, 15, 16, 2, 1000, 32, SignalsConfig(temperatures=(1.0, 2.0), top_k=4, top_p=0.9))
-    return Teacher(new_backbone(config, torch.float32, "cpu", seed=0), plan)
+    settings = CaptureSettings(
+        "block", 4, 15, 16, 2, 1000, 32, SignalsConfig(temperatures=(1.0, 2.0), top_k=4, top_p=0.9)
+    )
+    return Teacher(new_backbone(config, torch.float32, "cpu", seed=0), settings)
 
 
 def same_view(first, second):

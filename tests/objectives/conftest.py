@@ -23,7 +23,7 @@ from tide_cache.modeling.packing import PackedInput
 from tide_cache.objectives import Objective, ids_to_gather
 from tide_cache.records import MaskedView, RowStatistics, SampleId, SamplePair, StudentBatch, Targets, ViewRecord
 from tide_cache.student.row_statistics import row_statistics
-from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.views import draw_view
 from tide_cache.views.masking import spans_to_mask
 
@@ -68,8 +68,10 @@ def capture(
     shared_vocab_size: int,
 ) -> tuple[StudentBatch, Targets]:
     """Let a teacher with these logits speak, and collate; samples have equal teacher lengths."""
-    plan = CapturePlan("full", 1, NO_MASK, shared_vocab_size, 1, 10**9, 64, signals)
-    said = Teacher(GivenLogits(teacher_logits_BLV), plan, OneVocabulary()).signals(pairs, [[view] for view in views])
+    settings = CaptureSettings("full", 1, NO_MASK, shared_vocab_size, 1, 10**9, 64, signals)
+    said = Teacher(GivenLogits(teacher_logits_BLV), settings, OneVocabulary()).signals(
+        pairs, [[view] for view in views]
+    )
     records = [ViewRecord(pair, view, signal) for pair, view, (signal,) in zip(pairs, views, said, strict=True)]
     return collate(records, BatchLayout(NO_MASK, NO_PAD, 1, shared_vocab_size, signals.temperatures))
 

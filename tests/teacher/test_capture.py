@@ -15,13 +15,13 @@ from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import load_backbone, new_backbone, read_checkpoint
 from tide_cache.records import SampleId, SamplePair
-from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.views import draw_view
 
 MASK_ID, VOCAB = 159, 160
 TEMPERATURES = (1.0, 2.0)
 VIEWS = ViewsConfig(num_views=3, seed=1, time_sampling="stratified", schedule="linear", complementary=False)
-PLAN = CapturePlan(
+SETTINGS = CaptureSettings(
     context="block",
     block_size=4,
     mask_id=MASK_ID,
@@ -88,7 +88,7 @@ def naive_logprobs(backbone, pair, view, context, block_size):
 @few
 @given(samples=st.lists(pairs(vocab=MASK_ID, max_spans=4), min_size=1, max_size=3))
 def test_signals_equal_one_plain_forward_per_view(backbone, context, samples):
-    teacher = Teacher(backbone, replace(PLAN, context=context, views_per_forward=2, batch_tokens=60))
+    teacher = Teacher(backbone, replace(SETTINGS, context=context, views_per_forward=2, batch_tokens=60))
     views = drawn(samples)
     for pair, of_sample, signals in zip(samples, views, teacher.signals(samples, views), strict=True):
         is_pair_C = pair.is_aligned_pair_C(VOCAB) & pair.is_distillable_C
@@ -132,17 +132,17 @@ def test_packing_batching_and_slicing_change_nothing(backbone_of_every_kind, con
     backbone = backbone_of_every_kind
     samples = [one_to_one(f"sample{length}", length, MASK_ID) for length in (9, 3, 14, 9, 6)]
     views = drawn(samples)
-    plan = replace(PLAN, context=context, signals=SignalsConfig(temperatures=TEMPERATURES, top_k=4, top_p=1.0))
-    one_at_a_time = replace(plan, views_per_forward=1, batch_tokens=1, head_rows=1)
+    settings = replace(SETTINGS, context=context, signals=SignalsConfig(temperatures=TEMPERATURES, top_k=4, top_p=1.0))
+    one_at_a_time = replace(settings, views_per_forward=1, batch_tokens=1, head_rows=1)
     assert_close(
-        Teacher(backbone, plan).signals(samples, views), Teacher(backbone, one_at_a_time).signals(samples, views)
+        Teacher(backbone, settings).signals(samples, views), Teacher(backbone, one_at_a_time).signals(samples, views)
     )
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_a_rerun_is_identical_to_the_bit(backbone, context):
     samples = [one_to_one(f"sample{length}", length, MASK_ID) for length in (9, 3, 14)]
-    teacher = Teacher(backbone, replace(PLAN, context=context, batch_tokens=100))
+    teacher = Teacher(backbone, replace(SETTINGS, context=context, batch_tokens=100))
     first, second = (teacher.signals(samples, drawn(samples)) for _ in range(2))
     for one, other in zip(chain(*first), chain(*second), strict=True):
         assert np.array_equal(one.truth_logprobs_N, other.truth_logprobs_N)
@@ -153,14 +153,14 @@ def test_a_rerun_is_identical_to_the_bit(backbone, context):
 def test_contexts_differ(backbone):
     sample = [one_to_one("a", 12, MASK_ID)]
     full, block = (
-        Teacher(backbone, replace(PLAN, context=context)).signals(sample, drawn(sample)) for context in CONTEXTS
+        Teacher(backbone, replace(SETTINGS, context=context)).signals(sample, drawn(sample)) for context in CONTEXTS
     )
     assert not np.allclose(full[0][1].truth_logprobs_N, block[0][1].truth_logprobs_N, atol=1e-3)
 
 
 def test_dtypes_are_those_of_the_records(backbone):
     sample = [one_to_one("a", 12, MASK_ID)]
-    signal = Teacher(backbone, PLAN).signals(sample, drawn(sample))[0][2]
+    signal = Teacher(backbone, SETTINGS).signals(sample, drawn(sample))[0][2]
     assert signal.truth_logprobs_N.dtype == signal.topk.logprobs_E.dtype == np.float32
     assert signal.topk.log_tail_RT.dtype == signal.topk.log_partition_RT.dtype == np.float32
     assert signal.topk.rows_R.dtype == signal.topk.counts_R.dtype == np.int32
@@ -170,9 +170,9 @@ def test_dtypes_are_those_of_the_records(backbone):
 
 def test_candidates_are_left_out_where_none_are_wanted(backbone):
     sample = [one_to_one("a", 12, MASK_ID)]
-    plan = replace(PLAN, signals=SignalsConfig(kinds=("truth",), temperatures=(1.0,)))
-    assert Teacher(backbone, plan).signals(sample, drawn(sample))[0][0].topk is None
-    none_shared = Teacher(backbone, replace(PLAN, shared_vocab_size=0)).signals(sample, drawn(sample))[0][0]
+    settings = replace(SETTINGS, signals=SignalsConfig(kinds=("truth",), temperatures=(1.0,)))
+    assert Teacher(backbone, settings).signals(sample, drawn(sample))[0][0].topk is None
+    none_shared = Teacher(backbone, replace(SETTINGS, shared_vocab_size=0)).signals(sample, drawn(sample))[0][0]
     assert len(none_shared.truth_logprobs_N)
     assert len(none_shared.topk.rows_R) == len(none_shared.topk.ids_E) == 0
     assert none_shared.topk.log_tail_RT.shape == (0, 2)
@@ -183,29 +183,31 @@ def test_candidates_are_left_out_where_none_are_wanted(backbone):
 def test_a_sample_without_teacher_tokens_says_nothing(backbone, context, beside):
     empty = np.zeros(0, np.int32)
     alone = SamplePair(SampleId("a"), np.arange(5, dtype=np.int32), np.ones(5, bool), empty, empty.reshape(0, 4))
-    signals = Teacher(backbone, replace(PLAN, context=context)).signals([alone, *beside], drawn([alone, *beside]))
+    signals = Teacher(backbone, replace(SETTINGS, context=context)).signals([alone, *beside], drawn([alone, *beside]))
     assert [signal.truth_logprobs_N.shape for signal in signals[0]] == [(0,)] * 3
     assert all(len(signal.truth_logprobs_N) for of_sample in signals[1:] for signal in of_sample[1:])
 
 
 def test_views_without_a_masked_token_and_no_samples_at_all(backbone):
     shown = replace(one_to_one("a", 6, MASK_ID), is_supervised_L=np.zeros(6, bool))
-    signals = Teacher(backbone, PLAN).signals([shown], drawn([shown]))
+    signals = Teacher(backbone, SETTINGS).signals([shown], drawn([shown]))
     assert [signal.truth_logprobs_N.shape for signal in signals[0]] == [(0,)] * 3
-    assert Teacher(backbone, PLAN).signals([], []) == []
+    assert Teacher(backbone, SETTINGS).signals([], []) == []
 
 
 def test_progress_is_told_after_every_forward_and_may_stop_the_work(backbone):
     samples = [one_to_one(f"sample{length}", length, MASK_ID) for length in (9, 3, 14)]
     told = []
-    Teacher(backbone, replace(PLAN, views_per_forward=2, batch_tokens=1)).signals(samples, drawn(samples), told.append)
+    Teacher(backbone, replace(SETTINGS, views_per_forward=2, batch_tokens=1)).signals(
+        samples, drawn(samples), told.append
+    )
     assert sorted(told) == [1, 1, 1, 2, 2, 2]
 
     def stop(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Teacher(backbone, PLAN).signals(samples, drawn(samples), stop)
+        Teacher(backbone, SETTINGS).signals(samples, drawn(samples), stop)
 
 
 def broken_backbone(token):
@@ -230,7 +232,7 @@ def test_output_that_is_not_finite_names_sample_and_view():
         view.view for view in views[1] if not view.is_teacher_masked_M[4] and view.is_teacher_masked_M.any()
     )
     assert first_shown > 0
-    teacher = Teacher(broken_backbone(77), replace(PLAN, context="full"))
+    teacher = Teacher(broken_backbone(77), replace(SETTINGS, context="full"))
     with pytest.raises(TeacherOutputError) as raised:
         teacher.signals([good, bad], views)
     message = str(raised.value)
@@ -245,4 +247,4 @@ def test_a_head_with_one_bad_row_is_noticed_though_no_truth_lies_there():
     with torch.no_grad():
         backbone.head_VD[150] = torch.nan
     with pytest.raises(TeacherOutputError, match="sample 'a', view"):
-        Teacher(backbone, PLAN).signals(sample, drawn(sample))
+        Teacher(backbone, SETTINGS).signals(sample, drawn(sample))

@@ -13,7 +13,7 @@ from helpers.pair_examples import pairs
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.modeling.row_signals import row_signals
-from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.teacher.chunks import AskedChunks, best_tuples, chunk_candidates
 from tide_cache.teacher.compdemo import compdemo_signals
 from tide_cache.views import draw_view
@@ -44,10 +44,10 @@ class Speller:
         return [self.of(ids) for ids in tuples]
 
 
-def signals_of(logits_NV, plan, mass):
+def signals_of(logits_NV, signals, mass):
     num_rows, vocab = logits_NV.shape
     truth_N = torch.zeros(num_rows, dtype=torch.int64)
-    return row_signals(logits_NV, torch.eye(vocab), truth_N, torch.full((num_rows,), mass), plan, 5)
+    return row_signals(logits_NV, torch.eye(vocab), truth_N, torch.full((num_rows,), mass), signals, 5)
 
 
 def all_tuples(logits_MV):
@@ -66,9 +66,9 @@ def all_tuples(logits_MV):
 )
 def test_the_likeliest_tuples_are_found_and_all_others_are_in_the_tail(seed, size, chunk_k, top_p):
     logits_NV = 2 * torch.randn(2 * size, VOCAB, generator=torch.Generator().manual_seed(seed))
-    plan = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=VOCAB, top_p=top_p, chunk_k=chunk_k)
-    rows = signals_of(logits_NV, plan, top_p if size == 1 else 1.0)
-    tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(np.arange(2 * size).reshape(2, size), rows, plan)
+    signals = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=VOCAB, top_p=top_p, chunk_k=chunk_k)
+    rows = signals_of(logits_NV, signals, top_p if size == 1 else 1.0)
+    tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(np.arange(2 * size).reshape(2, size), rows, signals)
     for g in range(2):
         every = all_tuples(logits_NV[g * size : (g + 1) * size])
         kept = logprobs_GJ[g] > -np.inf
@@ -88,9 +88,9 @@ def test_the_likeliest_tuples_are_found_and_all_others_are_in_the_tail(seed, siz
 def test_equally_likely_tuples_come_by_the_ranks_of_their_ids(seed, num_ids, chunk_k):
     """As sorting all pairs of prefix and last id gives them, though only those that can be kept are looked at."""
     logits_NV = torch.randint(0, 3, (2, 12), generator=torch.Generator().manual_seed(seed)).float()
-    plan = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=num_ids, top_p=1.0, chunk_k=chunk_k)
-    rows = signals_of(logits_NV, plan, 1.0)
-    tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(np.array([[0, 1]]), rows, plan)
+    signals = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=num_ids, top_p=1.0, chunk_k=chunk_k)
+    rows = signals_of(logits_NV, signals, 1.0)
+    tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(np.array([[0, 1]]), rows, signals)
     first_K, last_K = rows.logprobs_NK.numpy().astype(np.float64)
     every_X = (first_K[:, None] + last_K).ravel()
     order_X = np.argsort(-every_X, kind="stable")
@@ -139,11 +139,11 @@ def whole(candidates):
 
 def test_what_cannot_be_spelled_in_the_chunks_size_is_tail():
     logits_NV = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
-    plan = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=VOCAB, top_p=1.0, chunk_k=VOCAB**2)
-    rows = signals_of(logits_NV, plan, 1.0)
+    signals = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=VOCAB, top_p=1.0, chunk_k=VOCAB**2)
+    rows = signals_of(logits_NV, signals, 1.0)
     chunks = chunks_of([1, 2], [(10,), (10, 11)])
     speller = Speller({0: None, 1: (7, 8), 2: (9,)})
-    candidates = chunk_candidates(chunks, np.full(3, 5, np.int32), rows, speller, plan)
+    candidates = chunk_candidates(chunks, np.full(3, 5, np.int32), rows, speller, signals)
     single, double = by_chunk(candidates, [1, 2])
     logp_NV = logits_NV.log_softmax(dim=1)
     assert set(single) == {(9,), (3,), (4,), (10,)}  # 5 is the true token: its own spelling is 10
@@ -156,13 +156,13 @@ def test_what_cannot_be_spelled_in_the_chunks_size_is_tail():
 
 def test_of_two_tuples_that_are_spelled_alike_the_likelier_is_the_candidate():
     logits_NV = torch.tensor([[0.0, 1.0, 2.0]])
-    plan = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=3, top_p=1.0, chunk_k=4)
+    signals = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=3, top_p=1.0, chunk_k=4)
     candidates = chunk_candidates(
         chunks_of([1], [(0,)]),
         np.zeros(1, np.int32),
-        signals_of(logits_NV, plan, 1.0),
+        signals_of(logits_NV, signals, 1.0),
         Speller({1: (7,), 2: (7,)}),
-        plan,
+        signals,
     )
     (found,) = by_chunk(candidates, [1])
     logp_V = logits_NV.log_softmax(dim=1)[0]
@@ -171,17 +171,17 @@ def test_of_two_tuples_that_are_spelled_alike_the_likelier_is_the_candidate():
 
 
 def test_a_chunk_may_have_no_candidate_at_all():
-    plan = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=3, top_p=1.0, chunk_k=4)
-    rows = signals_of(torch.zeros(3, 3), plan, 1.0)
+    signals = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=3, top_p=1.0, chunk_k=4)
+    rows = signals_of(torch.zeros(3, 3), signals, 1.0)
     nothing = Speller(dict.fromkeys(range(3)))
-    candidates = chunk_candidates(chunks_of([1, 2], [(0, 1), (0,)]), np.array([0, 1, 9]), rows, nothing, plan)
+    candidates = chunk_candidates(chunks_of([1, 2], [(0, 1), (0,)]), np.array([0, 1, 9]), rows, nothing, signals)
     assert by_chunk(candidates, [2, 1]) == [{(0, 1): pytest.approx(np.log(1 / 3))}, {}]
     assert candidates.log_tail_AT[1].tolist() == pytest.approx(candidates.log_partition_AT[1].tolist(), abs=1e-6)
 
 
 MASK_ID, SEED = 159, 1
 VIEWS = ViewsConfig(num_views=3, seed=SEED, time_sampling="stratified", schedule="linear", complementary=False)
-PLAN = CapturePlan(
+SETTINGS = CaptureSettings(
     context="block", block_size=4, mask_id=MASK_ID, shared_vocab_size=160, views_per_forward=2, batch_tokens=120,
     head_rows=16, seed=SEED,
     signals=SignalsConfig(KINDS, top_k=5, top_p=0.9, temperatures=TEMPERATURES, tail_samples=3, chunk_k=4),
@@ -191,7 +191,7 @@ PLAN = CapturePlan(
 @pytest.fixture(scope="module")
 def teacher(shared):
     backbone = load_backbone(read_checkpoint(str(shared / "golden/models/a2d_qwen3_tiny")), torch.float32, "cpu")
-    return Teacher(backbone, PLAN, Speller()), Teacher(backbone, replace(PLAN, batch_tokens=1), Speller())
+    return Teacher(backbone, SETTINGS, Speller()), Teacher(backbone, replace(SETTINGS, batch_tokens=1), Speller())
 
 
 def drawn(samples):

@@ -13,13 +13,13 @@ from helpers.pair_examples import one_to_one, pairs
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
-from tide_cache.teacher.capture import CapturePlan, Teacher
+from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
 from tide_cache.views import draw_shown_first, draw_view, partial_views
 
 MASK_ID, VOCAB, SEED = 159, 160, 1
 VIEWS = ViewsConfig(num_views=3, seed=SEED, time_sampling="stratified", schedule="linear", complementary=False)
-PLAN = CapturePlan(
+SETTINGS = CaptureSettings(
     context="block", block_size=4, mask_id=MASK_ID, shared_vocab_size=VOCAB, views_per_forward=2, batch_tokens=120,
     head_rows=16, signals=SignalsConfig(temperatures=(1.0, 2.0), top_k=5, top_p=0.9),
 )  # fmt: skip
@@ -55,8 +55,8 @@ def by_position(view, signal):
 @given(samples=st.lists(pairs(vocab=MASK_ID), min_size=1, max_size=3), demo_ratio=st.sampled_from([0.2, 0.5]))
 def test_each_position_is_answered_by_the_partial_view_that_masks_it(backbone, context, samples, demo_ratio):
     views = drawn(samples)
-    teacher = Teacher(backbone, replace(PLAN, context=context))
-    alone = Teacher(backbone, replace(PLAN, context=context, views_per_forward=1, batch_tokens=1))
+    teacher = Teacher(backbone, replace(SETTINGS, context=context))
+    alone = Teacher(backbone, replace(SETTINGS, context=context, views_per_forward=1, batch_tokens=1))
     signals = compdemo_signals(teacher, samples, views, SEED, demo_ratio)
     for pair, of_sample, answers in zip(samples, views, signals, strict=True):
         for view, signal in zip(of_sample, answers, strict=True):
@@ -76,7 +76,7 @@ def test_each_position_is_answered_by_the_partial_view_that_masks_it(backbone, c
 @pytest.mark.parametrize("demo_ratio", [0.0, 1.0])
 def test_without_a_demonstration_it_is_the_plain_pass_to_the_bit(backbone, context, demo_ratio):
     samples = [one_to_one(f"sample{length}", length, MASK_ID) for length in (9, 3, 14)]
-    teacher, told, plain_told = Teacher(backbone, replace(PLAN, context=context)), [], []
+    teacher, told, plain_told = Teacher(backbone, replace(SETTINGS, context=context)), [], []
     plain = teacher.signals(samples, drawn(samples), plain_told.append)
     demonstrated = compdemo_signals(teacher, samples, drawn(samples), SEED, demo_ratio, told.append)
     assert told == plain_told
@@ -95,8 +95,8 @@ def test_without_a_demonstration_it_is_the_plain_pass_to_the_bit(backbone, conte
 
 def test_a_demonstration_changes_what_the_teacher_says(backbone):
     sample = [one_to_one("a", 40, MASK_ID)]
-    plain = Teacher(backbone, PLAN).signals(sample, drawn(sample))[0][2]
-    demonstrated = compdemo_signals(Teacher(backbone, PLAN), sample, drawn(sample), SEED, 0.5)[0][2]
+    plain = Teacher(backbone, SETTINGS).signals(sample, drawn(sample))[0][2]
+    demonstrated = compdemo_signals(Teacher(backbone, SETTINGS), sample, drawn(sample), SEED, 0.5)[0][2]
     assert set(demonstrated.is_shown_first_N.tolist()) == {False, True}
     assert not np.allclose(plain.truth_logprobs_N, demonstrated.truth_logprobs_N, atol=1e-3)
 
@@ -104,7 +104,7 @@ def test_a_demonstration_changes_what_the_teacher_says(backbone):
 def test_progress_counts_the_partial_views_and_may_stop_the_work(backbone):
     samples = [one_to_one(f"sample{length}", length, MASK_ID) for length in (9, 3, 14)]
     views, told = drawn(samples), []
-    compdemo_signals(Teacher(backbone, PLAN), samples, views, SEED, 0.5, told.append)
+    compdemo_signals(Teacher(backbone, SETTINGS), samples, views, SEED, 0.5, told.append)
     parts = [
         len(partial_views(view, draw_shown_first(pair, view, SEED, 0.5)))
         for pair, of_sample in zip(samples, views, strict=True)
@@ -117,15 +117,15 @@ def test_progress_counts_the_partial_views_and_may_stop_the_work(backbone):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compdemo_signals(Teacher(backbone, PLAN), samples, views, SEED, 0.5, stop)
+        compdemo_signals(Teacher(backbone, SETTINGS), samples, views, SEED, 0.5, stop)
 
 
 def test_views_that_mask_nothing_no_candidates_and_no_samples(backbone):
     shown = replace(one_to_one("a", 6, MASK_ID), is_supervised_L=np.zeros(6, bool))
-    (signals,) = compdemo_signals(Teacher(backbone, PLAN), [shown], drawn([shown]), SEED, 0.5)
+    (signals,) = compdemo_signals(Teacher(backbone, SETTINGS), [shown], drawn([shown]), SEED, 0.5)
     assert [signal.is_shown_first_N.shape for signal in signals] == [(0,)] * 3
     assert [signal.topk.log_tail_RT.shape for signal in signals] == [(0, 2)] * 3
-    teacher = Teacher(backbone, replace(PLAN, signals=SignalsConfig(kinds=("truth",), temperatures=(1.0,))))
+    teacher = Teacher(backbone, replace(SETTINGS, signals=SignalsConfig(kinds=("truth",), temperatures=(1.0,))))
     sample = [one_to_one("a", 6, MASK_ID)]
     assert compdemo_signals(teacher, sample, drawn(sample), SEED, 0.5)[0][2].topk is None
     assert compdemo_signals(teacher, [], [], SEED, 0.5) == []
@@ -137,4 +137,4 @@ def test_output_that_is_not_finite_names_sample_and_view(shared):
     with torch.no_grad():
         broken.head_VD[150] = torch.nan
     with pytest.raises(TeacherOutputError, match="not finite for sample 'bad', view"):
-        compdemo_signals(Teacher(broken, PLAN), sample, drawn(sample), SEED, 0.5)
+        compdemo_signals(Teacher(broken, SETTINGS), sample, drawn(sample), SEED, 0.5)

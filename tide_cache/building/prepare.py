@@ -44,7 +44,7 @@ from tide_cache.pairing import (
 )
 from tide_cache.pairing.checking import LengthLimit, remarks, require_samples, require_usable
 from tide_cache.pairing.dates import today
-from tide_cache.teacher.capture import CapturePlan, require_prefixes
+from tide_cache.teacher.capture import CaptureSettings, require_prefixes
 
 ROWS_HELD_AGAINST_TOKENIZERS = 64
 
@@ -117,7 +117,7 @@ def prepare_build(
         plan=plan,
         views=run.views,
         passes=run.build.passes,
-        capture=CapturePlan(
+        capture=CaptureSettings(
             context=run.teacher.context,
             block_size=run.teacher.block_size,
             mask_id=teacher.mask_id,

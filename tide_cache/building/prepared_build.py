@@ -13,7 +13,7 @@ from tide_cache.modeling.backbone import CheckpointInfo
 from tide_cache.pairing import PairedRows, Spelling
 from tide_cache.progress import doing
 from tide_cache.records import MaskedView, SamplePair
-from tide_cache.teacher.capture import CapturePlan
+from tide_cache.teacher.capture import CaptureSettings
 from tide_cache.views import draw_view, whole_view
 
 
@@ -52,7 +52,7 @@ class PreparedBuild:
     plan: ShardPlan
     views: BuildViewsConfig
     passes: tuple[PassName, ...]
-    capture: CapturePlan
+    capture: CaptureSettings
     special_tokens: dict[str, dict[str, str | list[str]]]
     paired: PairedCorpus | None = None
     remarks: tuple[str, ...] = ()

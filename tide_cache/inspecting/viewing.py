@@ -185,8 +185,8 @@ def example_views(cache: CachePath) -> tuple[int, ...]:
         return ()
     pairs = manifest.reader(cache, "pairs", shards[0]).read_pairs(0)
     sample = sorted(range(len(pairs)), key=lambda index: len(pairs[index].student_ids_L))[len(pairs) // 2]
-    num_views, plan = manifest.identity.stored_views, BuildViewsConfig(**dict(manifest.identity.views))
-    ordered = sorted(range(num_views), key=lambda view: draw_view(pairs[sample], view, plan).t)
+    num_views, config = manifest.identity.stored_views, BuildViewsConfig(**dict(manifest.identity.views))
+    ordered = sorted(range(num_views), key=lambda view: draw_view(pairs[sample], view, config).t)
     return tuple(sample * num_views + ordered[index] for index in evenly(len(ordered), EXAMPLES))
 
 

@@ -56,7 +56,7 @@ class LiveTeacher:
             pairs: The samples.
             views: How they are masked.
             teacher: With its weights loaded.
-            fresh_masks: Draw another view in every epoch, instead of going through those of the plan.
+            fresh_masks: Draw another view in every epoch, instead of going through the same ones again.
             demo_ratio: Speak as the `compdemo` pass does, with this probability of showing a chunk first.
         """
         self._pairs, self._views, self._teacher, self._fresh_masks = pairs, views, teacher, fresh_masks

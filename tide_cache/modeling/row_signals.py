@@ -47,22 +47,22 @@ def row_signals(
     head_VD: torch.Tensor,
     true_ids_N: torch.Tensor,
     mass_N: torch.Tensor,
-    plan: SignalsConfig,
+    signals: SignalsConfig,
     slice_rows: int,
     uniform_ND: torch.Tensor | None = None,
 ) -> RowSignals:
-    """Apply the head and keep what the plan says.
+    """Apply the head and keep what `signals` asks for.
 
     Args:
         hidden_ND: Final hidden states of the masked rows, any float dtype.
         head_VD: Output weight, same dtype.
         true_ids_N: Teacher token under each mask.
         mass_N: Mass that the kept ids of each row must reach, float32: 0 where none are wanted, 1 to keep `top_k`.
-        plan: What to keep.
+        signals: What to keep.
         slice_rows: Rows whose logits exist at a time.
         uniform_ND: Numbers in [0, 1) that choose D ids drawn from the rest of each row; none by default.
     """
-    return start_row_signals(hidden_ND, head_VD, true_ids_N, mass_N, plan, slice_rows, uniform_ND)()
+    return start_row_signals(hidden_ND, head_VD, true_ids_N, mass_N, signals, slice_rows, uniform_ND)()
 
 
 def start_row_signals(
@@ -70,7 +70,7 @@ def start_row_signals(
     head_VD: torch.Tensor,
     true_ids_N: torch.Tensor,
     mass_N: torch.Tensor,
-    plan: SignalsConfig,
+    signals: SignalsConfig,
     slice_rows: int,
     uniform_ND: torch.Tensor | None = None,
 ) -> Callable[[], RowSignals]:
@@ -80,7 +80,7 @@ def start_row_signals(
     slices = [
         part
         for rows in _slices(len(hidden_ND), slice_rows)
-        for part in _parts(hidden_ND[rows], head_VD, true_ids_N[rows], mass_N[rows], uniform_ND[rows], plan)
+        for part in _parts(hidden_ND[rows], head_VD, true_ids_N[rows], mass_N[rows], uniform_ND[rows], signals)
     ]
     # Without waiting, tensors of a GPU are copied to pinned memory, which is filled when the event has come.
     rows = RowSignals(*(torch.cat(parts).to("cpu", non_blocking=True) for parts in zip(*slices, strict=True)))
@@ -110,13 +110,13 @@ def _parts(
     true_ids_N: torch.Tensor,
     mass_N: torch.Tensor,
     uniform_ND: torch.Tensor,
-    plan: SignalsConfig,
+    signals: SignalsConfig,
 ) -> list[tuple[torch.Tensor, ...]]:
     """Apply the head to a slice of rows, and keep what is wanted: on a GPU of all at once, on a CPU of a few."""
     logits_NV = apply_head(hidden_ND, head_VD)
     size = len(logits_NV) if logits_NV.is_cuda else _CACHED_LOGITS // logits_NV.shape[1]
     return [
-        _statistics(logits_NV[rows], true_ids_N[rows], mass_N[rows], uniform_ND[rows], plan)
+        _statistics(logits_NV[rows], true_ids_N[rows], mass_N[rows], uniform_ND[rows], signals)
         for rows in _slices(len(logits_NV), max(size, 1))
     ]
 
@@ -126,27 +126,27 @@ def _statistics(
     true_ids_N: torch.Tensor,
     mass_N: torch.Tensor,
     uniform_ND: torch.Tensor,
-    plan: SignalsConfig,
+    signals: SignalsConfig,
 ) -> tuple[torch.Tensor, ...]:
-    """Keep what the plan says of each row.
+    """Keep what `signals` asks of each row.
 
     The vocabulary is passed once for the largest logits and once for each T over all others. Everything else, which
     ids are kept and what that leaves, follows from these few numbers.
     """
-    top_k = min(plan.ids_per_row, logits_NV.shape[1])
+    top_k = min(signals.ids_per_row, logits_NV.shape[1])
     true_logit_N = logits_NV.gather(1, true_ids_N[:, None]).squeeze(1)
     # One id more than can be kept: the largest of the others, from which these are added up.
     top_NK, ids_NK = largest(logits_NV, min(top_k + 1, logits_NV.shape[1]))
     is_top1_N = true_logit_N >= top_NK[:, 0]
-    log_others_NT = _log_others(logits_NV, top_NK, ids_NK[:, :top_k], (1.0, *plan.temperatures))
+    log_others_NT = _log_others(logits_NV, top_NK, ids_NK[:, :top_k], (1.0, *signals.temperatures))
     top_NK, ids_NK = top_NK[:, :top_k], ids_NK[:, :top_k]
     log_z_N = torch.cat([top_NK, log_others_NT[:, :1]], dim=1).logsumexp(dim=1)
     truth_N = true_logit_N - log_z_N
     logprobs_NK = top_NK - log_z_N[:, None]
     counts_N = _counts(logprobs_NK, mass_N)
     is_kept_NK = torch.arange(top_k, device=counts_N.device) < counts_N[:, None]
-    log_tail_NT, log_partition_NT = (logits_NV.new_zeros((len(logits_NV), len(plan.temperatures))) for _ in range(2))
-    for index, temperature in enumerate(plan.temperatures if top_k else ()):
+    log_tail_NT, log_partition_NT = (logits_NV.new_zeros((len(logits_NV), len(signals.temperatures))) for _ in range(2))
+    for index, temperature in enumerate(signals.temperatures if top_k else ()):
         scaled_NK, others_N1 = top_NK / temperature, log_others_NT[:, index + 1 : index + 2]
         left_NK = torch.cat([scaled_NK.masked_fill(is_kept_NK, -torch.inf), others_N1], dim=1)
         log_tail_NT[:, index] = left_NK.logsumexp(dim=1) - log_z_N / temperature

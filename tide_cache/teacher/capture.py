@@ -24,7 +24,7 @@ from tide_cache.views.random import KeyedRandom
 
 
 @dataclass(frozen=True)
-class CapturePlan:
+class CaptureSettings:
     """How the teacher is run; the fields are those of the run file.
 
     Attributes:
@@ -82,17 +82,17 @@ class _Answered:
 class Teacher:
     """A denoiser that says what it thinks of masked views."""
 
-    def __init__(self, backbone: Backbone, plan: CapturePlan, spelling: Speller | None = None):
+    def __init__(self, backbone: Backbone, settings: CaptureSettings, spelling: Speller | None = None):
         """Wrap a model.
 
         Args:
             backbone: The model.
-            plan: How to run it, and what to keep.
+            settings: How to run it, and what to keep.
             spelling: Writes teacher tokens in student tokens; the `chunks` signal needs it.
         """
-        assert spelling is not None or not plan.signals.candidates_per_chunk, "candidate chunks cannot be spelled"
+        assert spelling is not None or not settings.signals.candidates_per_chunk, "candidate chunks cannot be spelled"
         self._backbone = backbone.eval()
-        self._plan = plan
+        self._settings = settings
         self._spelling = spelling
 
     @torch.no_grad()
@@ -113,10 +113,10 @@ class Teacher:
             TeacherOutputError: An output is not finite; names the sample and view.
             PairingError: A causal teacher is asked for a first token.
         """
-        if self._plan.context == "causal":
+        if self._settings.context == "causal":
             require_prefixes(pairs)
         result: list[list[TeacherSignal | None]] = [[None] * len(of_sample) for of_sample in views]
-        batches = self._plan.batches(
+        batches = self._settings.batches(
             [len(pair.teacher_ids_M) for pair in pairs], [len(of_sample) for of_sample in views]
         )
 
@@ -152,14 +152,14 @@ class Teacher:
             is_real_BL[b, : len(pair.teacher_ids_M)] = True
             for n, view in enumerate(views):
                 is_masked_BnL[b, n, : len(pair.teacher_ids_M)] = view.is_teacher_masked_M
-        x_t_BnL = np.where(is_masked_BnL, self._plan.mask_id, x_0_BL[:, None])
+        x_t_BnL = np.where(is_masked_BnL, self._settings.mask_id, x_0_BL[:, None])
         sample_N, view_N, position_N = np.nonzero(is_masked_BnL)
         x_t, x_0, is_real = (self._moved(array) for array in (x_t_BnL, x_0_BL, is_real_BL))
-        if self._plan.context == "block":
-            kept = Kept(torch.from_numpy(is_masked_BnL.any(axis=1)), self._plan.block_size)
+        if self._settings.context == "block":
+            kept = Kept(torch.from_numpy(is_masked_BnL.any(axis=1)), self._settings.block_size)
             place_N = kept.places(*(torch.from_numpy(x) for x in (sample_N, view_N, position_N))).numpy()
-            packed = pack_block(x_t, x_0, is_real, self._plan.block_size, kept=kept)
-        elif self._plan.context == "causal":
+            packed = pack_block(x_t, x_0, is_real, self._settings.block_size, kept=kept)
+        elif self._settings.context == "causal":
             place_N, packed = position_N - 1, pack_causal(x_0, is_real)
         else:
             place_N, packed = position_N, pack_full(x_t[:, 0], is_real)
@@ -171,9 +171,9 @@ class Teacher:
             self._backbone.head_VD,
             self._moved(true_N),
             self._moved(mass_N),
-            self._plan.signals,
-            self._plan.head_rows,
-            self._moved(self._uniform(batch)) if self._plan.signals.tail_samples else None,
+            self._settings.signals,
+            self._settings.head_rows,
+            self._moved(self._uniform(batch)) if self._settings.signals.tail_samples else None,
         )
         return _Answered(arriving_rows, is_masked_BnL, true_N)
 
@@ -195,7 +195,7 @@ class Teacher:
         Aligned pairs and chunks of one token keep `top_p`. Chunks of several keep all of `top_k`, so that the likeliest
         tuples over their positions are found.
         """
-        signals = self._plan.signals
+        signals = self._settings.signals
         mass_BL = np.zeros((len(pairs), length), np.float32)
         for mass_L, pair in zip(mass_BL, pairs, strict=True):
             if signals.candidates_per_chunk:
@@ -207,16 +207,16 @@ class Teacher:
 
     def _pair_positions(self, pair: SamplePair) -> Int32s:
         """Teacher positions of aligned pairs."""
-        positions: Int32s = pair.chunks_C4[pair.is_aligned_pair_C(self._plan.shared_vocab_size), 0]
+        positions: Int32s = pair.chunks_C4[pair.is_aligned_pair_C(self._settings.shared_vocab_size), 0]
         return positions
 
     def _uniform(self, batch: _Batch) -> np.ndarray:
         """Numbers that choose the ids drawn from tails, for every masked row; keyed by sample, view and position."""
-        draws = self._plan.signals.tail_samples
+        draws = self._settings.signals.tail_samples
         every = [np.zeros((0, draws), np.float32)]
         for pair, views in batch:
             for view in views:
-                random = KeyedRandom("tail", self._plan.seed, view.sample_id, view.view)
+                random = KeyedRandom("tail", self._settings.seed, view.sample_id, view.view)
                 uniform_MD = random.uniform(len(pair.teacher_ids_M) * draws).reshape(-1, draws)
                 every.append(uniform_MD[view.is_teacher_masked_M])
         return np.concatenate(every)
@@ -237,11 +237,11 @@ class Teacher:
 
     def _signal(self, rows: RowSignals, span: slice, is_pair_N: torch.Tensor) -> TeacherSignal:
         topk = None
-        if self._plan.signals.has_topk:
+        if self._settings.signals.has_topk:
             counts_R = rows.counts_N[span][is_pair_N]
             is_kept_RK = torch.arange(rows.ids_NK.shape[1]) < counts_R[:, None]
             tail = None
-            if self._plan.signals.tail_samples:
+            if self._settings.signals.tail_samples:
                 tail = _tail_samples(rows.tail_ids_ND[span][is_pair_N], rows.tail_logprobs_ND[span][is_pair_N])
             topk = TopK(
                 rows_R=is_pair_N.nonzero().squeeze(1).numpy().astype(np.int32),
@@ -262,7 +262,7 @@ class Teacher:
         true_N: np.ndarray,
     ) -> list[list[TeacherSignal]]:
         """Add the candidates of active chunks, where they are wanted."""
-        if self._spelling is None or not self._plan.signals.candidates_per_chunk:
+        if self._spelling is None or not self._settings.signals.candidates_per_chunk:
             return signals
         active = [(pair, view, _active(pair, view)) for pair, views in batch for view in views]
         first_row = sums_before([int(view.is_teacher_masked_M.sum()) for _, view, _ in active])
@@ -285,7 +285,7 @@ class Teacher:
                 or [np.zeros(0, np.int32)]
             ),
         )
-        every = chunk_candidates(chunks, true_N.astype(np.int32), rows, self._spelling, self._plan.signals)
+        every = chunk_candidates(chunks, true_N.astype(np.int32), rows, self._spelling, self._settings.signals)
         ends = sums_before([len(index_A) for _, _, index_A in active])
         of_views = iter(take(every, np.arange(start, end), chunks.student_size_A) for start, end in pairwise(ends))
         return [[replace(signal, chunks=next(of_views)) for signal in of_sample] for of_sample in signals]

@@ -58,7 +58,7 @@ class AskedChunks:
 
 
 def chunk_candidates(
-    chunks: AskedChunks, true_ids_N: Int32s, rows: RowSignals, spelling: Speller, plan: SignalsConfig
+    chunks: AskedChunks, true_ids_N: Int32s, rows: RowSignals, spelling: Speller, signals: SignalsConfig
 ) -> ChunkCandidates:
     """Return the candidates of all chunks of a batch, in the order given.
 
@@ -70,13 +70,13 @@ def chunk_candidates(
         true_ids_N: True teacher token of each row.
         rows: Signals of the rows.
         spelling: From teacher to student tokens.
-        plan: What to keep.
+        signals: What to keep.
     """
     parts = [
-        _group(np.flatnonzero(chunks.teacher_size_A == size), int(size), chunks, true_ids_N, rows, spelling, plan)
+        _group(np.flatnonzero(chunks.teacher_size_A == size), int(size), chunks, true_ids_N, rows, spelling, signals)
         for size in np.unique(chunks.teacher_size_A)
     ]
-    joined = concat([empty(ChunkCandidates, len(plan.temperatures)), *parts])
+    joined = concat([empty(ChunkCandidates, len(signals.temperatures)), *parts])
     ordered = take(joined, np.argsort(joined.chunks_A), chunks.student_size_A[joined.chunks_A])
     return replace(ordered, chunks_A=chunks.index_A)
 
@@ -88,11 +88,11 @@ def _group(
     true_ids_N: Int32s,
     rows: RowSignals,
     spelling: Speller,
-    plan: SignalsConfig,
+    signals: SignalsConfig,
 ) -> ChunkCandidates:
     """Candidates of the chunks of `size` teacher tokens; `chunks_A` of the result are places in `chunks`."""
     rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
-    tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(rows_GM, rows, plan)
+    tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(rows_GM, rows, signals)
     found_J = np.flatnonzero(logprobs_GJ > -np.inf)
     group_J = found_J // logprobs_GJ.shape[1]
     tuples_JM, logprobs_J = tuples_GJM.reshape(-1, size)[found_J], logprobs_GJ.ravel()[found_J]
@@ -109,7 +109,7 @@ def _group(
     is_kept_J[is_spelled_J] = ~repeats_of_candidates(
         _end_to_end(spelled_JP[is_spelled_J], sizes_J[is_spelled_J]), sizes_J[is_spelled_J], group_J[is_spelled_J]
     )
-    for index, temperature in enumerate(plan.temperatures):
+    for index, temperature in enumerate(signals.temperatures):
         np.logaddexp.at(log_tail_GT[:, index], group_J[~is_kept_J], logprobs_J[~is_kept_J] / temperature)
     return ChunkCandidates(
         chunks_A=members_G.astype(np.int32),
@@ -129,17 +129,17 @@ def _end_to_end(spelled_JP: Int32s, sizes_J: Int32s) -> Int32s:
 
 
 def best_tuples(
-    rows_GM: npt.NDArray[np.integer], rows: RowSignals, plan: SignalsConfig
+    rows_GM: npt.NDArray[np.integer], rows: RowSignals, signals: SignalsConfig
 ) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
     """Find the likeliest tuples over the positions of each chunk, and add up all the others.
 
-    A chunk of one position has all ids that its row keeps; one of several has at most `plan.chunk_k` tuples, and
-    the fewest that reach `plan.top_p`.
+    A chunk of one position has all ids that its row keeps; one of several has at most `signals.chunk_k` tuples, and
+    the fewest that reach `signals.top_p`.
 
     Args:
         rows_GM: Rows of the positions of each chunk.
         rows: Signals of the rows.
-        plan: What to keep.
+        signals: What to keep.
 
     Returns:
         Teacher ids [G, J, M], log-probs at T = 1 [G, J], falling, -inf where a chunk has fewer, and the log of the
@@ -149,12 +149,12 @@ def best_tuples(
     tuples_GJM, logprobs_GJ, rest_GT = first.ids_GK[:, :, None], first.logprobs_GK, first.log_tail_GT
     for row_G in rows_GM.T[1:]:
         last = _lists(rows, row_G)
-        rest_GT = np.logaddexp(rest_GT + last.log_partition_GT, _log_powers(logprobs_GJ, plan) + last.log_tail_GT)
-        rest_GT = np.logaddexp(rest_GT, _hopeless(logprobs_GJ, last.logprobs_GK, plan))
-        prefix_X, last_X = _hopeful(logprobs_GJ.shape[1], last.ids_GK.shape[1], plan.chunk_k)
+        rest_GT = np.logaddexp(rest_GT + last.log_partition_GT, _log_powers(logprobs_GJ, signals) + last.log_tail_GT)
+        rest_GT = np.logaddexp(rest_GT, _hopeless(logprobs_GJ, last.logprobs_GK, signals))
+        prefix_X, last_X = _hopeful(logprobs_GJ.shape[1], last.ids_GK.shape[1], signals.chunk_k)
         extended_GX = logprobs_GJ[:, prefix_X] + last.logprobs_GK[:, last_X]
-        chosen_GJ = np.argsort(-extended_GX, axis=1, kind="stable")[:, : plan.chunk_k]
-        rest_GT = np.logaddexp(rest_GT, _log_powers(_without(extended_GX, chosen_GJ), plan))
+        chosen_GJ = np.argsort(-extended_GX, axis=1, kind="stable")[:, : signals.chunk_k]
+        rest_GT = np.logaddexp(rest_GT, _log_powers(_without(extended_GX, chosen_GJ), signals))
         prefix_GJ, last_GJ = prefix_X[chosen_GJ], last_X[chosen_GJ]
         tuples_GJM = np.concatenate(
             [
@@ -164,10 +164,10 @@ def best_tuples(
             axis=2,
         )
         logprobs_GJ = np.take_along_axis(extended_GX, chosen_GJ, axis=1)
-    if rows_GM.shape[1] > 1 and plan.top_p < 1:
+    if rows_GM.shape[1] > 1 and signals.top_p < 1:
         mass_GJ = np.exp(logprobs_GJ).cumsum(axis=1)
-        is_surplus_GJ = np.concatenate([np.zeros((len(mass_GJ), 1), bool), mass_GJ[:, :-1] >= plan.top_p], axis=1)
-        rest_GT = np.logaddexp(rest_GT, _log_powers(np.where(is_surplus_GJ, logprobs_GJ, -np.inf), plan))
+        is_surplus_GJ = np.concatenate([np.zeros((len(mass_GJ), 1), bool), mass_GJ[:, :-1] >= signals.top_p], axis=1)
+        rest_GT = np.logaddexp(rest_GT, _log_powers(np.where(is_surplus_GJ, logprobs_GJ, -np.inf), signals))
         logprobs_GJ = np.where(is_surplus_GJ, -np.inf, logprobs_GJ)
     return tuples_GJM, logprobs_GJ, rest_GT
 
@@ -202,17 +202,17 @@ def _hopeful(num_prefixes: int, num_last: int, chunk_k: int) -> tuple[npt.NDArra
     return prefix_X, last_X
 
 
-def _hopeless(logprobs_GJ: Floats, last_GK: Floats, plan: SignalsConfig) -> Floats:
+def _hopeless(logprobs_GJ: Floats, last_GK: Floats, signals: SignalsConfig) -> Floats:
     """Return the log of the sum of p^(1/T) over all pairs that `_hopeful` leaves out: [G, T].
 
     Prefixes with equally many hopeful last ids are taken together: the sum of their pairs is a product of two sums.
     """
-    start_J = np.minimum(plan.chunk_k // np.arange(1, logprobs_GJ.shape[1] + 1), last_GK.shape[1])
-    beyond_GT = np.full((len(last_GK), len(plan.temperatures)), -np.inf)
+    start_J = np.minimum(signals.chunk_k // np.arange(1, logprobs_GJ.shape[1] + 1), last_GK.shape[1])
+    beyond_GT = np.full((len(last_GK), len(signals.temperatures)), -np.inf)
     result_GT, end = beyond_GT, last_GK.shape[1]
     for start in np.unique(start_J)[::-1].tolist():
-        beyond_GT = np.logaddexp(beyond_GT, _log_powers(last_GK[:, start:end], plan))
-        result_GT = np.logaddexp(result_GT, _log_powers(logprobs_GJ[:, start_J == start], plan) + beyond_GT)
+        beyond_GT = np.logaddexp(beyond_GT, _log_powers(last_GK[:, start:end], signals))
+        result_GT = np.logaddexp(result_GT, _log_powers(logprobs_GJ[:, start_J == start], signals) + beyond_GT)
         end = start
     return result_GT
 
@@ -223,9 +223,9 @@ def _without(logprobs_GX: Floats, chosen_GJ: npt.NDArray[np.int64]) -> Floats:
     return result_GX
 
 
-def _log_powers(logprobs_GJ: Floats, plan: SignalsConfig) -> Floats:
+def _log_powers(logprobs_GJ: Floats, signals: SignalsConfig) -> Floats:
     """Return log sum_j p_j^(1/T) of each row, for each T: [G, T]; -inf for rows without any."""
-    return np.stack([_logsumexp(logprobs_GJ / temperature) for temperature in plan.temperatures], axis=1)
+    return np.stack([_logsumexp(logprobs_GJ / temperature) for temperature in signals.temperatures], axis=1)
 
 
 def _logsumexp(values_GJ: Floats) -> Floats:

@@ -24,8 +24,8 @@ def is_complement(view: int, complementary: bool) -> bool:
     return complementary and view % 2 == 1
 
 
-def draw_view(pair: SamplePair, view: int, plan: ViewsConfig) -> MaskedView:
-    """Draw a masked view; the same pair, number and plan always give the same one.
+def draw_view(pair: SamplePair, view: int, config: ViewsConfig) -> MaskedView:
+    """Draw a masked view; the same pair, number and configuration always give the same one.
 
     With `complementary`, view 2j+1 masks exactly the supervised tokens that view 2j shows, and its t is the one whose
     mask probability is the complement, at least `MIN_T`.
@@ -33,18 +33,18 @@ def draw_view(pair: SamplePair, view: int, plan: ViewsConfig) -> MaskedView:
     Args:
         pair: The sample.
         view: Number of the view; numbers from `num_views` on give further, fresh views.
-        plan: How to draw.
+        config: How to draw.
     """
-    is_second = is_complement(view, plan.complementary)
+    is_second = is_complement(view, config.complementary)
     drawn = view - 1 if is_second else view
-    rounds = plan.num_views // 2 if plan.complementary else plan.num_views
-    time_index = drawn // 2 if plan.complementary else drawn
-    t = draw_time(plan.seed, pair.sample_id, time_index, max(rounds, 1), plan.time_sampling)
-    uniform_L = KeyedRandom("mask", plan.seed, pair.sample_id, drawn).uniform(len(pair.student_ids_L))
-    is_drawn_L = (uniform_L < np.float32(mask_probability(t, plan.schedule))) & pair.is_supervised_L
+    rounds = config.num_views // 2 if config.complementary else config.num_views
+    time_index = drawn // 2 if config.complementary else drawn
+    t = draw_time(config.seed, pair.sample_id, time_index, max(rounds, 1), config.time_sampling)
+    uniform_L = KeyedRandom("mask", config.seed, pair.sample_id, drawn).uniform(len(pair.student_ids_L))
+    is_drawn_L = (uniform_L < np.float32(mask_probability(t, config.schedule))) & pair.is_supervised_L
     is_student_masked_L, is_teacher_masked_M = expand_to_chunks(pair, is_drawn_L)
     if is_second:
-        t = max(MIN_T, time_of_probability(1 - mask_probability(t, plan.schedule), plan.schedule))
+        t = max(MIN_T, time_of_probability(1 - mask_probability(t, config.schedule), config.schedule))
         is_student_masked_L, is_teacher_masked_M = expand_to_chunks(pair, pair.is_supervised_L & ~is_student_masked_L)
     return MaskedView(pair.sample_id, view, t, is_student_masked_L, is_teacher_masked_M)
 
