@@ -13,7 +13,7 @@ from .heartbeat import Heartbeat
 from .options import Json
 
 if TYPE_CHECKING:
-    from tide_cache.demo.plan import DemoPlan, Table
+    from tide_cache.demo.design import DemoSize, Table
     from tide_cache.demo.run import ArmResult, DemoResult
     from tide_cache.evaluation.comparison import Spread
 
@@ -46,17 +46,17 @@ def demo(
     Four students show what the cache is worth; `--full` adds all others and reuses finished ones.
     """
     from tide_cache.demo.claim import claim
-    from tide_cache.demo.plan import FIRST_LOOK, FULL, QUICK, WHOLE_TABLE
+    from tide_cache.demo.design import FIRST_LOOK, FULL, QUICK, WHOLE_TABLE
 
-    plan, table = QUICK if quick else FULL, WHOLE_TABLE if full else FIRST_LOOK
-    claim(out, plan)
+    size, table = QUICK if quick else FULL, WHOLE_TABLE if full else FIRST_LOOK
+    claim(out, size)
     # Spinning threads would cost a busy machine most of its time. The variable is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with chatter_to_stderr():
         try:
             with Heartbeat(UNITS) as heartbeat:
                 heartbeat.update("libraries", 0, 1)
-                result = _run(out, plan, table, heartbeat)
+                result = _run(out, size, table, heartbeat)
         except (Interrupted, KeyboardInterrupt) as error:
             stopped = Interrupted(f"Stopped; finished work is in {out}. Run the same command again to continue.")
             stopped.exit_code = getattr(error, "exit_code", stopped.exit_code)
@@ -71,12 +71,12 @@ def demo(
         say(f"Next: tide-cache demo --full --out {out}   (three seeds, every objective, fewer views: 35 more students)")
 
 
-def _run(out: Path, plan: "DemoPlan", table: "Table", heartbeat: Heartbeat) -> "DemoResult":
+def _run(out: Path, size: "DemoSize", table: "Table", heartbeat: Heartbeat) -> "DemoResult":
     try:
         from tide_cache.demo.run import run_demo
     except ImportError as error:
         raise TideCacheError(f"the demo draws with {error.name}: pip install 'tide-cache[report]'") from None
-    return run_demo(out, plan, table, heartbeat.update)
+    return run_demo(out, size, table, heartbeat.update)
 
 
 def _print_result(result: "DemoResult") -> None:

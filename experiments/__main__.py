@@ -8,9 +8,9 @@ from pathlib import Path
 
 from experiments.arms import STAGES
 from experiments.material import make_material
-from experiments.plan import SIZES
 from experiments.queue import make_starts, run_stage
 from experiments.report import read_results, write_report, write_results
+from experiments.sizes import SIZES
 from experiments.stages import Experiment, num_cores
 from tide_cache.errors import TideCacheError
 

@@ -8,7 +8,7 @@ it would help, a teacher or not.
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from tide_cache.demo.plan import Pipeline, slug
+from tide_cache.demo.design import Pipeline, slug
 
 Entry = dict[str, Any]
 
@@ -39,7 +39,7 @@ class Arm:
         pipeline: `shared`: the teacher's tokenizer; `cross`: another one.
         taught: Entries of `[[objective]]` beside the cross-entropy; all of them are multiplied by the tuned weight.
         ce: The cross-entropy; None for none.
-        tunes: What the grid holds: weights of what is taught, or shares of the plan's steps.
+        tunes: What the grid holds: weights of what is taught, or shares of the steps.
         grid: Every value is tried with the first seed, and the best on the validation rows is used with all seeds.
         source: `cache`; `certain`: the cache with every teacher probability set to 1, so that no teacher is left; or
             `live`: the teacher beside the student, with fresh masks in every epoch.

@@ -13,7 +13,7 @@ import torch
 
 from experiments.arms import Arm, Stage
 from experiments.stages import Experiment, Job
-from tide_cache.demo.plan import Pipeline
+from tide_cache.demo.design import Pipeline
 
 Measured = dict[str, Any]
 

@@ -13,7 +13,7 @@ from experiments.arms import BASELINE, CE_UNWEIGHTED, STAGES, Arm, Stage
 from experiments.queue import best_job, grid_jobs
 from experiments.stages import Experiment, Job
 from experiments.statistics import Interval, interval, paired
-from tide_cache.demo.plan import TIMES, Pipeline
+from tide_cache.demo.design import TIMES, Pipeline
 
 COLOURS = {"cross": "#b4472b", "shared": "#1f5fa8"}
 TITLES = {"cross": "another tokenizer", "shared": "the teacher's tokenizer"}

@@ -15,15 +15,15 @@ import numpy as np
 
 from experiments.arms import Arm
 from experiments.material import BLOCK_SIZE, FINAL, MAX_LENGTH, Material
-from experiments.plan import Size
 from experiments.pretraining import pretrain
+from experiments.sizes import Size
 from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.corpus import open_corpus
-from tide_cache.demo.plan import TIMES, Pipeline
+from tide_cache.demo.design import TIMES, Pipeline
 from tide_cache.evaluation import generate_text
 from tide_cache.evaluation.measuring import measure
 from tide_cache.evaluation.trained import TrainedModel

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from helpers import fresh
+from tide_cache.demo.design import ARMS, FIRST_LOOK, FULL, QUICK, TEMPERATURES, WHOLE_TABLE, Table
 from tide_cache.demo.measure import Measured
-from tide_cache.demo.plan import ARMS, FIRST_LOOK, FULL, QUICK, TEMPERATURES, WHOLE_TABLE, Table
 from tide_cache.demo.run import run_demo, summarise
 from tide_cache.demo.stages import DemoFolder, make_data, student_run, train_teacher
 from tide_cache.demo.students import all_jobs

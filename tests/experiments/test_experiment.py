@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from experiments.arms import CALM, CHUNK_KL, FIRST, KL, STAGES, Stage, taught
-from experiments.plan import SIZES
 from experiments.pretraining import model_shape
 from experiments.queue import best_job, known_jobs, next_job
 from experiments.report import arm_table, read_results, rows_of, tables, write_results
+from experiments.sizes import SIZES
 from experiments.stages import CertainTeacher, Experiment, Job
 from experiments.statistics import interval, paired
 from helpers.fresh import IS_FULL

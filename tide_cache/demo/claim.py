@@ -4,26 +4,26 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from tide_cache.demo.plan import DemoPlan
+from tide_cache.demo.design import DemoSize
 from tide_cache.errors import RunFileError
 
 MARKER = "demo.json"
 """File that says of which sizes a demonstration is."""
 
 
-def claim(root: Path, plan: DemoPlan) -> None:
+def claim(root: Path, size: DemoSize) -> None:
     """Mark a new folder as a demonstration's, or check that it is.
 
     Args:
         root: The folder.
-        plan: Sizes of the demonstration.
+        size: Sizes of the demonstration.
 
     Raises:
         RunFileError: It is a file, or holds something else, or a demonstration of other sizes.
     """
     if root.exists() and not root.is_dir():
         raise RunFileError(f"{root}: is a file; give --out a new folder")
-    marker, content = root / MARKER, json.dumps(asdict(plan), indent=2) + "\n"
+    marker, content = root / MARKER, json.dumps(asdict(size), indent=2) + "\n"
     if marker.exists():
         if marker.read_text(encoding="utf-8") != content:
             raise RunFileError(f"{root}: found a demonstration of other sizes; give --out another folder, or remove it")

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from tide_cache.corpus import open_corpus
-from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, TIMES, DemoPlan
+from tide_cache.demo.design import BLOCK_SIZE, MAX_LENGTH, TIMES, DemoSize
 from tide_cache.demo.stages import HELD_OUT_SEED, DemoFolder
 from tide_cache.demo.tasks import is_checkable, is_correct, make_tasks
 from tide_cache.evaluation import NllReport, generate_text
@@ -40,12 +40,12 @@ class Measured:
     exact_match: float
 
 
-def measured(folder: DemoFolder, plan: DemoPlan, model: Path, tokenizer: Path) -> Measured:
+def measured(folder: DemoFolder, size: DemoSize, model: Path, tokenizer: Path) -> Measured:
     """Measure a model, or read what was measured before.
 
     Args:
         folder: Of the demonstration.
-        plan: Its sizes.
+        size: Its sizes.
         model: Folder of the saved model.
         tokenizer: Folder of the model's tokenizer.
     """
@@ -59,8 +59,8 @@ def measured(folder: DemoFolder, plan: DemoPlan, model: Path, tokenizer: Path) -
     paired = encode_student(rows, text, max_length=MAX_LENGTH, block_size=BLOCK_SIZE, fill_last_block=True)
     num_parts = PARTS if len(paired.pairs) >= 10 * PARTS else 1
     reports = [measure(trained, paired.pairs[part::num_parts], times=TIMES).nll for part in range(num_parts)]
-    tasks = [task for task in make_tasks(plan.held_out_samples, HELD_OUT_SEED) if is_checkable(task.kind)]
-    tasks = tasks[: plan.exact_samples]
+    tasks = [task for task in make_tasks(size.held_out_samples, HELD_OUT_SEED) if is_checkable(task.kind)]
+    tasks = tasks[: size.exact_samples]
     answers = generate_text(
         trained.backbone,
         text,

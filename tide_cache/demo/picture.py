@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tide_cache.demo.plan import Pipeline
+from tide_cache.demo.design import Pipeline
 from tide_cache.evaluation.comparison import Spread
 
 TITLES: Mapping[Pipeline, str] = {"shared": "The teacher's tokenizer", "cross": "Another tokenizer"}

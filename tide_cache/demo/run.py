@@ -12,9 +12,9 @@ import torch
 
 from tide_cache.building.driver import BuildProgress, BuildSummary
 from tide_cache.demo.claim import claim
+from tide_cache.demo.design import NUM_VIEWS, PIPELINES, VIEWS_ARM, Arm, DemoSize, Pipeline, Table
 from tide_cache.demo.measure import Measured, measured
 from tide_cache.demo.picture import Bar, draw
-from tide_cache.demo.plan import NUM_VIEWS, PIPELINES, VIEWS_ARM, Arm, DemoPlan, Pipeline, Table
 from tide_cache.demo.stages import DemoFolder, build, make_data, train_teacher
 from tide_cache.demo.students import all_jobs, train_students
 from tide_cache.evaluation.comparison import Comparison, Spread, compare, half_interval, paired_differences, spread
@@ -72,12 +72,12 @@ class DemoResult:
     results: Path
 
 
-def run_demo(out: Path, plan: DemoPlan, table: Table, on_stage: OnStage) -> DemoResult:
+def run_demo(out: Path, size: DemoSize, table: Table, on_stage: OnStage) -> DemoResult:
     """Run the demonstration, or what is missing of it.
 
     Args:
         out: Folder of everything; what an earlier demonstration of the same sizes left there is used.
-        plan: Its sizes.
+        size: Its sizes.
         table: Its students.
         on_stage: Progress.
 
@@ -85,9 +85,9 @@ def run_demo(out: Path, plan: DemoPlan, table: Table, on_stage: OnStage) -> Demo
         RunFileError: The folder holds something else, or a demonstration of other sizes.
     """
     folder = DemoFolder(out.resolve())
-    claim(folder.root, plan)
+    claim(folder.root, size)
     on_stage("corpus", 0, 1)
-    make_data(folder, plan)
+    make_data(folder, size)
 
     def on_step(metrics: StepMetrics, steps: int) -> None:
         on_stage("teacher", metrics.step, steps)
@@ -96,21 +96,21 @@ def run_demo(out: Path, plan: DemoPlan, table: Table, on_stage: OnStage) -> Demo
         on_stage("capture", progress.views_done, progress.num_views)
 
     torch.set_num_threads(min(MOST_THREADS, len(os.sched_getaffinity(0))))
-    on_stage("teacher", 0, plan.teacher_steps)
-    train_teacher(folder, plan, on_step)
-    on_stage("capture", 0, plan.student_samples * NUM_VIEWS)
+    on_stage("teacher", 0, size.teacher_steps)
+    train_teacher(folder, size, on_step)
+    on_stage("capture", 0, size.student_samples * NUM_VIEWS)
     caches = {pipeline: build(folder, pipeline, on_views) for pipeline in PIPELINES}
-    jobs = all_jobs(folder, plan, table)
+    jobs = all_jobs(folder, size, table)
     on_stage("starting", 0, len(jobs))
     train_students(jobs, lambda done, total: on_stage("students", done, total))
     on_stage("figures", 0, 1)
-    teacher = measured(folder, plan, folder.teacher / "model", folder.tokenizer("shared"))
-    return _result(folder, plan, table, teacher, caches)
+    teacher = measured(folder, size, folder.teacher / "model", folder.tokenizer("shared"))
+    return _result(folder, size, table, teacher, caches)
 
 
 def _result(
     folder: DemoFolder,
-    plan: DemoPlan,
+    size: DemoSize,
     table: Table,
     teacher: Measured,
     caches: dict[Pipeline, BuildSummary],
@@ -118,7 +118,7 @@ def _result(
     def runs(arm: Arm, views: int) -> dict[int, Measured]:
         folders = {seed: folder.student(replace(arm, num_views=views), seed) for seed in table.seeds}
         tokenizer = folder.tokenizer(arm.pipeline)
-        return {seed: measured(folder, plan, out / "model", tokenizer) for seed, out in folders.items()}
+        return {seed: measured(folder, size, out / "model", tokenizer) for seed, out in folders.items()}
 
     arms = []
     for arm in table.arms:
@@ -133,7 +133,7 @@ def _result(
     bars = {p: [Bar(r.arm.name, r.nll.value.mean, r.interval) for r in found] for p, found in rows.items() if found}
     draw(picture, bars, teacher.nll, nll_at_views, len(table.seeds))
     found = DemoResult(teacher, caches, arms, nll_at_views, len(table.seeds), picture, results)
-    results.write_text(json.dumps(_as_json(found, accuracy_at, plan), indent=2) + "\n", encoding="utf-8")
+    results.write_text(json.dumps(_as_json(found, accuracy_at, size), indent=2) + "\n", encoding="utf-8")
     return found
 
 
@@ -185,9 +185,9 @@ def teacher_accuracy_by_time(cache: Path, num_buckets: int = 10) -> dict[float, 
     return {(b + 0.5) / num_buckets: float(right[b] / total[b]) for b in range(num_buckets) if total[b]}
 
 
-def _as_json(found: DemoResult, accuracy_at: Mapping[float, float], plan: DemoPlan) -> dict[str, Any]:
+def _as_json(found: DemoResult, accuracy_at: Mapping[float, float], size: DemoSize) -> dict[str, Any]:
     return {
-        "plan": asdict(plan),
+        "plan": asdict(size),
         "teacher": asdict(found.teacher),
         "teacher_accuracy_at_t": {f"{t:g}": value for t, value in accuracy_at.items()},
         "caches": {name: asdict(summary) | {"cache": str(summary.cache)} for name, summary in found.caches.items()},

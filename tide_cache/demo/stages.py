@@ -9,7 +9,7 @@ from tide_cache.building.driver import BuildSummary, OnProgress, build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.demo.claim import MARKER
-from tide_cache.demo.plan import BLOCK_SIZE, MAX_LENGTH, NUM_VIEWS, SIGNALS, TEMPERATURES, Arm, DemoPlan, Pipeline
+from tide_cache.demo.design import BLOCK_SIZE, MAX_LENGTH, NUM_VIEWS, SIGNALS, TEMPERATURES, Arm, DemoSize, Pipeline
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import train_vocabularies
 from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints
@@ -56,16 +56,16 @@ class DemoFolder:
         return self.root / "students" / arm.slug / f"views-{arm.num_views}" / f"seed-{seed}"
 
 
-def make_data(folder: DemoFolder, plan: DemoPlan) -> None:
+def make_data(folder: DemoFolder, size: DemoSize) -> None:
     """Write the three sets of tasks and train both tokenizers."""
     folder.tasks("teacher").parent.mkdir(parents=True, exist_ok=True)
-    write_tasks(folder.tasks("teacher"), make_tasks(plan.teacher_samples, TEACHER_SEED))
-    write_tasks(folder.tasks("student"), make_tasks(plan.student_samples, STUDENT_SEED))
-    write_tasks(folder.tasks("held-out"), make_tasks(plan.held_out_samples, HELD_OUT_SEED))
+    write_tasks(folder.tasks("teacher"), make_tasks(size.teacher_samples, TEACHER_SEED))
+    write_tasks(folder.tasks("student"), make_tasks(size.student_samples, STUDENT_SEED))
+    write_tasks(folder.tasks("held-out"), make_tasks(size.held_out_samples, HELD_OUT_SEED))
     train_vocabularies(folder.root / "tokenizers", seed=0)
 
 
-def train_teacher(folder: DemoFolder, plan: DemoPlan, on_step: OnStep) -> None:
+def train_teacher(folder: DemoFolder, size: DemoSize, on_step: OnStep) -> None:
     """Train the teacher with `ce` on its own tasks, unless it is there; go on from its checkpoint if it has one."""
     if (folder.teacher / "model" / "config.json").exists():
         return
@@ -77,8 +77,8 @@ def train_teacher(folder: DemoFolder, plan: DemoPlan, on_step: OnStep) -> None:
         {"corpus": {"spec": str(folder.tasks("teacher"))}},
         ({"kind": "ce", "time_weight": "uniform"},),
         folder.tokenizer("shared"),
-        _shape(plan.teacher_hidden, plan.teacher_layers, seed=0),
-        {"steps": plan.teacher_steps, "global_batch": plan.teacher_batch, "micro_batch": plan.teacher_batch},
+        _shape(size.teacher_hidden, size.teacher_layers, seed=0),
+        {"steps": size.teacher_steps, "global_batch": size.teacher_batch, "micro_batch": size.teacher_batch},
         learning_rate=2e-3,
     )
     train(run, resume=has_checkpoint, on_step=on_step)
@@ -109,23 +109,23 @@ def build(folder: DemoFolder, pipeline: Pipeline, on_progress: OnProgress) -> Bu
     return build_cache(run, on_progress)
 
 
-def student_steps(plan: DemoPlan, arm: Arm) -> int:
+def student_steps(size: DemoSize, arm: Arm) -> int:
     """Return the optimizer steps of a student."""
-    return max(1, round(plan.student_steps * arm.steps_share))
+    return max(1, round(size.student_steps * arm.steps_share))
 
 
-def student_run(folder: DemoFolder, plan: DemoPlan, arm: Arm, seed: int) -> TrainRun:
+def student_run(folder: DemoFolder, size: DemoSize, arm: Arm, seed: int) -> TrainRun:
     """Return the run file of a student; the seed sets its weights and the order of the samples."""
     return _train_run(
         folder.student(arm, seed),
         {"cache": str(folder.cache(arm.pipeline)), "num_views": arm.num_views, "seed": seed},
         arm.objectives,
         folder.tokenizer(arm.pipeline),
-        _shape(plan.student_hidden, plan.student_layers, seed),
+        _shape(size.student_hidden, size.student_layers, seed),
         {
-            "steps": student_steps(plan, arm),
-            "global_batch": plan.student_batch,
-            "micro_batch": plan.student_batch,
+            "steps": student_steps(size, arm),
+            "global_batch": size.student_batch,
+            "micro_batch": size.student_batch,
             "checkpoint_every": 0,
             "seed": seed,
         },

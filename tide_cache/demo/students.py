@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from tide_cache.demo.design import VIEWS_ARM, DemoSize, Table
 from tide_cache.demo.measure import measured
-from tide_cache.demo.plan import VIEWS_ARM, DemoPlan, Table
 from tide_cache.demo.stages import DemoFolder, student_run
 from tide_cache.errors import TideCacheError
 from tide_cache.sweep.arms import HeldOut, Job
@@ -21,7 +21,7 @@ MOST_PROCESSES = 8
 """Each holds a torch of its own, about 0.6 GB."""
 
 
-def all_jobs(folder: DemoFolder, plan: DemoPlan, table: Table) -> list[Job]:
+def all_jobs(folder: DemoFolder, size: DemoSize, table: Table) -> list[Job]:
     """List the jobs of a table and of its curve against views."""
     arms = (*table.arms, *(replace(VIEWS_ARM, num_views=views) for views in table.views))
     held_out = HeldOut(spec=str(folder.tasks("held-out")), folder=folder.root)
@@ -29,7 +29,7 @@ def all_jobs(folder: DemoFolder, plan: DemoPlan, table: Table) -> list[Job]:
         Job(
             arm=f"{arm.slug}, {arm.num_views} views",
             seed=seed,
-            run=student_run(folder, plan, arm, seed),
+            run=student_run(folder, size, arm, seed),
             held_out=held_out,
         )
         for arm in arms
@@ -70,4 +70,4 @@ def train_and_measure(job: Job, on_step: OnStep) -> None:
     torch.set_num_threads(1)
     folder, model = DemoFolder(job.held_out.folder), job.run.train.out / "model"
     run_job(job.model_copy(update={"held_out": None}), on_step)
-    measured(folder, DemoPlan.of(folder.marker), model, Path(job.run.student.tokenizer.path))
+    measured(folder, DemoSize.of(folder.marker), model, Path(job.run.student.tokenizer.path))

@@ -23,7 +23,7 @@ class Arm:
         pipeline: `shared`: the teacher's tokenizer; `cross`: another one.
         objectives: Entries of `[[objective]]`.
         num_views: Views of each sample that are used.
-        steps_share: Share of the plan's steps that are taken.
+        steps_share: Share of the student's steps that are taken.
     """
 
     name: str
@@ -87,7 +87,7 @@ WHOLE_TABLE = Table(ARMS, seeds=(0, 1, 2), views=(1, 2, 4))
 
 
 @dataclass(frozen=True)
-class DemoPlan:
+class DemoSize:
     """How much of everything.
 
     Attributes:
@@ -120,17 +120,17 @@ class DemoPlan:
 
     @classmethod
     def of(cls, file: Path) -> Self:
-        """Read the plan that a demonstration was begun with."""
+        """Read the sizes that a demonstration was begun with."""
         return cls(**json.loads(file.read_text(encoding="utf-8")))
 
 
-FULL = DemoPlan()
-QUICK = DemoPlan(
+FULL = DemoSize()
+QUICK = DemoSize(
     teacher_hidden=64, teacher_layers=2, teacher_samples=400, teacher_steps=6, student_hidden=32, student_layers=1,
     student_samples=24, student_steps=4, teacher_batch=8, student_batch=8, held_out_samples=8,
     exact_samples=2,
 )  # fmt: skip
-"""A plan that only shows that everything runs; its figures mean nothing."""
+"""Only shows that everything runs; its figures mean nothing."""
 
 SIGNALS: dict[Pipeline, tuple[str, ...]] = {"shared": ("truth", "topk"), "cross": ("truth", "topk", "chunks")}
 """What is captured for each pipeline."""
