@@ -52,7 +52,7 @@ def measure_parts(setting: Setting, repeats: int) -> dict[str, float]:
 def measure_capture(setting: Setting, root: Path, repeats: int) -> dict[str, float]:
     """Return seconds for capturing a view of a sample in each pass, several views at once as a build does."""
     backbone = random_backbone(setting.teacher, DTYPES[setting.precision], setting.device)
-    plan, row = replace(VIEWS, num_views=NUM_VIEWS), setting.plan(setting.rows[0])
+    config, row = replace(VIEWS, num_views=NUM_VIEWS), setting.settings(setting.rows[0])
     has_topk = setting.pipeline == "shared"
     teacher = Teacher(
         backbone,
@@ -68,10 +68,10 @@ def measure_capture(setting: Setting, root: Path, repeats: int) -> dict[str, flo
         ),
     )
     pairs = [record.pair for record in setting.records(root)]
-    views = [[draw_view(pair, number, plan) for number in range(NUM_VIEWS)] for pair in pairs]
+    views = [[draw_view(pair, number, config) for number in range(NUM_VIEWS)] for pair in pairs]
     work = {
         "plain": lambda: teacher.signals(pairs, views),
-        "compdemo": lambda: compdemo_signals(teacher, pairs, views, plan.seed, row.demo_ratio),
+        "compdemo": lambda: compdemo_signals(teacher, pairs, views, config.seed, row.demo_ratio),
     }
     timings = Timings(work, repeats, of_cpu=setting.device == "cpu")
     num_views = len(pairs) * NUM_VIEWS

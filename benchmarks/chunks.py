@@ -24,7 +24,7 @@ from tide_cache.pairing import Spelling, TextTokenizer
 from tide_cache.teacher.chunks import AskedChunks, chunk_candidates
 
 SHARES, POSITIONS, TOP_K, SEED = (0, 10, 25), 4096, 64, 0
-PLAN = SignalsConfig(kinds=("truth", "topk", "chunks"), temperatures=(1.0, 2.0), top_k=TOP_K, top_p=1.0, chunk_k=16)
+SIGNALS = SignalsConfig(kinds=("truth", "topk", "chunks"), temperatures=(1.0, 2.0), top_k=TOP_K, top_p=1.0, chunk_k=16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ def run(options: Options) -> dict[str, float]:
     asked = {share: draw(share, text_ids, student_ids) for share in SHARES}
     work = {
         f"positions_per_s_{share}": lambda one=one: chunk_candidates(
-            one.chunks, one.true_ids_N, one.rows, spelling, PLAN
+            one.chunks, one.true_ids_N, one.rows, spelling, SIGNALS
         )
         for share, one in asked.items()
     }
@@ -55,7 +55,7 @@ def run(options: Options) -> dict[str, float]:
 def cold_rate(asked: Asked, spelling: Spelling) -> float:
     """Return positions a second of the first call, which spells every tuple."""
     start_s = process_time()
-    chunk_candidates(asked.chunks, asked.true_ids_N, asked.rows, spelling, PLAN)
+    chunk_candidates(asked.chunks, asked.true_ids_N, asked.rows, spelling, SIGNALS)
     return POSITIONS / (process_time() - start_s)
 
 
@@ -89,7 +89,7 @@ def draw(share: int, text_ids: np.ndarray, student_ids: np.ndarray) -> Asked:
     ids_NK = by_use[np.argsort(random.exponential(1.0, (POSITIONS, len(rarity_W))) * rarity_W, axis=1)[:, :TOP_K]]
     logits_NK = -np.sort(random.exponential(2.0, (POSITIONS, TOP_K)), axis=1)
     logprobs_NK = np.log(0.99) + logits_NK - np.log(np.exp(logits_NK).sum(axis=1, keepdims=True))
-    temperatures = np.array(PLAN.temperatures)
+    temperatures = np.array(SIGNALS.temperatures)
     kept_NT = np.exp(logprobs_NK[:, :, None] / temperatures).sum(axis=1)
     tail_NT = np.full((POSITIONS, len(temperatures)), 0.01) ** (1 / temperatures)
     nothing_N = torch.zeros(POSITIONS)

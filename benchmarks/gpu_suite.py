@@ -51,12 +51,12 @@ class Scale:
         return online.tiny(REAL[pipeline]) if self.is_tiny else REAL[pipeline]
 
     @property
-    def step_plan(self) -> step.StepPlan:
+    def step_size(self) -> step.StepSize:
         """The student's step."""
         if self.is_tiny:
-            return step.StepPlan(PROXY, PROXY_VOCAB, length=64, micro_batch=2)
+            return step.StepSize(PROXY, PROXY_VOCAB, length=64, micro_batch=2)
         model = {name: STUDENT[name] for name in _MODEL_FIELDS}
-        return step.StepPlan(model, STUDENT["vocab_size"], LENGTH, MICRO_BATCH, "bfloat16", "cuda")
+        return step.StepSize(model, STUDENT["vocab_size"], LENGTH, MICRO_BATCH, "bfloat16", "cuda")
 
 
 Figures = dict[str, float]
@@ -64,7 +64,7 @@ Figures = dict[str, float]
 
 def _step(pipeline: str, scale: Scale) -> Figures:
     names = tuple(name for name in step.NAMES if name.startswith(pipeline))
-    return step.measure(scale.step_plan, scale.repeats, names)
+    return step.measure(scale.step_size, scale.repeats, names)
 
 
 def _online(pipeline: str, scale: Scale) -> Figures:
@@ -76,12 +76,12 @@ def _amortise(pipeline: str, scale: Scale) -> Figures:
 
 
 def _loader(scale: Scale) -> Figures:
-    plan = scale.step_plan
-    return loader.stalls(plan.trainee(), plan.length, plan.micro_batch, plan.vocab_size, 4 if scale.is_tiny else 24)
+    size = scale.step_size
+    return loader.stalls(size.trainee(), size.length, size.micro_batch, size.vocab_size, 4 if scale.is_tiny else 24)
 
 
 def _inference(scale: Scale) -> Figures:
-    return inference.measure(inference.InferencePlan() if scale.is_tiny else inference.PUBLISHED, scale.repeats)
+    return inference.measure(inference.InferenceSize() if scale.is_tiny else inference.PUBLISHED, scale.repeats)
 
 
 PIECES: dict[str, Callable[[Scale], Figures]] = {

@@ -36,7 +36,7 @@ _TINY = {
 
 
 @dataclass(frozen=True)
-class InferencePlan:
+class InferenceSize:
     """What is sampled, and where.
 
     Attributes:
@@ -69,7 +69,7 @@ class InferencePlan:
         assert len(tokens) == self.new_tokens
 
 
-PUBLISHED = InferencePlan(
+PUBLISHED = InferenceSize(
     {"student": STUDENT, "wedlm": WEDLM_8B, "llada2": LLADA2_MINI}, 512, 128, precision="bfloat16", device="cuda"
 )
 
@@ -80,26 +80,26 @@ def run(options: Options) -> dict[str, float]:
     if options.student is not None:
         return thresholds.measure(thresholds.trained_answering(options.student), options.repeats)
     by_threshold = thresholds.measure(thresholds.random_answering(), options.repeats)
-    return measure(InferencePlan(), options.repeats) | by_threshold
+    return measure(InferenceSize(), options.repeats) | by_threshold
 
 
-def measure(plan: InferencePlan, repeats: int) -> dict[str, float]:
+def measure(size: InferenceSize, repeats: int) -> dict[str, float]:
     """Return tokens per second, with and without the cache, and peaks of all models, and what a student saves.
 
     Args:
-        plan: What is sampled.
+        size: What is sampled.
         repeats: Timed rounds.
     """
     # Peaks first: the models that are timed together would leave no room on a GPU.
-    figures = {f"{name}_peak_mib": in_own_process(peak, plan, name) / 2**20 for name in plan.models}
+    figures = {f"{name}_peak_mib": in_own_process(peak, size, name) / 2**20 for name in size.models}
     work = {}
-    for name in plan.models:
-        backbone = plan.backbone(name)
-        work[name] = partial(plan.sample, backbone)
-        work[f"{name}_uncached"] = partial(plan.sample, backbone, use_cache=False)
-    timings = Timings(work, repeats, of_cpu=plan.device == "cpu")
-    figures |= {f"{name}_tokens_per_s": timings.rate(name, plan.new_tokens) for name in work}
-    for name in plan.models:
+    for name in size.models:
+        backbone = size.backbone(name)
+        work[name] = partial(size.sample, backbone)
+        work[f"{name}_uncached"] = partial(size.sample, backbone, use_cache=False)
+    timings = Timings(work, repeats, of_cpu=size.device == "cpu")
+    figures |= {f"{name}_tokens_per_s": timings.rate(name, size.new_tokens) for name in work}
+    for name in size.models:
         figures[f"{name}_cache_ratio"] = timings.ratio(f"{name}_uncached", name)
         if name != "student":
             figures[f"{name}_speed_ratio"] = timings.ratio(name, "student")
@@ -107,14 +107,14 @@ def measure(plan: InferencePlan, repeats: int) -> dict[str, float]:
     return figures
 
 
-def peak(plan: InferencePlan, name: str) -> int:
+def peak(size: InferenceSize, name: str) -> int:
     """Bytes at the peak of sampling, weights included."""
     torch.set_num_threads(1)
-    if plan.device != "cpu":
-        plan.sample(plan.backbone(name))
+    if size.device != "cpu":
+        size.sample(size.backbone(name))
         return torch.cuda.max_memory_allocated()
-    tiny = replace(plan, models={name: plan.models[name] | _TINY}, new_tokens=1)
+    tiny = replace(size, models={name: size.models[name] | _TINY}, new_tokens=1)
     tiny.sample(tiny.backbone(name))  # libraries load parts of theirs when first used
     before = peak_rss()
-    plan.sample(plan.backbone(name))
+    size.sample(size.backbone(name))
     return peak_rss() - before

@@ -29,8 +29,8 @@ def run(options: Options) -> dict[str, float]:
     rows = gsm8k(min(options.rows, MAX_ROWS))
     students = encode_student(rows, tokenizer, max_length=512, block_size=BLOCK_SIZE, fill_last_block=True).pairs
     pairs = [_as_teacher(pair) for pair in students]
-    plan = ViewsConfig(NUM_VIEWS, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
-    views = [[draw_view(pair, view, plan) for view in range(NUM_VIEWS)] for pair in pairs]
+    config = ViewsConfig(NUM_VIEWS, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
+    views = [[draw_view(pair, view, config) for view in range(NUM_VIEWS)] for pair in pairs]
     config = Qwen3Config(
         vocab_size=VOCAB, hidden_size=512, intermediate_size=1536, num_hidden_layers=6,
         num_attention_heads=8, num_key_value_heads=4, head_dim=64, tie_word_embeddings=True,

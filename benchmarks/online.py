@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.material import Loading, Shape, write_cache
-from benchmarks.online_reference import Method, OnlineBatch, OnlinePlan, OnlineTrainer, make_batch
+from benchmarks.online_reference import Method, OnlineBatch, OnlineSettings, OnlineTrainer, make_batch
 from benchmarks.options import Options
 from benchmarks.processes import in_own_process, peak_rss
 from benchmarks.published_shapes import SMALL_LLADA2, SMALL_STUDENT, SMALL_WEDLM, Config, random_backbone
@@ -74,11 +74,11 @@ class Setting:
         """The samples of a step."""
         return CacheSource(root, Manifest.load(root)).records(range(self.micro_batch), 0)
 
-    def plan(self, row: str) -> OnlinePlan:
+    def settings(self, row: str) -> OnlineSettings:
         """How the reference trains."""
         method, temperature = ROWS[row]
         last = self.student["vocab_size"] - 1
-        return OnlinePlan(
+        return OnlineSettings(
             method, temperature, "full" if self.pipeline == "cross" else "block",
             compdemo=PRESETS[row].signal_pass == "compdemo", block_size=self.shape.block_size, student_mask_id=last,
             teacher_mask_id=last, pad_id=last - 1,
@@ -150,14 +150,14 @@ class _Online:
         records = setting.records(root)
         self._setting = setting
         self._pairs, self._views = [record.pair for record in records], [record.view for record in records]
-        self._trainer = OnlineTrainer(student, teacher, setting.plan(setting.rows[0]))
+        self._trainer = OnlineTrainer(student, teacher, setting.settings(setting.rows[0]))
         self._batches: dict[str, OnlineBatch] = {}
 
     def step(self, row: str) -> None:
-        plan = self._setting.plan(row)
+        settings = self._setting.settings(row)
         if row not in self._batches:
-            self._batches[row] = make_batch(self._pairs, self._views, plan, self._setting.device)
-        self._trainer.plan = plan
+            self._batches[row] = make_batch(self._pairs, self._views, settings, self._setting.device)
+        self._trainer.settings = settings
         self._trainer.step(self._batches[row], progress=0.5)
         if self._setting.device != "cpu":
             torch.cuda.synchronize()

@@ -26,7 +26,7 @@ Method = Literal["kl", "reverse_kl", "calm", "reverse_calm", "tidal_kl", "tidal_
 
 
 @dataclass(frozen=True)
-class OnlinePlan:
+class OnlineSettings:
     """How the reference trains.
 
     Attributes:
@@ -92,18 +92,18 @@ class OnlineBatch:
 
 
 def make_batch(
-    pairs: Sequence[SamplePair], views: Sequence[MaskedView], plan: OnlinePlan, device: str, seed: int = 0
+    pairs: Sequence[SamplePair], views: Sequence[MaskedView], settings: OnlineSettings, device: str, seed: int = 0
 ) -> OnlineBatch:
     """Lay samples and views out.
 
     Args:
         pairs: The samples.
         views: One of each.
-        plan: Ids and sizes.
+        settings: Ids and sizes.
         device: Where the models are.
         seed: Of the split of CompDemo.
     """
-    shown = [draw_shown_first(pair, view, seed, plan.demo_ratio) for pair, view in zip(pairs, views, strict=True)]
+    shown = [draw_shown_first(pair, view, seed, settings.demo_ratio) for pair, view in zip(pairs, views, strict=True)]
     aligned, of_student, of_teacher, chunk_t = [], [], [], []
     for b, (pair, view) in enumerate(zip(pairs, views, strict=True)):
         is_active_C = pair.is_distillable_C & view.is_student_masked_L[pair.chunks_C4[:, 2]]
@@ -111,10 +111,10 @@ def make_batch(
             of_teacher += [(b, position, len(chunk_t)) for position in range(start, end)]
             of_student += [(b, position, len(chunk_t)) for position in range(student_start, student_end)]
             chunk_t.append(view.t)
-        is_pair_C = is_active_C & pair.is_aligned_pair_C(plan.shared_vocab_size)
+        is_pair_C = is_active_C & pair.is_aligned_pair_C(settings.shared_vocab_size)
         aligned += [(b, row[0], row[2]) for row in pair.chunks_C4[is_pair_C].tolist()]
-    student_length = _padded_length([len(pair.student_ids_L) for pair in pairs], plan.block_size)
-    teacher_length = _padded_length([len(pair.teacher_ids_M) for pair in pairs], plan.block_size)
+    student_length = _padded_length([len(pair.student_ids_L) for pair in pairs], settings.block_size)
+    teacher_length = _padded_length([len(pair.teacher_ids_M) for pair in pairs], settings.block_size)
 
     def laid_out(rows: Sequence[np.ndarray], length: int, fill: int | bool) -> torch.Tensor:
         result = np.full((len(rows), length), fill, bool if isinstance(fill, bool) else np.int64)
@@ -128,10 +128,10 @@ def make_batch(
     real: list[Bools] = [np.ones(len(pair.student_ids_L), bool) for pair in pairs]
     teacher_real: list[Bools] = [np.ones(len(pair.teacher_ids_M), bool) for pair in pairs]
     return OnlineBatch(
-        x_0_BL=laid_out([pair.student_ids_L for pair in pairs], student_length, plan.pad_id),
+        x_0_BL=laid_out([pair.student_ids_L for pair in pairs], student_length, settings.pad_id),
         is_real_BL=laid_out(real, student_length, False),
         is_masked_BL=laid_out([view.is_student_masked_L for view in views], student_length, False),
-        teacher_x_0_BM=laid_out([pair.teacher_ids_M for pair in pairs], teacher_length, plan.pad_id),
+        teacher_x_0_BM=laid_out([pair.teacher_ids_M for pair in pairs], teacher_length, settings.pad_id),
         teacher_is_real_BM=laid_out(teacher_real, teacher_length, False),
         teacher_is_masked_BM=laid_out([view.is_teacher_masked_M for view in views], teacher_length, False),
         is_shown_first_BM=laid_out(shown, teacher_length, False),
@@ -151,8 +151,8 @@ def _padded_length(lengths: Sequence[int], block_size: int) -> int:
 class OnlineTrainer:
     """Student, teacher and AdamW on one device, as the paper has them: in the model's dtype, without float32 copies."""
 
-    def __init__(self, student: Backbone, teacher: Backbone, plan: OnlinePlan, lr: float = 1e-5) -> None:
-        self._student, self._teacher, self.plan = student.train(), teacher.eval(), plan
+    def __init__(self, student: Backbone, teacher: Backbone, settings: OnlineSettings, lr: float = 1e-5) -> None:
+        self._student, self._teacher, self.settings = student.train(), teacher.eval(), settings
         self._optimizer = torch.optim.AdamW(student.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=0.0)
 
     def step(self, batch: OnlineBatch, progress: float) -> float:
@@ -180,29 +180,29 @@ class OnlineTrainer:
 
     def _student_logits(self, batch: OnlineBatch) -> torch.Tensor:
         """Logits of x_t's half, after those of both halves were computed, in float32."""
-        x_t_BL = batch.x_0_BL.masked_fill(batch.is_masked_BL, self.plan.student_mask_id)
-        packed = pack_block(x_t_BL[:, None], batch.x_0_BL, batch.is_real_BL, self.plan.block_size)
+        x_t_BL = batch.x_0_BL.masked_fill(batch.is_masked_BL, self.settings.student_mask_id)
+        packed = pack_block(x_t_BL[:, None], batch.x_0_BL, batch.is_real_BL, self.settings.block_size)
         logits_BSV = (self._student(packed) @ self._student.head_VD.T).float()
         return logits_BSV[:, : batch.x_0_BL.shape[1]]
 
     @torch.no_grad()
     def _teacher_logits(self, batch: OnlineBatch) -> torch.Tensor:
         is_masked_BM = batch.teacher_is_masked_BM
-        if not self.plan.compdemo:
+        if not self.settings.compdemo:
             return self._forward_teacher(batch, is_masked_BM)
         second_BMV = self._forward_teacher(batch, is_masked_BM & batch.is_shown_first_BM)
         first_BMV = self._forward_teacher(batch, is_masked_BM & ~batch.is_shown_first_BM)
         return torch.where(batch.is_shown_first_BM[:, :, None], second_BMV, first_BMV)
 
     def _forward_teacher(self, batch: OnlineBatch, is_masked_BM: torch.Tensor) -> torch.Tensor:
-        x_t_BM = batch.teacher_x_0_BM.masked_fill(is_masked_BM, self.plan.teacher_mask_id)
-        if self.plan.context == "full":
+        x_t_BM = batch.teacher_x_0_BM.masked_fill(is_masked_BM, self.settings.teacher_mask_id)
+        if self.settings.context == "full":
             packed = pack_full(x_t_BM, batch.teacher_is_real_BM)
         else:
             real_BM = batch.teacher_is_real_BM
-            packed = pack_block(x_t_BM[:, None], batch.teacher_x_0_BM, real_BM, self.plan.block_size)
+            packed = pack_block(x_t_BM[:, None], batch.teacher_x_0_BM, real_BM, self.settings.block_size)
         logits_BSV = self._teacher(packed) @ self._teacher.head_VD.T
-        if self.plan.upcast_teacher:
+        if self.settings.upcast_teacher:
             logits_BSV = logits_BSV.float()
         return logits_BSV[:, : x_t_BM.shape[1]]
 
@@ -214,7 +214,7 @@ class OnlineTrainer:
     def _distillation(
         self, student_BLV: torch.Tensor, teacher_BMV: torch.Tensor, batch: OnlineBatch, progress: float
     ) -> torch.Tensor:
-        if self.plan.method in ("kl", "reverse_kl", "tidal_kl"):
+        if self.settings.method in ("kl", "reverse_kl", "tidal_kl"):
             return self._on_pairs(student_BLV, teacher_BMV, batch, progress)
         return self._on_chunks(student_BLV, teacher_BMV, batch, progress)
 
@@ -223,32 +223,32 @@ class OnlineTrainer:
     ) -> torch.Tensor:
         sample_P, teacher_P, position_P = batch.pairs_P3.T
         vocab_size = min(student_BLV.shape[2], teacher_BMV.shape[2])
-        student_PV = student_BLV[sample_P, position_P, :vocab_size] / self.plan.temperature
-        teacher_PV = teacher_BMV[sample_P, teacher_P, :vocab_size].float() / self.plan.temperature
-        if self.plan.method == "tidal_kl":
+        student_PV = student_BLV[sample_P, position_P, :vocab_size] / self.settings.temperature
+        teacher_PV = teacher_BMV[sample_P, teacher_P, :vocab_size].float() / self.settings.temperature
+        if self.settings.method == "tidal_kl":
             trust_P1 = self._trust(batch.t_B[sample_P], progress)[:, None]
             teacher_PV = (1 - trust_P1) * student_PV.detach() + trust_P1 * teacher_PV
         q_PV, p_PV = student_PV.log_softmax(dim=-1), teacher_PV.log_softmax(dim=-1)
-        if self.plan.method == "reverse_kl":
+        if self.settings.method == "reverse_kl":
             p_PV, q_PV = q_PV, p_PV
         kl_P = (p_PV.exp() * (p_PV - q_PV)).sum(dim=-1)
-        if self.plan.method == "tidal_kl":
+        if self.settings.method == "tidal_kl":
             kl_P = kl_P * _midrange(batch.t_B[sample_P])
-        return self.plan.temperature**2 * kl_P.sum() / max(len(kl_P), 1)
+        return self.settings.temperature**2 * kl_P.sum() / max(len(kl_P), 1)
 
     def _on_chunks(
         self, student_BLV: torch.Tensor, teacher_BMV: torch.Tensor, batch: OnlineBatch, progress: float
     ) -> torch.Tensor:
         student_C = _chunk_logprobs(student_BLV, batch.x_0_BL, batch.student_chunks_N3, len(batch.chunk_t_C))
         teacher_C = _chunk_logprobs(teacher_BMV, batch.teacher_x_0_BM, batch.teacher_chunks_N3, len(batch.chunk_t_C))
-        q_C, p_C = ((x / self.plan.temperature).exp().clamp(MIN_PROB, MAX_PROB) for x in (student_C, teacher_C))
-        if self.plan.method == "tidal_calm":
+        q_C, p_C = ((x / self.settings.temperature).exp().clamp(MIN_PROB, MAX_PROB) for x in (student_C, teacher_C))
+        if self.settings.method == "tidal_calm":
             trust_C = self._trust(batch.chunk_t_C, progress)
             p_C = ((1 - trust_C) * q_C.detach() + trust_C * p_C).clamp(MIN_PROB, MAX_PROB)
-        if self.plan.method == "reverse_calm":
+        if self.settings.method == "reverse_calm":
             p_C, q_C = q_C, p_C
         loss_C = -(p_C * q_C.log() + (1 - p_C) * (1 - q_C).log())
-        if self.plan.method == "tidal_calm":
+        if self.settings.method == "tidal_calm":
             loss_C = loss_C * _midrange(batch.chunk_t_C)
         return loss_C.sum() / max(len(loss_C), 1)
 

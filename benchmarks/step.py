@@ -29,7 +29,7 @@ Batch = tuple[StudentBatch, Targets]
 
 
 @dataclass(frozen=True)
-class StepPlan:
+class StepSize:
     """What is stepped, and where.
 
     Attributes:
@@ -69,44 +69,44 @@ class StepPlan:
 def run(options: Options) -> dict[str, float]:
     """Compare on two CPU cores, with a student whose head has the published student's share of the weights."""
     torch.set_num_threads(1)
-    return measure(StepPlan(PROXY), options.repeats, NAMES)
+    return measure(StepSize(PROXY), options.repeats, NAMES)
 
 
-def measure(plan: StepPlan, repeats: int, names: tuple[str, ...]) -> dict[str, float]:
+def measure(size: StepSize, repeats: int, names: tuple[str, ...]) -> dict[str, float]:
     """Return ratios of time and memory to the cross-entropy alone, for each preset.
 
     Args:
-        plan: What is stepped.
+        size: What is stepped.
         repeats: Timed rounds.
         names: Presets; the pipelines' `bd3lm` is what they are compared with.
     """
     with tempfile.TemporaryDirectory() as folder:
         pipelines = {pipeline: Path(folder, pipeline) for pipeline in ("shared", "cross")}
         for pipeline, root in pipelines.items():
-            write_cache(root, plan.shape(pipeline))
+            write_cache(root, size.shape(pipeline))
         roots = {name: pipelines[name.partition("/")[0]] for name in names}
-        figures = _time_ratios(plan, repeats, roots)
-        return figures | _memory_ratios(plan, roots)
+        figures = _time_ratios(size, repeats, roots)
+        return figures | _memory_ratios(size, roots)
 
 
-def _time_ratios(plan: StepPlan, repeats: int, roots: dict[str, Path]) -> dict[str, float]:
-    trainee = plan.trainee()
+def _time_ratios(size: StepSize, repeats: int, roots: dict[str, Path]) -> dict[str, float]:
+    trainee = size.trainee()
     work = {}
     for name, root in roots.items():
-        batch, objectives = plan.batch(root, name), objectives_of(PRESETS[name].objectives)
+        batch, objectives = size.batch(root, name), objectives_of(PRESETS[name].objectives)
         work[name] = partial(trainee.step, batch, objectives)
     for pipeline in {
         name.partition("/")[0] for name in roots
     }:  # once more: how far two times of the same thing are apart
         work[f"{pipeline}/again"] = work[f"{pipeline}/bd3lm"]
-    timings = Timings(work, repeats, of_cpu=plan.device == "cpu")
+    timings = Timings(work, repeats, of_cpu=size.device == "cpu")
     compared = [name for name in work if not name.endswith("/bd3lm")]
     figures = {f"{name}_time_ratio": timings.ratio(name, _baseline(name)) for name in compared}
     return figures | {f"{name}_step_s": 1 / timings.rate(name, 1) for name in work if name.endswith("/bd3lm")}
 
 
-def _memory_ratios(plan: StepPlan, roots: dict[str, Path]) -> dict[str, float]:
-    peaks = {name: in_own_process(peak_memory, plan, root, name) for name, root in roots.items()}
+def _memory_ratios(size: StepSize, roots: dict[str, Path]) -> dict[str, float]:
+    peaks = {name: in_own_process(peak_memory, size, root, name) for name, root in roots.items()}
     figures = {f"{name}_peak_mib": peak / 2**20 for name, peak in peaks.items()}
     compared = [name for name in roots if not name.endswith("/bd3lm")]
     return figures | {f"{name}_memory_ratio": peaks[name] / peaks[_baseline(name)] for name in compared}
@@ -116,15 +116,15 @@ def _baseline(name: str) -> str:
     return f"{name.partition('/')[0]}/bd3lm"
 
 
-def peak_memory(plan: StepPlan, root: Path, preset: str) -> int:
+def peak_memory(size: StepSize, root: Path, preset: str) -> int:
     """Bytes at the peak of some steps: of this whole process, or of its GPU."""
     torch.set_num_threads(1)
-    batch, objectives = plan.batch(root, preset), objectives_of(PRESETS[preset].objectives)
-    trainee = plan.trainee()
-    if plan.device != "cpu":
+    batch, objectives = size.batch(root, preset), objectives_of(PRESETS[preset].objectives)
+    trainee = size.trainee()
+    if size.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(MEMORY_STEPS):
         trainee.step(batch, objectives)
-    if plan.device != "cpu":
+    if size.device != "cpu":
         return torch.cuda.max_memory_allocated()
     return peak_rss()

@@ -52,7 +52,7 @@ STUDENT = ROOT / "runs/gsm8k-cpu/students/shared/ce/seed-0/model"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Truncation:
     """One way to keep a part of the teacher's distribution; the fields are those of `SignalsConfig`."""
 
     name: str
@@ -62,10 +62,10 @@ class Plan:
     logprob_dtype: Literal["float16", "float32"] = "float32"
 
 
-PLANS = (
-    *(Plan(f"k{k}", k, tail_samples=16 if k in (8, 64) else 0) for k in (8, 16, 32, 64, 128)),
-    *(Plan(f"p{top_p}", 1024, top_p) for top_p in (0.9, 0.99, 0.999, 0.9999)),
-    Plan("k64_float16", 64, logprob_dtype="float16"),
+TRUNCATIONS = (
+    *(Truncation(f"k{k}", k, tail_samples=16 if k in (8, 64) else 0) for k in (8, 16, 32, 64, 128)),
+    *(Truncation(f"p{top_p}", 1024, top_p) for top_p in (0.9, 0.99, 0.999, 0.9999)),
+    Truncation("k64_float16", 64, logprob_dtype="float16"),
 )
 
 
@@ -122,14 +122,14 @@ def run(options: Options) -> dict[str, float]:
     return measure(look(teacher, student, options.rows))
 
 
-def measure(rows: Rows, plans: Sequence[Plan] = PLANS) -> dict[str, float]:
-    """Compare every plan with the whole vocabulary: by t, with larger logits, and a few rows at k = V."""
+def measure(rows: Rows, truncations: Sequence[Truncation] = TRUNCATIONS) -> dict[str, float]:
+    """Compare every truncation with the whole vocabulary: by t, with larger logits, and a few rows at k = V."""
     times = [_Cell(round(float(t), 6), rows.at((rows.t_N == t).nonzero().squeeze(1))) for t in rows.t_N.unique()]
     few_N = torch.from_numpy(KeyedRandom("exact", 0).permutation(len(rows.t_N))[:EXACT_ROWS])
     half_N = torch.arange(0, len(rows.t_N), 2)
-    sharp = _figures([_Cell(1.0, rows.at(half_N).sharpened(SHARPNESS))], plans)
-    exact = _figures([_Cell(1.0, rows.at(few_N))], [Plan("everything", len(rows.teacher_head_VW))])
-    figures = _figures(times, plans) | {f"sharp.{name}": value for name, value in sharp.items()} | exact
+    sharp = _figures([_Cell(1.0, rows.at(half_N).sharpened(SHARPNESS))], truncations)
+    exact = _figures([_Cell(1.0, rows.at(few_N))], [Truncation("everything", len(rows.teacher_head_VW))])
+    figures = _figures(times, truncations) | {f"sharp.{name}": value for name, value in sharp.items()} | exact
     return {name: float(f"{value:.5g}") for name, value in figures.items()}
 
 
@@ -261,14 +261,14 @@ def _objectives(kind: str, temperature: float, has_draws: bool) -> dict[Tail, Ob
     return {tail: one(temperature, tail) for tail in tails}
 
 
-def _captured(cells: Sequence[_Cell], plan: Plan) -> list[ViewRecord]:
-    """Return what a cache with this plan says of each cell, as if its rows were one sample."""
+def _captured(cells: Sequence[_Cell], truncation: Truncation) -> list[ViewRecord]:
+    """Return what a cache with this truncation says of each cell, as if its rows were one sample."""
     vocab_size = len(cells[0].rows.teacher_head_VW)
     signals = SignalsConfig(
         temperatures=TEMPERATURES,
-        top_k=min(plan.top_k, vocab_size),
-        top_p=plan.top_p,
-        tail_samples=plan.tail_samples,
+        top_k=min(truncation.top_k, vocab_size),
+        top_p=truncation.top_p,
+        tail_samples=truncation.tail_samples,
     )
     capture = CaptureSettings("full", 1, 0, vocab_size, 1, 10**9, SLICE_ROWS, signals)
     records = []
@@ -279,7 +279,7 @@ def _captured(cells: Sequence[_Cell], plan: Plan) -> list[ViewRecord]:
         pair = SamplePair(SampleId(f"cell{index}"), ids_N, is_masked_N, ids_N, chunks_C4)
         view = MaskedView(pair.sample_id, 0, cell.t, is_masked_N, is_masked_N)
         ((signal,),) = Teacher(_Spoken(cell.rows), capture).signals([pair], [[view]])
-        stored = signals_to_columns([index], [ViewRecord(pair, view, signal)], plan.logprob_dtype)
+        stored = signals_to_columns([index], [ViewRecord(pair, view, signal)], truncation.logprob_dtype)
         records += columns_to_views(stored, [pair], len(TEMPERATURES))
     return records
 
@@ -303,28 +303,28 @@ def _kept(
 # Figures.
 
 
-def _figures(cells: Sequence[_Cell], plans: Sequence[Plan]) -> dict[str, float]:
-    """Name figures `objective.T.plan.tail.group.figure`, and those of a plan alone `plan.group.figure`."""
+def _figures(cells: Sequence[_Cell], truncations: Sequence[Truncation]) -> dict[str, float]:
+    """Name figures `objective.T.truncation.tail.group.figure`; of a truncation alone `truncation.group.figure`."""
     figures: dict[str, float] = {}
-    spoken = {plan.name: _captured(cells, plan) for plan in plans}
+    spoken = {truncation.name: _captured(cells, truncation) for truncation in truncations}
     vocab_size = len(cells[0].rows.teacher_head_VW)
     collation = BatchLayout(0, 0, 1, vocab_size, TEMPERATURES)
     targets = {name: [collate([record], collation)[1] for record in records] for name, records in spoken.items()}
-    for plan in plans:
-        figures |= _sizes(plan, cells, targets[plan.name], spoken[plan.name])
+    for truncation in truncations:
+        figures |= _sizes(truncation, cells, targets[truncation.name], spoken[truncation.name])
     for kind in _WHOLE:
         for temperature in TEMPERATURES:
             whole = _whole(cells, kind, temperature)
-            for plan in plans:
-                objectives = _objectives(kind, temperature, plan.tail_samples > 0)
-                for tail, kept in _kept(cells, targets[plan.name], objectives, temperature):
-                    name = f"{kind}.T{temperature:g}.{plan.name}.{tail}"
+            for truncation in truncations:
+                objectives = _objectives(kind, temperature, truncation.tail_samples > 0)
+                for tail, kept in _kept(cells, targets[truncation.name], objectives, temperature):
+                    name = f"{kind}.T{temperature:g}.{truncation.name}.{tail}"
                     figures |= {f"{name}.{what}": value for what, value in _errors(cells, kept, whole).items()}
     return figures
 
 
 def _sizes(
-    plan: Plan, cells: Sequence[_Cell], targets: Sequence[Targets], records: Sequence[ViewRecord]
+    truncation: Truncation, cells: Sequence[_Cell], targets: Sequence[Targets], records: Sequence[ViewRecord]
 ) -> dict[str, float]:
     """Return means over rows: kept ids, probability of the likeliest, mass outside at each T, and stored bytes."""
     figures: dict[str, float] = {}
@@ -333,14 +333,14 @@ def _sizes(
         kept_N = torch.cat([(one.topk.kept_ids_NK >= 0).sum(dim=1).double() for one in chosen])
         top_N = torch.cat([one.topk.kept_logprobs_NK[:, 0].double().exp() for one in chosen])
         outside_NT = torch.cat([(one.topk.log_tail_NT - one.topk.log_partition_NT).double().exp() for one in chosen])
-        name = f"{plan.name}.{group}"
+        name = f"{truncation.name}.{group}"
         figures |= {f"{name}.rows": len(kept_N), f"{name}.kept_ids": float(kept_N.mean())}
         figures[f"{name}.top_pct"] = 100 * float(top_N.mean())
         for temperature, mass in zip(TEMPERATURES, outside_NT.mean(dim=0).tolist(), strict=True):
             figures[f"{name}.outside_pct_T{temperature:g}"] = 100 * mass
-    vocab_size, num_rows = len(cells[0].rows.teacher_head_VW), figures[f"{plan.name}.all.rows"]
+    vocab_size, num_rows = len(cells[0].rows.teacher_head_VW), figures[f"{truncation.name}.all.rows"]
     rules = ShardRules(
-        1, vocab_size, vocab_size, TEMPERATURES, frozenset({"topk", "tail"} if plan.tail_samples else {"topk"})
+        1, vocab_size, vocab_size, TEMPERATURES, frozenset({"topk", "tail"} if truncation.tail_samples else {"topk"})
     )
     header = ShardHeader("tails", "tails", "plain", 0)
     columns = encode_signals(
@@ -348,7 +348,7 @@ def _sizes(
     ).column_bytes
     for part in ("topk", "tail"):
         size = sum(size for name, size in columns.items() if name.startswith(f"{part}_"))
-        figures |= {f"{plan.name}.{part}_bytes_per_row": size / num_rows} if size else {}
+        figures |= {f"{truncation.name}.{part}_bytes_per_row": size / num_rows} if size else {}
     return figures
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import thresholds
-from benchmarks.inference import InferencePlan, measure
+from benchmarks.inference import InferenceSize, measure
 from benchmarks.published_shapes import SMALL_LLADA2, SMALL_STUDENT, SMALL_WEDLM
 
 
@@ -27,7 +27,7 @@ def test_sampling_is_compared_with_the_teachers():
     torch.set_num_threads(1)
     tiny = {"num_hidden_layers": 2, "vocab_size": 256}
     models = {"student": SMALL_STUDENT | tiny, "wedlm": SMALL_WEDLM | tiny, "llada2": SMALL_LLADA2 | tiny}
-    figures = measure(InferencePlan(models, prompt_length=40, new_tokens=8), repeats=1)
+    figures = measure(InferenceSize(models, prompt_length=40, new_tokens=8), repeats=1)
     assert all(value > 0 for value in figures.values())
     for teacher in ("wedlm", "llada2"):
         want = figures[f"{teacher}_peak_mib"] / figures["student_peak_mib"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.online_reference import OnlinePlan, OnlineTrainer, make_batch
+from benchmarks.online_reference import OnlineSettings, OnlineTrainer, make_batch
 from benchmarks.students import ALONE, Trainee, qwen3_config
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.shard import pair_rows
@@ -65,13 +65,15 @@ def test_the_reference_and_ours_have_the_same_losses(build_values, tmp_path, pip
     source = LiveTeacher(pairs, build.views, teacher, demo_ratio=build.views.demo_ratio if compdemo else None)
     batch = collate(source.records(range(5), 0), layout)
     trainee = Trainee(qwen3_config(student.vocab_size, **SHAPE), block_size=8, micro_batch=5)
-    plan = OnlinePlan(
+    settings = OnlineSettings(
         method, OURS[method]["temperature"], context, compdemo, block_size=8, student_mask_id=student.mask_id,
         teacher_mask_id=build.capture.mask_id, pad_id=student.pad_id,
         shared_vocab_size=build.identity.pairing.shared_vocab_size, demo_ratio=build.views.demo_ratio,
     )  # fmt: skip
-    reference = OnlineTrainer(trainee.backbone, teacher._backbone, plan)
-    found = [float(x.detach()) for x in reference.losses(make_batch(pairs, views, plan, "cpu", build.views.seed), 0.3)]
+    reference = OnlineTrainer(trainee.backbone, teacher._backbone, settings)
+    found = [
+        float(x.detach()) for x in reference.losses(make_batch(pairs, views, settings, "cpu", build.views.seed), 0.3)
+    ]
     sums = train_step(trainee.engine, [batch], [paper({"kind": "ce"}), paper(OURS[method])], ALONE, progress=0.3)
     want_O = sums.totals_O / sums.counts_O
     torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), want_O, rtol=2e-4, atol=1e-6)

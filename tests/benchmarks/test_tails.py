@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from benchmarks.__main__ import main
-from benchmarks.tails import Plan, Rows, measure
+from benchmarks.tails import Rows, Truncation, measure
 
 SIZES = (4, 16, 64)
 
@@ -29,7 +29,7 @@ def rows() -> Rows:
 @pytest.fixture(scope="module")
 def figures(rows: Rows) -> dict[str, float]:
     """Three sizes, one of them with draws from the tail."""
-    return measure(rows, [Plan(f"k{k}", k, tail_samples=64 if k == 4 else 0) for k in SIZES])
+    return measure(rows, [Truncation(f"k{k}", k, tail_samples=64 if k == 4 else 0) for k in SIZES])
 
 
 def test_every_figure_is_finite(figures):

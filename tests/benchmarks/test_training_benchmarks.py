@@ -12,7 +12,7 @@ from benchmarks.material import Loading, Shape, write_cache
 from benchmarks.online import ROWS, SMALL
 from benchmarks.published_shapes import LLADA2_MINI, SMALL_LLADA2, SMALL_WEDLM, STUDENT, WEDLM_8B, random_backbone
 from benchmarks.scale import difference
-from benchmarks.step import StepPlan, measure
+from benchmarks.step import StepSize, measure
 from benchmarks.students import PROXY
 from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.manifest.verify import verify
@@ -33,8 +33,8 @@ def test_made_up_caches_are_lawful_and_load(tmp_path: Path, pipeline):
 
 
 def test_a_step_is_compared_with_the_cross_entropy_of_its_pipeline():
-    plan = StepPlan(PROXY | {"num_hidden_layers": 1}, vocab_size=256, length=32, micro_batch=1)
-    figures = measure(plan, 1, ("cross/bd3lm", "cross/calm"))
+    size = StepSize(PROXY | {"num_hidden_layers": 1}, vocab_size=256, length=32, micro_batch=1)
+    figures = measure(size, 1, ("cross/bd3lm", "cross/calm"))
     assert {"cross/calm_time_ratio", "cross/calm_memory_ratio", "cross/again_time_ratio"} <= set(figures)
     assert figures["cross/calm_memory_ratio"] == pytest.approx(
         figures["cross/calm_peak_mib"] / figures["cross/bd3lm_peak_mib"]
