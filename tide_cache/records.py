@@ -58,7 +58,7 @@ class ChatRow:
 
 
 @dataclass(frozen=True, eq=False)
-class PreparedRow:
+class PreprocessedRow:
     """One row of a preprocessed set: tokens of both sides, made elsewhere and not yet checked.
 
     Attributes:

@@ -26,7 +26,7 @@ def full_logprobs(hidden_ND, head_VD):
     return (hidden_ND.double() @ head_VD.double().T).log_softmax(dim=1)
 
 
-plans = st.builds(
+configs = st.builds(
     SignalsConfig,
     temperatures=st.just(TEMPERATURES),
     top_k=st.integers(1, 30),
@@ -39,10 +39,10 @@ ROUNDING = 5e-6
 
 
 @quick
-@given(plan=plans, seed=st.integers(0, 99), scale=st.sampled_from([0.1, 2.0, 8.0]))
-def test_signals_equal_the_full_distribution(plan, seed, scale):
+@given(signals=configs, seed=st.integers(0, 99), scale=st.sampled_from([0.1, 2.0, 8.0]))
+def test_signals_equal_the_full_distribution(signals, seed, scale):
     hidden_ND, head_VD, true_ids_N, wants_N = inputs(seed=seed, scale=scale)
-    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * plan.top_p, plan, slice_rows=4)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * signals.top_p, signals, slice_rows=4)
     full_NV = full_logprobs(hidden_ND, head_VD)
     for n, logprobs_V in enumerate(full_NV):
         count = int(got.counts_N[n])
@@ -64,26 +64,26 @@ def test_signals_equal_the_full_distribution(plan, seed, scale):
 
 
 @quick
-@given(plan=plans, seed=st.integers(0, 99))
-def test_the_fewest_ids_that_hold_the_mass_are_kept(plan, seed):
+@given(signals=configs, seed=st.integers(0, 99))
+def test_the_fewest_ids_that_hold_the_mass_are_kept(signals, seed):
     hidden_ND, head_VD, true_ids_N, wants_N = inputs(seed=seed)
-    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * plan.top_p, plan, slice_rows=100)
-    limit = min(plan.top_k, 23)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * signals.top_p, signals, slice_rows=100)
+    limit = min(signals.top_k, 23)
     for n, logprobs_V in enumerate(full_logprobs(hidden_ND, head_VD)):
         mass_V = logprobs_V.exp().sort(descending=True).values.cumsum(0)
         count = int(got.counts_N[n])
         assert 1 <= count <= limit
         if count < limit:
-            assert mass_V[count - 1] >= plan.top_p - ROUNDING
+            assert mass_V[count - 1] >= signals.top_p - ROUNDING
         if count > 1:
-            assert mass_V[count - 2] < plan.top_p + ROUNDING
+            assert mass_V[count - 2] < signals.top_p + ROUNDING
 
 
 @quick
-@given(plan=plans, seed=st.integers(0, 99))
-def test_kept_mass_and_tail_make_up_the_partition_at_every_temperature(plan, seed):
+@given(signals=configs, seed=st.integers(0, 99))
+def test_kept_mass_and_tail_make_up_the_partition_at_every_temperature(signals, seed):
     hidden_ND, head_VD, true_ids_N, wants_N = inputs(seed=seed)
-    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * plan.top_p, plan, slice_rows=100)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * signals.top_p, signals, slice_rows=100)
     is_kept_NK = torch.arange(got.ids_NK.shape[1]) < got.counts_N[:, None]
     for index, temperature in enumerate(TEMPERATURES):
         kept_N = ((got.logprobs_NK / temperature).exp() * is_kept_NK).sum(dim=1)
@@ -94,9 +94,9 @@ def test_kept_mass_and_tail_make_up_the_partition_at_every_temperature(plan, see
 
 @pytest.mark.parametrize("slice_rows", [1, 4, 9, 100])
 def test_slices_do_not_matter(slice_rows):
-    plan = SignalsConfig(temperatures=TEMPERATURES, top_k=8, top_p=0.95)
-    whole = row_signals(*inputs(), plan, slice_rows=9)
-    sliced = row_signals(*inputs(), plan, slice_rows=slice_rows)
+    signals = SignalsConfig(temperatures=TEMPERATURES, top_k=8, top_p=0.95)
+    whole = row_signals(*inputs(), signals, slice_rows=9)
+    sliced = row_signals(*inputs(), signals, slice_rows=slice_rows)
     for name in ("is_top1_N", "counts_N", "ids_NK"):
         assert torch.equal(getattr(whole, name), getattr(sliced, name)), name
     for name in ("truth_logprobs_N", "logprobs_NK", "log_tail_NT", "log_partition_NT"):
@@ -106,8 +106,8 @@ def test_slices_do_not_matter(slice_rows):
 def test_all_mass_means_every_id_even_where_float32_loses_the_tail():
     """A sum of float32 probabilities reaches one long before the last id."""
     hidden_ND = torch.tensor([[0.0, 30, 5, 1, 2], [9, 9, 9, 9, 9]])
-    plan = SignalsConfig(temperatures=TEMPERATURES, top_k=5, top_p=1.0)
-    got = row_signals(hidden_ND, torch.eye(5), torch.tensor([1, 0]), torch.ones(2), plan, 10)
+    signals = SignalsConfig(temperatures=TEMPERATURES, top_k=5, top_p=1.0)
+    got = row_signals(hidden_ND, torch.eye(5), torch.tensor([1, 0]), torch.ones(2), signals, 10)
     assert got.counts_N.tolist() == [5, 5]
     assert (got.log_tail_NT == -math.inf).all()
 
@@ -115,9 +115,11 @@ def test_all_mass_means_every_id_even_where_float32_loses_the_tail():
 def test_candidates_are_kept_where_they_are_wanted_only():
     hidden_ND, head_VD, true_ids_N, _ = inputs()
     wants_N = torch.arange(9) % 3 == 1
-    plan = SignalsConfig(temperatures=TEMPERATURES, top_k=8, top_p=0.9)
-    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * plan.top_p, plan, slice_rows=4)
-    everywhere = row_signals(hidden_ND, head_VD, true_ids_N, torch.full(wants_N.shape, plan.top_p), plan, slice_rows=4)
+    signals = SignalsConfig(temperatures=TEMPERATURES, top_k=8, top_p=0.9)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, wants_N * signals.top_p, signals, slice_rows=4)
+    everywhere = row_signals(
+        hidden_ND, head_VD, true_ids_N, torch.full(wants_N.shape, signals.top_p), signals, slice_rows=4
+    )
     assert (got.counts_N > 0).tolist() == wants_N.tolist()
     torch.testing.assert_close(got.truth_logprobs_N, everywhere.truth_logprobs_N)
     torch.testing.assert_close(got.log_tail_NT[wants_N], everywhere.log_tail_NT[wants_N])
@@ -141,10 +143,10 @@ def test_no_rows():
 def test_bfloat16_states_give_float32_statistics():
     """Half precision rounds the inputs; the products are summed in float32."""
     hidden_ND, head_VD, true_ids_N, wants_N = inputs(scale=8.0)
-    plan = SignalsConfig(temperatures=TEMPERATURES, top_k=8, top_p=0.9)
-    low = row_signals(hidden_ND.bfloat16(), head_VD.bfloat16(), true_ids_N, wants_N * plan.top_p, plan, 4)
+    signals = SignalsConfig(temperatures=TEMPERATURES, top_k=8, top_p=0.9)
+    low = row_signals(hidden_ND.bfloat16(), head_VD.bfloat16(), true_ids_N, wants_N * signals.top_p, signals, 4)
     same = row_signals(
-        hidden_ND.bfloat16().float(), head_VD.bfloat16().float(), true_ids_N, wants_N * plan.top_p, plan, 4
+        hidden_ND.bfloat16().float(), head_VD.bfloat16().float(), true_ids_N, wants_N * signals.top_p, signals, 4
     )
     assert low.truth_logprobs_N.dtype == low.log_tail_NT.dtype == torch.float32
     torch.testing.assert_close(low.truth_logprobs_N, same.truth_logprobs_N)
@@ -155,8 +157,8 @@ def test_bfloat16_states_give_float32_statistics():
 def test_a_vocabulary_of_many_segments_gives_the_full_distribution(scale):
     """The largest ids are looked for in a few segments of the vocabulary; its last, shorter one takes part."""
     hidden_ND, head_VD, true_ids_N, _ = inputs(num_rows=20, vocab=3_001, scale=scale)
-    plan = SignalsConfig(temperatures=(1.0, 2.0, 3.0), top_k=8, top_p=0.9)
-    got = row_signals(hidden_ND, head_VD, true_ids_N, torch.full((20,), 0.9), plan, slice_rows=7)
+    signals = SignalsConfig(temperatures=(1.0, 2.0, 3.0), top_k=8, top_p=0.9)
+    got = row_signals(hidden_ND, head_VD, true_ids_N, torch.full((20,), 0.9), signals, slice_rows=7)
     full_NV = full_logprobs(hidden_ND, head_VD)
     best_NK, best_ids_NK = full_NV.topk(8, dim=1)
     assert torch.equal(got.ids_NK, best_ids_NK)
@@ -164,7 +166,7 @@ def test_a_vocabulary_of_many_segments_gives_the_full_distribution(scale):
     rest_NV = full_NV.clone()
     for n, count in enumerate(got.counts_N.tolist()):
         rest_NV[n, best_ids_NK[n, :count]] = -torch.inf
-    for index, temperature in enumerate(plan.temperatures):
+    for index, temperature in enumerate(signals.temperatures):
         tail_N = (rest_NV / temperature).logsumexp(dim=1)
         whole_N = (full_NV / temperature).logsumexp(dim=1)
         torch.testing.assert_close(got.log_tail_NT[:, index].double(), tail_N, atol=1e-3, rtol=1e-4)

@@ -12,7 +12,7 @@ from tide_cache.building.run_record import begun_on
 from tide_cache.building.shard_size import samples_per_shard
 from tide_cache.config.build import BuildRun
 from tide_cache.config.common import TokenizerConfig
-from tide_cache.corpus import Corpus, open_corpus, open_prepared
+from tide_cache.corpus import Corpus, open_corpus, open_preprocessed
 from tide_cache.errors import CorpusError, RunFileError, TideCacheError, fault_list
 from tide_cache.families import FAMILIES
 from tide_cache.manifest import (
@@ -37,7 +37,7 @@ from tide_cache.modeling.fingerprint import checkpoint_fingerprint, stated_finge
 from tide_cache.pairing import (
     Lengths,
     PairingReport,
-    PreparedPairer,
+    PreprocessedPairer,
     SamplePairer,
     TextTokenizer,
     shared_vocab_size,
@@ -225,11 +225,11 @@ def _rows_and_pairer(run: BuildRun, teacher: TextTokenizer, student: TextTokeniz
     if run.corpus.format == "chat":
         pairer = SamplePairer(teacher, student, **lengths, fill_last_block=fills, aligner=run.pairing.aligner)
         return open_corpus(**dict(run.corpus)), pairer
-    corpus = open_prepared(
+    corpus = open_preprocessed(
         **dict(run.corpus), student_vocab_size=student.vocab_size, teacher_vocab_size=teacher.vocab_size
     )
-    prepared = PreparedPairer(teacher, student, **lengths, fill_last_block=fills)
-    report = prepared.pair_many(list(corpus.rows(0, ROWS_HELD_AGAINST_TOKENIZERS))).report
+    preprocessed = PreprocessedPairer(teacher, student, **lengths, fill_last_block=fills)
+    report = preprocessed.pair_many(list(corpus.rows(0, ROWS_HELD_AGAINST_TOKENIZERS))).report
     if report.spans_dropped and not report.chunks:
         raise CorpusError(
             f"{run.corpus.spec}: in its first {min(len(corpus), ROWS_HELD_AGAINST_TOKENIZERS)} rows none of "
@@ -237,7 +237,7 @@ def _rows_and_pairer(run: BuildRun, teacher: TextTokenizer, student: TextTokeniz
             f"teacher and of {student.name} for the student.\nGive the tokenizers that the set was made with as "
             "teacher.tokenizer and student.tokenizer."
         )
-    return corpus, prepared
+    return corpus, preprocessed
 
 
 def _context_faults(run: BuildRun, checkpoint: CheckpointInfo) -> list[str]:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from tide_cache.config.base import Frozen, LocationMark
 from tide_cache.config.objectives import AnyObjective
-from tide_cache.config.settings import OnBadRow, PreparedFormat
+from tide_cache.config.settings import OnBadRow, PreprocessedFormat
 from tide_cache.locations import RemotePath, cache_path
 
 Location = Annotated[str, LocationMark, Field(min_length=1)]
@@ -39,7 +39,7 @@ class CorpusConfig(Frozen):
         default="error", description="A row without a usable field stops the build, or is counted and listed."
     )
     folder: Path = Field(default=Path("."), description="Where relative file names of `spec` are looked up.")
-    format: Literal["chat", PreparedFormat] = Field(
+    format: Literal["chat", PreprocessedFormat] = Field(
         default="chat",
         description="Conversations, or a set that TIDE's preprocessing tokenised: with `ranges` (tide-cross), or "
         "with `align_student` and `align_teacher` (tide-shared); for building only.",

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 OnBadRow = Literal["error", "skip"]
 """What a row does that cannot be used: it stops the work, or is left out and listed."""
 
-PreparedFormat = Literal["tide-cross", "tide-shared"]
+PreprocessedFormat = Literal["tide-cross", "tide-shared"]
 """Which of TIDE's preprocessing scripts tokenised a set."""
 
 AlignerName = Literal["bytes", "tokenkit"]

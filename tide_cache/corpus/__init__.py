@@ -9,12 +9,12 @@
 
 A folder is what `save_to_disk` of `datasets` wrote, or holds files of these kinds, read in order of name. `owner/name`
 where no such file lies is a hub dataset. What the fields of a row may be is in `shapes`, or for preprocessed sets in
-`prepared`, selections in `spec`.
+`preprocessed`, selections in `spec`.
 """
 
-from tide_cache.config.settings import PreparedFormat
-from tide_cache.corpus.prepared import open_prepared
+from tide_cache.config.settings import PreprocessedFormat
+from tide_cache.corpus.preprocessed import open_preprocessed
 from tide_cache.corpus.reading import open_corpus
 from tide_cache.corpus.store import Corpus, Row
 
-__all__ = ["Corpus", "PreparedFormat", "Row", "open_corpus", "open_prepared"]
+__all__ = ["Corpus", "PreprocessedFormat", "Row", "open_corpus", "open_preprocessed"]

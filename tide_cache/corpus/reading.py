@@ -65,7 +65,7 @@ def open_corpus(
         columns: Mapping for unusual rows, tried before the known shapes: `{"user": ..., "assistant": ...}` with an
             optional `"system"`, or `{"messages": ...}`. Every column must occur in some row.
         on_bad_row: Whether a row that cannot be used stops the reading, or is left out and listed in `skipped`.
-        format: Only `chat` holds conversations; for the others there is `open_prepared`.
+        format: Only `chat` holds conversations; for the others there is `open_preprocessed`.
         section: Where the user set all this, for messages: the section of a run file, or an option, `--held-out`.
 
     Raises:

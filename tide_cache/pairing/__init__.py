@@ -3,7 +3,7 @@
 from tide_cache.pairing.alignment import align_bytes
 from tide_cache.pairing.encoding import Encoded
 from tide_cache.pairing.pairer import SamplePairer, encode_student
-from tide_cache.pairing.prepared import PreparedPairer
+from tide_cache.pairing.preprocessed import PreprocessedPairer
 from tide_cache.pairing.rendered import Rendered
 from tide_cache.pairing.report import Dropped, Lengths, PairedRows, PairingReport
 from tide_cache.pairing.spelling import Spelling
@@ -15,7 +15,7 @@ __all__ = [
     "Lengths",
     "PairedRows",
     "PairingReport",
-    "PreparedPairer",
+    "PreprocessedPairer",
     "Rendered",
     "SamplePairer",
     "Spelling",

@@ -25,12 +25,12 @@ from tide_cache.pairing.encoding import TokenBytes
 from tide_cache.pairing.report import PairedRows
 from tide_cache.pairing.spelling import Spelling
 from tide_cache.pairing.tokenizer import TextTokenizer
-from tide_cache.records import Int32s, PreparedRow, SamplePair
+from tide_cache.records import Int32s, PreprocessedRow, SamplePair
 
 DISCARDED = "marked _discard in the preprocessed set"
 
 
-class PreparedPairer:
+class PreprocessedPairer:
     """Makes samples of rows that are already tokenised; a pure function of its inputs."""
 
     def __init__(
@@ -67,7 +67,7 @@ class PreparedPairer:
         """
         return Spelling(self._teacher, self._student, teacher_vocab_size)
 
-    def pair_many(self, rows: Sequence[PreparedRow]) -> PairedRows:
+    def pair_many(self, rows: Sequence[PreprocessedRow]) -> PairedRows:
         """Make samples, in the order of the rows.
 
         Args:
@@ -130,7 +130,7 @@ class _Side:
         return int(self.ends_N[first - 1]) if first else 0, data, end > len(self._ids[row])
 
 
-def _ordered(row: PreparedRow) -> tuple[Int32s, int]:
+def _ordered(row: PreprocessedRow) -> tuple[Int32s, int]:
     """Return the spans that may hold chunks, in order and disjoint on both sides, and how many were dropped."""
     num_supervised_L = sums_before(row.is_supervised_L)
     num_labelled_M = sums_before(row.is_teacher_labelled_M)

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tide_cache.corpus import Corpus, PreparedFormat, open_corpus, open_prepared
+from tide_cache.corpus import Corpus, PreprocessedFormat, open_corpus, open_preprocessed
 from tide_cache.errors import CorpusError, RunFileError
-from tide_cache.records import PreparedRow
+from tide_cache.records import PreprocessedRow
 
 CROSS: dict[str, Any] = {
     "input_ids": [5, 6, 7],
@@ -31,7 +31,7 @@ SHARED: dict[str, Any] = {
     "align_student": [1, 2],
     "align_teacher": [2, 3],
 }
-FORMATS: dict[PreparedFormat, dict[str, Any]] = {"tide-cross": CROSS, "tide-shared": SHARED}
+FORMATS: dict[PreprocessedFormat, dict[str, Any]] = {"tide-cross": CROSS, "tide-shared": SHARED}
 
 
 def write(folder: Path, *rows: dict[str, Any]) -> Path:
@@ -41,9 +41,9 @@ def write(folder: Path, *rows: dict[str, Any]) -> Path:
 
 
 def read(
-    path: Path, format: PreparedFormat = "tide-cross", student: int = 10, teacher: int = 10, **options: Any
-) -> Corpus[PreparedRow]:
-    return open_prepared(
+    path: Path, format: PreprocessedFormat = "tide-cross", student: int = 10, teacher: int = 10, **options: Any
+) -> Corpus[PreprocessedRow]:
+    return open_preprocessed(
         path.name,
         folder=path.parent,
         format=format,
@@ -53,8 +53,8 @@ def read(
     )
 
 
-def values(row: PreparedRow) -> dict[str, Any]:
-    fields = ((name, getattr(row, name)) for name in PreparedRow.__dataclass_fields__)
+def values(row: PreprocessedRow) -> dict[str, Any]:
+    fields = ((name, getattr(row, name)) for name in PreprocessedRow.__dataclass_fields__)
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields}
 
 
@@ -88,7 +88,7 @@ def test_empty_lists_are_rows_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_container_gives_the_same_rows(tmp_path: Path, format: PreparedFormat) -> None:
+def test_every_container_gives_the_same_rows(tmp_path: Path, format: PreprocessedFormat) -> None:
     rows = [FORMATS[format], {**FORMATS[format], "input_ids": [5, 6, 8], "labels": [-100, -100, 8]}] * 3
     lines = write(tmp_path, *rows)
     (tmp_path / "set.jsonl.zst").write_bytes(zstandard.compress(lines.read_bytes()))
@@ -99,7 +99,7 @@ def test_every_container_gives_the_same_rows(tmp_path: Path, format: PreparedFor
 
     def contents(name: str) -> list[dict[str, Any]]:
         without = ("sample_id", "origin")
-        corpus = open_prepared(
+        corpus = open_preprocessed(
             name, folder=tmp_path, format=format, student_vocab_size=10, teacher_vocab_size=10
         )  # fmt: skip
         return [{key: value for key, value in values(row).items() if key not in without} for row in corpus]
@@ -208,7 +208,7 @@ def test_what_such_sets_cannot_give_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFileError, match=r"found assistant, user; expected none with"):
         read(path, columns={"user": "a", "assistant": "b"})
     with pytest.raises(RunFileError, match=r"found lang:python; expected no lang selection with corpus\.format"):
-        open_prepared(
+        open_preprocessed(
             "set.jsonl[lang:python]", folder=tmp_path, format="tide-cross", student_vocab_size=9, teacher_vocab_size=9
         )
 

@@ -24,17 +24,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tide_cache.config.settings import OnBadRow, PreparedFormat
+from tide_cache.config.settings import OnBadRow, PreprocessedFormat
 from tide_cache.corpus.reading import RowReading, read_rows
 from tide_cache.corpus.rows import RowFault, kind_of
 from tide_cache.corpus.spec import parse_spec
 from tide_cache.corpus.store import Corpus, RowKind
 from tide_cache.errors import CorpusError, RunFileError
-from tide_cache.records import Int32s, PreparedRow, SampleId
+from tide_cache.records import Int32s, PreprocessedRow, SampleId
 
 UNLABELLED = -100
 _TOKENS = ("input_ids", "labels", "teacher_input_ids")
-_SPANS: dict[PreparedFormat, tuple[str, ...]] = {
+_SPANS: dict[PreprocessedFormat, tuple[str, ...]] = {
     "tide-cross": ("ranges",),
     "tide-shared": ("align_student", "align_teacher"),
 }
@@ -42,16 +42,16 @@ _OPTIONAL = ("teacher_labels", "_discard")
 _LARGEST = int(np.iinfo(np.int32).max)
 
 
-def open_prepared(
+def open_preprocessed(
     spec: str,
     *,
     folder: Path,
-    format: PreparedFormat,
+    format: PreprocessedFormat,
     student_vocab_size: int,
     teacher_vocab_size: int,
     columns: Mapping[str, str] = {},
     on_bad_row: OnBadRow = "error",
-) -> Corpus[PreparedRow]:
+) -> Corpus[PreprocessedRow]:
     """Read preprocessed sets: saved datasets, hub datasets, Parquet files and JSON lines.
 
     Args:
@@ -80,7 +80,7 @@ def open_prepared(
     vocab_sizes = {"input_ids": student_vocab_size, "teacher_input_ids": teacher_vocab_size}
     names = ", ".join((*_TOKENS, *_SPANS[format]))
     reading = RowReading(
-        kind=PREPARED_ROWS,
+        kind=PREPROCESSED_ROWS,
         fields=frozenset((*_TOKENS, *_SPANS[format], *_OPTIONAL)),
         row_of=partial(_row_of, format, vocab_sizes),
         language_of=lambda value, row: None,
@@ -91,8 +91,8 @@ def open_prepared(
 
 
 def _row_of(
-    format: PreparedFormat, vocab_sizes: Mapping[str, int], sample_id: SampleId, origin: str, value: object
-) -> PreparedRow:
+    format: PreprocessedFormat, vocab_sizes: Mapping[str, int], sample_id: SampleId, origin: str, value: object
+) -> PreprocessedRow:
     """Read one row.
 
     Raises:
@@ -110,7 +110,7 @@ def _row_of(
     student_ids_L = _token_ids(value, "input_ids", origin, vocab_sizes)
     teacher_ids_M = _token_ids(value, "teacher_input_ids", origin, vocab_sizes)
     has_teacher_labels = value.get("teacher_labels") is not None
-    return PreparedRow(
+    return PreprocessedRow(
         sample_id,
         origin,
         student_ids_L,
@@ -196,7 +196,7 @@ def _integers(values: object, name: str) -> Int32s:
     return np.array(values, dtype=np.int32)
 
 
-def _columns_of(rows: Sequence[PreparedRow]) -> list[list[Any]]:
+def _columns_of(rows: Sequence[PreprocessedRow]) -> list[list[Any]]:
     return [
         [row.sample_id for row in rows],
         [row.origin for row in rows],
@@ -209,12 +209,12 @@ def _columns_of(rows: Sequence[PreparedRow]) -> list[list[Any]]:
     ]
 
 
-def _rows_of(batch: Any) -> Iterator[PreparedRow]:
+def _rows_of(batch: Any) -> Iterator[PreprocessedRow]:
     for sample_id, origin, *arrays, is_discarded in zip(*batch.columns, strict=True):
         student_ids, is_supervised, teacher_ids, is_labelled, spans = (
             array.values.to_numpy(zero_copy_only=False) for array in arrays
         )
-        yield PreparedRow(
+        yield PreprocessedRow(
             SampleId(sample_id.as_py()),
             origin.as_py(),
             student_ids,
@@ -226,14 +226,14 @@ def _rows_of(batch: Any) -> Iterator[PreparedRow]:
         )
 
 
-def _hashed(row: PreparedRow) -> bytes:
+def _hashed(row: PreprocessedRow) -> bytes:
     """One line of JSON, in another form than a conversation's."""
     arrays = (row.student_ids_L, row.is_supervised_L, row.teacher_ids_M, row.is_teacher_labelled_M, row.spans_P4)
     content = [row.sample_id, *(array.astype(int).tolist() for array in arrays), row.is_discarded]
     return json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-PREPARED_ROWS: RowKind[PreparedRow] = RowKind(
+PREPROCESSED_ROWS: RowKind[PreprocessedRow] = RowKind(
     schema=pa.schema(
         [
             ("sample_id", pa.string()),

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tide_cache.corpus import PreparedFormat, open_prepared
-from tide_cache.pairing import PairedRows, PreparedPairer, SamplePairer, TextTokenizer
+from tide_cache.corpus import PreprocessedFormat, open_preprocessed
+from tide_cache.pairing import PairedRows, PreprocessedPairer, SamplePairer, TextTokenizer
 from tide_cache.pairing.collecting import HOLDS_MASK, NO_TEACHER_TOKEN, NOT_SUPERVISED
-from tide_cache.pairing.prepared import DISCARDED
-from tide_cache.records import Bools, ChatRow, Message, PreparedRow, SampleId, SamplePair
+from tide_cache.pairing.preprocessed import DISCARDED
+from tide_cache.records import Bools, ChatRow, Message, PreprocessedRow, SampleId, SamplePair
 
 CROSS, CROSS_CUT = ("cross/Neutral-Neutral/ml96_mtl1024_padNone/", "cross/Neutral-Neutral/ml64_mtl40_pad64/")
 SHARED, SHARED_CUT = ("aligned/ml96_tml192_padNone/", "aligned/ml64_tml48_pad64/")
@@ -29,24 +29,26 @@ def golden(shared: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def read_golden(golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[PreparedRow]]:
+def read_golden(
+    golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], list[PreprocessedRow]]:
     """Read the rows of a recording as a corpus; their sample ids count from 0."""
 
-    def read(name: str) -> list[PreparedRow]:
+    def read(name: str) -> list[PreprocessedRow]:
         kind, format = ("cross", "tide-cross") if name.startswith("cross") else ("aligned", "tide-shared")
         folder = tmp_path_factory.mktemp("golden")
         rows = golden[kind][name]["rows"]
         (folder / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        which: PreparedFormat = "tide-cross" if format == "tide-cross" else "tide-shared"
+        which: PreprocessedFormat = "tide-cross" if format == "tide-cross" else "tide-shared"
         sizes = {"student_vocab_size": 200_000, "teacher_vocab_size": 200_000}
-        return list(open_prepared("set.jsonl", folder=folder, format=which, **sizes))
+        return list(open_preprocessed("set.jsonl", folder=folder, format=which, **sizes))
 
     return read
 
 
-def pairer(teacher: TextTokenizer, student: TextTokenizer, **changes: Any) -> PreparedPairer:
+def pairer(teacher: TextTokenizer, student: TextTokenizer, **changes: Any) -> PreprocessedPairer:
     limits = {"teacher_max_length": 1024, "student_max_length": 512, "student_block_size": 32, "fill_last_block": False}
-    return PreparedPairer(teacher, student, **(limits | changes))
+    return PreprocessedPairer(teacher, student, **(limits | changes))
 
 
 def named(golden: dict[str, Any], name: str, result: PairedRows) -> dict[str, SamplePair]:
@@ -159,11 +161,11 @@ def test_the_shared_set_gives_its_pairs_of_equal_bytes(
         assert pair.is_supervised_L[len(row["input_ids"]) :].all(), "the fill is learnt, as for conversations"
 
 
-def prepared(
+def preprocessed(
     teacher: list[int], student: list[int], spans: list[list[int]], labelled: Bools | None = None, unsupervised: int = 0
-) -> PreparedRow:
+) -> PreprocessedRow:
     is_supervised_L = np.arange(len(student)) >= unsupervised
-    return PreparedRow(
+    return PreprocessedRow(
         SampleId("0/set#0"),
         "set:1",
         np.array(student, np.int32),
@@ -180,7 +182,7 @@ def tokens(tokenizer: TextTokenizer, text: str) -> list[int]:
     return ids
 
 
-def chunks_and_dropped(paired: PreparedPairer, row: PreparedRow) -> tuple[list[list[int]], int]:
+def chunks_and_dropped(paired: PreprocessedPairer, row: PreprocessedRow) -> tuple[list[list[int]], int]:
     result = paired.pair_many([row])
     chunks: list[list[int]] = result.pairs[0].chunks_C4.tolist()
     return chunks, result.report.spans_dropped
@@ -190,20 +192,20 @@ def test_spans_of_other_bytes_are_dropped_and_counted(large: TextTokenizer, smal
     paired = pairer(large, small)
     teacher, student = tokens(large, "the cat sat"), tokens(small, "the dog sat")
     whole = [0, len(teacher), 0, len(student)]
-    assert chunks_and_dropped(paired, prepared(teacher, student, [whole])) == ([], 1)
+    assert chunks_and_dropped(paired, preprocessed(teacher, student, [whole])) == ([], 1)
     prefix = tokens(small, "the cat")
-    assert chunks_and_dropped(paired, prepared(teacher, prefix, [[0, len(teacher), 0, len(prefix)]])) == ([], 1)
-    chunks, dropped = chunks_and_dropped(paired, prepared(teacher, prefix, [[0, len(teacher), 0, 99]]))
+    assert chunks_and_dropped(paired, preprocessed(teacher, prefix, [[0, len(teacher), 0, len(prefix)]])) == ([], 1)
+    chunks, dropped = chunks_and_dropped(paired, preprocessed(teacher, prefix, [[0, len(teacher), 0, 99]]))
     assert dropped == 0, "the set cut the student's tokens, not its ranges"
     assert chunks[-1][3] == len(prefix)
     shorter, longer = tokens(large, "the cat"), tokens(small, "the cat sat")
-    assert chunks_and_dropped(paired, prepared(shorter, longer, [[0, len(shorter), 0, len(longer)]])) == ([], 1)
+    assert chunks_and_dropped(paired, preprocessed(shorter, longer, [[0, len(shorter), 0, len(longer)]])) == ([], 1)
 
 
 def test_whitespace_at_the_ends_does_not_matter(large: TextTokenizer, small: TextTokenizer) -> None:
     teacher, student = tokens(large, "\n\nthe cat"), tokens(small, "the cat \n")
     chunks, dropped = chunks_and_dropped(
-        pairer(large, small), prepared(teacher, student, [[0, len(teacher), 0, len(student)]])
+        pairer(large, small), preprocessed(teacher, student, [[0, len(teacher), 0, len(student)]])
     )
     assert dropped == 0
     spelled = b"".join(large.token_bytes.join(teacher[a:b]) for a, b, _, _ in chunks)
@@ -215,17 +217,17 @@ def test_repeated_positions_padding_and_unequal_ids_are_dropped(small: TextToken
     ids = tokens(small, "the cat sat on the mat")
     assert len(ids) > 5
     right = [[k, k + 1, k, k + 1] for k in range(4)]
-    row = prepared(ids, ids, [*right, [0, 1, 0, 1], [0, 1, 0, 1], [5, 6, 4, 5]])
+    row = preprocessed(ids, ids, [*right, [0, 1, 0, 1], [0, 1, 0, 1], [5, 6, 4, 5]])
     assert small.token_bytes.of(ids[5]) != small.token_bytes.of(ids[4])
     assert chunks_and_dropped(pairer(small, small), row) == (right, 3)
-    crossed = prepared(ids, ids, [[1, 2, 1, 2], [0, 1, 2, 3]])
+    crossed = preprocessed(ids, ids, [[1, 2, 1, 2], [0, 1, 2, 3]])
     assert chunks_and_dropped(pairer(small, small), crossed) == ([[1, 2, 1, 2]], 1)
 
 
 def test_equal_ids_of_different_vocabularies_are_no_pair(load_shared: Load) -> None:
     teacher, student = load_shared("falcon"), load_shared("qwen")
     assert teacher.token_bytes.of(1000) != student.token_bytes.of(1000)
-    row = prepared([1000], [1000], [[0, 1, 0, 1]])
+    row = preprocessed([1000], [1000], [[0, 1, 0, 1]])
     assert chunks_and_dropped(pairer(teacher, student), row) == ([], 1)
 
 
@@ -234,10 +236,10 @@ def test_an_answer_tied_to_the_teachers_prompt_is_dropped(small: TextTokenizer) 
     half = len(ids) // 2
     teacher = [*ids[:half], *ids[:half]]
     labelled = np.arange(len(teacher)) >= half
-    wrong = prepared(teacher, ids[:half], [[0, half, 0, half]], labelled)
+    wrong = preprocessed(teacher, ids[:half], [[0, half, 0, half]], labelled)
     assert chunks_and_dropped(pairer(small, small), wrong) == ([], 1)
     right, dropped = chunks_and_dropped(
-        pairer(small, small), prepared(teacher, ids[:half], [[half, 2 * half, 0, half]], labelled)
+        pairer(small, small), preprocessed(teacher, ids[:half], [[half, 2 * half, 0, half]], labelled)
     )
     assert dropped == 0
     assert right
@@ -245,14 +247,14 @@ def test_an_answer_tied_to_the_teachers_prompt_is_dropped(small: TextTokenizer) 
 
 def test_spans_beyond_the_teachers_tokens_are_dropped(small: TextTokenizer) -> None:
     ids = tokens(small, "the cat")
-    row = prepared(ids, ids, [[len(ids), len(ids) + 1, 0, 1]])
+    row = preprocessed(ids, ids, [[len(ids), len(ids) + 1, 0, 1]])
     assert chunks_and_dropped(pairer(small, small), row) == ([], 1)
 
 
 def test_long_rows_are_cut_between_chunks(large: TextTokenizer, small: TextTokenizer) -> None:
     text = "the cat sat on the mat and the dog sat on the log"
     teacher, student = tokens(large, text), tokens(small, text)
-    row = prepared(teacher, student, [[0, len(teacher), 0, len(student)]])
+    row = preprocessed(teacher, student, [[0, len(teacher), 0, len(student)]])
     (whole,) = pairer(large, small).pair_many([row]).pairs
     result = pairer(large, small, teacher_max_length=7, student_max_length=10).pair_many([row])
     assert result.report.truncated == 1
@@ -263,13 +265,13 @@ def test_long_rows_are_cut_between_chunks(large: TextTokenizer, small: TextToken
 def test_rows_that_cannot_be_used_are_left_out_with_their_reason(small: TextTokenizer) -> None:
     ids = tokens(small, "the cat")
     cases = {
-        NOT_SUPERVISED: prepared(ids, ids, [], unsupervised=len(ids)),
-        NO_TEACHER_TOKEN: prepared([], ids, []),
-        HOLDS_MASK: prepared([small.mask_id], ids, []),
+        NOT_SUPERVISED: preprocessed(ids, ids, [], unsupervised=len(ids)),
+        NO_TEACHER_TOKEN: preprocessed([], ids, []),
+        HOLDS_MASK: preprocessed([small.mask_id], ids, []),
     }
     for reason, row in cases.items():
         assert pairer(small, small).pair_many([row]).report.dropped == {reason: 1}
-    masked = prepared(ids, [small.mask_id], [])
+    masked = preprocessed(ids, [small.mask_id], [])
     assert pairer(small, small).pair_many([masked]).report.dropped == {HOLDS_MASK: 1}
     assert pairer(small, small).pair_many([]).pairs == []
 
@@ -290,6 +292,6 @@ def test_whatever_a_set_claims_chunks_are_right(
         bounds = st.tuples(ends, ends).map(sorted)
         spans = data.draw(st.lists(st.tuples(bounds, bounds).map(lambda pair: [*pair[0], *pair[1]]), max_size=5))
         spans += data.draw(st.sampled_from([[], [[0, len(teacher), 0, len(student)]]]))
-        rows.append(prepared(teacher, student, spans, unsupervised=data.draw(st.integers(0, 2))))
+        rows.append(preprocessed(teacher, student, spans, unsupervised=data.draw(st.integers(0, 2))))
     for pair in pairer(large, small).pair_many(rows).pairs:
         require_right(pair, large, small)
