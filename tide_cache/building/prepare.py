@@ -46,7 +46,7 @@ from tide_cache.pairing.checking import LengthLimit, remarks, require_samples, r
 from tide_cache.pairing.dates import today
 from tide_cache.teacher.capture import CaptureSettings, require_prefixes
 
-ROWS_HELD_AGAINST_TOKENIZERS = 64
+ROWS_CHECKED_FIRST = 64
 
 Weights = Literal["hashed", "stated", "unread"]
 
@@ -229,10 +229,10 @@ def _rows_and_pairer(run: BuildRun, teacher: TextTokenizer, student: TextTokeniz
         **dict(run.corpus), student_vocab_size=student.vocab_size, teacher_vocab_size=teacher.vocab_size
     )
     preprocessed = PreprocessedPairer(teacher, student, **lengths, fill_last_block=fills)
-    report = preprocessed.pair_many(list(corpus.rows(0, ROWS_HELD_AGAINST_TOKENIZERS))).report
+    report = preprocessed.pair_many(list(corpus.rows(0, ROWS_CHECKED_FIRST))).report
     if report.spans_dropped and not report.chunks:
         raise CorpusError(
-            f"{run.corpus.spec}: in its first {min(len(corpus), ROWS_HELD_AGAINST_TOKENIZERS)} rows none of "
+            f"{run.corpus.spec}: in its first {min(len(corpus), ROWS_CHECKED_FIRST)} rows none of "
             f"{report.spans_dropped} spans has the same bytes on both sides; expected tokens of {teacher.name} for the "
             f"teacher and of {student.name} for the student.\nGive the tokenizers that the set was made with as "
             "teacher.tokenizer and student.tokenizer."
