@@ -1,4 +1,4 @@
-"""How close `tide-cache plan` comes to the build it foresees: the corpus and teacher of the `build` benchmark."""
+"""How close `tide-cache plan` comes to the build that follows: the corpus and teacher of the `build` benchmark."""
 
 import tempfile
 from pathlib import Path

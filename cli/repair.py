@@ -45,14 +45,14 @@ def repair(
 
         with ProgressReport("check", "bytes") as report:
             found = find_damage(cache, report.update)
-        if not dry_run and not found.is_mended:
+        if not dry_run and not found.is_repaired:
             say(f"{cache}: repairing {number(len(found.bad_files))} files")
             found = repair_cache(found, run)
     if json:
         print_json(_document(found, dry_run))
     else:
         _show(found, dry_run)
-    if not found.is_mended:
+    if not found.is_repaired:
         complain(f"error: {cache} is damaged: {', '.join(found.bad_files)}")
         if dry_run:
             complain("Run the same command without --dry-run to repair it.")
@@ -93,7 +93,7 @@ def _find(where: str, overrides: dict[str, Any]) -> tuple[CachePath, BuildRun | 
 def _document(found: "RepairReport", dry_run: bool) -> dict[str, Any]:
     return {
         "cache": str(found.cache),
-        "ok": found.is_mended,
+        "ok": found.is_repaired,
         "dry_run": dry_run,
         "problems": [problem.model_dump(mode="json") for problem in found.problems],
         "quarantine": None if found.quarantine is None else str(found.quarantine),
@@ -111,7 +111,7 @@ def _show(found: "RepairReport", dry_run: bool) -> None:
     if dry_run:
         return
     print_fields(
-        "Repaired" if found.is_mended else "Not repaired",
+        "Repaired" if found.is_repaired else "Not repaired",
         [
             ("cache", str(found.cache)),
             ("computed again", ", ".join(found.recomputed) or "-"),

@@ -20,7 +20,7 @@ from tide_cache.wording import size
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Codes for no room: on the disk, in the quota, or for one file."""
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_MEND = "Fix the cause (free space, quota, permissions) and run the same command again."
+_WAY_OUT = "Fix the cause (free space, quota, permissions) and run the same command again."
 _TEXTS = {os.strerror(code): code for code in FULL | {errno.EROFS}}
 
 
@@ -77,7 +77,7 @@ def refused(path: CachePath | str, error: BaseException, *, needed: float | None
     if code in FULL and (free := None if isinstance(path, str) else free_bytes(path)) is not None:
         found = f"; found {size(free)} free there" + (f", {size(needed)} are needed" if needed is not None else "")
     state = f"; {kept}" if kept else ""
-    return WriteError(f"{path}: cannot be written: {reason} (errno {code}){found}{state}.\n{_MEND}")
+    return WriteError(f"{path}: cannot be written: {reason} (errno {code}){found}{state}.\n{_WAY_OUT}")
 
 
 def told_refusal(error: Exception) -> str | None:
@@ -93,7 +93,7 @@ def told_refusal(error: Exception) -> str | None:
     if name is None:
         places = {"the current folder": Path.cwd(), "that of temporary files": Path(tempfile.gettempdir())}
         free = ", ".join(f"{size(free_bytes(path) or 0)} in {what} ({path})" for what, path in places.items())
-        return f"a file could not be written: {_words(error)}; found free: {free}.\n{_MEND}"
+        return f"a file could not be written: {_words(error)}; found free: {free}.\n{_WAY_OUT}"
     path = Path(str(name))
     if code in FULL | {errno.EROFS} or (code in FORBIDDEN and _was_written(path)):
         return str(refused(path, error))

@@ -97,7 +97,7 @@ def test_a_cluster_without_a_gpu_is_refused_where_one_is_asked_for(tmp_path, run
 
 @pytest.mark.skipif(not IS_FULL, reason="takes half a minute: TIDE_CACHE_TESTS=full")
 def test_a_lost_head_is_told_and_what_is_committed_stays(tmp_path, run_in, cluster):
-    """The last one: nothing mends the cluster afterwards."""
+    """The last one: nothing repairs the cluster afterwards."""
     out = tmp_path / "cache"
     run = run_in(out, views__num_views=400, build__samples_per_shard=2)
     (tmp_path / "run.toml").write_text(run_toml(run))

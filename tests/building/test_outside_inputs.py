@@ -63,7 +63,7 @@ def test_a_cache_keeps_the_day_on_which_it_was_begun(dated, tmp_path, monkeypatc
     on(monkeypatch, "2026-02-01")
     build_cache(dated("cache", build__passes=("plain", "compdemo")))
     assert Manifest.load(tmp_path / "cache").identity == manifest.identity
-    assert find_damage(tmp_path / "cache").is_mended
+    assert find_damage(tmp_path / "cache").is_repaired
     build_cache(dated("again", build__passes=("plain", "compdemo"), pairing__date="2026-01-31"))
     again, first = tree(tmp_path / "again"), tree(tmp_path / "cache")
     assert {name for name in first if first[name] != again[name]} <= {"build.json"}

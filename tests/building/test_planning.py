@@ -63,17 +63,17 @@ def test_bytes_are_within_15_percent_of_the_build(planned):
     assert plan.masked_positions == pytest.approx(manifest.totals["plain"]["masked_student_positions"], rel=0.15)
 
 
-def test_every_column_is_foreseen_and_large_ones_within_a_quarter(planned):
+def test_every_column_is_predicted_and_large_ones_within_a_quarter(planned):
     plan, manifest, _ = planned
     for table, totals in manifest.totals.items():
         columns = {name.removeprefix("column_bytes."): n for name, n in totals.items() if "column_bytes." in name}
-        foreseen = dict(plan.bytes_by_column[table])
+        predicted = dict(plan.bytes_by_column[table])
         footer = sum(record.size for record in manifest.shards[table]) - sum(columns.values())
-        assert foreseen.pop("footer") == pytest.approx(footer, rel=0.15)
-        assert set(foreseen) == set(columns)
+        assert predicted.pop("footer") == pytest.approx(footer, rel=0.15)
+        assert set(predicted) == set(columns)
         for name, found in columns.items():
             if found > 0.1 * sum(columns.values()):
-                assert foreseen[name] == pytest.approx(found, rel=0.25), name
+                assert predicted[name] == pytest.approx(found, rel=0.25), name
 
 
 def test_counts_are_those_of_the_build(planned):

@@ -65,7 +65,7 @@ def encoded(monkeypatch):
 
 def test_a_healthy_cache_is_left_alone(cache, run):
     found = find_damage(cache)
-    assert found.is_mended
+    assert found.is_repaired
     assert found.bad_files == ()
     assert repair_cache(found, run) is found
     assert not (cache / "quarantine").exists()
@@ -77,9 +77,9 @@ def test_bad_and_missing_shards_come_back_and_only_they_are_computed(cache, run,
     (cache / PLAIN).unlink()
     found = find_damage(cache)
     assert found.bad_files == (PAIRS, PLAIN)
-    assert not found.is_mended
+    assert not found.is_repaired
     report = repair_cache(found, run)
-    assert report.is_mended
+    assert report.is_repaired
     assert encoded == [("pairs", 1), ("plain", 2)]
     assert report.recomputed == (PAIRS, PLAIN)
     assert report.moved == (PAIRS,)
@@ -91,7 +91,7 @@ def test_bad_and_missing_shards_come_back_and_only_they_are_computed(cache, run,
 def test_pairs_alone_need_no_teacher(cache, run, pristine, monkeypatch):
     monkeypatch.setattr(repair, "load_teacher", lambda *_: pytest.fail("the teacher was loaded"))
     flip(cache / PAIRS)
-    assert repair_cache(find_damage(cache), run).is_mended
+    assert repair_cache(find_damage(cache), run).is_repaired
     assert tree(cache) == tree(pristine)
 
 
@@ -116,7 +116,7 @@ def test_plan_and_records_need_no_run_file(cache, pristine):
     shutil.rmtree(cache / "signals/plain", ignore_errors=False)
     shutil.copytree(pristine / "signals/plain", cache / "signals/plain", ignore=shutil.ignore_patterns("*.json"))
     report = repair_cache(find_damage(cache))
-    assert report.is_mended
+    assert report.is_repaired
     assert report.recomputed == ()
     assert report.moved == ("pairs/shard-000001.json",)
     assert tree(cache) == tree(pristine)
@@ -134,7 +134,7 @@ def test_a_link_or_a_folder_in_a_shards_place_is_moved_not_followed(cache, run, 
     (cache / PAIRS).symlink_to(tmp_path / "elsewhere")
     (cache / PLAIN).unlink()
     (cache / PLAIN).mkdir()
-    assert repair_cache(find_damage(cache), run).is_mended
+    assert repair_cache(find_damage(cache), run).is_repaired
     assert tree(cache) == tree(pristine)
     assert (cache / "quarantine/0001" / PAIRS).is_symlink()
     assert (tmp_path / "elsewhere").exists()
@@ -182,7 +182,7 @@ def test_a_repair_that_was_killed_is_finished_by_the_next(cache, run, pristine, 
         with pytest.raises(KeyboardInterrupt):
             repair_cache(find_damage(cache), run)
     assert not (cache / PAIRS).exists()
-    assert repair_cache(find_damage(cache), run).is_mended
+    assert repair_cache(find_damage(cache), run).is_repaired
     assert tree(cache) == tree(pristine)
 
 
@@ -190,7 +190,7 @@ class TestLostManifest:
     def test_it_is_made_from_the_records_without_a_run_file(self, cache, pristine):
         (cache / "manifest.json").write_text("{")
         report = repair_cache(find_damage(cache))
-        assert report.is_mended
+        assert report.is_repaired
         assert report.moved == ("manifest.json",)
         assert tree(cache) == tree(pristine)
 
@@ -204,7 +204,7 @@ class TestLostManifest:
             repair_cache(find_damage(cache))
         assert tree(cache) == before
         report = repair_cache(find_damage(cache), run)
-        assert report.is_mended
+        assert report.is_repaired
         assert report.recomputed == (PAIRS, PLAIN)
         assert tree(cache) == tree(pristine)
 

@@ -110,7 +110,7 @@ def test_what_cannot_be_combined_is_refused(call, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_full_disk_is_foreseen(call, tmp_path, monkeypatch):
+def test_a_full_disk_is_predicted(call, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"total": 2000, "free": 1000}))
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "fetch_weights", None)  # before they are fetched and hashed

@@ -37,7 +37,7 @@ def test_this_machine_works(tmp_path):
     assert not any(finding.section == "extra: dev" for finding in findings)
 
 
-def test_a_missing_or_old_requirement_is_a_fault_with_the_line_that_mends_it(tmp_path, require):
+def test_a_missing_or_old_requirement_is_a_fault_with_the_line_that_fixes_it(tmp_path, require):
     require("no-such-package-xyz>=1.2", "numpy>=99", "rich>=1")
     found = by_name(examine(tmp_path))
     missing, old = found["no-such-package-xyz"], found["numpy"]

@@ -52,7 +52,7 @@ def test_verify_accepts_the_cache_and_names_the_shard_with_a_flipped_byte(worksh
     assert "found sha256" in " ".join(found.stdout.split())
 
 
-def test_repair_lists_what_is_bad_and_mends_it(workshop, tmp_path, call):
+def test_repair_lists_what_is_bad_and_repairs_it(workshop, tmp_path, call):
     healthy = call("repair", "cache")
     assert healthy.exit_code == 0, healthy.stderr
     assert "Healthy" in healthy.stdout
@@ -74,9 +74,9 @@ def test_repair_lists_what_is_bad_and_mends_it(workshop, tmp_path, call):
     assert "found the cache" in call("repair", copy, "--out", "elsewhere").stderr
     document = json.loads(call("repair", "build.toml", "--out", copy, "--dry-run", "--json").stdout)
     assert (document["ok"], document["moved"], document["problems"][0]["file"]) == (False, [], name)
-    mended = call("repair", copy)  # the folder alone: build.json in it says how it was built
-    assert mended.exit_code == 0, mended.stderr
-    assert "Repaired" in mended.stdout
+    repaired = call("repair", copy)  # the folder alone: build.json in it says how it was built
+    assert repaired.exit_code == 0, repaired.stderr
+    assert "Repaired" in repaired.stdout
     assert (copy / name).read_bytes() == (workshop.cache / name).read_bytes()
     document = json.loads(call("repair", "build.toml", "--out", copy, "--json").stdout)
     assert document == {
@@ -226,7 +226,7 @@ def test_options_take_the_place_of_the_run_files_entries(call, tmp_path):
     assert run["objective"] == [{"kind": "ce", "weight": 1.0, "time_weight": "scheduler"}]
 
 
-def test_schema_check_names_what_drifted_and_the_command_that_mends_it(call, tmp_path):
+def test_schema_check_names_what_drifted_and_the_command_that_fixes_it(call, tmp_path):
     assert call("schema", "--out", tmp_path).exit_code == 0
     assert call("schema", "--check", tmp_path).exit_code == 0
     (tmp_path / "plan.json").write_text("{}")

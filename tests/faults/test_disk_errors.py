@@ -1,4 +1,4 @@
-"""A disk that is full, over quota or broken at any call: a message and exit 1, nothing half done, and a rerun mends."""
+"""A disk that is full, over quota or broken at any call: a message and exit 1, nothing half done, and a rerun works."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ def calls(count_calls):
     return count_calls(CALLS)
 
 
-def test_an_error_of_the_disk_is_told_and_mended_by_a_rerun(start, trace, finish, calls, tmp_path):
+def test_an_error_of_the_disk_is_told_and_fixed_by_a_rerun(start, trace, finish, calls, tmp_path):
     places = [(name, k, e) for name in sorted(calls) for k in range(1, calls[name] + 1) for e in ERRORS]
     chosen = places if IS_FULL else places[:: max(1, len(places) // QUICK_TRIALS)]
     for name, number, error in chosen:

@@ -182,7 +182,7 @@ def commands(url, tmp_path, values):
 @pytest.mark.parametrize(
     "name", ["verify", "inspect", "report", "export", "train", "resume"] if IS_FULL else ["verify"]
 )
-def test_every_command_ends_with_1_and_says_what_to_mend(s3, remote, tmp_path, build_values, name):
+def test_every_command_ends_with_1_and_says_what_to_fix(s3, remote, tmp_path, build_values, name):
     s3.ways = {"forbidden"}
     arguments = commands(str(remote), tmp_path, build_values(str(remote)))[name]
     done = subprocess.run([COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -49,7 +49,7 @@ class RepairReport:
         quarantine: Where the bad files are now; None when none was moved.
         moved: Those files, as paths inside the cache.
         recomputed: Shards that were computed again.
-        is_mended: Whether the cache is now complete and undamaged.
+        is_repaired: Whether the cache is now complete and undamaged.
     """
 
     cache: CachePath
@@ -57,7 +57,7 @@ class RepairReport:
     quarantine: CachePath | None = None
     moved: tuple[str, ...] = ()
     recomputed: tuple[str, ...] = ()
-    is_mended: bool = False
+    is_repaired: bool = False
 
     @property
     def bad_files(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ def find_damage(root: CachePath, on_bytes: OnBytes | None = None) -> RepairRepor
         CacheIncompleteError: The build has not finished, or the folder is no cache.
     """
     report = verify(root, progress=on_bytes)
-    return RepairReport(root, report.problems, is_mended=report.ok)
+    return RepairReport(root, report.problems, is_repaired=report.ok)
 
 
 def repair_cache(
@@ -99,21 +99,21 @@ def repair_cache(
             than the manifest says; the bad file is where it was.
         TideCacheError: Corpus, tokenizer or teacher cannot be read, or the file system refused.
     """
-    if damage.is_mended:
+    if damage.is_repaired:
         return damage
     files = files or files_of(damage.cache)
     quarantine = Quarantine(damage.cache, files)
     if "manifest.json" in damage.bad_files:
         recomputed = _make_manifest(damage.cache, run, quarantine, on_progress, files)
     else:
-        recomputed = _mend_files(damage, run, quarantine, files)
+        recomputed = _repair_files(damage, run, quarantine, files)
     left = verify(damage.cache, files=files)
     return RepairReport(
         damage.cache, damage.problems, quarantine.folder, tuple(quarantine.moved), tuple(recomputed), left.ok
     )
 
 
-def _mend_files(damage: RepairReport, run: BuildRun | None, quarantine: Quarantine, files: Files) -> list[str]:
+def _repair_files(damage: RepairReport, run: BuildRun | None, quarantine: Quarantine, files: Files) -> list[str]:
     """Restore plan, records and shards as the manifest describes them; return the shards computed again."""
     root, bad = damage.cache, damage.bad_files
     manifest = Manifest.load(root, files)
@@ -126,7 +126,7 @@ def _mend_files(damage: RepairReport, run: BuildRun | None, quarantine: Quaranti
             InProcess().check(run)
         build = prepare_build(run)
         require_same_identity(root / "manifest.json", plan, PlanDocument.of(build.identity, build.plan))
-        _mend_shards(root, run, build, lost, quarantine, files)
+        _repair_shards(root, run, build, lost, quarantine, files)
     documents: dict[str, Frozen] = {"plan.json": plan}
     documents |= {record_path(Path(), record.table, record.shard).as_posix(): record for record in records}
     for name in (name for name in documents if name in bad):
@@ -136,7 +136,7 @@ def _mend_files(damage: RepairReport, run: BuildRun | None, quarantine: Quaranti
     return [_name(record) for record in lost]
 
 
-def _mend_shards(
+def _repair_shards(
     root: CachePath,
     run: BuildRun,
     build: PreparedBuild,

@@ -82,9 +82,9 @@ def _problems_of(
 ) -> Iterator[Problem]:
     """Check one shard and its record."""
     shard = shard_path(Path(), record.table, record.shard)
-    beside = shard.with_suffix(".json").as_posix()
+    record_file = shard.with_suffix(".json").as_posix()
     for problem in _record_problems(root, record, files):
-        yield Problem(shard=shard.as_posix(), file=beside, problem=problem)
+        yield Problem(shard=shard.as_posix(), file=record_file, problem=problem)
     for problem in _shard_problems(root, manifest, record, deep, files):
         yield Problem(shard=shard.as_posix(), file=shard.as_posix(), problem=problem)
 
@@ -111,12 +111,12 @@ def _plan_problems(root: CachePath, manifest: Manifest, files: Files) -> Iterato
 
 
 def _record_problems(root: CachePath, record: CommitRecord, files: Files) -> Iterator[str]:
-    beside = record_path(root, record.table, record.shard)
+    record_file = record_path(root, record.table, record.shard)
     try:
-        if read_document(beside, CommitRecord, MAX_RECORD_BYTES, files) != record:
-            yield f"{beside.name} differs from its entry in manifest.json"
+        if read_document(record_file, CommitRecord, MAX_RECORD_BYTES, files) != record:
+            yield f"{record_file.name} differs from its entry in manifest.json"
     except FileNotFoundError:
-        yield f"{beside.name} is missing"
+        yield f"{record_file.name} is missing"
     except (ShardCorruptError, CacheMismatchError) as error:
         yield str(error)
 

@@ -190,14 +190,14 @@ def _attend_by_copy(
     def cut(x_BHSA: torch.Tensor) -> torch.Tensor:
         return x_BHSA[:, :, :of_views].reshape(samples, heads, num_views, length, dimension)
 
-    def beside_clean(x_BHSA: torch.Tensor) -> torch.Tensor:
+    def with_clean(x_BHSA: torch.Tensor) -> torch.Tensor:
         clean_BHnCA = x_BHSA[:, :, None, of_views:].expand(-1, -1, num_views, -1, -1)
         return torch.cat([cut(x_BHSA), clean_BHnCA], dim=3).flatten(1, 2)
 
     out_BURA = F.scaled_dot_product_attention(
         cut(query_BHSA).flatten(1, 2),
-        beside_clean(key_BHSA),
-        beside_clean(value_BHSA),
+        with_clean(key_BHSA),
+        with_clean(value_BHSA),
         attn_mask=mask_B1SS[:, :, :length],
         dropout_p=dropout,
     )

@@ -29,7 +29,7 @@ from tide_cache.training.metrics import OnStep
 from tide_cache.training.prepare import Prepared, prepare
 from tide_cache.training.run import train_prepared
 
-_MEND = "Fix the rows, or give others. Nothing was trained."
+_WAY_OUT = "Fix the rows, or give others. Nothing was trained."
 State = Literal["new", "unfinished", "trained"]
 
 
@@ -194,8 +194,8 @@ def _samples(held_out: HeldOut, prepared: Prepared) -> PairedRows:
     )
     spec = held_out.spec
     if paired.faults:
-        raise PairingError(fault_list(f"{spec}: held-out rows that cannot be rendered:", paired.faults[:5], _MEND))
-    require_samples(f"{spec}: no held-out row became a sample:", paired.report, _MEND)
+        raise PairingError(fault_list(f"{spec}: held-out rows that cannot be rendered:", paired.faults[:5], _WAY_OUT))
+    require_samples(f"{spec}: no held-out row became a sample:", paired.report, _WAY_OUT)
     return paired
 
 

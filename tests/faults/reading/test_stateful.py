@@ -194,7 +194,7 @@ class LifeOfACache(RuleBasedStateMachine):
             return
         finally:
             assert before <= set(self.all_bytes())
-        assert report.is_mended
+        assert report.is_repaired
         assert self.visible() == self.expected
         self.was_damaged = False
 
