@@ -14,7 +14,7 @@ from .options import Json
 
 if TYPE_CHECKING:
     from tide_cache.demo.design import DemoSize, Table
-    from tide_cache.demo.run import ArmResult, DemoResult
+    from tide_cache.demo.run import DemoResult, DemoRow
     from tide_cache.evaluation.comparison import Spread
 
 UNITS = {
@@ -109,7 +109,7 @@ def _near(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _row(row: "ArmResult", num_seeds: int) -> list[str]:
+def _row(row: "DemoRow", num_seeds: int) -> list[str]:
     nll, difference = row.nll, row.nll.difference
     cells = [TOKENIZERS[row.arm.pipeline], row.arm.name, str(nll.value), ""]
     if difference is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tide_cache.sweep.arms import Job
     from tide_cache.sweep.job import CheckedJob
     from tide_cache.sweep.run import JobEnd
-    from tide_cache.sweep.table import ArmResult
+    from tide_cache.sweep.table import SweepRow
 
 FAILED = 1
 
@@ -169,7 +169,7 @@ def _print_plan(todo: "list[Job]", checked: "list[CheckedJob]", json: bool) -> N
     say("Checked; no model was loaded and nothing was written.")
 
 
-def _print_rows(rows: "Sequence[ArmResult]") -> None:
+def _print_rows(rows: "Sequence[SweepRow]") -> None:
     several = max(len(row.students) for row in rows) > 1
     title = "Students" + (": mean ± deviation over seeds" if several else "")
     columns = ("arm", "trained", "held-out NLL (nats per token)", f"minus {rows[0].name}, paired", "seeds better",
@@ -177,7 +177,7 @@ def _print_rows(rows: "Sequence[ArmResult]") -> None:
     print_table(title, columns, [_row(row) for row in rows])
 
 
-def _row(row: "ArmResult") -> tuple[str, ...]:
+def _row(row: "SweepRow") -> tuple[str, ...]:
     trained = sum(student.error is None for student in row.students)
     against = row.nll
     difference = None if against is None else against.difference

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from experiments.arms import STAGES
 from experiments.material import make_material
-from experiments.queue import make_starts, run_stage
 from experiments.report import read_results, write_report, write_results
 from experiments.sizes import SIZES
 from experiments.stages import Experiment, num_cores
+from experiments.trials import make_starts, run_stage
 from tide_cache.errors import TideCacheError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,10 +52,10 @@ def run(experiment: Experiment, processes: int, until: float) -> None:
         if time.monotonic() > until:
             return
         say(stage.name)
-        for job in run_stage(experiment, stage, results, processes, lambda: time.monotonic() > until):
-            measured = results[job.key]
+        for trial in run_stage(experiment, stage, results, processes, lambda: time.monotonic() > until):
+            measured = results[trial.key]
             seconds = measured["cpu_s"]["train"]
-            say(f"{job.key}: validation {measured['validation']['nll']:.4f}, trained in {seconds:.0f} s of CPU time")
+            say(f"{trial.key}: validation {measured['validation']['nll']:.4f}, trained in {seconds:.0f} s of CPU time")
 
 
 def say(message: str) -> None:

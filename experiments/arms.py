@@ -31,7 +31,7 @@ STEPS = (0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
-class Arm:
+class TunedArm:
     """One way to train a student.
 
     Attributes:
@@ -90,18 +90,18 @@ class Stage:
 
     name: str
     samples: int | None
-    arms: tuple[Arm, ...]
+    arms: tuple[TunedArm, ...]
     tuned_on: int | None = None
 
 
-def taught(name: str, pipeline: Pipeline, *entries: Entry, **options: Any) -> Arm:
+def taught(name: str, pipeline: Pipeline, *entries: Entry, **options: Any) -> TunedArm:
     """Return an arm of unweighted cross-entropy and what a teacher says."""
-    return Arm(name, pipeline, entries, CE_UNWEIGHTED, **options)
+    return TunedArm(name, pipeline, entries, CE_UNWEIGHTED, **options)
 
 
-def untaught(name: str, pipeline: Pipeline, ce: Entry) -> Arm:
+def untaught(name: str, pipeline: Pipeline, ce: Entry) -> TunedArm:
     """Return an arm of cross-entropy alone, stopped at its best step."""
-    return Arm(name, pipeline, (), ce, "steps", STEPS)
+    return TunedArm(name, pipeline, (), ce, "steps", STEPS)
 
 
 TIDE_CHUNK = (CHUNK_KL, CALM | {"chunks": "without_candidates"})
@@ -120,8 +120,8 @@ FIRST = (
 FURTHER = (
     taught("reverse_calm", "cross", REVERSE_CALM),
     taught("tide-shared", "shared", TIDAL_KL, grid=LARGE_WEIGHTS, signal_pass="compdemo"),
-    Arm("chunk_kl alone", "cross", (CHUNK_KL,), grid=(1.0,)),
-    Arm("kl alone", "shared", (KL,), grid=(1.0,)),
+    TunedArm("chunk_kl alone", "cross", (CHUNK_KL,), grid=(1.0,)),
+    TunedArm("kl alone", "shared", (KL,), grid=(1.0,)),
 )
 
 LAST = (
@@ -136,8 +136,8 @@ EXTRA = (
     taught("chunk_kl", "shared", CHUNK_KL),
     taught("tidal", "cross", TIDAL_CALM),
     taught("reverse_calm, p = 1", "cross", REVERSE_CALM, source="certain"),
-    Arm("1/t and chunk_kl", "cross", (CHUNK_KL,), CE),
-    Arm("1/t and kl", "shared", (KL,), CE),
+    TunedArm("1/t and chunk_kl", "cross", (CHUNK_KL,), CE),
+    TunedArm("1/t and kl", "shared", (KL,), CE),
 )
 """What would refine it further."""
 
@@ -152,7 +152,7 @@ MAIN = (
 MORE = (FIRST[2], FURTHER[0], FURTHER[1])
 
 
-def by_views(arm: Arm) -> tuple[Arm, ...]:
+def by_views(arm: TunedArm) -> tuple[TunedArm, ...]:
     """Return cross-entropy, and an arm with more and fewer views, for samples so few that every view comes again."""
     shown: tuple[dict[str, Any], ...] = (
         {"num_views": 1}, {"num_views": 8}, {"source": "live"}, {"num_views": 4}, {"num_views": 2}

@@ -9,10 +9,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.arms import BASELINE, CE_UNWEIGHTED, STAGES, Arm, Stage
-from experiments.queue import best_job, grid_jobs
-from experiments.stages import Experiment, Job
+from experiments.arms import BASELINE, CE_UNWEIGHTED, STAGES, Stage, TunedArm
+from experiments.stages import Experiment, Trial
 from experiments.statistics import Interval, interval, paired
+from experiments.trials import best_trial, grid_trials
 from tide_cache.demo.design import TIMES, Pipeline
 
 COLOURS = {"cross": "#b4472b", "shared": "#1f5fa8"}
@@ -23,7 +23,7 @@ TITLES = {"cross": "another tokenizer", "shared": "the teacher's tokenizer"}
 class Row:
     """An arm with the students that were measured at its chosen value."""
 
-    arm: Arm
+    arm: TunedArm
     stage: Stage
     value: float
     is_tuned: bool
@@ -79,13 +79,13 @@ def rows_of(results: dict[str, Any], stage_name: str) -> list[Row]:
     students, seeds = results["students"], tuple(results["size"]["seeds"])
     rows = []
     for arm in stage.arms:
-        grid = grid_jobs(stage, arm, seeds[0])
-        done = tuple(job for job in grid if job.key in students)
+        grid = grid_trials(stage, arm, seeds[0])
+        done = tuple(trial for trial in grid if trial.key in students)
         if not done:
             continue
-        value = best_job(done, students).value
-        jobs = [Job(arm, stage.samples, value, seed) for seed in seeds]
-        found = {job.seed: students[job.key] for job in jobs if job.key in students}
+        value = best_trial(done, students).value
+        trials = [Trial(arm, stage.samples, value, seed) for seed in seeds]
+        found = {trial.seed: students[trial.key] for trial in trials if trial.key in students}
         if not found:
             continue
         rows.append(Row(arm, stage, value, len(done) == len(grid), found))
@@ -218,10 +218,12 @@ def grid_table(results: dict[str, Any]) -> str:
     lines = ["| arm | tokenizer | NLL on validation rows, seed 0 |", "|---|---|---|"]
     for stage in STAGES:
         for arm in (arm for arm in stage.arms if len(arm.grid) > 1):
-            jobs = grid_jobs(stage, arm, results["size"]["seeds"][0])
-            if jobs[0].samples != stage.samples:
+            trials = grid_trials(stage, arm, results["size"]["seeds"][0])
+            if trials[0].samples != stage.samples:
                 continue
-            found = {job.value: results["students"][job.key] for job in jobs if job.key in results["students"]}
+            found = {
+                trial.value: results["students"][trial.key] for trial in trials if trial.key in results["students"]
+            }
             if found:
                 what = "weight" if arm.tunes == "weight" else "share of the steps"
                 values = [f"{what} {value:g}: {one['validation']['nll']:.3f}" for value, one in found.items()]

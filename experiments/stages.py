@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.arms import Arm
+from experiments.arms import TunedArm
 from experiments.material import BLOCK_SIZE, FINAL, MAX_LENGTH, Material
 from experiments.pretraining import pretrain
 from experiments.sizes import Size
@@ -46,10 +46,14 @@ _MAX_ANSWER = 96
 
 
 @dataclass(frozen=True)
-class Job:
-    """One student: an arm on some samples with one value of its grid."""
+class Trial:
+    """One student: an arm on some samples with one value of its grid.
 
-    arm: Arm
+    It is no `Job` of a sweep: which trial comes next depends on what the last ones measured, and a source other than
+    the cache is no part of a run file.
+    """
+
+    arm: TunedArm
     samples: int | None
     value: float
     seed: int
@@ -115,7 +119,7 @@ class Experiment:
         }
         train(TrainRun.model_validate(values), resume=resume)
 
-    def cache(self, arm: Arm, samples: int | None) -> Path:
+    def cache(self, arm: TunedArm, samples: int | None) -> Path:
         """Folder of the cache that an arm learns from."""
         variant = "".join(f"-{key}-{value:g}" for key, value in arm.signals)
         return self.root / "caches" / f"{arm.pipeline}-{samples or 'all'}{variant}"
@@ -123,7 +127,7 @@ class Experiment:
     def _num_views(self, samples: int | None) -> int:
         return NUM_VIEWS if samples else self.size.all_views
 
-    def capture(self, arm: Arm, samples: int | None) -> None:
+    def capture(self, arm: TunedArm, samples: int | None) -> None:
         """Ask the teacher what an arm needs; how long it took is kept beside the cache."""
         cache = self.cache(arm, samples)
         timing = cache.parent / f"{cache.name}-{arm.signal_pass}.json"
@@ -136,21 +140,21 @@ class Experiment:
         content = {"cpu_s": seconds, "samples": summary.num_samples, "views": summary.num_views}
         timing.write_text(json.dumps(content | {"bytes": summary.cache_bytes}) + "\n", encoding="utf-8")
 
-    def student(self, job: Job) -> dict[str, Any]:
+    def student(self, trial: Trial) -> dict[str, Any]:
         """Train and measure a student, or read what was measured."""
-        out = self.root / "students" / job.key
+        out = self.root / "students" / trial.key
         file = out / "measured.json"
         if file.exists():
             return json.loads(file.read_text(encoding="utf-8"))
         shutil.rmtree(out, ignore_errors=True)  # a student that was interrupted starts again: it takes a minute
-        run = self.student_run(job, out)
+        run = self.student_run(trial, out)
         started, world = time.process_time(), World(0, 1, 0)
         prepared = prepare(run, world, resume=False)
-        source = self._source(job, prepared.source)
+        source = self._source(trial, prepared.source)
         starting = time.process_time()
         train_prepared(run, replace(prepared, source=source), world)
         cpu_s = {"prepare": starting - started, "train": time.process_time() - starting}
-        measured = self.measure(out / "model", job.arm.pipeline) | {"cpu_s": cpu_s}
+        measured = self.measure(out / "model", trial.arm.pipeline) | {"cpu_s": cpu_s}
         shutil.rmtree(out / "model")
         file.write_text(json.dumps(measured) + "\n", encoding="utf-8")
         return measured
@@ -192,18 +196,18 @@ class Experiment:
         length = MAX_LENGTH[pipeline]
         return encode_student(rows, tokenizer, max_length=length, block_size=BLOCK_SIZE, fill_last_block=True).pairs
 
-    def _source(self, job: Job, source: TeacherSource) -> TeacherSource:
-        if job.arm.source == "certain":
+    def _source(self, trial: Trial, source: TeacherSource) -> TeacherSource:
+        if trial.arm.source == "certain":
             return CertainTeacher(source)
-        if job.arm.source == "live":
-            run = self._build_run(job.arm, job.samples, ["plain"])
+        if trial.arm.source == "live":
+            run = self._build_run(trial.arm, trial.samples, ["plain"])
             build = prepare_build(run)
             pairs = build.pairer.pair_many(list(build.corpus)).pairs
             teacher = load_teacher(run, build, self.size.device)
             return _Grouped(LiveTeacher(pairs, build.views, teacher, fresh_masks=True), source.group_sizes)
         return source
 
-    def _build_run(self, arm: Arm, samples: int | None, passes: list[str]) -> BuildRun:
+    def _build_run(self, arm: TunedArm, samples: int | None, passes: list[str]) -> BuildRun:
         limit = f"[train:{samples}]" if samples else ""
         kinds = ("truth", "topk", "chunks") if arm.pipeline == "shared" else ("truth", "chunks")
         signals = {"kinds": kinds, "top_k": 64, "top_p": 0.99, "temperatures": TEMPERATURES} | dict(arm.signals)
@@ -227,23 +231,23 @@ class Experiment:
         }
         return BuildRun.model_validate(values)
 
-    def student_run(self, job: Job, out: Path) -> TrainRun:
+    def student_run(self, trial: Trial, out: Path) -> TrainRun:
         """Return the run file of a student."""
-        arm, size = job.arm, self.size
-        weight, share = (job.value, 1.0) if arm.tunes == "weight" else (1.0, job.value)
-        steps = max(1, round(share * (size.student_steps if job.samples else size.all_steps)))
+        arm, size = trial.arm, self.size
+        weight, share = (trial.value, 1.0) if arm.tunes == "weight" else (1.0, trial.value)
+        steps = max(1, round(share * (size.student_steps if trial.samples else size.all_steps)))
         views = arm.views_per_step or size.student_views
         values = {
             "student": {"model": str(self.make_student_start(arm.pipeline))},
             "data": {
-                "cache": str(self.cache(arm, job.samples)),
-                "num_views": min(arm.num_views, self._num_views(job.samples)),
+                "cache": str(self.cache(arm, trial.samples)),
+                "num_views": min(arm.num_views, self._num_views(trial.samples)),
                 "signal_pass": arm.signal_pass,
-                "seed": job.seed,
+                "seed": trial.seed,
             },
             "objective": arm.objectives(weight),
             "optimizer": {"lr": size.student_rate, "weight_decay": 0.01},
-            "train": self._train_section(out, steps, size.student_batch, views, checkpoint_every=0, seed=job.seed),
+            "train": self._train_section(out, steps, size.student_batch, views, checkpoint_every=0, seed=trial.seed),
         }
         return TrainRun.model_validate(values)
 

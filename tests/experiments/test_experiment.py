@@ -9,11 +9,11 @@ import pytest
 
 from experiments.arms import CALM, CHUNK_KL, FIRST, KL, STAGES, Stage, taught
 from experiments.pretraining import model_shape
-from experiments.queue import best_job, known_jobs, next_job
 from experiments.report import arm_table, read_results, rows_of, tables, write_results
 from experiments.sizes import SIZES
-from experiments.stages import CertainTeacher, Experiment, Job
+from experiments.stages import CertainTeacher, Experiment, Trial
 from experiments.statistics import interval, paired
+from experiments.trials import best_trial, known_trials, next_trial
 from helpers.fresh import IS_FULL
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.loading.cache import CacheSource
@@ -60,9 +60,9 @@ def measured(experiment):
     found = {}
     for arm in ARMS:
         experiment.capture(arm, 8)
-        job = Job(arm, 8, 1.0, 0)
-        found[arm.name] = experiment.student(job)
-        assert experiment.student(job) == found[arm.name]
+        trial = Trial(arm, 8, 1.0, 0)
+        found[arm.name] = experiment.student(trial)
+        assert experiment.student(trial) == found[arm.name]
     return found
 
 
@@ -102,52 +102,53 @@ def test_the_grid_comes_first_and_its_best_value_gets_the_other_seeds():
     arm = taught("kl", "shared", KL, grid=(0.3, 1.0, 3.0))
     stage, results = Stage("some", 8, (arm, CROSS)), {}
     for value, nll in zip(arm.grid, (3.0, 2.0, 2.5), strict=True):
-        job = next_job(stage, (0, 1, 2), results, frozenset())
-        assert job == Job(arm, 8, value, 0)
-        results[job.key] = measured_at(nll)
-    assert [job.seed for job in known_jobs(stage, arm, (0, 1, 2), results)] == [0, 0, 0, 1, 2]
-    assert next_job(stage, (0, 1, 2), results, frozenset()) == Job(arm, 8, 1.0, 1)
+        trial = next_trial(stage, (0, 1, 2), results, frozenset())
+        assert trial == Trial(arm, 8, value, 0)
+        results[trial.key] = measured_at(nll)
+    assert [trial.seed for trial in known_trials(stage, arm, (0, 1, 2), results)] == [0, 0, 0, 1, 2]
+    assert next_trial(stage, (0, 1, 2), results, frozenset()) == Trial(arm, 8, 1.0, 1)
 
 
 def test_weights_of_fewer_samples_serve_more_and_shares_of_the_steps_are_tuned_again():
     arm, ce = taught("kl", "shared", KL, grid=(0.3, 1.0, 3.0)), FIRST[3]
     tuned, stage = Stage("some", 8, (arm, ce)), Stage("more", 20, (arm, ce), tuned_on=8)
     results = {}
-    assert not known_jobs(stage, arm, (0, 1), results)
+    assert not known_trials(stage, arm, (0, 1), results)
     for of in (arm, ce):
         for value, nll in zip(of.grid, (3.0, 2.0, 2.5), strict=True):
-            results[Job(of, 8, value, 0).key] = measured_at(nll)
-    assert known_jobs(stage, arm, (0, 1), results) == (Job(arm, 20, 1.0, 0), Job(arm, 20, 1.0, 1))
-    assert known_jobs(tuned, arm, (0, 1), results)[3:] == (Job(arm, 8, 1.0, 1),)
-    assert [job.value for job in known_jobs(stage, ce, (0, 1), results)] == list(ce.grid)
+            results[Trial(of, 8, value, 0).key] = measured_at(nll)
+    assert known_trials(stage, arm, (0, 1), results) == (Trial(arm, 20, 1.0, 0), Trial(arm, 20, 1.0, 1))
+    assert known_trials(tuned, arm, (0, 1), results)[3:] == (Trial(arm, 8, 1.0, 1),)
+    assert [trial.value for trial in known_trials(stage, ce, (0, 1), results)] == list(ce.grid)
 
 
 def test_the_next_arm_starts_while_a_grid_is_running():
     arm = taught("kl", "shared", KL)
-    running = frozenset(Job(arm, 8, value, 0).key for value in arm.grid)
+    running = frozenset(Trial(arm, 8, value, 0).key for value in arm.grid)
     stage = Stage("some", 8, (arm, CROSS))
-    assert next_job(stage, (0,), {}, running) == Job(CROSS, 8, 1.0, 0)
-    assert next_job(Stage("some", 8, (arm,)), (0,), {}, running) is None
+    assert next_trial(stage, (0,), {}, running) == Trial(CROSS, 8, 1.0, 0)
+    assert next_trial(Stage("some", 8, (arm,)), (0,), {}, running) is None
 
 
 def test_the_best_value_is_chosen_on_the_validation_rows():
-    jobs = known_jobs(STAGES[0], FIRST[0], (0,), {})
+    trials = known_trials(STAGES[0], FIRST[0], (0,), {})
     results = {
-        job.key: {"validation": {"nll": nll}, "test": {"nll": -nll}} for job, nll in zip(jobs, (2, 1, 3), strict=True)
+        trial.key: {"validation": {"nll": nll}, "test": {"nll": -nll}}
+        for trial, nll in zip(trials, (2, 1, 3), strict=True)
     }
-    assert best_job(jobs, results) is jobs[1]
+    assert best_trial(trials, results) is trials[1]
 
 
 def test_different_jobs_have_different_folders():
-    jobs = [job for stage in STAGES for arm in stage.arms for job in known_jobs(stage, arm, (0,), {})]
-    by_key = {job.key: _without_grid(job) for job in jobs}
+    trials = [trial for stage in STAGES for arm in stage.arms for trial in known_trials(stage, arm, (0,), {})]
+    by_key = {trial.key: _without_grid(trial) for trial in trials}
     assert len(by_key) > 50
-    assert all(by_key[job.key] == _without_grid(job) for job in jobs)
+    assert all(by_key[trial.key] == _without_grid(trial) for trial in trials)
 
 
-def _without_grid(job):
+def _without_grid(trial):
     """Where a value comes from makes no other student."""
-    return replace(job, arm=replace(job.arm, grid=()))
+    return replace(trial, arm=replace(trial.arm, grid=()))
 
 
 def test_an_arm_is_compared_with_the_baseline_seed_by_seed():
@@ -155,9 +156,9 @@ def test_an_arm_is_compared_with_the_baseline_seed_by_seed():
     results = {"size": {"seeds": [0, 1]}, "students": {}}
     for seed, nll in ((0, 2.0), (1, 4.0)):
         for value in base.grid:
-            results["students"][Job(base, 300, value, seed).key] = measured_at(nll)
+            results["students"][Trial(base, 300, value, seed).key] = measured_at(nll)
         for value in arm.grid:
-            results["students"][Job(arm, 300, value, seed).key] = measured_at(nll - 0.5)
+            results["students"][Trial(arm, 300, value, seed).key] = measured_at(nll - 0.5)
     rows = rows_of(results, "300 samples")
     assert [row.arm.name for row in rows] == ["ce, unweighted", "kl"]
     assert "**-0.500 ± 0.000**" in arm_table(rows, "shared", rows)

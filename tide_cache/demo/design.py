@@ -15,7 +15,7 @@ def slug(pipeline: Pipeline, name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Arm:
+class DemoArm:
     """One way to train a student.
 
     Attributes:
@@ -47,16 +47,16 @@ CHUNK_KL = {"kind": "chunk_kl", "temperature": 1.0, "weight": 1.0}
 CALM_ELSEWHERE = {**CALM, "chunks": "without_candidates"}
 
 ARMS = (
-    Arm("ce", "shared", (CE,)),
-    Arm("ce, unweighted", "shared", (CE_UNIFORM,)),
-    Arm("ce, unweighted, 70% of the steps", "shared", (CE_UNIFORM,), steps_share=0.7),
-    Arm("ce + kl", "shared", (CE, KL)),
-    Arm("kl", "shared", (KL,)),
-    Arm("ce", "cross", (CE,)),
-    Arm("ce + calm", "cross", (CE, CALM)),
-    Arm("ce + reverse_calm", "cross", (CE, REVERSE_CALM)),
-    Arm("ce + chunk_kl", "cross", (CE, CHUNK_KL)),
-    Arm("tide-chunk", "cross", (CE, CHUNK_KL, CALM_ELSEWHERE)),
+    DemoArm("ce", "shared", (CE,)),
+    DemoArm("ce, unweighted", "shared", (CE_UNIFORM,)),
+    DemoArm("ce, unweighted, 70% of the steps", "shared", (CE_UNIFORM,), steps_share=0.7),
+    DemoArm("ce + kl", "shared", (CE, KL)),
+    DemoArm("kl", "shared", (KL,)),
+    DemoArm("ce", "cross", (CE,)),
+    DemoArm("ce + calm", "cross", (CE, CALM)),
+    DemoArm("ce + reverse_calm", "cross", (CE, REVERSE_CALM)),
+    DemoArm("ce + chunk_kl", "cross", (CE, CHUNK_KL)),
+    DemoArm("tide-chunk", "cross", (CE, CHUNK_KL, CALM_ELSEWHERE)),
 )
 """All arms, with every weight and temperature stated; the first of each pipeline is its baseline."""
 
@@ -74,7 +74,7 @@ class Table:
         views: Views per sample of further runs of `VIEWS_ARM`; its own run uses all.
     """
 
-    arms: tuple[Arm, ...]
+    arms: tuple[DemoArm, ...]
     seeds: tuple[int, ...]
     views: tuple[int, ...] = ()
 

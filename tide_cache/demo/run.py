@@ -12,7 +12,7 @@ import torch
 
 from tide_cache.building.driver import BuildProgress, BuildSummary
 from tide_cache.demo.claim import claim
-from tide_cache.demo.design import NUM_VIEWS, PIPELINES, VIEWS_ARM, Arm, DemoSize, Pipeline, Table
+from tide_cache.demo.design import NUM_VIEWS, PIPELINES, VIEWS_ARM, DemoArm, DemoSize, Pipeline, Table
 from tide_cache.demo.measure import Measured, measured
 from tide_cache.demo.picture import Bar, draw
 from tide_cache.demo.stages import DemoFolder, build, make_data, train_teacher
@@ -30,7 +30,7 @@ MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
-class ArmResult:
+class DemoRow:
     """A row of the table.
 
     Attributes:
@@ -42,7 +42,7 @@ class ArmResult:
         exact_match: Of tasks with one right answer.
     """
 
-    arm: Arm
+    arm: DemoArm
     nll: Comparison
     interval: float | None
     accuracy: Spread
@@ -65,7 +65,7 @@ class DemoResult:
 
     teacher: Measured
     caches: dict[Pipeline, BuildSummary]
-    arms: list[ArmResult]
+    arms: list[DemoRow]
     nll_at_views: dict[int, Spread]
     num_seeds: int
     picture: Path
@@ -115,7 +115,7 @@ def _result(
     teacher: Measured,
     caches: dict[Pipeline, BuildSummary],
 ) -> DemoResult:
-    def runs(arm: Arm, views: int) -> dict[int, Measured]:
+    def runs(arm: DemoArm, views: int) -> dict[int, Measured]:
         folders = {seed: folder.student(replace(arm, num_views=views), seed) for seed in table.seeds}
         tokenizer = folder.tokenizer(arm.pipeline)
         return {seed: measured(folder, size, out / "model", tokenizer) for seed, out in folders.items()}
@@ -137,7 +137,7 @@ def _result(
     return found
 
 
-def summarise(arm: Arm, runs: Mapping[int, Measured], baseline: Mapping[int, Measured] | None) -> ArmResult:
+def summarise(arm: DemoArm, runs: Mapping[int, Measured], baseline: Mapping[int, Measured] | None) -> DemoRow:
     """Compare an arm with its baseline.
 
     Args:
@@ -153,7 +153,7 @@ def summarise(arm: Arm, runs: Mapping[int, Measured], baseline: Mapping[int, Mea
             parts = zip(runs[seed].nll_by_part, baseline[seed].nll_by_part, strict=True)
             differences = [ours - theirs for ours, theirs in parts]
         interval = half_interval(differences)
-    return ArmResult(
+    return DemoRow(
         arm,
         compare(_nll_of(runs), None if baseline is None else _nll_of(baseline)),
         interval,

@@ -9,7 +9,7 @@ from tide_cache.building.driver import BuildSummary, OnProgress, build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.demo.claim import MARKER
-from tide_cache.demo.design import BLOCK_SIZE, MAX_LENGTH, NUM_VIEWS, SIGNALS, TEMPERATURES, Arm, DemoSize, Pipeline
+from tide_cache.demo.design import BLOCK_SIZE, MAX_LENGTH, NUM_VIEWS, SIGNALS, TEMPERATURES, DemoArm, DemoSize, Pipeline
 from tide_cache.demo.tasks import make_tasks, write_tasks
 from tide_cache.demo.vocabularies import train_vocabularies
 from tide_cache.training.checkpoints import CHECKPOINTS, committed_checkpoints
@@ -51,7 +51,7 @@ class DemoFolder:
         """Cache of a pipeline."""
         return self.root / "caches" / pipeline
 
-    def student(self, arm: Arm, seed: int) -> Path:
+    def student(self, arm: DemoArm, seed: int) -> Path:
         """Run folder of a student."""
         return self.root / "students" / arm.slug / f"views-{arm.num_views}" / f"seed-{seed}"
 
@@ -109,12 +109,12 @@ def build(folder: DemoFolder, pipeline: Pipeline, on_progress: OnProgress) -> Bu
     return build_cache(run, on_progress)
 
 
-def student_steps(size: DemoSize, arm: Arm) -> int:
+def student_steps(size: DemoSize, arm: DemoArm) -> int:
     """Return the optimizer steps of a student."""
     return max(1, round(size.student_steps * arm.steps_share))
 
 
-def student_run(folder: DemoFolder, size: DemoSize, arm: Arm, seed: int) -> TrainRun:
+def student_run(folder: DemoFolder, size: DemoSize, arm: DemoArm, seed: int) -> TrainRun:
     """Return the run file of a student; the seed sets its weights and the order of the samples."""
     return _train_run(
         folder.student(arm, seed),

@@ -13,7 +13,7 @@ NOT_COMPARED = SEEDS | {"train.out"}
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmRuns:
     """Runs that differ in nothing but seeds; `name` says what tells it from the other arms."""
 
     name: str
@@ -21,7 +21,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class ArmResult:
+class ComparisonRow:
     """A row of the table.
 
     Attributes:
@@ -46,11 +46,11 @@ class ComparisonTable:
     """All arms; `measure` says what is compared, lower is better, and `remarks` what is not."""
 
     measure: str
-    rows: tuple[ArmResult, ...]
+    rows: tuple[ComparisonRow, ...]
     remarks: tuple[str, ...]
 
 
-def make_arms(runs: Sequence[RunFigures]) -> tuple[Arm, ...]:
+def make_arms(runs: Sequence[RunFigures]) -> tuple[ArmRuns, ...]:
     """Put runs into arms, in the order in which they were given.
 
     Args:
@@ -70,7 +70,7 @@ def make_arms(runs: Sequence[RunFigures]) -> tuple[Arm, ...]:
             groups[at : at + 1] = [[index] for index in group]
     named = [_name(group, groups, runs, settings) for group in groups]
     return tuple(
-        Arm(name if named.count(name) == 1 else runs[group[0]].name, tuple(runs[index] for index in group))
+        ArmRuns(name if named.count(name) == 1 else runs[group[0]].name, tuple(runs[index] for index in group))
         for name, group in zip(named, groups, strict=True)
     )
 
@@ -86,7 +86,7 @@ def _name(
     return ", ".join([label, *(f"{key.rpartition('.')[2]} {mine.get(key, '-')}" for key in differing[:3])])
 
 
-def compare_arms(arms: Sequence[Arm]) -> ComparisonTable:
+def compare_arms(arms: Sequence[ArmRuns]) -> ComparisonTable:
     """Compare arms by held-out NLL where all runs have it, else by NLL on the training views.
 
     Args:
@@ -133,8 +133,8 @@ def _training_nll(run: RunFigures) -> float | None:
 
 
 def _rows(
-    arms: Sequence[Arm], measure: Callable[[RunFigures], float | None], shared: dict[str, Evaluation] | None
-) -> list[ArmResult]:
+    arms: Sequence[ArmRuns], measure: Callable[[RunFigures], float | None], shared: dict[str, Evaluation] | None
+) -> list[ComparisonRow]:
     values = [{run.seed: measure(run) for run in arm.runs} for arm in arms]
     known = [{seed: value for seed, value in of_arm.items() if value is not None} for of_arm in values]
     rows = []
@@ -142,7 +142,7 @@ def _rows(
         entries = [shared[run.name] for run in arm.runs] if shared else []
         agreements = [entry.agreement.overall.kl for entry in entries if entry.agreement is not None]
         rows.append(
-            ArmResult(
+            ComparisonRow(
                 arm=arm.name,
                 seeds=tuple(run.seed for run in arm.runs),
                 measure=compare(known[index], known[0] if index else None) if known[index] else None,
@@ -159,7 +159,7 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
     return spread(known) if known else None
 
 
-def arm_settings(arms: Sequence[Arm]) -> tuple[list[list[str]], list[tuple[str, str]]]:
+def arm_settings(arms: Sequence[ArmRuns]) -> tuple[list[list[str]], list[tuple[str, str]]]:
     """Return the settings in which arms differ, one value for each arm, and those that all share."""
     of_arms = [{k: v for k, v in leaves(arm.runs[0].settings) if k not in NOT_COMPARED} for arm in arms]
     names = list(dict.fromkeys(name for settings in of_arms for name in settings))

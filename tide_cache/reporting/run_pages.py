@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from tide_cache.evaluation.comparison import Spread
-from tide_cache.reporting.comparing import Arm, ArmResult, ComparisonTable, arm_settings, shared_evaluations
+from tide_cache.reporting.comparing import ArmRuns, ComparisonRow, ComparisonTable, arm_settings, shared_evaluations
 from tide_cache.reporting.page import duration, render
 from tide_cache.reporting.plots import Captioned, Series, line_chart
 from tide_cache.reporting.runs import Evaluation, RunFigures
@@ -137,7 +137,7 @@ def _evaluation(index: int, entry: Evaluation) -> dict[str, Any]:
     return {"document": entry, "charts": charts, "rows": rows, "agreement_rows": agreement_rows}
 
 
-def comparison_page(arms: Sequence[Arm], result: ComparisonTable) -> str:
+def comparison_page(arms: Sequence[ArmRuns], result: ComparisonTable) -> str:
     """Return the page of several runs.
 
     Args:
@@ -177,7 +177,7 @@ def comparison_page(arms: Sequence[Arm], result: ComparisonTable) -> str:
     )
 
 
-def _result_row(row: ArmResult) -> list[str]:
+def _result_row(row: ComparisonRow) -> list[str]:
     found = row.measure
     return [
         row.arm,
@@ -198,14 +198,14 @@ def _percents(value: Spread | None) -> str:
 
 
 def _arm_lines(
-    arms: Sequence[Arm], place: int, x: Sequence[float], of_runs: Sequence[Sequence[float | None]]
+    arms: Sequence[ArmRuns], place: int, x: Sequence[float], of_runs: Sequence[Sequence[float | None]]
 ) -> list[Series]:
     """Return a thick line for the mean of an arm, and thin ones for its runs where there are several."""
     thin = [Series("", x, y, place, place, is_thin=True) for y in of_runs] if len(of_runs) > 1 else []
     return [*thin, Series(arms[place].name, x, _mean_by_place(of_runs), place, place)]
 
 
-def _shared_charts(arms: Sequence[Arm], shared: dict[str, Evaluation]) -> list[Captioned]:
+def _shared_charts(arms: Sequence[ArmRuns], shared: dict[str, Evaluation]) -> list[Captioned]:
     caption = (
         "Thick: mean over seeds; thin: single runs. All were asked the same questions. The axis need not begin at 0."
     )
@@ -224,7 +224,7 @@ def _shared_charts(arms: Sequence[Arm], shared: dict[str, Evaluation]) -> list[C
     return charts
 
 
-def _compared_losses(arms: Sequence[Arm]) -> list[Captioned]:
+def _compared_losses(arms: Sequence[ArmRuns]) -> list[Captioned]:
     names = dict.fromkeys(
         name
         for arm in arms
@@ -250,7 +250,7 @@ def _compared_losses(arms: Sequence[Arm]) -> list[Captioned]:
     return charts
 
 
-def _compared_stages(arms: Sequence[Arm]) -> Captioned:
+def _compared_stages(arms: Sequence[ArmRuns]) -> Captioned:
     lines = []
     for place, arm in enumerate(arms):
         values = [run.nll_stages[-1].nll for run in arm.runs]
@@ -259,7 +259,7 @@ def _compared_stages(arms: Sequence[Arm]) -> Captioned:
     return chart, "On the views that each run was trained on. Thick: mean over seeds; thin: single runs."
 
 
-def _run_row(arm: Arm, run: RunFigures) -> list[str]:
+def _run_row(arm: ArmRuns, run: RunFigures) -> list[str]:
     return [
         run.name,
         arm.name,

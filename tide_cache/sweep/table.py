@@ -33,7 +33,7 @@ class StudentResult:
 
 
 @dataclass(frozen=True)
-class ArmResult:
+class SweepRow:
     """A row of the table.
 
     Attributes:
@@ -49,24 +49,24 @@ class ArmResult:
     accuracy: Spread | None
 
 
-def summarise(ends: Sequence[JobEnd]) -> list[ArmResult]:
+def summarise(ends: Sequence[JobEnd]) -> list[SweepRow]:
     """Return the rows of the table, in the order of the arms."""
     by_arm: dict[str, list[StudentResult]] = {}
     for end in ends:
         by_arm.setdefault(end.job.arm, []).append(_student(end.job, end.error))
-    rows: list[ArmResult] = []
+    rows: list[SweepRow] = []
     baseline: dict[int, float] | None = None
     for name, students in by_arm.items():
         values = _by_seed(students, "mean_nll")
         accuracies = list(_by_seed(students, "mean_accuracy").values())
         against = compare(values, baseline) if values else None
-        rows.append(ArmResult(name, tuple(students), against, spread(accuracies) if accuracies else None))
+        rows.append(SweepRow(name, tuple(students), against, spread(accuracies) if accuracies else None))
         if baseline is None:
             baseline = values
     return rows
 
 
-def write_document(out: Path, rows: Sequence[ArmResult], held_out: str | None) -> dict[str, Any]:
+def write_document(out: Path, rows: Sequence[SweepRow], held_out: str | None) -> dict[str, Any]:
     """Write `sweep.json` into the sweep's folder, and give its content."""
     document = {"out": str(out), "held_out": held_out, "baseline": rows[0].name, "arms": [asdict(row) for row in rows]}
     with new_folder(out):
