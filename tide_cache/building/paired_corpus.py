@@ -6,7 +6,7 @@ are in a temporary file whose name is already deleted, like the corpus's own; me
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,19 +14,12 @@ import pyarrow as pa
 from tide_cache.corpus import Corpus
 from tide_cache.corpus.store import RowKind, store_rows
 from tide_cache.manifest import ShardPlan
-from tide_cache.pairing import Lengths, PairedRows, PairingReport
+from tide_cache.pairing import Lengths, PairedRows, Pairer, PairingReport
 from tide_cache.progress import doing
 from tide_cache.records import SampleId, SamplePair
 
 ROWS_AT_ONCE = 512
 KEPT_FAULTS = 1000
-
-
-class PairsRows(Protocol):
-    """Makes samples of the rows of a corpus."""
-
-    def pair_many(self, rows: Sequence[Any]) -> PairedRows:
-        """Make samples of rows, in their order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +76,7 @@ class PairedCorpus:
         return PairedShard([one.index for one in found], [one.pair for one in found], self.reports[shard])
 
 
-def pair_range(corpus: Corpus[Any], pairer: PairsRows, rows: range) -> tuple[list[int], PairedRows]:
+def pair_range(corpus: Corpus[Any], pairer: Pairer, rows: range) -> tuple[list[int], PairedRows]:
     """Pair some rows of a corpus.
 
     Args:
@@ -100,7 +93,7 @@ def pair_range(corpus: Corpus[Any], pairer: PairsRows, rows: range) -> tuple[lis
     return [index_of[pair.sample_id] for pair in paired.pairs], paired
 
 
-def pair_corpus(corpus: Corpus[Any], pairer: PairsRows, plan: ShardPlan) -> PairedCorpus:
+def pair_corpus(corpus: Corpus[Any], pairer: Pairer, plan: ShardPlan) -> PairedCorpus:
     """Pair every row.
 
     Args:

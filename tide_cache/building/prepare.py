@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tide_cache.building.paired_corpus import PairedCorpus, pair_corpus
-from tide_cache.building.prepared_build import Pairer, PreparedBuild
+from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.run_record import begun_on
 from tide_cache.building.shard_size import samples_per_shard
 from tide_cache.config.build import BuildRun
@@ -36,6 +36,7 @@ from tide_cache.modeling.backbone import (
 from tide_cache.modeling.fingerprint import checkpoint_fingerprint, stated_fingerprint
 from tide_cache.pairing import (
     Lengths,
+    Pairer,
     PairingReport,
     PreprocessedPairer,
     SamplePairer,

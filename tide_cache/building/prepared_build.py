@@ -1,8 +1,7 @@
 """A checked build: what a worker needs besides the teacher's weights."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from tide_cache.building.paired_corpus import PairedCorpus
 from tide_cache.config.sections import BuildViewsConfig
@@ -10,21 +9,11 @@ from tide_cache.config.settings import PassName
 from tide_cache.corpus import Corpus
 from tide_cache.manifest import CacheIdentity, ShardPlan
 from tide_cache.modeling.backbone import CheckpointInfo
-from tide_cache.pairing import PairedRows, Spelling
+from tide_cache.pairing import Pairer, Spelling
 from tide_cache.progress import doing
 from tide_cache.records import MaskedView, SamplePair
 from tide_cache.teacher.capture import CaptureSettings
 from tide_cache.views import draw_view, whole_view
-
-
-class Pairer(Protocol):
-    """Makes samples of the rows of a corpus."""
-
-    def pair_many(self, rows: Sequence[Any]) -> PairedRows:
-        """Make samples of rows, in their order."""
-
-    def spelling(self, teacher_vocab_size: int) -> Spelling:
-        """Return the speller of the teacher's tokens for the student."""
 
 
 @dataclass(frozen=True, eq=False)

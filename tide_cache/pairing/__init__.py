@@ -1,6 +1,7 @@
 """From a row of the corpus to a sample as both tokenizers see it."""
 
 from tide_cache.pairing.alignment import align_bytes
+from tide_cache.pairing.base import Pairer
 from tide_cache.pairing.encoding import Encoded
 from tide_cache.pairing.pairer import SamplePairer, encode_student
 from tide_cache.pairing.preprocessed import PreprocessedPairer
@@ -14,6 +15,7 @@ __all__ = [
     "Encoded",
     "Lengths",
     "PairedRows",
+    "Pairer",
     "PairingReport",
     "PreprocessedPairer",
     "Rendered",

@@ -8,17 +8,19 @@ Shape suffixes: N tokens of the batch, L student tokens of a sample, M teacher t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
 
 import numpy as np
 
 from tide_cache.config.settings import AlignerName
 from tide_cache.pairing.alignment import tokens_within
+from tide_cache.pairing.base import Pairer
 from tide_cache.pairing.collecting import Collected, Limits, teacher_fault
 from tide_cache.pairing.contents import SpanAligner, align_at_bytes, align_contents
 from tide_cache.pairing.rendered import Rendered, RenderError
 from tide_cache.pairing.report import Dropped, PairedRows
-from tide_cache.pairing.spelling import Spelling
 from tide_cache.pairing.streams import TokenStream
 from tide_cache.pairing.tokenizer import TextTokenizer, shared_vocab_size
 from tide_cache.pairing.tokenkit_aligner import TokenkitAligner
@@ -27,50 +29,30 @@ from tide_cache.records import Bools, ChatRow, Int32s, SamplePair
 NOT_UNICODE = "a content is not valid Unicode (it holds a lone surrogate)"
 
 
-class SamplePairer:
-    """Pairs rows for one teacher and one student; a pure function of its inputs."""
+@dataclass(frozen=True, eq=False)
+class SamplePairer(Pairer):
+    """Pairs conversations; `aligner` says what cuts contents into chunks.
 
-    def __init__(
-        self,
-        teacher: TextTokenizer,
-        student: TextTokenizer,
-        *,
-        teacher_max_length: int,
-        student_max_length: int,
-        student_block_size: int,
-        fill_last_block: bool,
-        aligner: AlignerName = "bytes",
-    ) -> None:
-        """Say how samples are cut.
+    Raises:
+        RunFileError: The aligner is not installed, or not the right one.
+    """
 
-        Args:
-            teacher: The teacher's tokenizer.
-            student: The student's.
-            teacher_max_length: Longest teacher sequence, in tokens.
-            student_max_length: Longest student sequence, in tokens.
-            student_block_size: Tokens per block.
-            fill_last_block: Fill the student's last block with supervised end-of-text tokens.
-            aligner: What cuts contents into chunks.
+    aligner: AlignerName = "bytes"
 
-        Raises:
-            RunFileError: The aligner is not installed, or not the right one.
-        """
-        self._teacher = teacher
-        self._student = student
-        self._limits = Limits(
-            teacher_max_length, student_max_length, student_block_size if fill_last_block else 1, student.eos_id
-        )
-        self._shared_vocab_size = shared_vocab_size(teacher, student)
-        self._reads_alike = teacher.reads_like(student)
-        self._align: SpanAligner = TokenkitAligner() if aligner == "tokenkit" else align_at_bytes
+    def __post_init__(self) -> None:
+        _ = self._align  # a missing aligner is refused before any row is read
 
-    def spelling(self, teacher_vocab_size: int) -> Spelling:
-        """Return the speller of this teacher's tokens for this student; takes seconds for a large vocabulary.
+    @cached_property
+    def _align(self) -> SpanAligner:
+        return TokenkitAligner() if self.aligner == "tokenkit" else align_at_bytes
 
-        Args:
-            teacher_vocab_size: Ids of the teacher's logits.
-        """
-        return Spelling(self._teacher, self._student, teacher_vocab_size)
+    @cached_property
+    def _shared_vocab_size(self) -> int:
+        return shared_vocab_size(self.teacher, self.student)
+
+    @cached_property
+    def _reads_alike(self) -> bool:
+        return self.teacher.reads_like(self.student)
 
     def pair(self, row: ChatRow) -> SamplePair | Dropped:
         """Pair one row; `pair_many` is faster.
@@ -91,11 +73,11 @@ class SamplePairer:
         Args:
             rows: Conversations.
         """
-        tokenizers = [self._student] if self._reads_alike else [self._student, self._teacher]
+        tokenizers = [self.student] if self._reads_alike else [self.student, self.teacher]
         usable, rendered, unusable = _rendered(rows, tokenizers)
-        student = TokenStream(rendered[0], self._student)
-        teacher = student if self._reads_alike else TokenStream(rendered[1], self._teacher)
-        is_supervised_N = _supervised(usable, student, self._student.is_special_V)
+        student = TokenStream(rendered[0], self.student)
+        teacher = student if self._reads_alike else TokenStream(rendered[1], self.teacher)
+        is_supervised_N = _supervised(usable, student, self.student.is_special_V)
         is_same = [self._is_same(teacher, student, text) for text in range(len(usable))]
         others = [text for text in range(len(usable)) if not is_same[text]]
         contents = align_contents(teacher, student, others, self._align)
@@ -109,18 +91,18 @@ class SamplePairer:
                 teacher.ids_of(text),
                 contents.chunks_of(text),
             )
-            if (reason := teacher_fault(whole, self._teacher.mask_id)) is not None:
+            if (reason := teacher_fault(whole, self.teacher.mask_id)) is not None:
                 collected.drop(row.sample_id, reason)
             else:
-                cut = self._limits.cut_same if is_same[text] else self._limits.cut
-                collected.add(whole, cut(whole), self._student.mask_id, contents.counts.get(text))
+                cut = self.limits.cut_same if is_same[text] else self.limits.cut
+                collected.add(whole, cut(whole), self.student.mask_id, contents.counts.get(text))
         return collected.result()
 
     def _is_same(self, teacher: TokenStream, student: TokenStream, text: int) -> bool:
         if teacher.rendered[text].text != student.rendered[text].text:
             return False
         ids_L = student.ids_of(text)
-        is_shared = self._teacher.eos_id == self._student.eos_id < self._shared_vocab_size
+        is_shared = self.teacher.eos_id == self.student.eos_id < self._shared_vocab_size
         return (
             is_shared and np.array_equal(teacher.ids_of(text), ids_L) and bool((ids_L < self._shared_vocab_size).all())
         )

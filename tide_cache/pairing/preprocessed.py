@@ -20,52 +20,17 @@ import numpy as np
 
 from tide_cache.arrays import sums_before
 from tide_cache.pairing.alignment import Ints, align_spans
-from tide_cache.pairing.collecting import Collected, Limits, teacher_fault
+from tide_cache.pairing.base import Pairer
+from tide_cache.pairing.collecting import Collected, teacher_fault
 from tide_cache.pairing.encoding import TokenBytes
 from tide_cache.pairing.report import PairedRows
-from tide_cache.pairing.spelling import Spelling
-from tide_cache.pairing.tokenizer import TextTokenizer
 from tide_cache.records import Int32s, PreprocessedRow, SamplePair
 
 DISCARDED = "marked _discard in the preprocessed set"
 
 
-class PreprocessedPairer:
-    """Makes samples of rows that are already tokenised; a pure function of its inputs."""
-
-    def __init__(
-        self,
-        teacher: TextTokenizer,
-        student: TextTokenizer,
-        *,
-        teacher_max_length: int,
-        student_max_length: int,
-        student_block_size: int,
-        fill_last_block: bool,
-    ) -> None:
-        """Say how samples are cut; the arguments are those of `SamplePairer`.
-
-        Args:
-            teacher: The tokenizer that the teacher's ids are of.
-            student: The tokenizer that the student's ids are of.
-            teacher_max_length: Longest teacher sequence, in tokens.
-            student_max_length: Longest student sequence, in tokens.
-            student_block_size: Tokens per block.
-            fill_last_block: Fill the student's last block with supervised end-of-text tokens.
-        """
-        self._teacher = teacher
-        self._student = student
-        self._limits = Limits(
-            teacher_max_length, student_max_length, student_block_size if fill_last_block else 1, student.eos_id
-        )
-
-    def spelling(self, teacher_vocab_size: int) -> Spelling:
-        """Return the speller of this teacher's tokens for this student; takes seconds for a large vocabulary.
-
-        Args:
-            teacher_vocab_size: Ids of the teacher's logits.
-        """
-        return Spelling(self._teacher, self._student, teacher_vocab_size)
+class PreprocessedPairer(Pairer):
+    """Makes samples of rows that are already tokenised, each side by the tokenizer that is given for it."""
 
     def pair_many(self, rows: Sequence[PreprocessedRow]) -> PairedRows:
         """Make samples, in the order of the rows.
@@ -73,8 +38,8 @@ class PreprocessedPairer:
         Args:
             rows: Rows whose ids are all within the vocabularies.
         """
-        teacher = _Side([row.teacher_ids_M for row in rows], self._teacher.token_bytes)
-        student = _Side([row.student_ids_L for row in rows], self._student.token_bytes)
+        teacher = _Side([row.teacher_ids_M for row in rows], self.teacher.token_bytes)
+        student = _Side([row.student_ids_L for row in rows], self.student.token_bytes)
         spans = [_ordered(row) for row in rows]
         num_dropped = [dropped for _, dropped in spans]
         found: list[tuple[int, int, int, int]] = []
@@ -101,11 +66,11 @@ class PreprocessedPairer:
             )
             if row.is_discarded:
                 collected.drop(row.sample_id, DISCARDED)
-            elif (reason := teacher_fault(whole, self._teacher.mask_id)) is not None:
+            elif (reason := teacher_fault(whole, self.teacher.mask_id)) is not None:
                 collected.drop(row.sample_id, reason)
             else:
                 counts = Counter(spans_dropped=num_dropped[number])
-                collected.add(whole, self._limits.cut(whole), self._student.mask_id, counts)
+                collected.add(whole, self.limits.cut(whole), self.student.mask_id, counts)
         return collected.result()
 
 
