@@ -10,23 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import fresh
+from helpers.task_examples import write_tasks
 from tide_cache.errors import EvaluationError
 from tide_cache.evaluation.harness.sandbox import Sandbox
 
 BOTH = "gsm8k_cot,humaneval_instruct"
-
-LETTERS = """
-task: letters
-dataset_path: letters
-test_split: test
-output_type: {output_type}
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
-{more}
-"""
-CHOICES = 'doc_to_choice: [" red", " two three", " blue and green"]'
-SHORT = "generation_kwargs: {until: [], max_gen_toks: 12}\nmetric_list: [{metric: exact_match, aggregation: mean, "
-SHORT += "higher_is_better: true}]"
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +35,7 @@ def models(tiny_teacher, tmp_path_factory):
 def letters(tmp_path_factory):
     """A task of likelihoods and one of answers, over five questions."""
     root = tmp_path_factory.mktemp("letters")
-    for name, output_type, more in (("choices", "multiple_choice", CHOICES), ("answers", "generate_until", SHORT)):
-        text = LETTERS.format(output_type=output_type, more=more).replace("task: letters", f"task: {name}")
-        (root / f"{name}.yaml").write_text(text)
-    (root / "letters").mkdir()
-    rows = [{"question": f"reverse: {word}", "answer": k % 3} for k, word in enumerate(["a", "b c", "d", "e f", "g"])]
-    (root / "letters" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_tasks(root, "dataset_path: letters", root / "letters" / "test.jsonl")
     return root
 
 

@@ -10,23 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from helpers.task_examples import write_tasks
 from tide_cache.errors import RunFileError
 from tide_cache.evaluation.harness.plugin import TideCacheLM
 
 ROOT = Path(__file__).resolve().parents[2]
-TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: {output_type}
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
-{more}
-"""
-CHOICES = 'doc_to_choice: [" red", " two three", " blue and green"]'
-SHORT = "generation_kwargs: {until: [], max_gen_toks: 12}\nmetric_list: [{metric: exact_match, aggregation: mean, "
-SHORT += "higher_is_better: true}]"
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +26,10 @@ def student(tiny_teacher, tmp_path_factory):
 
 @pytest.fixture
 def tasks(tmp_path):
-    """A task of likelihoods and one of answers, over four questions on this disk."""
-    rows = [{"question": f"reverse: {word}", "answer": k % 3} for k, word in enumerate(["a", "b c", "d", "e f"])]
+    """A task of likelihoods and one of answers, over five questions on this disk."""
     data = tmp_path / "questions.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
-    for name, output_type, more in (("choices", "multiple_choice", CHOICES), ("answers", "generate_until", SHORT)):
-        text = TASK.format(name=name, data=data, output_type=output_type, more=more)
-        (tmp_path / f"{name}.yaml").write_text(text)
-    return f"{tmp_path / 'choices.yaml'},{tmp_path / 'answers.yaml'}"
+    source = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}"
+    return ",".join(map(str, write_tasks(tmp_path, source, data)))
 
 
 @pytest.fixture
