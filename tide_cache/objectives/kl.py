@@ -7,6 +7,7 @@ Shape suffixes: R rows with teacher candidates, D ids drawn from a row's tail.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +22,8 @@ from tide_cache.objectives.base import (
     teacher_logprobs,
 )
 from tide_cache.records import RowStatistics, Targets
+
+Side = TypeVar("Side")
 
 
 class _GroupedKL(Objective):
@@ -37,6 +40,20 @@ class _GroupedKL(Objective):
     def count(self, targets: Targets) -> float:
         """Return the number of rows that carry teacher candidates."""
         return float(targets.topk.has_topk_N.sum())
+
+    def _ordered(self, teacher: Side, student: Side) -> tuple[Side, Side]:
+        """Return the two sides as (P, Q) of KL(P || Q)."""
+        raise NotImplementedError
+
+    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
+        """Return the sum in nats; in forward KL its gradient in a logit is T (q_T - p_T)."""
+        q, p = self._distributions(student, targets)
+        kl_R = grouped_kl(*self._ordered(p, q))
+        if self.tail == "sampled":
+            drawn = _drawn(student, targets, self.temperature)
+            p_RD, q_RD = self._ordered(drawn.teacher_RD, drawn.student_RD)
+            kl_R = kl_R + (drawn.weight_RD * p_RD.exp() * (p_RD - q_RD)).sum(dim=1)
+        return self.temperature**2 * kl_R.sum()
 
     def _distributions(self, student: RowStatistics, targets: Targets) -> tuple[RowLogProbs, RowLogProbs]:
         """Return the student's and the teacher's distributions over the outcomes that are compared one by one."""
@@ -59,14 +76,8 @@ class ForwardKL(ForwardKLConfig, _GroupedKL):
     arXiv:2503.16870.
     """
 
-    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Return the sum in nats; its gradient in a logit is T (q_T - p_T)."""
-        q, p = self._distributions(student, targets)
-        kl_R = grouped_kl(p, q)
-        if self.tail == "sampled":
-            drawn = _drawn(student, targets, self.temperature)
-            kl_R = kl_R + (drawn.weight_RD * drawn.teacher_RD.exp() * (drawn.teacher_RD - drawn.student_RD)).sum(dim=1)
-        return self.temperature**2 * kl_R.sum()
+    def _ordered(self, teacher: Side, student: Side) -> tuple[Side, Side]:
+        return teacher, student
 
 
 @dataclass(frozen=True)
@@ -76,14 +87,8 @@ class ReverseKL(ReverseKLConfig, _GroupedKL):
     Source: the shared-tokenizer TIDE-Cross row of TIDE, arXiv:2604.26951; the rest outcome, as in `ForwardKL`.
     """
 
-    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Return the sum in nats."""
-        q, p = self._distributions(student, targets)
-        kl_R = grouped_kl(q, p)
-        if self.tail == "sampled":
-            drawn = _drawn(student, targets, self.temperature)
-            kl_R = kl_R + (drawn.weight_RD * drawn.student_RD.exp() * (drawn.student_RD - drawn.teacher_RD)).sum(dim=1)
-        return self.temperature**2 * kl_R.sum()
+    def _ordered(self, teacher: Side, student: Side) -> tuple[Side, Side]:
+        return student, teacher
 
 
 @dataclass(frozen=True, eq=False)
