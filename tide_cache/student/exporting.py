@@ -140,11 +140,7 @@ def _faults(info: CheckpointInfo, tokenizer: TextTokenizer, format: ModelFormat,
         return [f"it was converted from {info.converted_from} and never trained to denoise; train it first"]
     if stock not in PUBLISHED_TYPE or not info.model_type.startswith(("a2d-", "sdar")):
         return [f"found a {info.model_type} model, expected a student (a2d-*), as `tide-cache train` writes them"]
-    faults = []
-    rows = int(info.config.vocab_size)
-    if tokenizer.vocab_size > rows:
-        found = f"the tokenizer has {tokenizer.vocab_size:,} ids, the model {rows:,} rows"
-        faults.append(f"{found}; put the model's own tokenizer files back")
+    faults = info.fit_faults(tokenizer.vocab_size, 0, "tokenizer")
     if format == "sdar" and stock != "qwen3":
         faults.append(
             f"found the shape of {stock}; SGLang and LMDeploy serve block diffusion of Qwen3's shape alone. Export it "
