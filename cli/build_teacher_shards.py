@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tide_cache.building.shard_range import check_shard_range, shard_range
-from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import RunFileError
 from tide_cache.locations import CachePath
-from tide_cache.places import require_checkpoint
 from tide_cache.wording import shared_views
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_text, say, size
@@ -28,7 +26,7 @@ from .options import (
     Set,
     StudentTokenizer,
     Teacher,
-    build_flags,
+    read_build_run,
 )
 from .progress import ProgressReport
 from .run_toml import run_toml
@@ -89,11 +87,10 @@ def build_teacher_shards(
 
     Run the same command again to continue an interrupted build.
     """
-    flags = build_flags(teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
-    run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
+    given = (teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
+    run = read_build_run(run_file, assignments, *given)
     if shards is not None:
         check_shard_range(shards, os.environ)
-    require_checkpoint(run.teacher.model)
     if dry_run:
         _dry_run(run, json)
         return

@@ -7,8 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from tide_cache.config.base import load_run_file, parse_assignments
+from tide_cache.config.build import BuildRun
 from tide_cache.config.settings import OnBadRow
 from tide_cache.errors import RunFileError
+from tide_cache.places import require_checkpoint
 
 _NUMBER = r"\d+(\.\d*)?|\.\d+"
 
@@ -78,25 +81,21 @@ def complete_objective(incomplete: str) -> list[str]:
     return [kind for kind in OBJECTIVE_KINDS if kind.startswith(incomplete)]
 
 
-def build_flags(
+def read_build_run(
+    run_file: Path | None,
+    assignments: Iterable[str] | None,
     teacher: str | None,
     student: str | None,
     dataset: str | None,
     on_bad_row: OnBadRow | None,
     out: str | None,
     passes: str | None,
-    allow_untrained: bool = False,
-) -> dict[str, Any]:
-    """Turn the short options of a build into entries of its run file.
+    allow_untrained: bool,
+) -> BuildRun:
+    """Read the run file of a build with the short options over it, and `--set` over both.
 
-    Args:
-        teacher: As given.
-        student: As given.
-        dataset: As given.
-        on_bad_row: As given.
-        out: As given.
-        passes: As given.
-        allow_untrained: As given.
+    Raises:
+        RunFileError: It cannot be used, or there is no such checkpoint.
     """
     flags = {
         "teacher.model": teacher,
@@ -106,7 +105,9 @@ def build_flags(
         "build.out": out,
         "build.passes": passes.split(",") if passes is not None else None,
     }
-    return given(flags)
+    run = load_run_file(BuildRun, run_file, {**given(flags), **parse_assignments(assignments or ())})
+    require_checkpoint(run.teacher.model)
+    return run
 
 
 def given(flags: dict[str, Any]) -> dict[str, Any]:

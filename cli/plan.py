@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tide_cache.building.budget import Budget
-from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.build import BuildRun
-from tide_cache.places import require_checkpoint
 from tide_cache.wording import shared_views
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say, size
@@ -23,7 +21,7 @@ from .options import (
     Set,
     StudentTokenizer,
     Teacher,
-    build_flags,
+    read_build_run,
 )
 
 if TYPE_CHECKING:
@@ -56,9 +54,8 @@ def plan(
     Loads the teacher and runs a few of the build's forwards on this device. Writes nothing. Reads the whole corpus
     to count its rows, and pairs at most a few thousand of them.
     """
-    flags = build_flags(teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
-    run = load_run_file(BuildRun, run_file, {**flags, **parse_assignments(assignments or ())})
-    require_checkpoint(run.teacher.model)
+    given = (teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
+    run = read_build_run(run_file, assignments, *given)
     clock = Budget(budget)
     say(f"Measuring up to {sample_rows} rows and a few forwards, in about {budget:g} s (--budget) ...")
     with chatter_to_stderr():
