@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.target_examples import changed
-from tide_cache.objectives.base import has_candidates
+from tide_cache.objectives.base import has_candidates, ids_to_gather
 from tide_cache.objectives.calm import Calm
 from tide_cache.objectives.chunk_kl import ChunkKL, candidate_logprobs
 from tide_cache.objectives.kl import ForwardKL
@@ -150,3 +150,52 @@ def test_calm_beside_it_takes_the_chunks_without_candidates(example):
     )  # fmt: skip
     assert (ChunkKL().count(none.targets), none.loss(ChunkKL()).item()) == (0, 0)
     assert none.loss(rest).item() == pytest.approx(none.loss(Calm(1.0)).item())
+
+
+@pytest.mark.parametrize("tail", ["rest", "renormalise", "fits"])
+@quick
+@given(seed=seeds, chunk_k=st.integers(1, 5))
+def test_kept_at_temperature_one_is_the_captured_one(example, tail, seed, chunk_k):
+    case = make(example, seed, 2, chunk_k, top_k=4)
+    kept, captured = (ChunkKL(1.0, tail=tail, temperature_mode=mode) for mode in ("kept", "captured"))
+    assert case.loss(kept).item() == pytest.approx(case.loss(captured).item(), rel=1e-5, abs=1e-5)
+    torch.testing.assert_close(case.gradient(kept), case.gradient(captured), rtol=1e-4, atol=1e-5)
+
+
+@quick
+@given(seed=seeds, temperature=st.sampled_from([0.5, 2.0, 3.0]))
+def test_kept_needs_no_captured_temperature_and_is_the_dense_one_when_every_text_is_a_candidate(
+    example, seed, temperature
+):
+    case = make(example, seed, 2, temperature=1.0)
+    assert case.targets.temperatures == (1.0,)
+    kept = ChunkKL(temperature, temperature_mode="kept")
+    assert case.loss(kept).item() == pytest.approx(full_kl(case, temperature).item(), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("tail", ["renormalise", "fits"])
+@quick
+@given(seed=seeds, temperature=temperatures)
+def test_without_a_rest_every_text_being_a_candidate_it_is_the_whole_kl(example, tail, seed, temperature):
+    case = make(example, seed, 2, temperature=temperature)
+    loss = case.loss(ChunkKL(temperature, tail=tail)).item()
+    assert loss == pytest.approx(full_kl(case, temperature).item(), rel=1e-4, abs=1e-4)
+
+
+@quick
+@given(seed=seeds, chunk_k=st.integers(1, 4), temperature=temperatures)
+def test_each_tail_is_what_it_says_over_the_candidates(example, seed, chunk_k, temperature):
+    """Written out chunk by chunk: `renormalise` conditions both sides, `fits` the teacher alone."""
+    case = make(example, seed, 2, chunk_k, top_k=4, temperature=temperature)
+    ids_NK, is_kept_NK = ids_to_gather(case.targets)
+    statistics = row_statistics(case.logits_NV, torch.eye(VOCAB), ids_NK, [temperature], is_kept_NK)
+    q_J = candidate_logprobs(statistics, case.targets, temperature).exp()
+    p_J = (case.targets.chunks.candidate_logprob_J.double() / temperature).exp()
+    found = {"renormalise": 0.0, "fits": 0.0}
+    for chunk in case.targets.chunks.candidate_chunk_J.unique():
+        of_chunk = case.targets.chunks.candidate_chunk_J == chunk
+        p, q = p_J[of_chunk] / p_J[of_chunk].sum(), q_J[of_chunk]
+        found["fits"] += temperature**2 * (p * (p / q).log()).sum().item()
+        found["renormalise"] += temperature**2 * (p * (p / (q / q.sum())).log()).sum().item()
+    for tail, expected in found.items():
+        assert case.loss(ChunkKL(temperature, tail=tail)).item() == pytest.approx(expected, rel=1e-4, abs=1e-4)

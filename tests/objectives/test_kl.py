@@ -149,3 +149,43 @@ def test_forward_kl_where_the_student_has_no_rest_is_finite_and_pulls_towards_th
     said_N1 = 1 - rest_N[:, None]
     expected_NV = said_N1 / sayable - probs_NV[:, :sayable]
     torch.testing.assert_close(case.gradient(ForwardKL(1.0)), expected_NV, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tail", ["rest", "renormalise"])
+def test_kept_at_temperature_one_is_the_captured_one(example, tail):
+    case = example(3, top_k=4)
+    kept, captured = (ForwardKL(1.0, tail=tail, temperature_mode=mode) for mode in ("kept", "captured"))
+    assert case.loss(kept).item() == pytest.approx(case.loss(captured).item(), rel=1e-5)
+    torch.testing.assert_close(case.gradient(kept), case.gradient(captured), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 3.0])
+def test_kept_is_the_whole_kl_at_any_temperature_when_all_is_kept_and_none_was_captured(example, temperature):
+    case = example(4, vocab=8, top_k=8, temperatures=(1.0,))
+    objective = ForwardKL(temperature, temperature_mode="kept")
+    teacher_NV, student_NV = (
+        (x.double() / temperature).log_softmax(dim=1) for x in (case.teacher_logits_NV, case.logits_NV)
+    )
+    whole = temperature**2 * (teacher_NV.exp() * (teacher_NV - student_NV)).sum()
+    assert case.loss(objective).item() == pytest.approx(whole.item(), rel=1e-4)
+    (expected,) = torch.autograd.grad(whole, case.logits_NV)
+    torch.testing.assert_close(case.gradient(objective), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_kept_compares_the_mass_of_the_kept_at_one_and_the_kept_at_the_temperature(example):
+    case = example(5, vocab=10, top_k=3, temperatures=(1.0,))
+    p_NV, q_NV = case.teacher_logits_NV.double().softmax(dim=1), case.logits_NV.double().softmax(dim=1)
+    expected = 0.0
+    for row, ids_K in enumerate(case.targets.topk.kept_ids_NK):
+        p_K, q_K = p_NV[row, ids_K], q_NV[row, ids_K]
+        p, q = p_K.sum(), q_K.sum()
+        soft_p, soft_q = p_K.sqrt() / p_K.sqrt().sum(), q_K.sqrt() / q_K.sqrt().sum()
+        expected += (
+            p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log() + 4 * p * (soft_p * (soft_p / soft_q).log()).sum()
+        )
+    assert case.loss(ForwardKL(2.0, temperature_mode="kept")).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_draws_from_tails_do_not_go_with_kept():
+    with pytest.raises(ValueError, match="temperature_mode = 'kept'"):
+        ForwardKL(2.0, tail="sampled", temperature_mode="kept")

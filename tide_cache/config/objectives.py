@@ -14,6 +14,9 @@ from tide_cache.config.settings import Refused, Setting
 Temperature = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Tail = Literal["rest", "renormalise", "sampled"]
+TemperatureMode = Literal["captured", "kept"]
+"""captured: T applies to the whole distribution, so it must have been captured. kept: T applies among the kept
+outcomes only, and how much they hold is compared at T = 1; any T will do."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,11 @@ class _Objective(Setting):
     weight: Annotated[float, Gt(0)] = field(default=1.0, kw_only=True)
     """Factor of this objective in the sum. 1 was best for chunk_kl and reverse_calm, and kl at T = 1 gained the most of
     all with it; others: docs/objectives.md."""
+
+    def __post_init__(self) -> None:
+        """Go on to what the objective of this entry does; an entry by itself has nothing more to do."""
+        if of_objective := getattr(super(), "__post_init__", None):
+            of_objective()
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,15 @@ class ForwardKLConfig(_Objective):
     """Softens both distributions; must have been captured. 1 lowered NLL by 0.166, 2 by 0.111: docs/experiments.md."""
     tail: Tail = "rest"
     """What is not kept: one outcome, left out, or estimated from signals.tail_samples draws."""
+    temperature_mode: TemperatureMode = "captured"
+    """What T softens: the whole distribution, or the kept ids among themselves (any T, none captured)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature_mode == "kept" and self.tail == "sampled":
+            raise ValueError(
+                "tail = 'sampled' estimates what temperature_mode = 'kept' compares as one outcome; drop one"
+            )
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,11 @@ class ChunkKLConfig(_Objective):
     kind: Literal["chunk_kl"] = field(default="chunk_kl", kw_only=True)
     temperature: Temperature = 1.0
     """Softens both distributions; must have been captured. 1 lowered NLL by 0.066, 2 by 0.015: docs/experiments.md."""
+    tail: Literal["rest", "renormalise", "fits"] = "rest"
+    """What is no candidate: one outcome; left out on both sides; or, with fits, left out of the teacher alone, since
+    all that a student can write has the chunk's length."""
+    temperature_mode: TemperatureMode = "captured"
+    """What T softens: the whole distribution, or the candidates among themselves (any T, none captured)."""
 
 
 _NOT_REVERSED = Refused(

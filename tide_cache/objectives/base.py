@@ -12,7 +12,7 @@ Shape suffixes: N masked rows, R rows with teacher candidates, K kept ids, X fur
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -151,6 +151,30 @@ def among_kept(logprobs: RowLogProbs) -> RowLogProbs:
     log_mass_R1 = logprobs.kept_RK.logsumexp(dim=1, keepdim=True)
     nothing_R = torch.full_like(logprobs.rest_R, -torch.inf)
     return RowLogProbs(logprobs.kept_RK - log_mass_R1, nothing_R, logprobs.is_kept_RK)
+
+
+def decoupled_kl(first: RowLogProbs, second: RowLogProbs, temperature: float) -> torch.Tensor:
+    """Return how much is kept, compared at T = 1, and what is kept, compared at T: in nats [R].
+
+    KL(Bern(p(K)) || Bern(q(K))) + p(K) T^2 KL(p_K || q_K), where p_K and q_K are the distributions among the kept ids,
+    tempered by 1/T. At T = 1 it is `grouped_kl`; without a rest it is T^2 times the KL at T.
+
+    Args:
+        first: p at T = 1.
+        second: q at T = 1.
+        temperature: T.
+
+    Source: tempered, decoupled top-k of LFM2, arXiv:2511.23404.
+    """
+    p, q = (_mass_kept(one) for one in (first, second))
+    inside_R = grouped_kl(*(among_kept(replace(one, kept_RK=one.kept_RK / temperature)) for one in (first, second)))
+    return grouped_kl(p, q) + temperature**2 * p.kept_RK[:, 0].exp() * inside_R
+
+
+def _mass_kept(logprobs: RowLogProbs) -> RowLogProbs:
+    """Return the kept ids as one outcome."""
+    mass_R1 = logprobs.kept_RK.logsumexp(dim=1, keepdim=True)
+    return RowLogProbs(mass_R1, logprobs.rest_R, torch.ones_like(mass_R1, dtype=torch.bool))
 
 
 def has_candidates(targets: Targets) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Shape suffixes: N masked rows, K gathered ids but the true one, J candidates, F candidate tokens, C active chunks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -23,35 +24,105 @@ class ChunkKL(ChunkKLConfig, Objective):
     student's is over its own tokens for the same bytes. The rest holds every other text. With the true chunk as the
     only candidate this is CALM at the same T, up to the teacher's entropy: their gradients are equal at T = 1.
 
+    A candidate of another number of student tokens cannot stand in the student's masked frame, so the teacher's rest
+    is mostly what no student could write there. `tail` says what becomes of it (docs/decisions/rest-outcome.md).
+
     Source: ours; the step from one candidate to k is docs/objectives.md, `chunk_kl`.
     """
 
     @property
     def needs(self) -> Needs:
-        """Candidate chunks of the teacher, at T on both sides."""
-        at = frozenset({self.temperature})
+        """Candidate chunks of the teacher, at T on both sides; with `kept`, at T = 1."""
+        at = frozenset({self._compared_at})
         return Needs(frozenset({"chunks"}), student_temperatures=at, teacher_temperatures=at)
+
+    @property
+    def _compared_at(self) -> float:
+        return 1.0 if self.temperature_mode == "kept" else self.temperature
 
     def count(self, targets: Targets) -> float:
         """Return the number of active chunks that have candidates."""
         return float(has_candidates(targets).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Return the sum in nats; its gradient in a candidate's log-prob is T^2 (q_c p_rest / q_rest - p_c)."""
-        index = targets.temperatures.index(self.temperature)
-        log_partition_C = targets.chunks.log_partition_CT[:, index].double()
-        p_J = (
-            targets.chunks.candidate_logprob_J.double() / self.temperature
-            - log_partition_C[targets.chunks.candidate_chunk_J]
-        )
-        p_rest_C = targets.chunks.log_tail_CT[:, index].double() - log_partition_C
-        q_J = candidate_logprobs(student, targets, self.temperature)
-        q_rest_C = torch.ones_like(p_rest_C).index_add(0, targets.chunks.candidate_chunk_J, -q_J.exp())
-        q_rest_C = q_rest_C.clamp_min(_LEAST_REST).log()
-        has_rest_C = has_candidates(targets) & (p_rest_C > -torch.inf)
-        of_rest_C = torch.where(has_rest_C, p_rest_C.exp() * (torch.where(has_rest_C, p_rest_C, 0) - q_rest_C), 0)
-        total: torch.Tensor = self.temperature**2 * ((p_J.exp() * (p_J - q_J)).sum() + of_rest_C.sum())
+        """Return the sum in nats; by default the gradient in a candidate's log-prob is T^2 (q_c p_rest/q_rest - p_c)."""
+        both = _Both.of(student, targets, self._compared_at)
+        if self.tail != "rest":
+            both = both.without_rest(of_student=self.tail == "renormalise")
+        if self.temperature_mode == "captured":
+            total = self.temperature**2 * both.kl_C().sum()
+        else:
+            inside_C = both.tempered(self.temperature).kl_C()
+            weight_C = self.temperature**2 * both.mass_C(both.p_J).exp()
+            total = (both.kept_kl_C() + weight_C * inside_C).sum()
         return total.to(student.log_z_NT.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Both:
+    """What both say of the candidates of each chunk and of its rest, log-probs in float64.
+
+    Attributes:
+        chunk_J: Chunk of each candidate.
+        p_J: Teacher's.
+        q_J: Student's.
+        p_rest_C: Teacher's; -inf where there is no rest, or no candidates.
+        q_rest_C: Student's; finite.
+    """
+
+    chunk_J: torch.Tensor
+    p_J: torch.Tensor
+    q_J: torch.Tensor
+    p_rest_C: torch.Tensor
+    q_rest_C: torch.Tensor
+
+    @classmethod
+    def of(cls, student: RowStatistics, targets: Targets, temperature: float) -> Self:
+        """Return both at T; a chunk without candidates has no rest either."""
+        index, chunk_J = targets.temperatures.index(temperature), targets.chunks.candidate_chunk_J
+        log_partition_C = targets.chunks.log_partition_CT[:, index].double()
+        p_J = targets.chunks.candidate_logprob_J.double() / temperature - log_partition_C[chunk_J]
+        p_rest_C = targets.chunks.log_tail_CT[:, index].double() - log_partition_C
+        q_J = candidate_logprobs(student, targets, temperature)
+        q_rest_C = torch.ones_like(p_rest_C).index_add(0, chunk_J, -q_J.exp()).clamp_min(_LEAST_REST).log()
+        return cls(chunk_J, p_J, q_J, p_rest_C.masked_fill(~has_candidates(targets), -torch.inf), q_rest_C)
+
+    def kl_C(self) -> torch.Tensor:
+        """Return KL(p || q) of each chunk over its candidates and its rest, in nats."""
+        return self._rest_C().index_add(0, self.chunk_J, self.p_J.exp() * (self.p_J - self.q_J))
+
+    def kept_kl_C(self) -> torch.Tensor:
+        """Return the KL of each chunk over two outcomes: its candidates together, and its rest."""
+        p_C, q_C = self.mass_C(self.p_J), self.mass_C(self.q_J)
+        has_C = p_C > -torch.inf
+        return self._rest_C() + p_C.exp() * (torch.where(has_C, p_C, 0) - torch.where(has_C, q_C, 0))
+
+    def without_rest(self, of_student: bool) -> Self:
+        """Condition the teacher on its candidates, and the student too where that is asked for."""
+        p_J, q_J = self._among(self.p_J), self._among(self.q_J) if of_student else self.q_J
+        return replace(self, p_J=p_J, q_J=q_J, p_rest_C=torch.full_like(self.p_rest_C, -torch.inf))
+
+    def tempered(self, temperature: float) -> Self:
+        """Return both among the candidates, tempered by 1/T."""
+        softer = replace(self, p_J=self.p_J / temperature, q_J=self.q_J / temperature)
+        return softer.without_rest(of_student=True)
+
+    def mass_C(self, logprob_J: torch.Tensor) -> torch.Tensor:
+        """Return the log of what the candidates of each chunk hold together; -inf where it has none."""
+        largest_C = torch.full_like(self.p_rest_C, -torch.inf)
+        largest_C = largest_C.scatter_reduce(0, self.chunk_J, logprob_J.detach(), "amax")
+        safe_C = torch.where(largest_C > -torch.inf, largest_C, 0)
+        sum_C = torch.zeros_like(safe_C).index_add(0, self.chunk_J, (logprob_J - safe_C[self.chunk_J]).exp())
+        return torch.where(sum_C > 0, sum_C.clamp_min(torch.finfo(sum_C.dtype).tiny).log() + safe_C, -torch.inf)
+
+    def _rest_C(self) -> torch.Tensor:
+        """Return the part of the rest in the KL of each chunk."""
+        has_rest_C = self.p_rest_C > -torch.inf
+        of_rest_C = self.p_rest_C.exp() * (torch.where(has_rest_C, self.p_rest_C, 0) - self.q_rest_C)
+        return torch.where(has_rest_C, of_rest_C, 0)
+
+    def _among(self, logprob_J: torch.Tensor) -> torch.Tensor:
+        return logprob_J - self.mass_C(logprob_J)[self.chunk_J]
 
 
 def candidate_logprobs(student: RowStatistics, targets: Targets, temperature: float) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Forward and reverse KL between teacher and student on aligned pairs.
 
 What is not kept of the distributions is one separate outcome (`rest`), or left out (`renormalise`), or estimated from
-ids drawn from it (`sampled`): docs/decisions/rest-outcome.md compares them.
+ids drawn from it (`sampled`): docs/decisions/rest-outcome.md compares them. A temperature softens the whole
+distribution, or what is kept of it alone (`decoupled_kl`).
 
 Shape suffixes: R rows with teacher candidates, D ids drawn from a row's tail.
 """
@@ -17,6 +18,7 @@ from tide_cache.objectives.base import (
     Objective,
     RowLogProbs,
     among_kept,
+    decoupled_kl,
     grouped_kl,
     student_logprobs,
     teacher_logprobs,
@@ -33,9 +35,7 @@ class _GroupedKL(Objective):
     @property
     def needs(self) -> Needs:
         """Candidates of the teacher, at T on both sides, and draws from their tails where those are asked for."""
-        at = frozenset({self.temperature})
-        signals = {"topk", "tail"} if self.tail == "sampled" else {"topk"}
-        return Needs(frozenset(signals), student_temperatures=at, teacher_temperatures=at)
+        return _needs_at(self.temperature, self.tail)
 
     def count(self, targets: Targets) -> float:
         """Return the number of rows that carry teacher candidates."""
@@ -47,7 +47,7 @@ class _GroupedKL(Objective):
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Return the sum in nats; in forward KL its gradient in a logit is T (q_T - p_T)."""
-        q, p = self._distributions(student, targets)
+        q, p = self._distributions(student, targets, self.temperature)
         kl_R = grouped_kl(*self._ordered(p, q))
         if self.tail == "sampled":
             drawn = _drawn(student, targets, self.temperature)
@@ -55,9 +55,11 @@ class _GroupedKL(Objective):
             kl_R = kl_R + (drawn.weight_RD * p_RD.exp() * (p_RD - q_RD)).sum(dim=1)
         return self.temperature**2 * kl_R.sum()
 
-    def _distributions(self, student: RowStatistics, targets: Targets) -> tuple[RowLogProbs, RowLogProbs]:
+    def _distributions(
+        self, student: RowStatistics, targets: Targets, temperature: float
+    ) -> tuple[RowLogProbs, RowLogProbs]:
         """Return the student's and the teacher's distributions over the outcomes that are compared one by one."""
-        both = student_logprobs(student, targets, self.temperature), teacher_logprobs(targets, self.temperature)
+        both = student_logprobs(student, targets, temperature), teacher_logprobs(targets, temperature)
         if self.tail == "rest":
             return both
         if self.tail == "renormalise":
@@ -66,6 +68,12 @@ class _GroupedKL(Objective):
             RowLogProbs(one.kept_RK, torch.full_like(one.rest_R, -torch.inf), one.is_kept_RK) for one in both
         ]
         return without_rest[0], without_rest[1]
+
+
+def _needs_at(temperature: float, tail: Tail) -> Needs:
+    at = frozenset({temperature})
+    signals = {"topk", "tail"} if tail == "sampled" else {"topk"}
+    return Needs(frozenset(signals), student_temperatures=at, teacher_temperatures=at)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,18 @@ class ForwardKL(ForwardKLConfig, _GroupedKL):
 
     def _ordered(self, teacher: Side, student: Side) -> tuple[Side, Side]:
         return teacher, student
+
+    @property
+    def needs(self) -> Needs:
+        """As all of its kind; with `kept`, T = 1 alone."""
+        return super().needs if self.temperature_mode == "captured" else _needs_at(1.0, self.tail)
+
+    def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
+        """Return the sum in nats; without `kept` its gradient in a logit is T (q_T - p_T)."""
+        if self.temperature_mode == "captured":
+            return super().total(student, targets, progress)
+        q, p = self._distributions(student, targets, 1.0)
+        return decoupled_kl(p, q, self.temperature).sum()
 
 
 @dataclass(frozen=True)
