@@ -45,7 +45,7 @@ class ChunkKL(ChunkKLConfig, Objective):
         return float(has_candidates(targets).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Return the sum in nats; by default the gradient in a candidate's log-prob is T^2 (q_c p_rest/q_rest - p_c)."""
+        """Return the sum in nats; by default a candidate's log-prob has the gradient T^2 (q_c p_rest/q_rest - p_c)."""
         both = _Both.of(student, targets, self._compared_at)
         if self.tail != "rest":
             both = both.without_rest(of_student=self.tail == "renormalise")
