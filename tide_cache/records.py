@@ -198,6 +198,30 @@ class TopK:
 
 
 @dataclass(frozen=True, eq=False)
+class ProjectedTopK:
+    """The teacher's distribution in the student's vocabulary, at masked student tokens of active chunks, ragged.
+
+    A teacher's text counts for the student token that its bytes begin with; behind the first token of a chunk, only
+    texts that agree with the true one so far count. teacher/projection.py has the whole of it.
+
+    Attributes:
+        rows_R: Which of the view's masked student tokens, increasing, int32.
+        counts_R: Number of kept ids of each row, at least 1, int32.
+        ids_E: Student token ids, most likely first within a row, distinct within a row, uint32.
+        logprobs_E: Their log-probabilities at T = 1, nats, float32 (rounded as in `TopK`).
+        log_tail_RT: log of the sum over all else of p^(1/T), for each declared T; -inf when nothing is left.
+        log_partition_RT: log of the sum over all of p^(1/T); 0 at T = 1.
+    """
+
+    rows_R: Int32s
+    counts_R: Int32s
+    ids_E: UInt32s
+    logprobs_E: Float32s
+    log_tail_RT: Float32s
+    log_partition_RT: Float32s
+
+
+@dataclass(frozen=True, eq=False)
 class ChunkCandidates:
     """What the teacher would write in each active chunk, as student tokens, with the rest explicit.
 
@@ -234,6 +258,7 @@ class TeacherSignal:
         is_shown_first_N: In the `compdemo` pass, the positions that the first of its two forwards showed; their signal
             comes from the second. None in the `plain` pass.
         chunks: The `chunks` signal at the view's active chunks, or None when it was not captured.
+        projected: The `projected` signal at the student tokens of active chunks, or None when it was not captured.
     """
 
     truth_logprobs_N: Float32s
@@ -241,6 +266,7 @@ class TeacherSignal:
     topk: TopK | None
     is_shown_first_N: Bools | None = None
     chunks: ChunkCandidates | None = None
+    projected: ProjectedTopK | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,7 +384,7 @@ class Targets:
         extra_ids_NX: Further ids whose student logits are needed, -1 where a row has fewer than X, int64; distinct from
             each other and from the row's kept ids.
         truth: The signal `truth`; without chunks where there is no teacher.
-        topk: The signal `topk`; without candidates where it was not captured, or is not read.
+        topk: The signal `topk` or `projected`; without candidates where neither was captured, or is read.
         chunks: The signal `chunks`; likewise.
     """
 

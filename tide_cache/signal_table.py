@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tide_cache.arrays import places_in_lists
-from tide_cache.records import Bools, ChunkCandidates, TailSamples, TeacherSignal, TopK
+from tide_cache.records import Bools, ChunkCandidates, ProjectedTopK, TailSamples, TeacherSignal, TopK
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.integer[Any]]
@@ -28,12 +28,12 @@ Axis = Literal["position", "entry", "temperature", "item", "token"]
 item of an entry; each student token of an item."""
 
 Rule = Literal[
-    "flag", "logprob", "masked position", "chunk", "count", "teacher id", "student id", "rounded logprob", "draws",
-    "log tail", "log partition",
+    "flag", "logprob", "masked position", "masked token", "chunk", "count", "teacher id", "student id",
+    "rounded logprob", "draws", "log tail", "log partition",
 ]  # fmt: skip
 """What a field's values are, and so how they are checked; `rounded logprob` may be stored as float16."""
 
-PartName = Literal["truth", "topk", "tail", "chunks", "split"]
+PartName = Literal["truth", "topk", "tail", "chunks", "projected", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Part:
     """
 
     name: PartName
-    record: type[TeacherSignal | TopK | TailSamples | ChunkCandidates]
+    record: type[TeacherSignal | TopK | TailSamples | ChunkCandidates | ProjectedTopK]
     fields: tuple[Field, ...]
     least: int = 0
 
@@ -130,25 +130,39 @@ CHUNKS = Part(
     ),
 )  # fmt: skip
 
-PARTS = (SPLIT, TRUTH, TOPK, TAIL, CHUNKS)
+PROJECTED = Part(
+    "projected", ProjectedTopK,
+    (
+        Field("rows_R", "projected_rows", "int32", "entry", "masked token", "projected_positions"),
+        Field("counts_R", "projected_counts", "int32", "entry", "count"),
+        Field("ids_E", "projected_ids", "uint32", "item", "student id", "projected_ids"),
+        Field("logprobs_E", "projected_logprobs", "float32", "item", "rounded logprob", "projected_logprobs"),
+        Field("log_tail_RT", "projected_log_tail", "float32", "temperature", "log tail", "projected_log_tail"),
+        Field("log_partition_RT", "projected_log_partition", "float32", "temperature", "log partition",
+              "projected_log_partition"),
+    ),
+    least=1,
+)  # fmt: skip
+
+PARTS = (SPLIT, TRUTH, TOPK, TAIL, CHUNKS, PROJECTED)
 """In the order of a shard's columns."""
 
 NESTED: dict[type, dict[str, type]] = {
-    TeacherSignal: {"topk": TopK, "chunks": ChunkCandidates},
+    TeacherSignal: {"topk": TopK, "chunks": ChunkCandidates, "projected": ProjectedTopK},
     TopK: {"tail": TailSamples},
 }
 """Attributes that hold a nested record; the entries of a tail are those of its `topk`."""
 
 _PARTS: dict[type, tuple[Part, ...]] = {
     record: tuple(part for part in PARTS if part.record is record)
-    for record in (TeacherSignal, TopK, TailSamples, ChunkCandidates)
+    for record in (TeacherSignal, TopK, TailSamples, ChunkCandidates, ProjectedTopK)
 }
 _FIELDS: dict[type, tuple[Field, ...]] = {
     record: tuple(field for part in parts for field in part.fields) for record, parts in _PARTS.items()
 }
 
-Said = TypeVar("Said", TeacherSignal, TopK, TailSamples, ChunkCandidates)
-Lists = TypeVar("Lists", TopK, TailSamples, ChunkCandidates)
+Said = TypeVar("Said", TeacherSignal, TopK, TailSamples, ChunkCandidates, ProjectedTopK)
+Lists = TypeVar("Lists", TopK, TailSamples, ChunkCandidates, ProjectedTopK)
 
 
 def parts_in(columns: Mapping[str, Any]) -> frozenset[PartName]:
@@ -156,7 +170,7 @@ def parts_in(columns: Mapping[str, Any]) -> frozenset[PartName]:
     return frozenset(part.name for part in PARTS if part.fields[0].column in columns)
 
 
-def to_columns(said: TeacherSignal | TopK | TailSamples | ChunkCandidates) -> dict[str, Array]:
+def to_columns(said: TeacherSignal | TopK | TailSamples | ChunkCandidates | ProjectedTopK) -> dict[str, Array]:
     """Return the arrays that are present, by column; arrays by temperature are flattened."""
     result: dict[str, Array] = {}
     for field in _FIELDS[type(said)]:
@@ -279,7 +293,7 @@ def keep_items(lists: Lists, is_kept_I: Bools) -> Lists:
     return replace(lists, **made)
 
 
-def _counts_name(lists: TopK | TailSamples | ChunkCandidates) -> str:
+def _counts_name(lists: TopK | TailSamples | ChunkCandidates | ProjectedTopK) -> str:
     (name,) = (field.name for field in _FIELDS[type(lists)] if field.rule == "count")
     return name
 

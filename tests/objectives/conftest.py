@@ -17,6 +17,7 @@ from torch import nn
 
 from helpers.pair_examples import one_to_one
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
+from tide_cache.config.settings import SignalKind
 from tide_cache.loading.collate import BatchLayout, collate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.packing import PackedInput
@@ -53,6 +54,13 @@ class GivenLogits(Backbone):
 class OneVocabulary:
     """Spells every token as itself."""
 
+    def __init__(self, num_student_ids: int = 0):
+        self.num_student_ids = num_student_ids
+
+    @property
+    def first_V(self) -> np.ndarray:
+        return np.arange(self.num_student_ids, dtype=np.int32)
+
     def single(self, ids_J: np.ndarray, sizes_J: np.ndarray) -> np.ndarray:
         return np.where(sizes_J == 1, ids_J, -1).astype(np.int32)[:, None].repeat(max(1, *sizes_J), axis=1)
 
@@ -69,9 +77,8 @@ def capture(
 ) -> tuple[StudentBatch, Targets]:
     """Let a teacher with these logits speak, and collate; samples have equal teacher lengths."""
     settings = CaptureSettings("full", 1, NO_MASK, shared_vocab_size, 1, 10**9, 64, signals)
-    said = Teacher(GivenLogits(teacher_logits_BLV), settings, OneVocabulary()).signals(
-        pairs, [[view] for view in views]
-    )
+    spelling = OneVocabulary(teacher_logits_BLV.shape[2])
+    said = Teacher(GivenLogits(teacher_logits_BLV), settings, spelling).signals(pairs, [[view] for view in views])
     records = [ViewRecord(pair, view, signal) for pair, view, (signal,) in zip(pairs, views, said, strict=True)]
     return collate(records, BatchLayout(NO_MASK, NO_PAD, 1, shared_vocab_size, signals.temperatures))
 
@@ -274,6 +281,7 @@ def example() -> Callable[..., Example]:
         is_supervised: bool = True,
         tail_samples: int = 0,
         chunk_k: int = 0,
+        kinds: tuple[SignalKind, ...] = (),
     ) -> Example:
         random = torch.Generator().manual_seed(seed)
         teacher_logits_BLV = 2 * torch.randn(num_samples, length, vocab, generator=random)
@@ -285,7 +293,7 @@ def example() -> Callable[..., Example]:
         plan = ViewsConfig(num_views=1, seed=seed, time_sampling="uniform", schedule="linear", complementary=False)
         views = [draw_view(pair, 0, plan) for pair in pairs]
         signals = SignalsConfig(
-            kinds=("truth", "topk", "chunks") if chunk_k else ("truth", "topk"),
+            kinds=kinds or (("truth", "topk", "chunks") if chunk_k else ("truth", "topk")),
             temperatures=tuple(dict.fromkeys(temperatures)),
             top_k=top_k, top_p=top_p, tail_samples=tail_samples, chunk_k=chunk_k,
         )  # fmt: skip

@@ -189,3 +189,9 @@ def test_kept_compares_the_mass_of_the_kept_at_one_and_the_kept_at_the_temperatu
 def test_draws_from_tails_do_not_go_with_kept():
     with pytest.raises(ValueError, match="temperature_mode = 'kept'"):
         ForwardKL(2.0, tail="sampled", temperature_mode="kept")
+
+
+def test_with_one_vocabulary_what_is_projected_is_what_is_shared(example):
+    shared, projected = (example(6, chunk_k=1, kinds=("truth", kind)) for kind in ("topk", "projected"))
+    for objective in (ForwardKL(1.0), ForwardKL(2.0), ReverseKL(2.0)):
+        assert projected.loss(objective).item() == pytest.approx(shared.loss(objective).item(), rel=1e-5)

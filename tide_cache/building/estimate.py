@@ -62,13 +62,15 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
         for view in build.draw_views(pair):
             is_active_C = active_chunks(pair, view)
             num_masked += int(view.is_student_masked_L.sum())
+            of_chunks = int(student_size_C[is_active_C].sum())
             num_kept_rows += int((is_active_C & is_pair_C).sum()) if signals.has_topk else 0
+            num_kept_rows += of_chunks if signals.has_projected else 0
             num_chunks += int(is_active_C.sum())
-            num_chunk_tokens += int(student_size_C[is_active_C].sum())
+            num_chunk_tokens += of_chunks
     scale = len(build.corpus) / len(rows)
     # A candidate is a log-prob and its tokens, each about half of an id with its log-prob.
-    candidates_bytes = signals.candidates_per_chunk * (num_chunks + num_chunk_tokens) * id_bytes / 2
-    candidates_bytes += 8 * num_temperatures * num_chunks if signals.candidates_per_chunk else 0
+    candidates_bytes = signals.chunk_k * (num_chunks + num_chunk_tokens) * id_bytes / 2
+    candidates_bytes = candidates_bytes + 8 * num_temperatures * num_chunks if signals.has_chunks else 0
     pass_bytes = num_masked * POSITION_BYTES + num_kept_rows * kept_row_bytes + candidates_bytes
     sampled_bytes = num_tokens * TOKEN_BYTES + len(build.passes) * pass_bytes
     return BuildEstimate(

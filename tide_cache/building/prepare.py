@@ -324,5 +324,5 @@ def _identity(
             date=None if day is None else day.isoformat(),
         ),
         views=ViewsIdentity(**asdict(run.views)),
-        signals=SignalsIdentity(**asdict(run.signals) | {"chunk_k": run.signals.candidates_per_chunk}),
+        signals=SignalsIdentity(**asdict(run.signals) | {"chunk_k": run.signals.tuples_per_chunk}),
     )

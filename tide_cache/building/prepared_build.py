@@ -53,8 +53,8 @@ class PreparedBuild:
         return [draw_view(pair, number, self.views) for number in range(self.views.num_views)]
 
     def spelling(self) -> Spelling | None:
-        """Spell the teacher's vocabulary for the student, where candidate chunks are wanted; takes seconds."""
-        if not self.capture.signals.candidates_per_chunk:
+        """Spell the teacher's vocabulary for the student, where its texts are wanted; takes seconds."""
+        if not self.capture.signals.tuples_per_chunk:
             return None
         with doing("Spelling the teacher's vocabulary in student tokens", self.checkpoint.vocab_size, "ids"):
             return self.pairer.spelling(self.checkpoint.vocab_size)

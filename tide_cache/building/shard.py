@@ -140,7 +140,7 @@ def _pairing_statistics(report: PairingReport) -> Statistics:
 def _signal_statistics(records_by_sample: list[list[ViewRecord]]) -> Statistics:
     records = [record for of_sample in records_by_sample for record in of_sample]
     signals = [record.signal for record in records if record.signal is not None]
-    topks = [signal.topk for signal in signals if signal.topk is not None]
+    topks = [part for signal in signals for part in (signal.topk, signal.projected) if part is not None]
     splits = [signal.is_shown_first_N for signal in signals if signal.is_shown_first_N is not None]
     of_splits: Statistics = {
         "teacher_views": sum(2 if split.any() and not split.all() else 1 for split in splits),

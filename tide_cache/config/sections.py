@@ -57,7 +57,7 @@ class SignalsConfig(Setting):
 
     kinds: Annotated[tuple[SignalKind, ...], MinLen(1)] = ("truth", "topk")
     """truth: of every masked token. topk: candidates at aligned pairs. chunks: candidates of whole chunks, spelled for
-    the student."""
+    the student. projected: at every token of a chunk, candidates in the student's vocabulary, in place of topk."""
     top_k: Annotated[int, Ge(1)] = 64
     """At most this many ids per position. With 16 half of the gain of kl was left: docs/experiments.md."""
     top_p: Annotated[float, Gt(0), Le(1)] = 0.99
@@ -70,7 +70,7 @@ class SignalsConfig(Setting):
     """plain: any Parquet reader sees ids and log-probs. compact: the same values in three quarters of the bytes;
     logprob_dtype must be float16."""
     chunk_k: Annotated[int, Ge(1)] = 16
-    """At most this many candidates for a chunk of several teacher tokens; one token has up to top_k."""
+    """At most this many tuples of teacher tokens for a chunk of several; one token has up to top_k candidates."""
     tail_samples: Annotated[int, Ge(0)] = 0
     """Ids drawn from the rest of each top-k row, for objectives with tail = 'sampled'."""
 
@@ -81,6 +81,11 @@ class SignalsConfig(Setting):
             raise ValueError("temperatures must be distinct and include 1.0")
         if "truth" not in self.kinds:
             raise ValueError("kinds must include 'truth'")
+        if {"topk", "projected"} <= {*self.kinds}:
+            raise ValueError(
+                "kinds has 'topk' and 'projected', and an objective reads one of them: topk where both tokenizers are "
+                "the same, projected where they differ"
+            )
         if self.tail_samples and "topk" not in self.kinds:
             raise ValueError("tail_samples draws from the tails of topk, and kinds lacks 'topk'")
         if self.codec == "compact" and self.logprob_dtype != "float16":
@@ -96,12 +101,22 @@ class SignalsConfig(Setting):
     @property
     def ids_per_row(self) -> int:
         """Ids that are kept of a row at most; 0 where only the truth is kept."""
-        return self.top_k if {"topk", "chunks"} & {*self.kinds} else 0
+        return self.top_k if {*self.kinds} - {"truth"} else 0
 
     @property
-    def candidates_per_chunk(self) -> int:
-        """Candidates that are kept of a chunk at most; 0 without the signal `chunks`."""
-        return self.chunk_k if "chunks" in self.kinds else 0
+    def has_chunks(self) -> bool:
+        """Whether candidates are kept of whole chunks."""
+        return "chunks" in self.kinds
+
+    @property
+    def has_projected(self) -> bool:
+        """Whether candidates are kept at student tokens, in the student's vocabulary."""
+        return "projected" in self.kinds
+
+    @property
+    def tuples_per_chunk(self) -> int:
+        """Tuples that are looked at of a chunk of several teacher tokens at most; 0 where none are spelled."""
+        return self.chunk_k if self.has_chunks or self.has_projected else 0
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ AlignerName = Literal["bytes", "tokenkit"]
 PassName = Literal["plain", "compdemo"]
 """plain: the teacher sees the view. compdemo: it sees two, each showing some of what the other masks."""
 
-SignalKind = Literal["truth", "topk", "chunks"]
+SignalKind = Literal["truth", "topk", "chunks", "projected"]
 """What was stored of the teacher: `truth` always is; ids drawn from tails come with `topk`."""
 
 CodecName = Literal["plain", "compact"]

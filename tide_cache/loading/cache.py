@@ -79,8 +79,9 @@ class CacheSource:
 
 
 def kinds_to_read(needed: Collection[str]) -> list[SignalKind]:
-    """Return the cache signals among the names that objectives need, in the cache's order."""
-    return [kind for kind in get_args(SignalKind) if kind in needed]
+    """Return the cache signals that serve the names that objectives need, in the cache's order."""
+    served = {*needed, "projected"} if "topk" in needed else {*needed}
+    return [kind for kind in get_args(SignalKind) if kind in served]
 
 
 def cache_layout(manifest: Manifest, mask_id: int, pad_id: int, block_size: int) -> BatchLayout:

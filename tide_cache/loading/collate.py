@@ -14,7 +14,7 @@ from tide_cache.arrays import sums_before
 from tide_cache.config.settings import Schedule
 from tide_cache.loading.candidates import candidate_targets
 from tide_cache.loading.joining import ActiveChunks, JoinedViews, join_views
-from tide_cache.loading.sharing import shared_topk
+from tide_cache.loading.sharing import told_topk
 from tide_cache.records import StudentBatch, Targets, TruthTargets, ViewRecord
 from tide_cache.views.masking import is_complement
 from tide_cache.views.schedule import time_weight
@@ -114,8 +114,8 @@ def _targets(records: Sequence[ViewRecord], layout: BatchLayout) -> Targets:
     ]
     weight_B = np.array([time_weight(t, law.schedule, law.is_complement) for t, law in zip(t_B, laws, strict=True)])
     vocab_B = np.array([own.shared_vocab_size for own in layouts])
-    shared = shared_topk(joined, active, vocab_B[sample_A], layout.temperatures)
-    topk, chunks, extra_ids_NX = candidate_targets(num_rows, shared, joined.signal, active, len(layout.temperatures))
+    told = told_topk(joined, active, vocab_B[sample_A], layout.temperatures)
+    topk, chunks, extra_ids_NX = candidate_targets(num_rows, told, joined.signal, active, len(layout.temperatures))
     return Targets(
         true_id_N=_tensor(joined.student_ids_L[joined.is_student_masked_L], np.int64),
         t_N=_tensor(np.repeat(t_B, rows_B), np.float32),

@@ -128,19 +128,23 @@ def _signal_faults(caches: Sequence[OpenedCache], needs: Needs) -> list[str]:
     """List signals that objectives need and no cache has, with the way to build them."""
     kinds = [cache.manifest.identity.signals.kinds for cache in caches]
     found = list(dict.fromkeys(kind for of_cache in kinds for kind in of_cache))
+    served = {signal for cache in caches for signal in cache.signals}
     speaking = [cache for cache, of_cache in zip(caches, kinds, strict=True) if "topk" in of_cache] or caches
     shares_ids = any(cache.manifest.identity.pairing.shared_vocab_size for cache in speaking)
     faults = []
-    if missing := needs.signals - {"tail"} - set(found) - (set() if shares_ids else {"topk"}):
+    if missing := needs.signals - {"tail"} - {*found, *served} - (set() if shares_ids else {"topk"}):
         every = [kind for kind in ("truth", "topk", "chunks") if kind in {*found, *missing}]
         have = "cache has" if len(caches) == 1 else "all caches together have"
         faults.append(
             f"signals: {have} {found}, objectives also need {sorted(missing)}; build with "
             f"--set 'signals.kinds={json.dumps(every)}'"
         )
-    if "topk" in needs.signals and not shares_ids:
+    if "topk" in needs.signals and not shares_ids and "topk" not in served:
+        every = ["projected" if kind == "topk" else kind for kind in found]
+        every += [] if "projected" in every else ["projected"]
         faults.append(
             "kl, reverse_kl and tidal over kl compare equal tokens, and the two tokenizers share none; use "
-            "chunk_kl, calm or reverse_calm"
+            "chunk_kl, calm or reverse_calm, or build with the teacher's distribution in the student's vocabulary: "
+            f"--set 'signals.kinds={json.dumps(every)}'"
         )
     return faults

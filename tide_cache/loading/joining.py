@@ -107,6 +107,7 @@ def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wante
     position_start_B = sums_before(is_teacher_masked_M)[teacher_start_B]
     first: dict[Rule, list[int]] = {
         "masked position": position_start_B[:-1].tolist(),
+        "masked token": sums_before([int(view.is_student_masked_L.sum()) for view in views])[:-1].tolist(),
         "chunk": chunk_start_B[:-1].tolist(),
     }
     brought = [_at(signal, of_source, wanted) for signal, of_source in zip(signals, own, strict=False)]
@@ -126,9 +127,10 @@ def _at(signal: TeacherSignal, own: Temperatures, wanted: Temperatures) -> Teach
     """Bring tails and partitions to other temperatures."""
     if own == wanted:
         return signal
-    topk, chunks = signal.topk, signal.chunks
+    topk, chunks, projected = signal.topk, signal.chunks, signal.projected
     return replace(
         signal,
         topk=None if topk is None else at_temperatures(topk, own, wanted),
         chunks=None if chunks is None else at_temperatures(chunks, own, wanted),
+        projected=None if projected is None else at_temperatures(projected, own, wanted),
     )

@@ -45,9 +45,14 @@ class OpenedCache:
 
     @property
     def signals(self) -> frozenset[str]:
-        """Signals that reach the student: `topk` speaks of equal tokens, and none may be shared."""
-        kinds = frozenset(self.manifest.identity.signals.kinds)
-        return kinds if self.manifest.identity.pairing.shared_vocab_size else kinds - {"topk"}
+        """Signals that reach the student, as objectives name them.
+
+        `topk` speaks of equal tokens, and none may be shared; `projected` serves in its place.
+        """
+        kinds = {*self.manifest.identity.signals.kinds}
+        if not self.manifest.identity.pairing.shared_vocab_size:
+            kinds -= {"topk"}
+        return frozenset(kinds | {"topk"} if "projected" in kinds else kinds)
 
     def use(self) -> dict[str, object]:
         """Describe the cache and its use, for checkpoints and the final model."""

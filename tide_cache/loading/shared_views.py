@@ -24,7 +24,7 @@ def cut_view(whole: ViewRecord, view: MaskedView) -> ViewRecord:
 
 
 def _cut(whole: ViewRecord, signal: TeacherSignal, view: MaskedView, is_masked_N: np.ndarray) -> TeacherSignal:
-    topk, chunks, spans_C4 = signal.topk, signal.chunks, whole.pair.chunks_C4
+    topk, chunks, projected, spans_C4 = signal.topk, signal.chunks, signal.projected, whole.pair.chunks_C4
     if topk is not None:
         row_N = np.cumsum(is_masked_N, dtype=np.int32) - 1
         topk = take(topk, np.flatnonzero(is_masked_N[topk.rows_R]))
@@ -33,4 +33,10 @@ def _cut(whole: ViewRecord, signal: TeacherSignal, view: MaskedView, is_masked_N
         spans_A4 = spans_C4[chunks.chunks_A]
         is_masked_A = view.is_teacher_masked_M[spans_A4[:, 0]]
         chunks = take(chunks, np.flatnonzero(is_masked_A), spans_A4[:, 3] - spans_A4[:, 2])
-    return replace(take_positions(signal, np.flatnonzero(is_masked_N)), topk=topk, chunks=chunks)
+    if projected is not None:
+        is_student_masked_N = view.is_student_masked_L[whole.view.is_student_masked_L]
+        student_row_N = np.cumsum(is_student_masked_N, dtype=np.int32) - 1
+        projected = take(projected, np.flatnonzero(is_student_masked_N[projected.rows_R]))
+        projected = replace(projected, rows_R=student_row_N[projected.rows_R].astype(np.int32))
+    cut = take_positions(signal, np.flatnonzero(is_masked_N))
+    return replace(cut, topk=topk, chunks=chunks, projected=projected)

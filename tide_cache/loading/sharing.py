@@ -1,5 +1,7 @@
 """Of the teacher's candidates, those that the student can be told: its rows and its ids; the rest joins the tail.
 
+Those of the signal `projected` are at student rows and in student ids already.
+
 Shape suffixes as in `tide_cache.records`; A active chunks of the batch, P its masked teacher
 positions, R those of them with kept ids.
 """
@@ -12,7 +14,7 @@ import numpy.typing as npt
 from tide_cache.arrays import sums_before
 from tide_cache.loading.joining import ActiveChunks, JoinedViews
 from tide_cache.records import Float32s, TailSamples, TopK, aligned_pairs
-from tide_cache.signal_table import Temperatures, keep_items, take
+from tide_cache.signal_table import Temperatures, concat, keep_items, take
 
 Ints = npt.NDArray[np.int64]
 
@@ -28,6 +30,29 @@ class SharedTopK:
 
     topk: TopK
     num_draws_R: Ints
+
+
+def told_topk(
+    joined: JoinedViews, active: ActiveChunks, vocab_A: Ints, temperatures: Temperatures
+) -> SharedTopK | None:
+    """Return the candidates at the batch's rows, from `topk` or `projected`; some views of a mix may have either.
+
+    Args:
+        joined: All views of the batch.
+        active: Its active chunks.
+        vocab_A: As for `shared_topk`.
+        temperatures: Of tails and partitions.
+    """
+    shared = shared_topk(joined, active, vocab_A, temperatures)
+    if joined.signal is None or (projected := joined.signal.projected) is None:
+        return shared
+    fields = {name: getattr(projected, name) for name in vars(projected)}
+    told = SharedTopK(TopK(**fields), np.zeros(len(projected.rows_R), np.int64))
+    if shared is None:
+        return told
+    order_R = np.argsort(np.concatenate([shared.topk.rows_R, told.topk.rows_R]))
+    draws_R = np.concatenate([shared.num_draws_R, told.num_draws_R])
+    return SharedTopK(take(concat([shared.topk, told.topk]), order_R), draws_R[order_R])
 
 
 def shared_topk(

@@ -3,11 +3,11 @@
 The head runs on masked rows only, in slices, in float32: the [B, L, V] tensor never exists.
 
 Shape suffixes: N masked rows, R rows of a slice that want candidates, V vocabulary, K top_k, T temperatures,
-D draws from the tail.
+D draws from the tail, W ids of the student and one more.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,6 +42,39 @@ class RowSignals:
     tail_logprobs_ND: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """What stands for a model's ids in another vocabulary; many may share one there.
+
+    Attributes:
+        to_V: For each id of the model, an id of the other vocabulary, int64; `num_ids` where there is none.
+        num_ids: Ids of the other vocabulary.
+        true_N: The model's id under each mask: it stands for the row's true id, whatever `to_V` says.
+    """
+
+    to_V: torch.Tensor
+    num_ids: int
+    true_N: torch.Tensor
+
+    def of(self, rows: slice) -> "Projection":
+        """Return it for some of the rows."""
+        return replace(self, true_N=self.true_N[rows])
+
+    def logprobs(self, logits_NV: torch.Tensor, true_ids_N: torch.Tensor) -> torch.Tensor:
+        """Add up probabilities by id of the other vocabulary: their logs [N, W]; the last one is what has no id.
+
+        Args:
+            logits_NV: The model's.
+            true_ids_N: True ids in the other vocabulary.
+        """
+        probs_NV = logits_NV.softmax(dim=1)
+        of_true_N1 = probs_NV.gather(1, self.true_N[:, None])
+        probs_NV.scatter_(1, self.true_N[:, None], 0)
+        sums_WN = probs_NV.new_zeros((self.num_ids + 1, len(probs_NV)))
+        sums_WN.index_add_(0, self.to_V, probs_NV.T.contiguous())
+        return sums_WN.T.contiguous().scatter_add_(1, true_ids_N[:, None], of_true_N1).log_()
+
+
 def row_signals(
     hidden_ND: torch.Tensor,
     head_VD: torch.Tensor,
@@ -50,6 +83,7 @@ def row_signals(
     signals: SignalsConfig,
     slice_rows: int,
     uniform_ND: torch.Tensor | None = None,
+    projection: Projection | None = None,
 ) -> RowSignals:
     """Apply the head and keep what `signals` asks for.
 
@@ -61,8 +95,9 @@ def row_signals(
         signals: What to keep.
         slice_rows: Rows whose logits exist at a time.
         uniform_ND: Numbers in [0, 1) that choose D ids drawn from the rest of each row; none by default.
+        projection: To another vocabulary, in which all ids are then, the true ones too; by default none.
     """
-    return start_row_signals(hidden_ND, head_VD, true_ids_N, mass_N, signals, slice_rows, uniform_ND)()
+    return start_row_signals(hidden_ND, head_VD, true_ids_N, mass_N, signals, slice_rows, uniform_ND, projection)()
 
 
 def start_row_signals(
@@ -73,6 +108,7 @@ def start_row_signals(
     signals: SignalsConfig,
     slice_rows: int,
     uniform_ND: torch.Tensor | None = None,
+    projection: Projection | None = None,
 ) -> Callable[[], RowSignals]:
     """Begin what `row_signals` does; a GPU is left to its work, and calling the result waits for it."""
     if uniform_ND is None:
@@ -80,7 +116,15 @@ def start_row_signals(
     slices = [
         part
         for rows in _slices(len(hidden_ND), slice_rows)
-        for part in _parts(hidden_ND[rows], head_VD, true_ids_N[rows], mass_N[rows], uniform_ND[rows], signals)
+        for part in _parts(
+            hidden_ND[rows],
+            head_VD,
+            true_ids_N[rows],
+            mass_N[rows],
+            uniform_ND[rows],
+            signals,
+            projection and projection.of(rows),
+        )
     ]
     # Without waiting, tensors of a GPU are copied to pinned memory, which is filled when the event has come.
     rows = RowSignals(*(torch.cat(parts).to("cpu", non_blocking=True) for parts in zip(*slices, strict=True)))
@@ -111,12 +155,17 @@ def _parts(
     mass_N: torch.Tensor,
     uniform_ND: torch.Tensor,
     signals: SignalsConfig,
+    projection: Projection | None,
 ) -> list[tuple[torch.Tensor, ...]]:
     """Apply the head to a slice of rows, and keep what is wanted: on a GPU of all at once, on a CPU of a few."""
     logits_NV = apply_head(hidden_ND, head_VD)
     size = len(logits_NV) if logits_NV.is_cuda else _CACHED_LOGITS // logits_NV.shape[1]
+
+    def in_vocabulary(rows: slice) -> torch.Tensor:
+        return projection.of(rows).logprobs(logits_NV[rows], true_ids_N[rows]) if projection else logits_NV[rows]
+
     return [
-        _statistics(logits_NV[rows], true_ids_N[rows], mass_N[rows], uniform_ND[rows], signals)
+        _statistics(in_vocabulary(rows), true_ids_N[rows], mass_N[rows], uniform_ND[rows], signals)
         for rows in _slices(len(logits_NV), max(size, 1))
     ]
 

@@ -7,6 +7,7 @@ Shape suffixes: V teacher ids, J candidates, P student tokens of a candidate at 
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -71,6 +72,17 @@ class Spelling:
         texts = [b"".join(parts) if all(parts) else b"" for parts in joined]
         self._remembered.update(zip(unknown, self._encoded(texts), strict=True))
         return [self._remembered[ids] for ids in tuples]
+
+    @property
+    def num_student_ids(self) -> int:
+        """Ids of the student; the one behind the last stands for none."""
+        return self._student.vocab_size
+
+    @cached_property
+    def first_V(self) -> Int32s:
+        """Student token that the bytes of each teacher id begin with; `num_student_ids` where there is none."""
+        first_V = np.where(self._equal_V >= 0, self._equal_V, self._tokens_VP[:, 0])
+        return np.where(first_V >= 0, first_V, self.num_student_ids).astype(np.int32)
 
     def _byte_equal(self) -> Int32s:
         """Student token of the same bytes for each teacher id, -1 for none."""

@@ -21,7 +21,7 @@ from tide_cache.shards.columns import Columns, Ragged, names_of, ragged, scalars
 from tide_cache.shards.record_columns import masks_of, repeats_of_candidates
 from tide_cache.shards.schema import TableName
 from tide_cache.shards.value_faults import Ints, ValueFault, require, require_lengths
-from tide_cache.signal_table import CHUNKS, PARTS, TAIL, TOPK, Part, PartName, parts_in
+from tide_cache.signal_table import CHUNKS, PARTS, PROJECTED, TAIL, TOPK, Part, PartName, parts_in
 
 MASS_TOLERANCE = 1e-3
 LOGPROB_SLACK = 1e-4
@@ -105,8 +105,8 @@ def check_signals(columns: Columns, view: int, pairs: Sequence[SamplePair], rule
     require("view", scalars(columns, "view") == view, None, f"expected view {view}")
     t = scalars(columns, "t")
     require("t", (t > 0) & (t <= 1), None, "diffusion time outside (0, 1]")
-    masked = ragged(columns, "teacher_masked")
-    _check_masks(ragged(columns, "student_masked"), masked, pairs)
+    student_masked, masked = ragged(columns, "student_masked"), ragged(columns, "teacher_masked")
+    _check_masks(student_masked, masked, pairs)
     present = parts_in(columns)
     for field in (field for part in PARTS if part.name in present for field in part.fields):
         if field.axis == "position":
@@ -116,11 +116,13 @@ def check_signals(columns: Columns, view: int, pairs: Sequence[SamplePair], rule
     if "split" in present:
         _check_split(ragged(columns, "shown_first"), masked, pairs)
     if "topk" in present:
-        _check_topk(columns, masked.lengths, rules, thorough)
+        _check_tokens(TOPK, columns, masked.lengths, "the view's masked teacher positions", rules, thorough)
     if "tail" in present:
         _check_tail(columns, rules)
     if "chunks" in present:
         _check_chunks(columns, pairs, rules, thorough)
+    if "projected" in present:
+        _check_tokens(PROJECTED, columns, student_masked.lengths, "the view's masked student tokens", rules, thorough)
 
 
 def _check_masks(student_masked: Ragged, teacher_masked: Ragged, pairs: Sequence[SamplePair]) -> None:
@@ -162,12 +164,16 @@ def _masked_tokens(mask: Ragged, row_C: Ints, spans_C2: Ints) -> Ints:
     return result
 
 
-def _check_topk(columns: Columns, num_masked_S: Ints, rules: ShardRules, thorough: bool) -> None:
-    rows = ragged(columns, "topk_rows")
-    _check_positions("topk_rows", rows, num_masked_S, "the view's masked teacher positions")
-    _check_lists(TOPK, columns, "topk_rows", rules)
+def _check_tokens(
+    part: Part, columns: Columns, num_masked_S: Ints, of_what: str, rules: ShardRules, thorough: bool
+) -> None:
+    """Check candidates for single tokens; the first field of their part says which tokens these are."""
+    entries = part.fields[0].column
+    _check_positions(entries, ragged(columns, entries), num_masked_S, of_what)
+    _check_lists(part, columns, entries, rules)
     if thorough:
-        _check_candidates(*(ragged(columns, name) for name in ("topk_counts", "topk_ids", "topk_logprobs")))
+        (ids,), (logprobs,) = part.having("teacher id", "student id"), part.having("rounded logprob")
+        _check_candidates(columns, part.counts.column, ids.column, logprobs.column)
 
 
 def _check_lists(part: Part, columns: Columns, entries: str, rules: ShardRules, sizes_X: Ints | None = None) -> None:
@@ -313,17 +319,18 @@ def _keyed(ids: npt.NDArray[np.uint32], owner: Ints) -> npt.NDArray[np.uint64]:
     return owner.astype(np.uint64) << np.uint64(32) | ids
 
 
-def _check_candidates(counts: Ragged, ids: Ragged, logprobs: Ragged) -> None:
+def _check_candidates(columns: Columns, of_counts: str, of_ids: str, of_logprobs: str) -> None:
+    counts, ids, logprobs = (ragged(columns, name) for name in (of_counts, of_ids, of_logprobs))
     position_E = np.repeat(np.arange(len(counts.values)), counts.values)
     row_E = ids.row_of_value
     is_same_position_E = np.diff(position_E) == 0
     falls_E = np.diff(logprobs.values) <= 0
-    require("topk_logprobs", falls_E | ~is_same_position_E, row_E, "ids are not in order of probability")
+    require(of_logprobs, falls_E | ~is_same_position_E, row_E, "ids are not in order of probability")
     keys_E = np.sort(_keyed(ids.values, position_E))
     repeats = np.flatnonzero(np.diff(keys_E) == 0)
     if len(repeats):
         position = int(keys_E[repeats[0]] >> np.uint64(32))
-        raise ValueFault("topk_ids", int(counts.row_of_value[position]), "an id occurs twice at a position")
+        raise ValueFault(of_ids, int(counts.row_of_value[position]), "an id occurs twice at a position")
 
 
 def _check_indexes(index_S: Ints) -> None:

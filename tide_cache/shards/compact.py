@@ -24,14 +24,14 @@ from tide_cache.arrays import sums_before
 from tide_cache.records import Float32s, UInt32s
 from tide_cache.shards.columns import Column, Columns, Ragged, ragged
 from tide_cache.shards.value_faults import Ints, require, require_lengths
-from tide_cache.signal_table import CHUNKS, TAIL, TOPK
+from tide_cache.signal_table import CHUNKS, PROJECTED, TAIL, TOPK
 
 Bytes = npt.NDArray[np.uint8]
 UInt16s = npt.NDArray[np.uint16]
 
 LISTS = tuple(
     (part.counts.column, *(field.column for field in part.having("teacher id", "student id", "rounded logprob")))
-    for part in (TOPK, TAIL, CHUNKS)
+    for part in (TOPK, TAIL, CHUNKS, PROJECTED)
 )
 """Columns of counts, ids and log-probs that belong together."""
 

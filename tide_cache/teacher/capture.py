@@ -15,10 +15,20 @@ from tide_cache.errors import PairingError, TeacherOutputError
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.batches import ViewGroup, plan_batches
 from tide_cache.modeling.packing import Kept, pack_block, pack_causal, pack_full
-from tide_cache.modeling.row_signals import RowSignals, start_row_signals
-from tide_cache.records import Int32s, MaskedView, SamplePair, TailSamples, TeacherSignal, TopK
+from tide_cache.modeling.row_signals import Projection, RowSignals, start_row_signals
+from tide_cache.records import (
+    Bools,
+    Int32s,
+    MaskedView,
+    ProjectedTopK,
+    SamplePair,
+    TailSamples,
+    TeacherSignal,
+    TopK,
+)
 from tide_cache.signal_table import take
 from tide_cache.teacher.chunks import AskedChunks, Speller, chunk_candidates
+from tide_cache.teacher.projection import Starts, projected_topk
 from tide_cache.views.masking import whole_view
 from tide_cache.views.random import KeyedRandom
 
@@ -72,11 +82,18 @@ _Batch = Sequence[tuple[SamplePair, list[MaskedView]]]
 
 @dataclass(frozen=True, eq=False)
 class _Answered:
-    """What one forward says: signals of all masked rows once they arrive, where they are [B, n, L], and true tokens."""
+    """What one forward says: signals of all masked rows once they arrive, where they are [B, n, L], and true tokens.
+
+    Attributes:
+        start_row_S: Rows that are a whole chunk of the teacher's, where the signal `projected` is wanted.
+        arriving_starts: Their signals in student ids.
+    """
 
     arriving_rows: Callable[[], RowSignals]
     is_masked_BnL: np.ndarray
     true_N: np.ndarray
+    start_row_S: np.ndarray
+    arriving_starts: Callable[[], RowSignals] | None
 
 
 class Teacher:
@@ -88,12 +105,15 @@ class Teacher:
         Args:
             backbone: The model.
             settings: How to run it, and what to keep.
-            spelling: Writes teacher tokens in student tokens; the `chunks` signal needs it.
+            spelling: Writes teacher tokens in student tokens; the signals `chunks` and `projected` need it.
         """
-        assert spelling is not None or not settings.signals.candidates_per_chunk, "candidate chunks cannot be spelled"
+        assert spelling is not None or not settings.signals.tuples_per_chunk, "candidate chunks cannot be spelled"
         self._backbone = backbone.eval()
         self._settings = settings
         self._spelling = spelling
+        self._first_V = None
+        if spelling is not None and settings.signals.has_projected:
+            self._first_V = self._moved(spelling.first_V.astype(np.int64))
 
     @torch.no_grad()
     def signals(
@@ -164,10 +184,12 @@ class Teacher:
         else:
             place_N, packed = position_N, pack_full(x_t[:, 0], is_real)
         hidden_BSD = self._backbone(packed)
+        hidden_ND = hidden_BSD[self._moved(sample_N), self._moved(place_N)]
         true_N = x_0_BL[sample_N, position_N]
-        mass_N = self._wanted_mass([pair for pair, _ in batch], length)[sample_N, position_N]
+        pairs = [pair for pair, _ in batch]
+        mass_N = self._wanted_mass(pairs, length)[sample_N, position_N]
         arriving_rows = start_row_signals(
-            hidden_BSD[self._moved(sample_N), self._moved(place_N)],
+            hidden_ND,
             self._backbone.head_VD,
             self._moved(true_N),
             self._moved(mass_N),
@@ -175,7 +197,33 @@ class Teacher:
             self._settings.head_rows,
             self._moved(self._uniform(batch)) if self._settings.signals.tail_samples else None,
         )
-        return _Answered(arriving_rows, is_masked_BnL, true_N)
+        true_student_N = _first_student_ids(pairs, length)[sample_N, position_N]
+        start_row_S = np.flatnonzero(true_student_N >= 0)
+        return _Answered(
+            arriving_rows,
+            is_masked_BnL,
+            true_N,
+            start_row_S,
+            self._project(hidden_ND, start_row_S, true_N, true_student_N),
+        )
+
+    def _project(
+        self, hidden_ND: torch.Tensor, start_row_S: np.ndarray, true_N: np.ndarray, true_student_N: np.ndarray
+    ) -> Callable[[], RowSignals] | None:
+        """Begin what is said of some rows in student ids, where that is wanted."""
+        if self._first_V is None or self._spelling is None:
+            return None
+        signals = self._settings.signals
+        true_S = self._moved(true_N[start_row_S])
+        return start_row_signals(
+            hidden_ND[self._moved(start_row_S)],
+            self._backbone.head_VD,
+            self._moved(true_student_N[start_row_S]),
+            hidden_ND.new_full((len(start_row_S),), signals.top_p, dtype=torch.float32),
+            signals,
+            self._settings.head_rows,
+            projection=Projection(self._first_V, self._spelling.num_student_ids, true_S),
+        )
 
     def _moved(self, array: np.ndarray) -> torch.Tensor:
         """Put an array where the model is; a GPU fetches it while it computes."""
@@ -187,7 +235,7 @@ class Teacher:
         rows = answered.arriving_rows()
         _require_finite(rows, batch, answered.is_masked_BnL)
         signals = self._split(rows, answered.is_masked_BnL, batch)
-        return self._with_chunks(batch, signals, rows, answered.true_N)
+        return self._with_chunks(batch, signals, rows, answered)
 
     def _wanted_mass(self, pairs: Sequence[SamplePair], length: int) -> np.ndarray:
         """Mass that the kept ids of each teacher position must reach, [B, L]; a position without loss is never masked.
@@ -198,7 +246,7 @@ class Teacher:
         signals = self._settings.signals
         mass_BL = np.zeros((len(pairs), length), np.float32)
         for mass_L, pair in zip(mass_BL, pairs, strict=True):
-            if signals.candidates_per_chunk:
+            if signals.tuples_per_chunk:
                 for start, end in pair.chunks_C4[pair.is_distillable_C, :2].tolist():
                     mass_L[start:end] = signals.top_p if end - start == 1 else 1
             if signals.has_topk:
@@ -255,25 +303,69 @@ class Teacher:
         return TeacherSignal(rows.truth_logprobs_N[span].numpy(), rows.is_top1_N[span].numpy(), topk)
 
     def _with_chunks(
-        self,
-        batch: _Batch,
-        signals: list[list[TeacherSignal]],
-        rows: RowSignals,
-        true_N: np.ndarray,
+        self, batch: _Batch, signals: list[list[TeacherSignal]], rows: RowSignals, answered: _Answered
     ) -> list[list[TeacherSignal]]:
-        """Add the candidates of active chunks, where they are wanted."""
-        if self._spelling is None or not self._settings.signals.candidates_per_chunk:
+        """Add what is said of active chunks, where it is wanted: candidates of the whole, and of student tokens."""
+        wanted, spelling = self._settings.signals, self._spelling
+        if spelling is None or not wanted.tuples_per_chunk:
             return signals
+        asked = _Asked.of(batch)
+        true_N = answered.true_N.astype(np.int32)
+        flat = [signal for of_sample in signals for signal in of_sample]
+        if wanted.has_chunks:
+            every = chunk_candidates(asked.chunks, true_N, rows, spelling, wanted)
+            ends = sums_before(asked.num_chunks_V)
+            flat = [
+                replace(signal, chunks=take(every, np.arange(start, end), asked.chunks.student_size_A))
+                for signal, (start, end) in zip(flat, pairwise(ends), strict=True)
+            ]
+        if answered.arriving_starts is not None:
+            starts = Starts(asked.of_rows(answered.start_row_S), answered.arriving_starts(), spelling.num_student_ids)
+            projected = projected_topk(asked.chunks, asked.first_student_row_A, true_N, rows, starts, spelling, wanted)
+            flat = [
+                replace(signal, projected=_from_row(projected, start, end))
+                for signal, (start, end) in zip(flat, pairwise(asked.student_row_V), strict=True)
+            ]
+        left = iter(flat)
+        return [[next(left) for _ in of_sample] for of_sample in signals]
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """The active chunks of all views of a batch.
+
+    Attributes:
+        chunks: View by view.
+        num_chunks_V: How many each view has.
+        first_student_row_A: First masked student token of each chunk, among those of all views.
+        student_row_V: First masked student token of each view, and the end of all.
+    """
+
+    chunks: AskedChunks
+    num_chunks_V: list[int]
+    first_student_row_A: np.ndarray
+    student_row_V: np.ndarray
+
+    @classmethod
+    def of(cls, batch: _Batch) -> "_Asked":
+        """Find them."""
         active = [(pair, view, _active(pair, view)) for pair, views in batch for view in views]
-        first_row = sums_before([int(view.is_teacher_masked_M.sum()) for _, view, _ in active])
-        rows_of_views = [
-            (sums_before(view.is_teacher_masked_M) + first)[pair.chunks_C4[index_A, 0]]
-            for (pair, view, index_A), first in zip(active, first_row, strict=False)
-        ]
+        teacher_row_V, student_row_V = (
+            sums_before([int(masked(view).sum()) for _, view, _ in active]) for masked in (_of_teacher, _of_student)
+        )
+        first_A, first_student_A = (
+            np.concatenate(
+                [
+                    sums_before(masked(view))[pair.chunks_C4[index_A, column]] + first
+                    for (pair, view, index_A), first in zip(active, row_V, strict=False)
+                ]
+            )
+            for masked, column, row_V in ((_of_teacher, 0, teacher_row_V), (_of_student, 2, student_row_V))
+        )
         spans_A4 = np.concatenate([pair.chunks_C4[index_A] for pair, _, index_A in active])
         chunks = AskedChunks(
             index_A=np.concatenate([index_A for _, _, index_A in active]),
-            first_row_A=np.concatenate(rows_of_views).astype(np.int32),
+            first_row_A=first_A.astype(np.int32),
             teacher_size_A=spans_A4[:, 1] - spans_A4[:, 0],
             student_size_A=spans_A4[:, 3] - spans_A4[:, 2],
             student_ids_F=np.concatenate(
@@ -285,10 +377,34 @@ class Teacher:
                 or [np.zeros(0, np.int32)]
             ),
         )
-        every = chunk_candidates(chunks, true_N.astype(np.int32), rows, self._spelling, self._settings.signals)
-        ends = sums_before([len(index_A) for _, _, index_A in active])
-        of_views = iter(take(every, np.arange(start, end), chunks.student_size_A) for start, end in pairwise(ends))
-        return [[replace(signal, chunks=next(of_views)) for signal in of_sample] for of_sample in signals]
+        return cls(chunks, [len(index_A) for _, _, index_A in active], first_student_A, student_row_V)
+
+    def of_rows(self, row_S: np.ndarray) -> np.ndarray:
+        """Return the chunks that begin at some masked teacher tokens."""
+        return np.searchsorted(self.chunks.first_row_A, row_S)
+
+
+def _of_teacher(view: MaskedView) -> Bools:
+    return view.is_teacher_masked_M
+
+
+def _of_student(view: MaskedView) -> Bools:
+    return view.is_student_masked_L
+
+
+def _from_row(every: ProjectedTopK, start: int, end: int) -> ProjectedTopK:
+    """Return the rows of one view, counted from its first."""
+    chosen = take(every, np.flatnonzero((every.rows_R >= start) & (every.rows_R < end)))
+    return replace(chosen, rows_R=chosen.rows_R - np.int32(start))
+
+
+def _first_student_ids(pairs: Sequence[SamplePair], length: int) -> np.ndarray:
+    """First student token of each distillable chunk of one teacher token, at that token; -1 elsewhere: [B, L]."""
+    result_BL = np.full((len(pairs), length), -1, np.int64)
+    for row_L, pair in zip(result_BL, pairs, strict=True):
+        is_single_C = pair.is_distillable_C & (pair.chunks_C4[:, 1] - pair.chunks_C4[:, 0] == 1)
+        row_L[pair.chunks_C4[is_single_C, 0]] = pair.student_ids_L[pair.chunks_C4[is_single_C, 2]]
+    return result_BL
 
 
 def _active(pair: SamplePair, view: MaskedView) -> Int32s:

@@ -31,6 +31,14 @@ Floats = npt.NDArray[np.float64]
 class Speller(Protocol):
     """Writes tuples of teacher tokens in student tokens; `pairing.spelling.Spelling` is one."""
 
+    @property
+    def num_student_ids(self) -> int:
+        """Ids of the student."""
+
+    @property
+    def first_V(self) -> Int32s:
+        """Student token that the bytes of each teacher id begin with; `num_student_ids` where there is none."""
+
     def single(self, ids_J: Int32s, sizes_J: Int32s) -> Int32s:
         """Spell single teacher tokens in a given number of student tokens each: [J, P], -1 beyond."""
 

@@ -99,20 +99,36 @@ def merge_signals(
     order_N = np.argsort(position_N)
     row_of_position_M = np.zeros(len(is_shown_first_M), np.int32)
     row_of_position_M[position_N[order_N]] = np.arange(len(order_N))
+    is_student_masked_L = np.logical_or.reduce([part.is_student_masked_L for part in parts])
+    student_row_L = (np.cumsum(is_student_masked_L) - 1).astype(np.int32)
     joined = concat(
-        [_renumbered(signal, row_of_position_M[of_part]) for signal, of_part in zip(signals, positions, strict=True)]
+        [
+            _renumbered(signal, row_of_position_M[of_part], student_row_L[part.is_student_masked_L])
+            for signal, part, of_part in zip(signals, parts, positions, strict=True)
+        ]
     )
-    topk, chunks = joined.topk, joined.chunks
+    topk, chunks, projected = joined.topk, joined.chunks, joined.projected
     size_C = pair.chunks_C4[:, 3] - pair.chunks_C4[:, 2]
     return replace(
         take_positions(joined, order_N),
         topk=None if topk is None else take(topk, np.argsort(topk.rows_R)),
         is_shown_first_N=is_shown_first_M[position_N[order_N]],
         chunks=None if chunks is None else take(chunks, np.argsort(chunks.chunks_A), size_C[chunks.chunks_A]),
+        projected=None if projected is None else take(projected, np.argsort(projected.rows_R)),
     )
 
 
-def _renumbered(signal: TeacherSignal, row_N: Int32s) -> TeacherSignal:
-    """Let kept ids refer to the masked positions of the whole view; `row_N` gives the new number of each."""
-    topk = signal.topk
-    return signal if topk is None else replace(signal, topk=replace(topk, rows_R=row_N[topk.rows_R]))
+def _renumbered(signal: TeacherSignal, row_N: Int32s, student_row_N: Int32s) -> TeacherSignal:
+    """Let kept ids refer to the masked tokens of the whole view.
+
+    Args:
+        signal: Of a partial view.
+        row_N: New number of each masked teacher token.
+        student_row_N: New number of each masked student token.
+    """
+    topk, projected = signal.topk, signal.projected
+    return replace(
+        signal,
+        topk=None if topk is None else replace(topk, rows_R=row_N[topk.rows_R]),
+        projected=None if projected is None else replace(projected, rows_R=student_row_N[projected.rows_R]),
+    )
