@@ -140,11 +140,10 @@ def _signal_faults(caches: Sequence[OpenedCache], needs: Needs) -> list[str]:
             f"--set 'signals.kinds={json.dumps(every)}'"
         )
     if "topk" in needs.signals and not shares_ids and "topk" not in served:
-        every = ["projected" if kind == "topk" else kind for kind in found]
-        every += [] if "projected" in every else ["projected"]
+        with_projected = [*(kind for kind in found if kind != "topk"), "projected"]
         faults.append(
             "kl, reverse_kl and tidal over kl compare equal tokens, and the two tokenizers share none; use "
             "chunk_kl, calm or reverse_calm, or build with the teacher's distribution in the student's vocabulary: "
-            f"--set 'signals.kinds={json.dumps(every)}'"
+            f"--set 'signals.kinds={json.dumps(with_projected)}'"
         )
     return faults
