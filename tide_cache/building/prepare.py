@@ -303,7 +303,7 @@ def _identity(
     day: datetime.date | None,
 ) -> CacheIdentity:
     return CacheIdentity(
-        format_version=version_for(run.teacher.context),
+        format_version=version_for(run.teacher.context, run.signals.kinds),
         corpus_hash=corpus.content_hash,
         num_rows=len(corpus),
         teacher={

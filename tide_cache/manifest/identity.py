@@ -6,6 +6,7 @@ every value, and is read for ever. They are made of the settings by name, and a 
 """
 
 import hashlib
+from collections.abc import Collection
 from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -14,7 +15,7 @@ from tide_cache.config.base import Frozen
 from tide_cache.config.settings import CodecName, LogprobDtype, Schedule, TimeSampling
 from tide_cache.errors import CacheMismatchError
 from tide_cache.locations import CachePath
-from tide_cache.shards import FORMAT_VERSION, SHARED_VIEWS_VERSION, ShardRules, canonical_json
+from tide_cache.shards import FORMAT_VERSION, PROJECTED_VERSION, SHARED_VIEWS_VERSION, ShardRules, canonical_json
 
 ABSENT = "(absent)"
 
@@ -96,10 +97,11 @@ class CacheIdentity(Frozen):
     signals: SignalsIdentity
 
     @model_validator(mode="after")
-    def _version_of_shared_views(self) -> Self:
-        expected = version_for(self.teacher.get("context"))
+    def _is_new_enough(self) -> Self:
+        expected = version_for(self.teacher.get("context"), self.signals.kinds)
         if self.format_version < expected:
-            raise ValueError(f"format_version: found {self.format_version}, context 'causal' needs {expected}")
+            reason = "the signal 'projected'" if expected == PROJECTED_VERSION else "context 'causal'"
+            raise ValueError(f"format_version: found {self.format_version}, {reason} needs {expected}")
         return self
 
     @property
@@ -134,8 +136,10 @@ class CacheIdentity(Frozen):
         return differing_fields(self, other)
 
 
-def version_for(context: Scalar) -> int:
-    """Return the format version of a cache whose teacher is shown this."""
+def version_for(context: Scalar, kinds: Collection[str]) -> int:
+    """Return the format version of a cache whose teacher is shown this, and which holds these signals."""
+    if "projected" in kinds:
+        return PROJECTED_VERSION
     return SHARED_VIEWS_VERSION if context == "causal" else FORMAT_VERSION
 
 

@@ -13,7 +13,9 @@ FORMAT_VERSION = 1
 """Of every shard, and of the documents of a cache unless it needs a newer one."""
 SHARED_VIEWS_VERSION = 2
 """Of the identity, plan and manifest of a cache whose one stored view serves all views of training."""
-NEWEST_VERSION = SHARED_VIEWS_VERSION
+PROJECTED_VERSION = 3
+"""Of the same documents of a cache that holds the signal `projected`."""
+NEWEST_VERSION = PROJECTED_VERSION
 """The newest of documents that this release reads."""
 
 PASSES: tuple[PassName, ...] = get_args(PassName)
