@@ -10,7 +10,7 @@ from helpers.cache_examples import IDENTITY, PLAN, Builder
 from helpers.shard_examples import assert_pairs_equal, assert_records_equal, make_compdemo, make_shard
 from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ShardCorruptError, TideCacheError
 from tide_cache.manifest import CacheFolder, Manifest, tables_of, verify
-from tide_cache.shards import LocalFiles
+from tide_cache.shards import NEWEST_VERSION, LocalFiles
 
 
 def test_a_complete_cache_reads_back(builder):
@@ -364,9 +364,9 @@ def test_a_manifest_that_contradicts_itself_is_refused(cache, change, message):
 @pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
 def test_a_newer_version_is_refused_with_the_version_needed(cache, name):
     """Before its unknown fields are."""
-    document = {**json.loads((cache / name).read_bytes()), "format_version": 3, "something_new": 1}
+    document = {**json.loads((cache / name).read_bytes()), "format_version": NEWEST_VERSION + 1, "something_new": 1}
     (cache / name).write_text(json.dumps(document))
-    with pytest.raises(CacheMismatchError, match="Install a release of tide-cache that reads format version 3"):
+    with pytest.raises(CacheMismatchError, match=f"that reads format version {NEWEST_VERSION + 1}"):
         Manifest.load(cache) if name == "manifest.json" else CacheFolder(cache).begin(IDENTITY, PLAN, ["plain"])
 
 

@@ -10,7 +10,6 @@ from transformers import Qwen3Config
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
-from tide_cache.errors import CacheMismatchError
 from tide_cache.loading.cache import CacheSource
 from tide_cache.loading.collate import collate
 from tide_cache.manifest import Manifest, verify
@@ -82,13 +81,3 @@ def test_a_mix_reads_either_signal(cache, tiny_cache, tiny_teacher, tmp_path):
     alone = [collate([record], prepared.layout)[1] for record in records]
     assert together.topk.has_topk_N.tolist() == [has for one in alone for has in one.topk.has_topk_N.tolist()]
     assert all(one.topk.has_topk_N.any() for one in alone)
-
-
-def test_a_cache_without_it_says_how_to_build_one(cache, build_values, tiny_teacher, tmp_path):
-    values = build_values(tmp_path / "chunks", teacher__model=str(cache.parent / "teacher"))
-    values["signals"]["kinds"] = ("truth", "chunks")
-    build_cache(BuildRun.model_validate(values))
-    run = run_on({"cache": str(tmp_path / "chunks")}, tiny_teacher, tmp_path / "run")
-    with pytest.raises(CacheMismatchError) as caught:
-        prepare(run, World(0, 1, 0), resume=False)
-    assert """signals.kinds=["truth", "chunks", "projected"]""" in str(caught.value)
