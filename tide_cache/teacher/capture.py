@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from tide_cache.arrays import sums_before
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.config.settings import TeacherContext
 from tide_cache.errors import PairingError, TeacherOutputError
@@ -16,19 +14,9 @@ from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.batches import ViewGroup, plan_batches
 from tide_cache.modeling.packing import Kept, pack_block, pack_causal, pack_full
 from tide_cache.modeling.row_signals import Projection, RowSignals, start_row_signals
-from tide_cache.records import (
-    Bools,
-    Int32s,
-    MaskedView,
-    ProjectedTopK,
-    SamplePair,
-    TailSamples,
-    TeacherSignal,
-    TopK,
-)
-from tide_cache.signal_table import take
-from tide_cache.teacher.chunks import AskedChunks, Speller, chunk_candidates
-from tide_cache.teacher.projection import Starts, projected_topk
+from tide_cache.records import MaskedView, SamplePair, TeacherSignal
+from tide_cache.teacher.chunks import Speller
+from tide_cache.teacher.sorting import Batch, Sorter, first_student_ids
 from tide_cache.views.masking import whole_view
 from tide_cache.views.random import KeyedRandom
 
@@ -76,10 +64,6 @@ class CaptureSettings:
         return plan_batches(lengths, num_views, views_per_forward, self.copies, self.batch_tokens)
 
 
-_Batch = Sequence[tuple[SamplePair, list[MaskedView]]]
-"""Samples with the views that share a forward; equally many of each."""
-
-
 @dataclass(frozen=True, eq=False)
 class _Answered:
     """What one forward says: signals of all masked rows once they arrive, where they are [B, n, L], and true tokens.
@@ -107,10 +91,10 @@ class Teacher:
             settings: How to run it, and what to keep.
             spelling: Writes teacher tokens in student tokens; the signals `chunks` and `projected` need it.
         """
-        assert spelling is not None or not settings.signals.tuples_per_chunk, "candidate chunks cannot be spelled"
         self._backbone = backbone.eval()
         self._settings = settings
         self._spelling = spelling
+        self._sorter = Sorter(settings.signals, settings.shared_vocab_size, spelling)
         self._first_V = None
         if spelling is not None and settings.signals.has_projected:
             self._first_V = self._moved(spelling.first_V.astype(np.int64))
@@ -140,7 +124,7 @@ class Teacher:
             [len(pair.teacher_ids_M) for pair in pairs], [len(of_sample) for of_sample in views]
         )
 
-        def sort_back(batch: Sequence[ViewGroup], chosen: _Batch, answered: _Answered) -> None:
+        def sort_back(batch: Sequence[ViewGroup], chosen: Batch, answered: _Answered) -> None:
             for group, signals in zip(batch, self._sorted_back(chosen, answered), strict=True):
                 for view, signal in zip(group.views, signals, strict=True):
                     result[group.sample][view] = signal
@@ -160,7 +144,7 @@ class Teacher:
                 previous.result()
         return [[_present(signal) for signal in of_sample] for of_sample in result]
 
-    def _forward(self, batch: _Batch) -> _Answered:
+    def _forward(self, batch: Batch) -> _Answered:
         """Run one forward; every sample of the batch has equally many views."""
         length = max(1, *(len(pair.teacher_ids_M) for pair, _ in batch))  # attention refuses length 0
         num_views = len(batch[0][1])
@@ -187,7 +171,7 @@ class Teacher:
         hidden_ND = hidden_BSD[self._moved(sample_N), self._moved(place_N)]
         true_N = x_0_BL[sample_N, position_N]
         pairs = [pair for pair, _ in batch]
-        mass_N = self._wanted_mass(pairs, length)[sample_N, position_N]
+        mass_N = self._sorter.wanted_mass(pairs, length)[sample_N, position_N]
         arriving_rows = start_row_signals(
             hidden_ND,
             self._backbone.head_VD,
@@ -197,7 +181,7 @@ class Teacher:
             self._settings.head_rows,
             self._moved(self._uniform(batch)) if self._settings.signals.tail_samples else None,
         )
-        true_student_N = _first_student_ids(pairs, length)[sample_N, position_N]
+        true_student_N = first_student_ids(pairs, length)[sample_N, position_N]
         start_row_S = np.flatnonzero(true_student_N >= 0)
         return _Answered(
             arriving_rows,
@@ -230,35 +214,14 @@ class Teacher:
         tensor, device = torch.from_numpy(array), self._backbone.device
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-    def _sorted_back(self, batch: _Batch, answered: _Answered) -> list[list[TeacherSignal]]:
+    def _sorted_back(self, batch: Batch, answered: _Answered) -> list[list[TeacherSignal]]:
         """Cut what a forward said into the signals of its views."""
         rows = answered.arriving_rows()
         _require_finite(rows, batch, answered.is_masked_BnL)
-        signals = self._split(rows, answered.is_masked_BnL, batch)
-        return self._with_chunks(batch, signals, rows, answered)
+        starts = None if answered.arriving_starts is None else (answered.start_row_S, answered.arriving_starts())
+        return self._sorter.signals(batch, answered.is_masked_BnL, answered.true_N, rows, starts)
 
-    def _wanted_mass(self, pairs: Sequence[SamplePair], length: int) -> np.ndarray:
-        """Mass that the kept ids of each teacher position must reach, [B, L]; a position without loss is never masked.
-
-        Aligned pairs and chunks of one token keep `top_p`. Chunks of several keep all of `top_k`, so that the likeliest
-        tuples over their positions are found.
-        """
-        signals = self._settings.signals
-        mass_BL = np.zeros((len(pairs), length), np.float32)
-        for mass_L, pair in zip(mass_BL, pairs, strict=True):
-            if signals.tuples_per_chunk:
-                for start, end in pair.chunks_C4[pair.is_distillable_C, :2].tolist():
-                    mass_L[start:end] = signals.top_p if end - start == 1 else 1
-            if signals.has_topk:
-                mass_L[self._pair_positions(pair)] = signals.top_p
-        return mass_BL
-
-    def _pair_positions(self, pair: SamplePair) -> Int32s:
-        """Teacher positions of aligned pairs."""
-        positions: Int32s = pair.chunks_C4[pair.is_aligned_pair_C(self._settings.shared_vocab_size), 0]
-        return positions
-
-    def _uniform(self, batch: _Batch) -> np.ndarray:
+    def _uniform(self, batch: Batch) -> np.ndarray:
         """Numbers that choose the ids drawn from tails, for every masked row; keyed by sample, view and position."""
         draws = self._settings.signals.tail_samples
         every = [np.zeros((0, draws), np.float32)]
@@ -268,149 +231,6 @@ class Teacher:
                 uniform_MD = random.uniform(len(pair.teacher_ids_M) * draws).reshape(-1, draws)
                 every.append(uniform_MD[view.is_teacher_masked_M])
         return np.concatenate(every)
-
-    def _split(self, rows: RowSignals, is_masked_BnL: np.ndarray, batch: _Batch) -> list[list[TeacherSignal]]:
-        """Cut rows in (sample, view, position) order into one signal per view."""
-        stop = 0
-        result: list[list[TeacherSignal]] = []
-        for (pair, _), is_masked_nL in zip(batch, is_masked_BnL, strict=True):
-            is_pair_L = np.zeros(is_masked_nL.shape[1], bool)
-            is_pair_L[self._pair_positions(pair)] = True
-            result.append([])
-            for is_masked_L in is_masked_nL:
-                start, stop = stop, stop + int(is_masked_L.sum())
-                is_pair_N = torch.from_numpy(is_pair_L[is_masked_L])
-                result[-1].append(self._signal(rows, slice(start, stop), is_pair_N))
-        return result
-
-    def _signal(self, rows: RowSignals, span: slice, is_pair_N: torch.Tensor) -> TeacherSignal:
-        topk = None
-        if self._settings.signals.has_topk:
-            counts_R = rows.counts_N[span][is_pair_N]
-            is_kept_RK = torch.arange(rows.ids_NK.shape[1]) < counts_R[:, None]
-            tail = None
-            if self._settings.signals.tail_samples:
-                tail = _tail_samples(rows.tail_ids_ND[span][is_pair_N], rows.tail_logprobs_ND[span][is_pair_N])
-            topk = TopK(
-                rows_R=is_pair_N.nonzero().squeeze(1).numpy().astype(np.int32),
-                counts_R=counts_R.numpy().astype(np.int32),
-                ids_E=rows.ids_NK[span][is_pair_N][is_kept_RK].numpy().astype(np.uint32),
-                logprobs_E=rows.logprobs_NK[span][is_pair_N][is_kept_RK].numpy(),
-                log_tail_RT=rows.log_tail_NT[span][is_pair_N].numpy(),
-                log_partition_RT=rows.log_partition_NT[span][is_pair_N].numpy(),
-                tail=tail,
-            )
-        return TeacherSignal(rows.truth_logprobs_N[span].numpy(), rows.is_top1_N[span].numpy(), topk)
-
-    def _with_chunks(
-        self, batch: _Batch, signals: list[list[TeacherSignal]], rows: RowSignals, answered: _Answered
-    ) -> list[list[TeacherSignal]]:
-        """Add what is said of active chunks, where it is wanted: candidates of the whole, and of student tokens."""
-        wanted, spelling = self._settings.signals, self._spelling
-        if spelling is None or not wanted.tuples_per_chunk:
-            return signals
-        asked = _Asked.of(batch)
-        true_N = answered.true_N.astype(np.int32)
-        flat = [signal for of_sample in signals for signal in of_sample]
-        if wanted.has_chunks:
-            every = chunk_candidates(asked.chunks, true_N, rows, spelling, wanted)
-            ends = sums_before(asked.num_chunks_V)
-            flat = [
-                replace(signal, chunks=take(every, np.arange(start, end), asked.chunks.student_size_A))
-                for signal, (start, end) in zip(flat, pairwise(ends), strict=True)
-            ]
-        if answered.arriving_starts is not None:
-            starts = Starts(asked.of_rows(answered.start_row_S), answered.arriving_starts(), spelling.num_student_ids)
-            projected = projected_topk(asked.chunks, asked.first_student_row_A, true_N, rows, starts, spelling, wanted)
-            flat = [
-                replace(signal, projected=_from_row(projected, start, end))
-                for signal, (start, end) in zip(flat, pairwise(asked.student_row_V), strict=True)
-            ]
-        left = iter(flat)
-        return [[next(left) for _ in of_sample] for of_sample in signals]
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """The active chunks of all views of a batch.
-
-    Attributes:
-        chunks: View by view.
-        num_chunks_V: How many each view has.
-        first_student_row_A: First masked student token of each chunk, among those of all views.
-        student_row_V: First masked student token of each view, and the end of all.
-    """
-
-    chunks: AskedChunks
-    num_chunks_V: list[int]
-    first_student_row_A: np.ndarray
-    student_row_V: np.ndarray
-
-    @classmethod
-    def of(cls, batch: _Batch) -> "_Asked":
-        """Find them."""
-        active = [(pair, view, _active(pair, view)) for pair, views in batch for view in views]
-        teacher_row_V, student_row_V = (
-            sums_before([int(masked(view).sum()) for _, view, _ in active]) for masked in (_of_teacher, _of_student)
-        )
-        first_A, first_student_A = (
-            np.concatenate(
-                [
-                    sums_before(masked(view))[pair.chunks_C4[index_A, column]] + first
-                    for (pair, view, index_A), first in zip(active, row_V, strict=False)
-                ]
-            )
-            for masked, column, row_V in ((_of_teacher, 0, teacher_row_V), (_of_student, 2, student_row_V))
-        )
-        spans_A4 = np.concatenate([pair.chunks_C4[index_A] for pair, _, index_A in active])
-        chunks = AskedChunks(
-            index_A=np.concatenate([index_A for _, _, index_A in active]),
-            first_row_A=first_A.astype(np.int32),
-            teacher_size_A=spans_A4[:, 1] - spans_A4[:, 0],
-            student_size_A=spans_A4[:, 3] - spans_A4[:, 2],
-            student_ids_F=np.concatenate(
-                [
-                    pair.student_ids_L[a:b]
-                    for pair, _, index_A in active
-                    for a, b in pair.chunks_C4[index_A, 2:].tolist()
-                ]
-                or [np.zeros(0, np.int32)]
-            ),
-        )
-        return cls(chunks, [len(index_A) for _, _, index_A in active], first_student_A, student_row_V)
-
-    def of_rows(self, row_S: np.ndarray) -> np.ndarray:
-        """Return the chunks that begin at some masked teacher tokens."""
-        return np.searchsorted(self.chunks.first_row_A, row_S)
-
-
-def _of_teacher(view: MaskedView) -> Bools:
-    return view.is_teacher_masked_M
-
-
-def _of_student(view: MaskedView) -> Bools:
-    return view.is_student_masked_L
-
-
-def _from_row(every: ProjectedTopK, start: int, end: int) -> ProjectedTopK:
-    """Return the rows of one view, counted from its first."""
-    chosen = take(every, np.flatnonzero((every.rows_R >= start) & (every.rows_R < end)))
-    return replace(chosen, rows_R=chosen.rows_R - np.int32(start))
-
-
-def _first_student_ids(pairs: Sequence[SamplePair], length: int) -> np.ndarray:
-    """First student token of each distillable chunk of one teacher token, at that token; -1 elsewhere: [B, L]."""
-    result_BL = np.full((len(pairs), length), -1, np.int64)
-    for row_L, pair in zip(result_BL, pairs, strict=True):
-        is_single_C = pair.is_distillable_C & (pair.chunks_C4[:, 1] - pair.chunks_C4[:, 0] == 1)
-        row_L[pair.chunks_C4[is_single_C, 0]] = pair.student_ids_L[pair.chunks_C4[is_single_C, 2]]
-    return result_BL
-
-
-def _active(pair: SamplePair, view: MaskedView) -> Int32s:
-    """Chunks that carry a loss and that the teacher does not see; in a partial view of CompDemo a part of them."""
-    is_hidden_C = view.is_teacher_masked_M[pair.chunks_C4[:, 0]]
-    return np.flatnonzero(pair.is_distillable_C & is_hidden_C).astype(np.int32)
 
 
 def require_prefixes(pairs: Sequence[SamplePair]) -> None:
@@ -428,25 +248,7 @@ def require_prefixes(pairs: Sequence[SamplePair]) -> None:
             )
 
 
-def _tail_samples(ids_RD: torch.Tensor, logprobs_RD: torch.Tensor) -> TailSamples:
-    """Count equal draws of a row."""
-    order_RD = ids_RD.argsort(dim=1, stable=True)
-    ids_RD, logprobs_RD = ids_RD.gather(1, order_RD), logprobs_RD.gather(1, order_RD)
-    is_new_RD = torch.ones_like(ids_RD, dtype=torch.bool)
-    is_new_RD[:, 1:] = ids_RD[:, 1:] != ids_RD[:, :-1]
-    is_new_RD &= ids_RD >= 0
-    starts = is_new_RD.flatten().nonzero().squeeze(1)
-    is_drawn = (ids_RD >= 0).flatten()
-    draws = torch.bincount(is_new_RD.flatten().cumsum(0)[is_drawn] - 1, minlength=len(starts))
-    return TailSamples(
-        counts_R=is_new_RD.sum(dim=1).numpy().astype(np.int32),
-        ids_S=ids_RD[is_new_RD].numpy().astype(np.uint32),
-        logprobs_S=logprobs_RD[is_new_RD].numpy(),
-        draws_S=draws.numpy().astype(np.int32),
-    )
-
-
-def _require_finite(rows: RowSignals, batch: _Batch, is_masked_BnL: np.ndarray) -> None:
+def _require_finite(rows: RowSignals, batch: Batch, is_masked_BnL: np.ndarray) -> None:
     is_finite_N = rows.truth_logprobs_N.isfinite() & ~rows.log_partition_NT.isnan().any(dim=1)
     if not is_finite_N.all():
         sample, view, _ = np.argwhere(is_masked_BnL)[int((~is_finite_N).nonzero()[0])]
