@@ -199,3 +199,14 @@ def test_each_tail_is_what_it_says_over_the_candidates(example, seed, chunk_k, t
         found["renormalise"] += temperature**2 * (p * (p / (q / q.sum())).log()).sum().item()
     for tail, expected in found.items():
         assert case.loss(ChunkKL(temperature, tail=tail)).item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_elsewhere_the_truth_is_taught_and_every_masked_row_counts_once(example):
+    """Nine tokens in chunks of two: the last one is in none."""
+    case = make(example, 1, 2, 3, length=9)
+    told, alone = (ChunkKL(elsewhere=where) for where in ("truth", "nothing"))
+    truth_N = case.logits_NV.log_softmax(dim=1).gather(1, case.targets.true_id_N[:, None]).squeeze(1)
+    is_untold_N = case.targets.truth.chunk_of_row_N < 0
+    assert 0 < is_untold_N.sum() < len(is_untold_N)
+    assert case.loss(told).item() == pytest.approx((case.loss(alone) - truth_N[is_untold_N].sum()).item(), rel=1e-5)
+    assert told.count(case.targets) == len(is_untold_N)

@@ -195,3 +195,16 @@ def test_with_one_vocabulary_what_is_projected_is_what_is_shared(example):
     shared, projected = (example(6, chunk_k=1, kinds=("truth", kind)) for kind in ("topk", "projected"))
     for objective in (ForwardKL(1.0), ForwardKL(2.0), ReverseKL(2.0)):
         assert projected.loss(objective).item() == pytest.approx(shared.loss(objective).item(), rel=1e-5)
+
+
+def test_elsewhere_the_truth_is_taught_and_every_masked_row_counts_once(example):
+    case = example(7, chunk_size=2)  # chunks of two have no rows of their own
+    whole = example(7)
+    for one in (case, whole):
+        told, alone = (ForwardKL(1.0, elsewhere=where) for where in ("truth", "nothing"))
+        truth_N = one.logits_NV.log_softmax(dim=1).gather(1, one.targets.true_id_N[:, None]).squeeze(1)
+        expected = one.loss(alone) - truth_N[~one.targets.topk.has_topk_N].sum()
+        assert one.loss(told).item() == pytest.approx(expected.item(), rel=1e-5)
+        assert told.count(one.targets) == len(one.targets.true_id_N)
+    assert not case.targets.topk.has_topk_N.any()
+    assert whole.targets.topk.has_topk_N.all()

@@ -14,6 +14,9 @@ from tide_cache.config.settings import Refused, Setting
 Temperature = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Tail = Literal["rest", "renormalise", "sampled"]
+Elsewhere = Literal["nothing", "truth"]
+"""What rows are taught that have no candidates. nothing: rows with candidates weigh more than they do in `ce`. truth:
+the true token, so that all masked rows weigh the same."""
 TemperatureMode = Literal["captured", "kept"]
 """captured: T applies to the whole distribution, so it must have been captured. kept: T applies among the kept
 outcomes only, and how much they hold is compared at T = 1; any T will do."""
@@ -54,6 +57,8 @@ class ForwardKLConfig(_Objective):
     """What is not kept: one outcome, left out, or estimated from signals.tail_samples draws."""
     temperature_mode: TemperatureMode = "captured"
     """What T softens: the whole distribution, or the kept ids among themselves (any T, none captured)."""
+    elsewhere: Elsewhere = "nothing"
+    """What rows without candidates are taught; truth: the true token, with the same weight."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +123,8 @@ class ChunkKLConfig(_Objective):
     all that a student can write has the chunk's length."""
     temperature_mode: TemperatureMode = "captured"
     """What T softens: the whole distribution, or the candidates among themselves (any T, none captured)."""
+    elsewhere: Elsewhere = "nothing"
+    """What rows of chunks without candidates are taught; truth: the true token, with the same weight."""
 
 
 _NOT_REVERSED = Refused(

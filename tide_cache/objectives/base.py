@@ -103,6 +103,11 @@ def student_truth(student: RowStatistics) -> torch.Tensor:
     return student.gathered_NK[:, 0] - student.log_z_NT[:, student.temperatures.index(1.0)]
 
 
+def untold(student: RowStatistics, is_told_N: torch.Tensor) -> torch.Tensor:
+    """Return the sum of -log q(true token) over the rows that no teacher speaks of, in nats."""
+    return -student_truth(student).masked_fill(is_told_N, 0).sum()
+
+
 def student_logprobs(student: RowStatistics, targets: Targets, temperature: float) -> RowLogProbs:
     """Return the student's distribution at T on the rows that carry teacher candidates."""
     index = student.temperatures.index(temperature)

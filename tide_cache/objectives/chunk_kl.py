@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from tide_cache.config.objectives import ChunkKLConfig
-from tide_cache.objectives.base import Needs, Objective, has_candidates
+from tide_cache.objectives.base import Needs, Objective, has_candidates, untold
 from tide_cache.records import RowStatistics, Targets
 
 _LEAST_REST = 1e-15
@@ -41,8 +41,8 @@ class ChunkKL(ChunkKLConfig, Objective):
         return 1.0 if self.temperature_mode == "kept" else self.temperature
 
     def count(self, targets: Targets) -> float:
-        """Return the number of active chunks that have candidates."""
-        return float(has_candidates(targets).sum())
+        """Return the number of active chunks that have candidates; with `truth` elsewhere, of all masked rows."""
+        return float(has_candidates(targets).sum() if self.elsewhere == "nothing" else len(targets.true_id_N))
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Return the sum in nats; by default a candidate's log-prob has the gradient T^2 (q_c p_rest/q_rest - p_c)."""
@@ -55,7 +55,8 @@ class ChunkKL(ChunkKLConfig, Objective):
             inside_C = both.tempered(self.temperature).kl_C()
             weight_C = self.temperature**2 * both.mass_C(both.p_J).exp()
             total = (both.kept_kl_C() + weight_C * inside_C).sum()
-        return total.to(student.log_z_NT.dtype)
+        total = total.to(student.log_z_NT.dtype)
+        return total if self.elsewhere == "nothing" else total + untold(student, _is_told(targets))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +124,13 @@ class _Both:
 
     def _among(self, logprob_J: torch.Tensor) -> torch.Tensor:
         return logprob_J - self.mass_C(logprob_J)[self.chunk_J]
+
+
+def _is_told(targets: Targets) -> torch.Tensor:
+    """Tell for each row whether it belongs to a chunk with candidates, [N]."""
+    chunk_N = targets.truth.chunk_of_row_N
+    has_C1 = torch.cat([has_candidates(targets), chunk_N.new_zeros(1, dtype=torch.bool)])  # -1 is the last
+    return has_C1[chunk_N]
 
 
 def candidate_logprobs(student: RowStatistics, targets: Targets, temperature: float) -> torch.Tensor:

@@ -22,6 +22,7 @@ from tide_cache.objectives.base import (
     grouped_kl,
     student_logprobs,
     teacher_logprobs,
+    untold,
 )
 from tide_cache.records import RowStatistics, Targets
 
@@ -92,12 +93,18 @@ class ForwardKL(ForwardKLConfig, _GroupedKL):
         """As all of its kind; with `kept`, T = 1 alone."""
         return super().needs if self.temperature_mode == "captured" else _needs_at(1.0, self.tail)
 
+    def count(self, targets: Targets) -> float:
+        """Return the number of rows that carry teacher candidates, or of all that are taught."""
+        return super().count(targets) if self.elsewhere == "nothing" else float(len(targets.true_id_N))
+
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Return the sum in nats; without `kept` its gradient in a logit is T (q_T - p_T)."""
         if self.temperature_mode == "captured":
-            return super().total(student, targets, progress)
-        q, p = self._distributions(student, targets, 1.0)
-        return decoupled_kl(p, q, self.temperature).sum()
+            total = super().total(student, targets, progress)
+        else:
+            q, p = self._distributions(student, targets, 1.0)
+            total = decoupled_kl(p, q, self.temperature).sum()
+        return total if self.elsewhere == "nothing" else total + untold(student, targets.topk.has_topk_N)
 
 
 @dataclass(frozen=True)
