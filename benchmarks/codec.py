@@ -263,7 +263,7 @@ def _curves(rows: Rows) -> dict[str, float]:
 def _shards(cache: Path) -> Iterator[Stored]:
     """Read a whole cache."""
     manifest = Manifest.load(cache)
-    for shard in range(len(manifest.shards["pairs"])):
+    for shard in range(manifest.plan.num_shards):
         of_pairs, of_signals = (manifest.reader(cache, table, shard) for table in ("pairs", manifest.passes[0]))
         groups = [of_pairs.read_pairs(group) for group in range(of_pairs.layout.num_groups)]
         records = [

@@ -11,7 +11,7 @@ from tide_cache.config.build import BuildRun
 from tide_cache.config.json_schema import RunFileSchema
 from tide_cache.config.train import TrainRun
 from tide_cache.disk import new_folder, write_whole
-from tide_cache.manifest import CommitRecord, Manifest, PlanDocument
+from tide_cache.manifest import CommitRecord, ManifestHead, PlanDocument, WholeManifest
 from tide_cache.shards.schema import FORMAT_VERSION, PAIRS_SCHEMA, signals_schema
 from tide_cache.signal_table import PARTS, SPLIT, TRUTH
 from tide_cache.version import __version__
@@ -21,7 +21,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MODELS: dict[str, type[Frozen]] = {
     "build-run.json": BuildRun,
     "train-run.json": TrainRun,
-    "manifest.json": Manifest,
+    "manifest.json": WholeManifest,
+    "manifest-head.json": ManifestHead,
     "plan.json": PlanDocument,
     "commit-record.json": CommitRecord,
 }

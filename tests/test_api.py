@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import tide_cache
+from tide_cache.building.repair import find_damage
 from tide_cache.inspecting.export import export_view
-from tide_cache.manifest import Manifest
+from tide_cache.inspecting.inspection import inspect
+from tide_cache.manifest import CacheFolder, Manifest, verify
 
 HEAVY = {"torch", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "pydantic"}
 OBJECTIVES = [tide_cache.CrossEntropy(), tide_cache.Calm()]
@@ -138,3 +141,24 @@ def test_a_preset_gives_its_objectives():
     assert reverse == tide_cache.ReverseCalm(temperature=5.0, clamp_student=True)
     with pytest.raises(tide_cache.RunFileError, match="did you mean 'cross/tide-cross'"):
         tide_cache.preset_objectives("cross/tide-crss")
+
+
+def test_a_manifest_in_parts_is_the_same_to_every_reader(tiny_cache, tiny_teacher, cache, tmp_path, monkeypatch):
+    root = tmp_path / "cache"
+    shutil.copytree(tiny_cache, root)
+    (root / "manifest.json").unlink()
+    monkeypatch.setattr("tide_cache.manifest.finishing.MOST_SHARDS_IN_ONE_FILE", 1)
+    CacheFolder(root).finish(cache.manifest.passes)
+    assert json.loads((root / "manifest.json").read_bytes())["format_version"] == 4
+    parted = tide_cache.open_cache(root)
+    assert (len(parted), parted.statistics) == (len(cache), cache.statistics)
+    np.testing.assert_array_equal(parted[-1].signal.truth_logprobs_N, cache[-1].signal.truth_logprobs_N)
+    assert verify(root, deep=True).ok
+    assert find_damage(root).is_repaired
+    one, other = (asdict(inspect(folder)) for folder in (tiny_cache, root))
+    assert {**one, "cache": root} == other
+    found, expected = (
+        next(iter(one.torch_dataset(tiny_teacher, OBJECTIVES, steps=1, global_batch=8, micro_batch=4)))[0]
+        for one in (parted, cache)
+    )
+    np.testing.assert_array_equal(found.x_t_BL, expected.x_t_BL)

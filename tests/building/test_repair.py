@@ -234,3 +234,18 @@ def test_the_document_of_a_damage_says_which_file(cache):
         "file": str(Path(PAIRS).with_suffix(".json")),
         "problem": "shard-000001.json is missing",
     }
+
+
+def test_a_damaged_part_of_a_manifest_comes_back_with_what_else_was_bad(cache, run, monkeypatch):
+    monkeypatch.setattr("tide_cache.manifest.finishing.MOST_SHARDS_IN_ONE_FILE", 1)
+    (cache / "manifest.json").unlink()
+    build_cache(run)
+    good = tree(cache)
+    (part,) = (cache / "manifest").glob("plain-*")
+    flip(part)
+    flip(cache / PAIRS)
+    found = repair_cache(find_damage(cache), run)
+    assert found.is_repaired
+    assert found.moved == ("manifest.json", f"manifest/{part.name}", PAIRS, "pairs/shard-000001.json")
+    assert found.recomputed == (PAIRS,)
+    assert tree(cache) == good

@@ -5,7 +5,16 @@ from types import SimpleNamespace
 import pytest
 
 from tide_cache.building.prepare import prepare_build
-from tide_cache.building.shard_size import FEWEST, MOST, active_parameters, fitting, reads_per_sample
+from tide_cache.building.shard_size import (
+    FEWEST,
+    MOST,
+    active_parameters,
+    fitting,
+    reads_per_sample,
+    require_openable,
+    samples_per_shard,
+)
+from tide_cache.errors import RunFileError
 from tide_cache.manifest import CacheFolder
 
 DENSE = SimpleNamespace(
@@ -49,3 +58,24 @@ def test_a_build_that_goes_on_keeps_the_size_it_was_planned_with(run_in, tmp_pat
     assert prepare_build(left_out).plan.samples_per_shard == begun.plan.samples_per_shard == 8
     elsewhere = run_in(tmp_path / "other", build__samples_per_shard=None)
     assert prepare_build(elsewhere).plan.samples_per_shard == MOST, "a toy"
+
+
+def test_a_cut_that_no_reader_would_open_is_refused_before_rows_are_paired(run_in, tmp_path, monkeypatch):
+    with pytest.raises(
+        RunFileError, match=r"cuts 1000001 rows into 1000001 shards; a cache has at most 1000000\. Give at least 2"
+    ):
+        require_openable(1_000_001, 1, 8)
+    with pytest.raises(RunFileError, match=r"up to 312500 row groups; its commit record would be larger than readers"):
+        require_openable(10**8, 2 * 10**6, 10)
+    require_openable(10**8, 512, 10)
+    monkeypatch.setattr("tide_cache.building.shard_size.MAX_SHARDS", 2)
+    monkeypatch.setattr("tide_cache.building.prepare.pair_corpus", None)
+    with pytest.raises(RunFileError, match=r"build\.samples_per_shard: found 8, which cuts"):
+        prepare_build(run_in(tmp_path / "cache"))
+
+
+def test_a_size_that_is_left_out_never_gives_too_many_shards(run_in, tmp_path):
+    left_out = run_in(tmp_path / "cache", build__samples_per_shard=None)
+    costly = SimpleNamespace(**{**vars(DENSE), "num_hidden_layers": 36_000})
+    assert samples_per_shard(left_out, costly, "cpu", 10**6) == FEWEST
+    assert samples_per_shard(left_out, costly, "cpu", 10**8) == 128

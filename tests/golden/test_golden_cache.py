@@ -10,6 +10,7 @@ from golden.make_cache import NUM_SAMPLES, digest
 from tide_cache.errors import CacheMismatchError
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import CacheFolder, Manifest, verify
+from tide_cache.shards import NEWEST_VERSION, PARTS_VERSION
 
 GOLDEN = Path(__file__).resolve().parent / "cache-v1"
 CACHE_ID = "d0e471b09daef0d2"
@@ -56,6 +57,8 @@ def test_a_newer_format_is_refused_with_the_version_needed(tmp_path, name):
     cache = tmp_path / "cache"
     shutil.copytree(GOLDEN, cache)
     document = json.loads((cache / name).read_bytes())
-    (cache / name).write_text(json.dumps({**document, "format_version": 3, "field of the future": 1}))
-    with pytest.raises(CacheMismatchError, match=r"format version 3; this release reads up to version 2\.\nInstall"):
+    newest = PARTS_VERSION if name == "manifest.json" else NEWEST_VERSION
+    (cache / name).write_text(json.dumps({**document, "format_version": newest + 1, "field of the future": 1}))
+    message = rf"format version {newest + 1}; this release reads up to version {newest}\.\nInstall"
+    with pytest.raises(CacheMismatchError, match=message):
         READS[name](cache)

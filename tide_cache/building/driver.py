@@ -266,7 +266,6 @@ def _summary(
     run: BuildRun, build: PreparedBuild, manifest: Manifest, shards_reused: int, elapsed_s: float
 ) -> BuildSummary:
     pairs, signals = manifest.totals["pairs"], manifest.totals[manifest.passes[0]]
-    records = [record for table in manifest.shards.values() for record in table]
     return BuildSummary(
         cache=run.build.out,
         cache_id=manifest.identity.cache_id,
@@ -276,7 +275,7 @@ def _summary(
         num_samples=int(pairs["samples"]),
         num_views=build.identity.stored_views,
         masked_positions=int(signals["masked_student_positions"]),
-        cache_bytes=sum(record.size for record in records),
+        cache_bytes=manifest.cache_bytes,
         coverage=pairs["covered_tokens"] / max(pairs["supervised_tokens"], 1),
         dropped={name.removeprefix("dropped."): int(count) for name, count in manifest.dropped.items()},
         skipped_rows=build.corpus.skipped,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tide_cache.building.paired_corpus import PairedCorpus, pair_corpus
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.run_record import begun_on
-from tide_cache.building.shard_size import samples_per_shard
+from tide_cache.building.shard_size import require_openable, samples_per_shard
 from tide_cache.config.build import BuildRun
 from tide_cache.config.common import TokenizerConfig
 from tide_cache.corpus import Corpus, open_corpus, open_preprocessed
@@ -97,9 +97,11 @@ def prepare_build(
         shared = run.pairing.shared_vocab_size
     # Only `auto` asks this machine: a plan is made, and a Ray cluster is driven, where no GPU is.
     device = resolve_device("auto") if run.teacher.device == "auto" else run.teacher.device
+    size = samples_per_shard(run, checkpoint.config, device, len(corpus))
+    require_openable(len(corpus), size, 1 if run.teacher.context == "causal" else run.views.num_views)
     plan = ShardPlan(
         num_rows=len(corpus),
-        samples_per_shard=samples_per_shard(run, checkpoint.config, device),
+        samples_per_shard=size,
         batch_tokens=run.build.batch_tokens,
         head_rows=run.build.head_rows,
         views_per_forward=run.build.views_per_forward,

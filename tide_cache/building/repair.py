@@ -32,6 +32,7 @@ from tide_cache.manifest import (
     verify,
 )
 from tide_cache.manifest.manifest import read_plan
+from tide_cache.manifest.parts import PARTS_FOLDER
 from tide_cache.manifest.quarantine import Quarantine
 from tide_cache.modeling.backbone import resolve_device
 from tide_cache.shards import PASSES, Files, PassName, TableName, files_of, publish, publish_json
@@ -103,8 +104,9 @@ def repair_cache(
         return damage
     files = files or files_of(damage.cache)
     quarantine = Quarantine(damage.cache, files)
-    if "manifest.json" in damage.bad_files:
-        recomputed = _make_manifest(damage.cache, run, quarantine, on_progress, files)
+    bad_manifest = [name for name in damage.bad_files if name == "manifest.json" or name.startswith(f"{PARTS_FOLDER}/")]
+    if bad_manifest:
+        recomputed = _make_manifest(damage.cache, bad_manifest, run, quarantine, on_progress, files)
     else:
         recomputed = _repair_files(damage, run, quarantine, files)
     left = verify(damage.cache, files=files)
@@ -115,10 +117,11 @@ def repair_cache(
 
 def _repair_files(damage: RepairReport, run: BuildRun | None, quarantine: Quarantine, files: Files) -> list[str]:
     """Restore plan, records and shards as the manifest describes them; return the shards computed again."""
-    root, bad = damage.cache, damage.bad_files
+    root, bad = damage.cache, set(damage.bad_files)
     manifest = Manifest.load(root, files)
     plan = PlanDocument.of(manifest.identity, manifest.plan)
-    records = [record for table in manifest.tables for record in manifest.shards[table]]
+    listed = (record for table in manifest.tables for record in manifest.shards[table])
+    records = [record for record in listed if _name(record) in bad or _record_name(record) in bad]
     lost = [record for record in records if _name(record) in bad]
     if lost:
         run = _required(run, root, [_name(record) for record in lost])
@@ -128,7 +131,7 @@ def _repair_files(damage: RepairReport, run: BuildRun | None, quarantine: Quaran
         require_same_identity(root / "manifest.json", plan, PlanDocument.of(build.identity, build.plan))
         _repair_shards(root, run, build, lost, quarantine, files)
     documents: dict[str, Frozen] = {"plan.json": plan}
-    documents |= {record_path(Path(), record.table, record.shard).as_posix(): record for record in records}
+    documents |= {_record_name(record): record for record in records}
     for name in (name for name in documents if name in bad):
         quarantine.take(name)
         files.make_folder((root / name).parent)
@@ -164,7 +167,12 @@ def _repair_shards(
 
 
 def _make_manifest(
-    root: CachePath, run: BuildRun | None, quarantine: Quarantine, on_progress: OnProgress | None, files: Files
+    root: CachePath,
+    bad: Sequence[str],
+    run: BuildRun | None,
+    quarantine: Quarantine,
+    on_progress: OnProgress | None,
+    files: Files,
 ) -> list[str]:
     """Rebuild a lost manifest from the commit records; shards that they do not vouch for are computed again."""
     build = prepare_build(run) if run is not None else None
@@ -183,7 +191,7 @@ def _make_manifest(
     if faults:
         run = _required(run, root, faults)
         InProcess().check(run)  # before anything is moved
-    for name in ["manifest.json", *(["plan.json"] if plan_is_bad else [])]:
+    for name in dict.fromkeys(["manifest.json", *bad, *(["plan.json"] if plan_is_bad else [])]):
         quarantine.take(name)
     if plan_is_bad:
         publish_json(root / "plan.json", plan.model_dump(mode="json"), files)
@@ -224,6 +232,10 @@ def _unvouched(root: CachePath, plan: PlanDocument, tables: Sequence[TableName],
 
 def _name(record: CommitRecord) -> str:
     return shard_path(Path(), record.table, record.shard).as_posix()
+
+
+def _record_name(record: CommitRecord) -> str:
+    return record_path(Path(), record.table, record.shard).as_posix()
 
 
 def _required(run: BuildRun | None, root: CachePath, lost: Sequence[str]) -> BuildRun:

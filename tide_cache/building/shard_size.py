@@ -8,8 +8,11 @@ It is not part of a cache's identity. docs/decisions/shard-size.md.
 from typing import Any
 
 from tide_cache.config.build import BuildRun
-from tide_cache.errors import CacheIncompleteError
+from tide_cache.errors import CacheIncompleteError, RunFileError
+from tide_cache.manifest.commit import MAX_RECORD_BYTES, most_record_bytes
 from tide_cache.manifest.manifest import read_plan
+from tide_cache.manifest.plan import MAX_SHARDS
+from tide_cache.shards import ShardLayout
 
 MOST = 512
 """About 64 MiB with the usual signals, views and lengths; larger files gain nothing."""
@@ -18,20 +21,51 @@ FLOP_PER_SHARD = {"cuda": 6e16, "cpu": 6e13}
 """Five minutes at 200 TFLOP/s, and at 200 GFLOP/s: what a large GPU and a few cores were seen to keep up."""
 
 
-def samples_per_shard(run: BuildRun, config: Any, device: str) -> int:
+def samples_per_shard(run: BuildRun, config: Any, device: str, num_rows: int) -> int:
     """Return the size of a build's shards: the run file's, else that of the build in its folder, else a new one.
 
     Args:
         run: The run file.
         config: Of the teacher.
         device: Where the teacher runs, `auto` resolved.
+        num_rows: Rows of the corpus.
     """
     if run.build.samples_per_shard is not None:
         return run.build.samples_per_shard
     try:
         return read_plan(run.build.out).plan.samples_per_shard
     except CacheIncompleteError:
-        return fitting(config, run.teacher.max_length * reads_per_sample(run), device)
+        size = fitting(config, run.teacher.max_length * reads_per_sample(run), device)
+        while size * MAX_SHARDS < num_rows:
+            size *= 2
+        return size
+
+
+def require_openable(num_rows: int, samples_per_shard: int, stored_views: int) -> None:
+    """Refuse a cut whose finished cache no reader would accept.
+
+    Args:
+        num_rows: Rows of the corpus.
+        samples_per_shard: Of the cut.
+        stored_views: Views of each sample that shards hold.
+
+    Raises:
+        RunFileError: Too many shards, or a shard of too many row groups.
+    """
+    num_shards = -(-num_rows // samples_per_shard)
+    if num_shards > MAX_SHARDS:
+        raise RunFileError(
+            f"build.samples_per_shard: found {samples_per_shard}, which cuts {num_rows} rows into {num_shards} shards; "
+            f"a cache has at most {MAX_SHARDS}. Give at least {-(-num_rows // MAX_SHARDS)}, or leave it out. Nothing "
+            "was computed."
+        )
+    row_groups = ShardLayout(min(samples_per_shard, num_rows), stored_views).num_row_groups
+    if most_record_bytes(row_groups) > MAX_RECORD_BYTES:
+        raise RunFileError(
+            f"build.samples_per_shard: found {samples_per_shard}, which gives a shard up to {row_groups} row groups; "
+            "its commit record would be larger than readers accept. Give a smaller number, or leave it out. Nothing "
+            "was computed."
+        )
 
 
 def reads_per_sample(run: BuildRun) -> int:

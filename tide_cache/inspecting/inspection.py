@@ -84,9 +84,8 @@ def inspect(cache: CachePath, on_groups: OnGroups | None = None) -> Inspection:
     """
     manifest = Manifest.load(cache)
     pairs, signals = manifest.totals["pairs"], manifest.totals[manifest.passes[0]]
-    records = [record for table in manifest.shards.values() for record in table]
     masked, teacher_masked = int(signals["masked_student_positions"]), int(signals["masked_teacher_positions"])
-    cache_bytes = sum(record.size for record in records)
+    cache_bytes = manifest.cache_bytes
     sample = sample_cache(cache, manifest, on_groups)
     record = read_record(cache)
     return Inspection(

@@ -133,7 +133,7 @@ def sample_cache(cache: CachePath, manifest: Manifest, on_groups: OnGroups | Non
 def _spread_places(manifest: Manifest) -> list[tuple[int, int, int]]:
     """Choose (shard, group, view) spread evenly over shards, groups and views, in the order of the cache."""
     num_views = manifest.identity.stored_views
-    layouts = [ShardLayout(record.num_samples, num_views) for record in manifest.shards["pairs"]]
+    layouts = [ShardLayout(count, num_views) for count in manifest.num_samples]
     places = [(s, g, v) for s, layout in enumerate(layouts) for g in range(layout.num_groups) for v in range(num_views)]
     return [places[index] for index in evenly(len(places), GROUPS_READ)]
 

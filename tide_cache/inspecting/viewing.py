@@ -180,7 +180,7 @@ def example_views(cache: CachePath) -> tuple[int, ...]:
         cache: Folder of a complete cache.
     """
     manifest = Manifest.load(cache)
-    shards = [shard for shard, record in enumerate(manifest.shards["pairs"]) if record.num_samples]
+    shards = [shard for shard, count in enumerate(manifest.num_samples) if count]
     if not shards:
         return ()
     pairs = manifest.reader(cache, "pairs", shards[0]).read_pairs(0)
@@ -244,14 +244,14 @@ def _spell_ids(ids: Sequence[int]) -> str:
 def _read_view(cache: CachePath, manifest: Manifest, which: PassName, number: int) -> ViewRecord:
     num_views = manifest.identity.stored_views
     sample, view = divmod(number, num_views)
-    for shard, record in enumerate(manifest.shards["pairs"]):
-        if sample < record.num_samples:
-            layout = ShardLayout(record.num_samples, 1)
+    for shard, count in enumerate(manifest.num_samples):
+        if sample < count:
+            layout = ShardLayout(count, 1)
             group = next(g for g in range(layout.num_groups) if sample in layout.samples_of(g))
             pairs = manifest.reader(cache, "pairs", shard).read_pairs(group)
             records = manifest.reader(cache, which, shard).read_signals(view, group, pairs)
             return records[sample - layout.samples_of(group).start]
-        sample -= record.num_samples
+        sample -= count
     last = int(manifest.totals["pairs"]["samples"]) * num_views - 1
     raise RunFileError(f"{cache}: found no view {number}; expected 0 to {last}")
 

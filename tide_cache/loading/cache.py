@@ -47,7 +47,7 @@ class CacheSource:
         self._is_shared = manifest.identity.is_shared
         self._views = BuildViewsConfig(**dict(manifest.identity.views))
         self._pass, self._signals = signal_pass or manifest.passes[0], signals
-        layouts = [ShardLayout(record.num_samples, 1) for record in manifest.shards["pairs"]]
+        layouts = [ShardLayout(count, 1) for count in manifest.num_samples]
         self._places = [(shard, group) for shard, layout in enumerate(layouts) for group in range(layout.num_groups)]
         self._sizes = tuple(len(layouts[shard].samples_of(group)) for shard, group in self._places)
         self._first_sample = sums_before(self._sizes)

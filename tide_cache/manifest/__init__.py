@@ -12,14 +12,17 @@ from tide_cache.manifest.identity import (
     require_same_identity,
 )
 from tide_cache.manifest.manifest import Manifest, record_path, shard_path, tables_of
+from tide_cache.manifest.parts import ManifestHead
 from tide_cache.manifest.plan import PlanDocument, ShardPlan
 from tide_cache.manifest.verify import Problem, VerifyReport, verify
+from tide_cache.manifest.whole import WholeManifest
 
 __all__ = [
     "CacheFolder",
     "CacheIdentity",
     "CommitRecord",
     "Manifest",
+    "ManifestHead",
     "PairingIdentity",
     "PlanDocument",
     "Problem",
@@ -30,6 +33,7 @@ __all__ = [
     "VerifyReport",
     "ViewsIdentity",
     "VocabSizes",
+    "WholeManifest",
     "record_path",
     "require_same_identity",
     "shard_path",

@@ -20,6 +20,15 @@ Statistics = dict[str, int | float]
 Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
 
 
+def most_record_bytes(row_groups: int) -> int:
+    """Return about how long a commit record can become; most of a long one are the rows of its row groups.
+
+    Args:
+        row_groups: Of the shard.
+    """
+    return 4096 + 4 * row_groups
+
+
 class CommitRecord(Frozen):
     """One committed shard; also its entry in the manifest.
 

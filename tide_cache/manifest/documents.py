@@ -5,6 +5,7 @@ coerced, defaulted or ignored.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -17,14 +18,21 @@ from tide_cache.shards import NEWEST_VERSION, Files
 Document = TypeVar("Document", bound=Frozen)
 
 
-def read_document(path: CachePath, model: type[Document], max_bytes: int, files: Files) -> Document:
+def read_document(
+    path: CachePath,
+    model: type[Document] | Callable[[int], type[Document]],
+    max_bytes: int,
+    files: Files,
+    newest: int = NEWEST_VERSION,
+) -> Document:
     """Read one JSON document of a cache.
 
     Args:
         path: The document.
-        model: Its model; has a field `format_version`.
+        model: Its model; has a field `format_version`. Or what chooses it by the version found.
         max_bytes: Anything larger is refused unread.
         files: The file system.
+        newest: The newest version of this document that this release reads.
 
     Raises:
         FileNotFoundError: There is no such document; the caller knows what that means.
@@ -48,11 +56,25 @@ def read_document(path: CachePath, model: type[Document], max_bytes: int, files:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if type(version) is not int:
         raise ShardCorruptError(f"{path}: found format_version {version!r}, expected a number. {_way_out(path)}")
-    if version > NEWEST_VERSION:
+    if version > newest:
         raise CacheMismatchError(
-            f"{path}: format version {version}; this release reads up to version {NEWEST_VERSION}.\n"
+            f"{path}: format version {version}; this release reads up to version {newest}.\n"
             f"Install a release of tide-cache that reads format version {version}."
         )
+    return parse_document(path, model if isinstance(model, type) else model(version), data)
+
+
+def parse_document(path: CachePath, model: type[Document], data: bytes) -> Document:
+    """Read what the format says of a document; its form was checked.
+
+    Args:
+        path: The document, for the message.
+        model: Its model.
+        data: UTF-8 of JSON.
+
+    Raises:
+        ShardCorruptError: It is not what the model says.
+    """
     try:
         return model.model_validate_json(data, strict=True)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from tide_cache.errors import CacheMismatchError, PairingError, ShardCorruptErro
 from tide_cache.locations import CachePath
 from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord, Statistics
 from tide_cache.manifest.documents import read_document
+from tide_cache.manifest.finishing import make_document
 from tide_cache.manifest.identity import CacheIdentity, require_same_identity
 from tide_cache.manifest.manifest import (
     Manifest,
@@ -16,10 +17,10 @@ from tide_cache.manifest.manifest import (
     read_plan,
     record_path,
     shard_path,
-    sum_statistics,
     table_folder,
     tables_of,
 )
+from tide_cache.manifest.parts import PARTS_FOLDER, ManifestHead
 from tide_cache.manifest.plan import PlanDocument, ShardPlan
 from tide_cache.shards import (
     EncodedShard,
@@ -36,7 +37,6 @@ from tide_cache.shards import (
     publish_json,
     replace_json,
 )
-from tide_cache.version import __version__
 
 QUARANTINE = "quarantine"
 """Folder of shards that two workers computed differently; nothing reads it."""
@@ -164,41 +164,31 @@ class CacheFolder:
         path = self.root / "manifest.json"
         is_there = path.name in self._files.list_folder(self.root)
         found = Manifest.load(self.root, self._files) if is_there else None
-        manifest = self._manifest(tables_of([*passes, *(found.passes if found else ())]))
-        if not any(record.num_samples for record in manifest.shards["pairs"]):
+        tables = tables_of([*passes, *(found.passes if found else ())])
+        document = make_document(self.root, self.plan_document, tables, self._existing_record, self._files)
+        manifest = Manifest.of(document, self.root, self._files)
+        if not any(manifest.num_samples):
             reasons = [f"{name.partition('.')[2]}: {count}" for name, count in manifest.dropped.items()]
             title = f"{self.root}: no row of the corpus became a sample:"
             raise PairingError(fault_list(title, reasons, "Raise max_length, or fix the corpus; give a new build.out."))
-        self._sync_folders(manifest.tables)
+        self._sync_folders(tables, isinstance(document, ManifestHead))
         if found is None:
             try:
-                publish_json(path, manifest.model_dump(mode="json"), self._files)
+                publish_json(path, document.model_dump(mode="json"), self._files)
             except OtherBytesError:  # another worker was faster, and its manifest may list another pass
                 return self.finish(passes)
             return manifest
         self._require_same_shards(found, manifest)
         if found.tables == manifest.tables:
             return found
-        replace_json(path, manifest.model_dump(mode="json"), self._files)
+        replace_json(path, document.model_dump(mode="json"), self._files)
         return manifest
 
-    def _manifest(self, tables: Collection[TableName]) -> Manifest:
-        document = self.plan_document
-        shards: dict[TableName, tuple[CommitRecord, ...]] = {}
-        for table in tables:
-            records = [self._record(table, shard) for shard in range(document.plan.num_shards)]
-            shards[table] = tuple(record for record in records if record is not None)
-            if len(shards[table]) < len(records):
-                raise incomplete(self.root, document, self._files)
-        return Manifest(
-            format_version=self.plan_document.identity.format_version,
-            tide_cache_version=__version__,
-            identity=document.identity,
-            plan=document.plan,
-            complete=True,
-            shards=shards,
-            totals={table: sum_statistics(records) for table, records in shards.items()},
-        )
+    def _existing_record(self, table: TableName, shard: int) -> CommitRecord:
+        record = self._record(table, shard)
+        if record is None:
+            raise incomplete(self.root, self.plan_document, self._files)
+        return record
 
     def _record(self, table: TableName, shard: int) -> CommitRecord | None:
         path = record_path(self.root, table, shard)
@@ -215,6 +205,8 @@ class CacheFolder:
 
     def _require_same_shards(self, found: Manifest, manifest: Manifest) -> None:
         for table, records in found.shards.items():
+            if records == manifest.shards[table]:
+                continue
             for one, other in zip(records, manifest.shards[table], strict=True):
                 if one != other:
                     raise ShardCorruptError(
@@ -251,9 +243,9 @@ class CacheFolder:
     def _table_folders(self, tables: Collection[TableName]) -> list[CachePath]:
         return [table_folder(self.root, table) for table in tables]
 
-    def _sync_folders(self, tables: Collection[TableName]) -> None:
+    def _sync_folders(self, tables: Collection[TableName], has_parts: bool) -> None:
         """Make every entry of the cache durable: another worker may have died between linking and syncing."""
-        folders = self._table_folders(tables)
+        folders = [*self._table_folders(tables), *([self.root / PARTS_FOLDER] if has_parts else [])]
         for folder in dict.fromkeys([*folders, *(folder.parent for folder in folders), self.root]):
             with naming_refusals(folder):
                 self._files.sync_folder(folder)

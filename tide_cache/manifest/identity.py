@@ -15,7 +15,14 @@ from tide_cache.config.base import Frozen
 from tide_cache.config.settings import CodecName, LogprobDtype, Schedule, TimeSampling
 from tide_cache.errors import CacheMismatchError
 from tide_cache.locations import CachePath
-from tide_cache.shards import FORMAT_VERSION, PROJECTED_VERSION, SHARED_VIEWS_VERSION, ShardRules, canonical_json
+from tide_cache.shards import (
+    FORMAT_VERSION,
+    NEWEST_VERSION,
+    PROJECTED_VERSION,
+    SHARED_VIEWS_VERSION,
+    ShardRules,
+    canonical_json,
+)
 
 ABSENT = "(absent)"
 
@@ -102,6 +109,8 @@ class CacheIdentity(Frozen):
         if self.format_version < expected:
             reason = "the signal 'projected'" if expected == PROJECTED_VERSION else "context 'causal'"
             raise ValueError(f"format_version: found {self.format_version}, {reason} needs {expected}")
+        if self.format_version > NEWEST_VERSION:
+            raise ValueError(f"format_version: found {self.format_version}, expected at most {NEWEST_VERSION}")
         return self
 
     @property

@@ -1,25 +1,27 @@
-"""`manifest.json`: the proof that a cache is whole, and the one document a reader needs to find its way.
+"""`manifest.json`: the proof that a cache is whole, and all that a reader needs to find its way.
 
-It repeats every commit record, so a reader lists no folder and opens no other document. Tables that it does not list
-may lie beside it, whole or in part: a pass that is being added.
+It repeats every commit record, in itself (`whole.py`) or in hashed parts beside it (`parts.py`), so a reader lists no
+folder and opens no commit record. Tables that it does not list may lie beside it, whole or in part: a pass that is
+being added.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Self, TypeVar
 
-from pydantic import Field
-
-from tide_cache.config.base import Frozen
 from tide_cache.errors import CacheIncompleteError, CacheMismatchError, RunFileError, ShardCorruptError
 from tide_cache.locations import CachePath, RemotePath
 from tide_cache.manifest.commit import CommitRecord, Statistics
 from tide_cache.manifest.documents import read_document
+from tide_cache.manifest.entries import EntryRules
 from tide_cache.manifest.identity import CacheIdentity
+from tide_cache.manifest.parts import PARTS_FOLDER, ManifestHead, RecordParts
 from tide_cache.manifest.plan import MAX_SHARDS, PlanDocument, ShardPlan
+from tide_cache.manifest.whole import WholeManifest
 from tide_cache.places import no_cache
-from tide_cache.shards import FORMAT_VERSION, PASSES, Files, PassName, ShardLayout, ShardReader, TableName, files_of
+from tide_cache.shards import PARTS_VERSION, PASSES, Files, PassName, ShardReader, TableName, files_of
 
 MAX_PLAN_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 64 << 20
@@ -62,26 +64,31 @@ def read_plan(root: CachePath, files: Files | None = None) -> PlanDocument:
         raise no_cache(root) from None
 
 
-class Manifest(Frozen):
-    """A complete cache.
+@dataclass(frozen=True)
+class Manifest:
+    """A complete cache, whichever form its manifest has.
 
     Attributes:
         tide_cache_version: The release that finished the build; for information.
-        shards: Commit records of each table, by shard number.
+        identity: What the shards hold.
+        plan: How they are cut.
+        num_samples: Samples of each shard.
+        shards: Commit records of each table, by shard number; those of many shards are read when they are asked for.
+        shard_bytes: Bytes of all shards of each table.
         totals: Statistics of each table, summed over its shards.
     """
 
-    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
     tide_cache_version: str
     identity: CacheIdentity
     plan: ShardPlan
-    complete: Literal[True]
-    shards: dict[TableName, tuple[CommitRecord, ...]]
+    num_samples: tuple[int, ...]
+    shards: Mapping[TableName, Sequence[CommitRecord]]
+    shard_bytes: Mapping[TableName, int]
     totals: dict[TableName, Statistics]
 
     @classmethod
     def load(cls, root: CachePath, files: Files | None = None) -> Self:
-        """Read the manifest of a complete cache.
+        """Read the manifest of a complete cache; everything that reads one comes through here.
 
         Args:
             root: Folder of the cache.
@@ -94,15 +101,17 @@ class Manifest(Frozen):
         """
         path, files = root / "manifest.json", files or files_of(root)
         try:
-            manifest = read_document(path, cls, MAX_MANIFEST_BYTES, files)
+            document = read_document(path, _model_of, MAX_MANIFEST_BYTES, files, PARTS_VERSION)
         except (FileNotFoundError, NotADirectoryError):
             raise incomplete(root, read_plan(root, files), files) from None
-        if problem := manifest.contradiction():
+        if problem := document.contradiction():
             raise ShardCorruptError(
                 f"{path}: {problem}.\nDelete it and run the same `tide-cache build-teacher-shards` again: "
                 "it is written anew from the commit records."
             )
-        for folder in {root / _SIGNALS_FOLDER, *(table_folder(root, table) for table in manifest.tables)}:
+        manifest = cls.of(document, root, files)
+        folders = {root / _SIGNALS_FOLDER, *(table_folder(root, table) for table in manifest.tables)}
+        for folder in folders | ({root / PARTS_FOLDER} if isinstance(document, ManifestHead) else set()):
             if isinstance(folder, Path) and folder.is_symlink():
                 raise CacheMismatchError(
                     f"{folder}: is a symbolic link; a cache ends at its own folder.\n"
@@ -110,51 +119,36 @@ class Manifest(Frozen):
                 )
         return manifest
 
-    def contradiction(self) -> str | None:
-        """What the manifest says against itself, if anything."""
-        if self.format_version != self.identity.format_version:
-            return f"found format_version {self.format_version}, and {self.identity.format_version} in the identity"
-        cache_id = self.identity.cache_id
-        plan_hash = self.plan.plan_hash(cache_id)
-        if "pairs" not in self.shards or not self.passes:
-            return f"found tables {sorted(self.shards)}, expected pairs and one of {', '.join(PASSES)}"
-        if "topk" in self.identity.signals.kinds and 1.0 not in self.identity.signals.temperatures:
-            return f"found temperatures {list(self.identity.signals.temperatures)}, 1.0 is missing"
-        for table, records in self.shards.items():
-            if len(records) != self.plan.num_shards:
-                return f"{table}: found {len(records)} shards, the plan says {self.plan.num_shards}"
-            for shard, record in enumerate(records):
-                if (record.cache_id, record.plan_hash, record.table, record.shard) != (
-                    cache_id,
-                    plan_hash,
-                    table,
-                    shard,
-                ):
-                    return f"the entry of {table} shard {shard} belongs to another cache, plan or shard"
-            if self.totals.get(table) != sum_statistics(records):
-                return f"{table}: totals are not the sums of the shards' statistics"
-        for name in self.passes:
-            for one, other in zip(self.shards["pairs"], self.shards[name], strict=True):
-                if one.num_samples != other.num_samples:
-                    return (
-                        f"shard {one.shard}: found {one.num_samples} pairs and {name} signals of "
-                        f"{other.num_samples} samples"
-                    )
-        for record in (record for records in self.shards.values() for record in records):
-            if problem := self._impossible_counts(record):
-                return f"the entry of {record.table} shard {record.shard}: {problem}"
-        return None
+    @classmethod
+    def of(cls, document: WholeManifest | ManifestHead, root: CachePath, files: Files) -> Self:
+        """Make it of a document that does not contradict itself.
 
-    def _impossible_counts(self, record: CommitRecord) -> str | None:
-        """Counts that the plan does not allow: readers take their sizes from them."""
-        most = self.plan.samples_per_shard
-        if record.num_samples > most:
-            return f"found {record.num_samples} samples, the plan allows {most}"
-        layout = ShardLayout(record.num_samples, 1 if record.table == "pairs" else self.identity.stored_views)
-        # The number comes first: row groups that are listed are few, those that are declared may be billions.
-        if len(record.row_groups) != layout.num_row_groups or record.row_groups != layout.rows:
-            return f"found {len(record.row_groups)} row groups, not those of {layout.num_samples} samples"
-        return None
+        Args:
+            document: What `manifest.json` holds.
+            root: Folder of the cache.
+            files: The file system.
+        """
+        shards: Mapping[TableName, Sequence[CommitRecord]]
+        if isinstance(document, ManifestHead):
+            num_samples, shard_bytes = document.num_samples, document.shard_bytes
+            rules = EntryRules.of(document.identity, document.plan)
+            shards = {t: RecordParts(root / PARTS_FOLDER, document, t, rules, files) for t in document.parts}
+        else:
+            shards = document.shards
+            num_samples = tuple(record.num_samples for record in shards["pairs"])
+            shard_bytes = {table: sum(record.size for record in records) for table, records in shards.items()}
+        version, identity, plan, totals = (
+            document.tide_cache_version,
+            document.identity,
+            document.plan,
+            document.totals,
+        )
+        return cls(version, identity, plan, num_samples, shards, shard_bytes, totals)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(self.shard_bytes.values())
 
     @property
     def dropped(self) -> Statistics:
@@ -194,14 +188,14 @@ class Manifest(Frozen):
             shard: Number of the shard.
             files: The file system.
         """
-        path, record = shard_path(root, table, shard), self.shards[table][shard]
-        return ShardReader(path, record, self.identity.shard_rules, files or files_of(root))
+        records = self.shards[table]
+        facts = records.facts(shard) if isinstance(records, RecordParts) else records[shard]
+        return ShardReader(shard_path(root, table, shard), facts, self.identity.shard_rules, files or files_of(root))
 
 
-def sum_statistics(records: tuple[CommitRecord, ...]) -> Statistics:
-    """Sum each statistic over shards; a shard without it counts as zero."""
-    names = sorted({name for record in records for name in record.statistics})
-    return {name: sum(record.statistics.get(name, 0) for record in records) for name in names}
+def _model_of(version: int) -> type[WholeManifest] | type[ManifestHead]:
+    """Return the model of a `manifest.json` of this format version."""
+    return ManifestHead if version == PARTS_VERSION else WholeManifest
 
 
 def incomplete(root: CachePath, document: PlanDocument, files: Files) -> CacheIncompleteError:

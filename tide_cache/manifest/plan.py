@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from tide_cache.config.base import Frozen
 from tide_cache.manifest.identity import CacheIdentity
-from tide_cache.shards import FORMAT_VERSION, canonical_json
+from tide_cache.shards import FORMAT_VERSION, ShardLayout, canonical_json
 
 MAX_SHARDS = 1_000_000
 """File names have six digits."""
@@ -38,6 +38,14 @@ class ShardPlan(Frozen):
     def num_shards(self) -> int:
         """Shards of each table."""
         return -(-self.num_rows // self.samples_per_shard)
+
+    def most_row_groups(self, stored_views: int) -> int:
+        """Return the row groups of the largest possible shard.
+
+        Args:
+            stored_views: Views of each sample that the shards hold.
+        """
+        return ShardLayout(min(self.samples_per_shard, self.num_rows), stored_views).num_row_groups
 
     def rows_of(self, shard: int) -> range:
         """Rows of the corpus that a shard covers; rows that could not be paired leave no sample."""

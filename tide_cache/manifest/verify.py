@@ -8,8 +8,10 @@ from tide_cache.errors import CacheMismatchError, ShardCorruptError, TideCacheEr
 from tide_cache.locations import CachePath
 from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord
 from tide_cache.manifest.documents import read_document
+from tide_cache.manifest.entries import add_statistics
 from tide_cache.manifest.identity import differing_fields
 from tide_cache.manifest.manifest import Manifest, read_plan, record_path, shard_path
+from tide_cache.manifest.parts import PARTS_FOLDER, RecordParts
 from tide_cache.manifest.plan import PlanDocument
 from tide_cache.shards import Files, TableName, file_sha256, files_of
 
@@ -62,11 +64,10 @@ def verify(
     except ShardCorruptError as error:
         problem = Problem(shard="manifest.json", file="manifest.json", problem=str(error))
         return VerifyReport(ok=False, shards=0, bytes=0, problems=(problem,))
-    records = [record for table in manifest.tables for record in manifest.shards[table]]
-    total_bytes, done_bytes = sum(record.size for record in records), 0
+    total_bytes, done_bytes = manifest.cache_bytes, 0
     found = _plan_problems(root, manifest, files)
     problems = [Problem(shard="plan.json", file="plan.json", problem=problem) for problem in found]
-    for record in records:
+    for record in _listed(manifest, problems):
         try:
             problems += _problems_of(root, manifest, record, deep, files)
         except UnreadableError as error:
@@ -74,7 +75,35 @@ def verify(
         done_bytes += record.size
         if progress is not None:
             progress(done_bytes, total_bytes)
-    return VerifyReport(ok=not problems, shards=len(records), bytes=total_bytes, problems=tuple(problems))
+    num_shards = manifest.plan.num_shards * len(manifest.tables)
+    return VerifyReport(ok=not problems, shards=num_shards, bytes=total_bytes, problems=tuple(problems))
+
+
+def _listed(manifest: Manifest, problems: list[Problem]) -> Iterator[CommitRecord]:
+    """Yield the manifest's entry of each shard; of a part that is damaged, and of totals that are wrong, add a problem.
+
+    Nothing is known of the shards of a damaged part; a repair writes it anew from the commit records.
+    """
+    for table in manifest.tables:
+        records, sums, num_bytes, is_whole = manifest.shards[table], dict[str, int | float](), 0, True
+        if not isinstance(records, RecordParts):  # totals were compared when the manifest was read
+            yield from records
+            continue
+        for number in range(records.num_parts):
+            try:
+                part = records.part(number)
+            except ShardCorruptError as error:
+                name = f"{PARTS_FOLDER}/{records.path(number).name}"
+                problems.append(Problem(shard=name, file=name, problem=str(error)))
+                is_whole = False
+                continue
+            for record in part:
+                add_statistics(sums, record.statistics)
+                num_bytes += record.size
+            yield from part
+        if is_whole and (sums, num_bytes) != (manifest.totals[table], manifest.shard_bytes[table]):
+            problem = f"{table}: totals are not the sums of the shards' statistics and bytes"
+            problems.append(Problem(shard="manifest.json", file="manifest.json", problem=problem))
 
 
 def _problems_of(

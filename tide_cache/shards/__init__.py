@@ -18,6 +18,7 @@ from tide_cache.shards.remote_files import FsspecFiles, files_of
 from tide_cache.shards.schema import (
     FORMAT_VERSION,
     NEWEST_VERSION,
+    PARTS_VERSION,
     PASSES,
     PROJECTED_VERSION,
     SHARED_VIEWS_VERSION,
@@ -30,6 +31,7 @@ __all__ = [
     "FORMAT_VERSION",
     "LOCAL_FILES",
     "NEWEST_VERSION",
+    "PARTS_VERSION",
     "PASSES",
     "PROJECTED_VERSION",
     "SAMPLES_PER_GROUP",

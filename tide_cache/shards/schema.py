@@ -16,7 +16,9 @@ SHARED_VIEWS_VERSION = 2
 PROJECTED_VERSION = 3
 """Of the same documents of a cache that holds the signal `projected`."""
 NEWEST_VERSION = PROJECTED_VERSION
-"""The newest of documents that this release reads."""
+"""The newest of documents other than the manifest that this release reads."""
+PARTS_VERSION = 4
+"""Of a manifest whose entries lie in files beside it; identity, plan and shards keep theirs."""
 
 PASSES: tuple[PassName, ...] = get_args(PassName)
 

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.memory_cache import RECORDS, ROOT, SHARDS, MemoryCache
 from tide_cache.errors import CacheMismatchError, ShardCorruptError, TideCacheError
-from tide_cache.manifest import CacheFolder, Manifest, verify
+from tide_cache.manifest import CacheFolder, Manifest, WholeManifest, verify
 
 LIMIT_S = 2.0
 """Per document, on a busy machine; the law is 100 ms, which test_bombs.py measures in a process of its own."""
@@ -116,7 +116,7 @@ def with_identity(cache, *changes):
         for key in path[:-1]:
             here = here[key]
         here[path[-1]] = value
-    manifest = Manifest.model_validate_json(json.dumps(document), strict=True)
+    manifest = WholeManifest.model_validate_json(json.dumps(document), strict=True)
     cache_id = manifest.identity.cache_id
     for table in document["shards"].values():
         for entry in table:
