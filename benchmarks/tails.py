@@ -21,9 +21,9 @@ from benchmarks.options import ROOT, MaterialMissing, Options, shared_file
 from tide_cache.config.objectives import Tail
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.corpus import open_corpus
-from tide_cache.evaluation.forward import evaluating
 from tide_cache.evaluation.trained import TrainedModel, open_trained
 from tide_cache.loading.collate import BatchLayout, collate
+from tide_cache.modeling.adapter import evaluating
 from tide_cache.modeling.backbone import Backbone, load_backbone
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.rows import masked_hidden

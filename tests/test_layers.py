@@ -15,7 +15,7 @@ hub disk config
 objectives views places
 corpus pairing shards
 manifest modeling
-teacher student
+teacher student decoding
 loading building
 training
 evaluation

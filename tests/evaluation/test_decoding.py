@@ -7,9 +7,9 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tide_cache.decoding.step import keep_likeliest
 from tide_cache.errors import RunFileError
 from tide_cache.evaluation import DecodingCounts, generate
-from tide_cache.evaluation.decoding import keep_likeliest
 from tide_cache.modeling.attention import block_diffusion_mask
 from tide_cache.modeling.packing import PackedInput
 

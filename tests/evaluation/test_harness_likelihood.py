@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tide_cache.evaluation.block_context import BlockContext
+from tide_cache.decoding.block_context import BlockContext
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs, drawn_masks, every_mask
 from tide_cache.views.random import KeyedRandom
 

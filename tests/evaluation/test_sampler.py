@@ -8,9 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tide_cache.decoding.block_context import BlockContext
 from tide_cache.errors import RunFileError
 from tide_cache.evaluation import generate
-from tide_cache.evaluation.block_context import BlockContext
 from tide_cache.modeling.attention import block_diffusion_mask
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.modeling.packing import PackedInput, pack_block

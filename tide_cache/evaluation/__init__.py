@@ -1,10 +1,10 @@
 """How good a student is: held-out NLL, agreement with the teacher, block sampling."""
 
+from tide_cache.decoding.sampler import OnBlock, SamplerOptions, generate
+from tide_cache.decoding.step import DecodingCounts
 from tide_cache.evaluation.agreement import Agreement, AgreementReport, teacher_agreement
 from tide_cache.evaluation.answers import OnText, generate_text
-from tide_cache.evaluation.decoding import DecodingCounts
 from tide_cache.evaluation.nll import TIMES, NllAtTime, NllReport, held_out_nll
-from tide_cache.evaluation.sampler import OnBlock, SamplerOptions, generate
 
 __all__ = [
     "TIMES",

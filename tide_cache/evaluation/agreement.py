@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from tide_cache.errors import CacheMismatchError, RunFileError, fault_list
-from tide_cache.evaluation.forward import HEAD_ROWS, evaluating, length_faults
+from tide_cache.evaluation.forward import HEAD_ROWS, length_faults
 from tide_cache.loading.collate import BatchLayout, collate
+from tide_cache.modeling.adapter import evaluating
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.batches import plan_batches
 from tide_cache.modeling.head import apply_head

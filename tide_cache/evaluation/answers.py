@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Unpack
 
+from tide_cache.decoding.sampler import OnBlock, SamplerOptions, generate
 from tide_cache.errors import RunFileError
-from tide_cache.evaluation.sampler import OnBlock, SamplerOptions, generate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import Message

@@ -1,7 +1,6 @@
-"""What every evaluation does with a model: no gradients, a bounded head, and lengths within its limit."""
+"""What every evaluation does with a model: a bounded head, and lengths within its limit."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 
@@ -16,18 +15,6 @@ HEAD_ROWS = 256
 """Rows whose logits exist at a time; 156 MB of float32 at a vocabulary of 151,936."""
 
 TRUTH_ONLY = SignalsConfig(kinds=("truth",), temperatures=(1.0,))
-
-
-@contextmanager
-def evaluating(backbone: Backbone) -> Iterator[None]:
-    """Switch gradients and dropout off, and leave the model in the mode it was in."""
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        backbone.train(was_training)
 
 
 def truth_rows(backbone: Backbone, batch: StudentBatch, block_size: int, context: Context = "block") -> RowSignals:

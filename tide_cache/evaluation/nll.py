@@ -14,7 +14,8 @@ import torch
 
 from tide_cache.config.settings import Context
 from tide_cache.errors import ModelError, RunFileError, fault_list
-from tide_cache.evaluation.forward import evaluating, length_faults, truth_rows
+from tide_cache.evaluation.forward import length_faults, truth_rows
+from tide_cache.modeling.adapter import evaluating
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.batches import plan_batches
 from tide_cache.modeling.row_signals import RowSignals

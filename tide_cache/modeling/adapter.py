@@ -5,7 +5,8 @@ The output head is kept apart: callers take hidden states of the rows they need 
 Shape suffixes: B samples, S packed positions, D hidden size, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +81,18 @@ class Backbone(nn.Module):
     def outputs(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
         """Return the last hidden states [B, S, D] where the model puts them out, whatever they speak of."""
         raise NotImplementedError
+
+
+@contextmanager
+def evaluating(backbone: Backbone) -> Iterator[None]:
+    """Switch gradients and dropout off, and leave the model in the mode it was in."""
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        backbone.train(was_training)
 
 
 @dataclass(frozen=True)

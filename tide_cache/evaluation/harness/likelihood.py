@@ -21,7 +21,8 @@ import torch
 
 from tide_cache.arrays import sums_before
 from tide_cache.errors import ModelError
-from tide_cache.evaluation.forward import evaluating, truth_rows
+from tide_cache.evaluation.forward import truth_rows
+from tide_cache.modeling.adapter import evaluating
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.records import Bools, StudentBatch
 from tide_cache.views.random import KeyedRandom

@@ -11,11 +11,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tide_cache.config.settings import ThinkPrefix
-from tide_cache.evaluation.decoding import DecodingCounts
+from tide_cache.decoding.sampler import decoding_faults, generate
+from tide_cache.decoding.step import DecodingCounts
 from tide_cache.evaluation.harness.generation import BUDGET, normalised, temperature_of
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
 from tide_cache.evaluation.harness.suite import TaskSettings
-from tide_cache.evaluation.sampler import decoding_faults, generate
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import Message

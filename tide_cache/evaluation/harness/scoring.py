@@ -17,9 +17,9 @@ import lm_eval
 import torch.distributed as dist
 from lm_eval.evaluator import evaluate
 
+from tide_cache.decoding.step import total_counts
 from tide_cache.disk import new_folder
 from tide_cache.errors import EvaluationError, Interrupted, RunFileError, differing, fault_list
-from tide_cache.evaluation.decoding import total_counts
 from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions, Progress
 from tide_cache.evaluation.harness.tasks import DefinedTask
 from tide_cache.modeling.backbone import Backbone

@@ -20,10 +20,10 @@ from typing import NotRequired, Required, TypedDict
 import torch
 
 from tide_cache.config.settings import Remasking
+from tide_cache.decoding.block_context import BlockContext
+from tide_cache.decoding.step import Commit, DecodingCounts, Draw, is_ended
 from tide_cache.errors import RunFileError, fault_list
-from tide_cache.evaluation.block_context import BlockContext
-from tide_cache.evaluation.decoding import Commit, DecodingCounts, Draw, is_ended
-from tide_cache.evaluation.forward import evaluating
+from tide_cache.modeling.adapter import evaluating
 from tide_cache.modeling.backbone import Backbone
 
 OnBlock = Callable[[int, list[int]], None]
