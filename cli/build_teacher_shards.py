@@ -26,6 +26,7 @@ from .options import (
     Set,
     StudentTokenizer,
     Teacher,
+    Workers,
     read_build_run,
 )
 from .progress import ProgressReport
@@ -52,9 +53,7 @@ def build_teacher_shards(
     passes: Passes = None,
     allow_untrained: AllowUntrained = False,
     assignments: Set = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of parallel workers, one device each.", show_default="1")
-    ] = None,
+    workers: Workers = None,
     executor: Annotated[
         ExecutorName | None,
         typer.Option(help="Run workers as processes on this machine, or as Ray actors.", show_default="process"),

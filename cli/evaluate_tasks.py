@@ -19,7 +19,7 @@ from tide_cache.unreadable import names_in, told_apart
 from .checkpoints import BlockSize, Checkpoint, open_model
 from .console import chatter_to_stderr, print_json, say
 from .launch import one_voice
-from .options import Json, TopK, TopP
+from .options import THRESHOLD, Json, TopK, TopP
 from .progress import ProgressReports
 from .task_tables import print_results
 
@@ -96,14 +96,7 @@ def evaluate_tasks(
         int | None,
         typer.Option(min=1, help="Maximum number of questions per task; by default all.", show_default=False),
     ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Keep at once every token whose probability exceeds this (0 < P <= 1); by default a fixed number per "
-            "step.",
-            show_default=False,
-        ),
-    ] = None,
+    threshold: Annotated[float | None, THRESHOLD] = None,
     thresholds: Annotated[
         str | None,
         typer.Option(

@@ -13,7 +13,19 @@ from tide_cache.places import require_checkpoint
 
 from .checkpoints import BlockSize, Checkpoint, open_model
 from .console import chatter_to_stderr, print_json, print_text, say
-from .options import Json, TopK, TopP
+from .options import (
+    CFG_SCALE,
+    MAX_NEW_TOKENS,
+    REMASKING,
+    SEED,
+    STEPS_PER_BLOCK,
+    STOP,
+    TEMPERATURE,
+    THRESHOLD,
+    Json,
+    TopK,
+    TopP,
+)
 from .progress import ProgressReport
 
 if TYPE_CHECKING:
@@ -33,35 +45,16 @@ def generate(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="System message before the first turn.", show_default=False)
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")] = 128,
-    steps_per_block: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum forwards per block; by default one per token.", show_default=False),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Keep at once every token whose probability exceeds this (0 < P <= 1); by default a fixed number "
-            "per step.",
-            show_default=False,
-        ),
-    ] = None,
-    remasking: Annotated[
-        Remasking, typer.Option(help="Which predictions a step keeps: the likeliest ones, or random ones.")
-    ] = "low_confidence",
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="Sampling temperature; 0 takes the most likely token.")
-    ] = 0.0,
+    max_new_tokens: Annotated[int, MAX_NEW_TOKENS] = 128,
+    steps_per_block: Annotated[int | None, STEPS_PER_BLOCK] = None,
+    threshold: Annotated[float | None, THRESHOLD] = None,
+    remasking: Annotated[Remasking, REMASKING] = "low_confidence",
+    temperature: Annotated[float, TEMPERATURE] = 0.0,
     top_k: TopK = None,
     top_p: TopP = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for random draws.")] = 0,
-    cfg_scale: Annotated[
-        float, typer.Option(min=0.0, help="Strength of classifier-free guidance towards the prompt; 0 for none.")
-    ] = 0.0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="End an answer before this text. Repeatable.", show_default=False),
-    ] = None,
+    seed: Annotated[int, SEED] = 0,
+    cfg_scale: Annotated[float, CFG_SCALE] = 0.0,
+    stop: Annotated[list[str] | None, STOP] = None,
     stream: Annotated[
         bool | None,
         typer.Option(

@@ -11,6 +11,7 @@ from tide_cache.errors import Interrupted, TideCacheError
 from tide_cache.launchers import is_first
 from tide_cache.version import __version__
 
+from .answers import answers
 from .build_teacher_shards import build_teacher_shards
 from .console import complain
 from .convert import convert
@@ -116,6 +117,13 @@ app.command(
         "tide-cache build-teacher-shards build.toml --shard-range auto",
     ),
 )(build_teacher_shards)
+app.command(
+    "answers",
+    epilog=_example(
+        "tide-cache answers --teacher SDAR-1.7B-Chat --dataset prompts.jsonl --out answers.jsonl --threshold 0.9",
+        "tide-cache answers answers.toml --workers 8 --seed 1",
+    ),
+)(answers)
 app.command("convert", epilog=_example("tide-cache convert Qwen/Qwen3-0.6B --out students/qwen3-0.6b"))(convert)
 app.command(
     "train",

@@ -57,6 +57,21 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check everything without loading a model, print the resolved run file, and exit."),
 ]
+MAX_NEW_TOKENS = typer.Option(min=1, help="Maximum tokens per answer.")
+STEPS_PER_BLOCK = typer.Option(min=1, help="Maximum forwards per block; by default one per token.", show_default=False)
+THRESHOLD = typer.Option(
+    help="Keep at once every token whose probability exceeds this (0 < P <= 1); by default a fixed number per step.",
+    show_default=False,
+)
+REMASKING = typer.Option(help="Which predictions a step keeps: the likeliest ones, or random ones.")
+TEMPERATURE = typer.Option(min=0.0, help="Sampling temperature; 0 takes the most likely token.")
+SEED = typer.Option(min=0, help="Seed for random draws.")
+CFG_SCALE = typer.Option(min=0.0, help="Strength of classifier-free guidance towards the prompt; 0 for none.")
+STOP = typer.Option(metavar="TEXT", help="End an answer before this text. Repeatable.", show_default=False)
+BATCH_SIZE = typer.Option(min=1, help="Answers that are written together.")
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Number of parallel workers, one device each.", show_default="1")
+]
 TopK = Annotated[
     int | None, typer.Option(min=1, help="Sample only from this many likeliest tokens.", show_default=False)
 ]

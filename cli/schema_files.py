@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tide_cache.config.answers import AnswersRun
 from tide_cache.config.base import Frozen
 from tide_cache.config.build import BuildRun
 from tide_cache.config.json_schema import RunFileSchema
@@ -21,12 +22,13 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MODELS: dict[str, type[Frozen]] = {
     "build-run.json": BuildRun,
     "train-run.json": TrainRun,
+    "answers-run.json": AnswersRun,
     "manifest.json": WholeManifest,
     "manifest-head.json": ManifestHead,
     "plan.json": PlanDocument,
     "commit-record.json": CommitRecord,
 }
-RUN_FILES = ("build-run.json", "train-run.json")
+RUN_FILES = ("build-run.json", "train-run.json", "answers-run.json")
 COLUMNS = "parquet-columns.json"
 OPTIONAL_PARTS = (*(part.name for part in PARTS if part not in (TRUTH, SPLIT)), SPLIT.name)
 

@@ -19,7 +19,7 @@ teacher student decoding
 loading building
 training
 evaluation
-inspecting
+answering inspecting
 sweep
 demo reporting
 api

@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from helpers.pages import PAGES, ROOT, blocks_of
+from tide_cache.config.answers import AnswersRun
 from tide_cache.config.base import load_run_file
 from tide_cache.config.build import BuildRun
 from tide_cache.config.sweep import SweepRun
@@ -17,14 +18,22 @@ WHOLE = [
     pytest.param(block.text, id=block.id)
     for page in PAGES
     for block in blocks_of(page)
-    if block.language.startswith("toml") and ("[train]" in block.text or "[build]" in block.text)
+    if block.language.startswith("toml") and any(name in block.text for name in ("[train]", "[build]", "[answers]"))
 ]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_run_files_are_valid(path):
     sections = tomllib.loads(path.read_text())
-    model = BuildRun if "build" in sections else SweepRun if "sweep" in sections else TrainRun
+    model = (
+        BuildRun
+        if "build" in sections
+        else AnswersRun
+        if "answers" in sections
+        else SweepRun
+        if "sweep" in sections
+        else TrainRun
+    )
     load_run_file(model, path)
 
 
@@ -32,7 +41,8 @@ def test_example_run_files_are_valid(path):
 def test_run_files_in_the_docs_are_valid(text, tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(text)
-    load_run_file(BuildRun if "[build]" in text else TrainRun, path)
+    model = BuildRun if "[build]" in text else AnswersRun if "[answers]" in text else TrainRun
+    load_run_file(model, path)
 
 
 def test_there_are_run_files_to_check():
@@ -59,7 +69,7 @@ def _keys(kind):
     return set(walk(schema, ""))
 
 
-KEYS = _keys("build") | _keys("train")
+KEYS = _keys("build") | _keys("train") | _keys("answers")
 SECTIONS = {key for key in KEYS if "." not in key} - {"preset", "semantics"}
 NAMED = sorted(
     {

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ class RowReading(Generic[Row]):
     """
 
     kind: RowKind[Row]
-    fields: frozenset[str]
+    fields: Container[str]
     row_of: Callable[[SampleId, str, object], Row]
     language_of: Callable[[object, Row], str | None]
     way_out: str
@@ -158,7 +158,7 @@ def read_rows(spec: str, folder: Path, on_bad_row: OnBadRow, reading: RowReading
 
 
 def _all_sources(
-    parts: Sequence[Part], folder: Path, wanted: frozenset[str], notes: list[str]
+    parts: Sequence[Part], folder: Path, wanted: Container[str], notes: list[str]
 ) -> list[tuple[Source, ...]]:
     """Find the sources of all parts, so that every missing file is reported at once."""
     found, faults = [], []

@@ -84,24 +84,9 @@ def conversation_of(value: object, columns: Mapping[str, str]) -> Conversation:
     Raises:
         RowFault: The row is not an object, has no usable field, or a field has the wrong type.
     """
-    if isinstance(value, RowFault):
-        raise value
-    if not isinstance(value, dict):
-        raise RowFault(f"the row is {kind_of(value)}; expected an object with named fields")
-    fields = {name: field for name, field in value.items() if field is not None}
-    read, reader = _reader_for(value, fields, columns)
-    turns = reader(fields)
-    is_declared = not columns.keys().isdisjoint(("messages", "assistant")) and read <= {*columns.values()}
-    tools = ""
-    if not is_declared and "text" not in read:
-        turns, tools = _whole(turns, fields), _tools(fields)
-        read = {*read, *SYSTEM_FIELDS, _HISTORY, _TOOLS}
+    turns, tools, read, fields = read_turns(value, columns, _SHAPES)
     messages = tuple(turn.message for turn in turns)
     _require_answer(messages)
-    for message in messages:
-        _require_utf8(message.content)
-        _require_utf8(message.extras)
-    _require_utf8(tools)
     unused = {str(name) for name, field in fields.items() if name not in read and field not in ("", [], {})}
     return Conversation(
         messages,
@@ -109,6 +94,41 @@ def conversation_of(value: object, columns: Mapping[str, str]) -> Conversation:
         frozenset[str]().union(*(turn.unread for turn in turns)),
         frozenset(unused - {*LANGUAGE_FIELDS}),
     )
+
+
+def read_turns(
+    value: object, columns: Mapping[str, str], shapes: Mapping[tuple[str, ...], Callable[[Fields], list[Turn]]]
+) -> tuple[list[Turn], str, set[str], Fields]:
+    """Read the turns of a row, whoever speaks.
+
+    Args:
+        value: A decoded row, of any type.
+        columns: As for `conversation_of`.
+        shapes: What fields make a row, tried in their order, and how it is read.
+
+    Returns:
+        The turns, the functions that may be called (JSON), the columns that were read, and all that are not null.
+
+    Raises:
+        RowFault: As for `conversation_of`.
+    """
+    if isinstance(value, RowFault):
+        raise value
+    if not isinstance(value, dict):
+        raise RowFault(f"the row is {kind_of(value)}; expected an object with named fields")
+    fields = {name: field for name, field in value.items() if field is not None}
+    read, reader = _reader_for(value, fields, columns, shapes)
+    turns = reader(fields)
+    is_declared = not columns.keys().isdisjoint(("messages", "user")) and read <= {*columns.values()}
+    tools = ""
+    if not is_declared and "text" not in read:
+        turns, tools = _whole(turns, fields), _tools(fields)
+        read = {*read, *SYSTEM_FIELDS, _HISTORY, _TOOLS}
+    for turn in turns:
+        _require_utf8(turn.message.content)
+        _require_utf8(turn.message.extras)
+    _require_utf8(tools)
+    return turns, tools, read, fields
 
 
 def _require_answer(messages: Sequence[Message]) -> None:
@@ -189,18 +209,21 @@ def used_fields(columns: Mapping[str, str]) -> frozenset[str]:
 
 
 def _reader_for(
-    row: Mapping[str, Any], fields: Fields, columns: Mapping[str, str]
+    row: Mapping[str, Any],
+    fields: Fields,
+    columns: Mapping[str, str],
+    shapes: Mapping[tuple[str, ...], Callable[[Fields], list[Turn]]],
 ) -> tuple[set[str], Callable[[Fields], list[Turn]]]:
     """Choose how a row is read; also return the columns that this reads."""
     if columns.get("messages", columns.get("assistant")) in fields:
         return {*columns.values()}, lambda present: _declared(present, columns)
-    for required, reader in _SHAPES.items():
+    for required, reader in shapes.items():
         if all(name in fields for name in required):
             return {*required, *(("input",) if required[0] == "instruction" else ())}, reader
     found = ", ".join(str(name) if name in fields else f"{name} (null)" for name in row) or "none"
-    shapes = "; ".join(" + ".join(required) for required in _SHAPES)
+    expected = "; ".join(" + ".join(required) for required in shapes)
     hint = "; for a preprocessed set, say so in corpus.format" if "teacher_input_ids" in row else ""
-    raise RowFault(f"no usable field; found {found}; expected one of these: {shapes}{hint}")
+    raise RowFault(f"no usable field; found {found}; expected one of these: {expected}{hint}")
 
 
 def _declared(fields: Fields, columns: Mapping[str, str]) -> list[Turn]:
@@ -213,17 +236,22 @@ def _declared(fields: Fields, columns: Mapping[str, str]) -> list[Turn]:
 
 
 def _instruction(fields: Fields) -> list[Turn]:
+    return [*_asked_by_instruction(fields), _said("assistant", fields, "output")]
+
+
+def _asked_by_instruction(fields: Fields) -> list[Turn]:
     instruction = _said("user", fields, "instruction")
     if "input" in fields and (extra := _said("user", fields, "input").message.content):
         instruction = _plain("user", f"{instruction.message.content}\n\n{extra}")
-    return [instruction, _said("assistant", fields, "output")]
+    return [instruction]
 
 
 def _completion(fields: Fields) -> list[Turn]:
-    messages = list[Turn]()
-    for role, name in (("user", "prompt"), ("assistant", "completion")):
-        messages += _turns(fields, name) if isinstance(fields[name], list) else [_said(role, fields, name)]
-    return messages
+    return [*_text_or_turns("user", fields, "prompt"), *_text_or_turns("assistant", fields, "completion")]
+
+
+def _text_or_turns(role: str, fields: Fields, name: str) -> list[Turn]:
+    return _turns(fields, name) if isinstance(fields[name], list) else [_said(role, fields, name)]
 
 
 def _plain(role: str, content: str) -> Turn:
@@ -262,3 +290,27 @@ _SHAPES: dict[tuple[str, ...], Callable[[Fields], list[Turn]]] = {
     ("prompt", "completion"): _completion,
     ("text",): lambda fields: [_said("assistant", fields, "text")],
 }
+
+_PROMPT_SHAPES: dict[tuple[str, ...], Callable[[Fields], list[Turn]]] = {
+    **{names: reader for names, reader in _SHAPES.items() if names != ("text",)},
+    ("question",): lambda fields: [_said("user", fields, "question")],
+    ("instruction",): _asked_by_instruction,
+    ("prompt",): lambda fields: _text_or_turns("user", fields, "prompt"),
+}
+"""Of rows that need no answer."""
+
+
+def prompt_shapes(columns: Mapping[str, str]) -> dict[tuple[str, ...], Callable[[Fields], list[Turn]]]:
+    """Return what fields make a prompt, with an answer or without.
+
+    Args:
+        columns: A declared mapping; its `user` alone makes a prompt.
+    """
+    if "user" not in columns:
+        return _PROMPT_SHAPES
+
+    def declared(fields: Fields) -> list[Turn]:
+        system = [_said("system", fields, columns["system"])] if columns.get("system") in fields else []
+        return [*system, _said("user", fields, columns["user"])]
+
+    return {(columns["user"],): declared, **_PROMPT_SHAPES}

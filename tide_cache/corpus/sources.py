@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".txt")
 
 
-def sources_of(part: Part, folder: Path, wanted: frozenset[str], notes: list[str]) -> tuple[Source, ...]:
+def sources_of(part: Part, folder: Path, wanted: Container[str], notes: list[str]) -> tuple[Source, ...]:
     """Find what a part names: a file, a saved dataset, a folder of files (by name), or a hub dataset.
 
     Nothing is read or downloaded yet.
@@ -52,7 +52,7 @@ def sources_of(part: Part, folder: Path, wanted: frozenset[str], notes: list[str
     return _folder_sources(path, part.split, wanted, notes)
 
 
-def _folder_sources(path: Path, split: str | None, wanted: frozenset[str], notes: list[str]) -> tuple[Source, ...]:
+def _folder_sources(path: Path, split: str | None, wanted: Container[str], notes: list[str]) -> tuple[Source, ...]:
     """Choose files of a folder: those of a split at any depth or, without a split, all in the folder itself."""
     below = [file for file in everything_in(path) if file.is_file() and not _is_hidden(file.relative_to(path))]
     files = [file for file in below if file.parent == path]
@@ -83,7 +83,7 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _file_source(path: Path, wanted: frozenset[str]) -> Source:
+def _file_source(path: Path, wanted: Container[str]) -> Source:
     suffix = _suffix(path)
     if suffix is None:
         raise CorpusError(

@@ -5,7 +5,7 @@ values at all. The other columns appear under their names with a placeholder.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tide_cache.unreadable import is_there, told_apart
 _ROWS_PER_BATCH = 256
 
 
-def read_parquet(path: Path, wanted: frozenset[str]) -> Iterator[RawRow]:
+def read_parquet(path: Path, wanted: Container[str]) -> Iterator[RawRow]:
     """Stream a Parquet file."""
     try:
         with told_apart(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -40,7 +40,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return is_single or is_there(folder / "dataset_dict.json")
 
 
-def read_saved_dataset(folder: Path, split: str | None, wanted: frozenset[str]) -> Iterator[RawRow]:
+def read_saved_dataset(folder: Path, split: str | None, wanted: Container[str]) -> Iterator[RawRow]:
     """Stream a folder that `datasets.save_to_disk` wrote; several splits need one to be named."""
     import datasets  # slow to import; most corpora are plain files
 
@@ -72,7 +72,7 @@ def read_saved_dataset(folder: Path, split: str | None, wanted: frozenset[str]) 
         yield from _dataset_rows(saved, wanted)
 
 
-def read_hub(name: str, config: str | None, split: str | None, wanted: frozenset[str]) -> Iterator[RawRow]:
+def read_hub(name: str, config: str | None, split: str | None, wanted: Container[str]) -> Iterator[RawRow]:
     """Stream a hub dataset, downloaded or from the local hub cache; the default split is train.
 
     No code of the dataset is ever run: `trust_remote_code` stays off.
@@ -131,7 +131,7 @@ def _load_split(name: str, config: str | None, split: str) -> Any:
     return builder.as_dataset(split=split)
 
 
-def _dataset_rows(dataset: Any, wanted: frozenset[str]) -> Iterator[RawRow]:
+def _dataset_rows(dataset: Any, wanted: Container[str]) -> Iterator[RawRow]:
     names = dataset.column_names
     narrowed = dataset.select_columns(_columns_to_read(names, wanted)).with_format("arrow")
     batches = (
@@ -140,7 +140,7 @@ def _dataset_rows(dataset: Any, wanted: frozenset[str]) -> Iterator[RawRow]:
     return _rows(batches, names)
 
 
-def _columns_to_read(names: list[str], wanted: frozenset[str]) -> list[str]:
+def _columns_to_read(names: list[str], wanted: Container[str]) -> list[str]:
     """The wanted columns, or else the first one, because rows without any column cannot be counted."""
     return [name for name in names if name in wanted] or names[:1]
 

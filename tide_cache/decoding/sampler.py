@@ -13,18 +13,21 @@ Shape suffixes: B sequences, K positions of the block, N masked rows, V vocabula
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import NotRequired, Required, TypedDict
 
+import numpy as np
 import torch
 
-from tide_cache.config.settings import Remasking
+from tide_cache.config.settings import Context, Remasking
 from tide_cache.decoding.block_context import BlockContext
+from tide_cache.decoding.full_context import FullContext
 from tide_cache.decoding.step import Commit, DecodingCounts, Draw, is_ended
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.modeling.adapter import evaluating
 from tide_cache.modeling.backbone import Backbone
+from tide_cache.views.random import KeyedRandom
 
 OnBlock = Callable[[int, list[int]], None]
 IsComplete = Callable[[list[int]], bool]
@@ -45,6 +48,8 @@ class SamplerOptions(TypedDict):
     generator: NotRequired[torch.Generator | None]
     cfg_scale: NotRequired[float]
     use_cache: NotRequired[bool]
+    context: NotRequired[Context]
+    seed: NotRequired[int]
 
 
 def generate(
@@ -69,6 +74,10 @@ def generate(
     use_cache: bool = True,
     is_complete: IsComplete | None = None,
     counts: DecodingCounts | None = None,
+    context: Context = "block",
+    keys: Sequence[str] | None = None,
+    seed: int = 0,
+    reveal_steps: MutableMapping[int, list[int]] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt until a stop id or `max_new_tokens`, block by block.
 
@@ -101,6 +110,13 @@ def generate(
             slower, for a check or where memory is short.
         is_complete: Called after each block with a sequence's tokens so far; where true, the sequence ends there.
         counts: Tokens, forwards and seconds are added to it.
+        context: What a step sees. `block`: the current block, and those before it. `full`: all `max_new_tokens`
+            positions, masked as yet, for a model that was trained so; nothing is kept, so every step computes it all.
+        keys: Names of the prompts. With them a draw depends on `seed`, name, block and step alone: neither on the batch
+            nor on other prompts. By default `generator` draws.
+        seed: For draws by `keys`.
+        reveal_steps: By the number of a prompt, filled with the step at which each of its new tokens was kept, and the
+            stop id where it has one: forwards that it had before, over all of its blocks.
 
     Returns:
         New tokens of each prompt, without the stop id.
@@ -134,16 +150,21 @@ def generate(
     banned = {mask_id} | ({pad_id} - set(stop_ids))
     draw = Draw(temperature, top_k, top_p, remasking, torch.tensor(sorted(banned), device=device), generator)
     stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=device)
-    rules = _Rules(mask_id, stops, Commit(block_size, steps_per_block, threshold), cfg_scale, use_cache)
+    commit = Commit(block_size, steps_per_block, threshold)
+    rules = _Rules(mask_id, stops, commit, cfg_scale, use_cache, context, max_new_tokens, seed)
     counts = DecodingCounts() if counts is None else counts
-    sequences = [_Sequence(index, list(prompt), len(prompt)) for index, prompt in enumerate(prompts)]
+    sequences = [
+        _Sequence(index, list(prompt), len(prompt), None if keys is None else keys[index])
+        for index, prompt in enumerate(prompts)
+    ]
     by_length = sorted(sequences, key=lambda sequence: sequence.block_start(block_size))
     with evaluating(backbone):
         for first in range(0, len(sequences), batch_size):
             batch = _Batch(backbone, by_length[first : first + batch_size], rules)
             while batch.sequences:
-                for sequence, block in zip(batch.sequences, batch.sample_block(draw, counts), strict=True):
-                    sequence.extend(block, block_size, stop_ids, max_new_tokens)
+                blocks = batch.sample_block(draw, counts)
+                for sequence, (block, steps) in zip(batch.sequences, blocks, strict=True):
+                    sequence.extend(block, steps, block_size, stop_ids, max_new_tokens)
                     if on_block is not None:
                         on_block(sequence.index, sequence.new_tokens)
                     if is_complete is not None and is_complete(sequence.new_tokens):
@@ -151,6 +172,8 @@ def generate(
                 batch.drop_finished()
     counts.sequences += len(sequences)
     counts.tokens += sum(len(sequence.new_tokens) + sequence.is_stopped for sequence in sequences)
+    if reveal_steps is not None:
+        reveal_steps.update({sequence.index: sequence.written_steps for sequence in sequences})
     return [sequence.new_tokens for sequence in sequences]
 
 
@@ -161,14 +184,25 @@ class _Sequence:
     index: int
     ids: list[int]
     prompt_length: int
+    key: str | None = None
     new_tokens: list[int] = field(default_factory=list)
     is_done: bool = False
     is_stopped: bool = False
+    steps: list[int] = field(default_factory=list)
 
     def block_start(self, block_size: int) -> int:
         return len(self.ids) // block_size * block_size
 
-    def extend(self, block: list[int], block_size: int, stop_ids: Collection[int], max_new_tokens: int) -> None:
+    @property
+    def written_steps(self) -> list[int]:
+        """When each new token was kept, and the stop id."""
+        return self.steps[: len(self.new_tokens) + self.is_stopped]
+
+    def extend(
+        self, block: list[int], steps: list[int], block_size: int, stop_ids: Collection[int], max_new_tokens: int
+    ) -> None:
+        first = max(self.steps, default=-1) + 1
+        self.steps += [first + step for step in steps[len(self.ids) - self.block_start(block_size) :]]
         self.ids[self.block_start(block_size) :] = block
         new_tokens = self.ids[self.prompt_length :][:max_new_tokens]
         stops = [place for place, token in enumerate(new_tokens) if token in stop_ids]
@@ -186,6 +220,9 @@ class _Rules:
     commit: Commit
     cfg_scale: float
     use_cache: bool
+    context: Context
+    max_new_tokens: int
+    seed: int
 
 
 class _Batch:
@@ -198,22 +235,34 @@ class _Batch:
         block_size = rules.commit.block_size
         prefixes = [sequence.ids[: sequence.block_start(block_size)] for sequence in sequences]
         self._is_prefilled = False
-        self._context = BlockContext(backbone, prefixes, block_size, rules.use_cache)
-        self._unconditional: BlockContext | None = None
+        self._context = self._shown(backbone, prefixes)
+        self._unconditional: BlockContext | FullContext | None = None
         if rules.cfg_scale > 0:
-            masked = [[rules.mask_id] * len(prefix) for prefix in prefixes]
-            self._unconditional = BlockContext(backbone, masked, block_size, rules.use_cache)
+            self._unconditional = self._shown(backbone, [[rules.mask_id] * len(prefix) for prefix in prefixes])
 
-    def sample_block(self, draw: Draw, counts: DecodingCounts) -> list[list[int]]:
-        """Fill the current block of every sequence and return its tokens, the prompt's own included.
+    def _shown(self, backbone: Backbone, prefixes: Sequence[Sequence[int]]) -> BlockContext | FullContext:
+        """Make what a step sees besides its block."""
+        rules, block_size = self._rules, self._rules.commit.block_size
+        if rules.context == "block":
+            return BlockContext(backbone, prefixes, block_size, rules.use_cache)
+        blocks = [-(-(sequence.prompt_length + rules.max_new_tokens) // block_size) for sequence in self.sequences]
+        canvases = [
+            [*prefix, *[rules.mask_id] * (num_blocks * block_size - len(prefix))]
+            for prefix, num_blocks in zip(prefixes, blocks, strict=True)
+        ]
+        return FullContext(backbone, canvases, [len(prefix) for prefix in prefixes])
 
-        Behind a stop id the block is left masked.
+    def sample_block(self, draw: Draw, counts: DecodingCounts) -> list[tuple[list[int], list[int]]]:
+        """Fill the current block of every sequence; return its tokens, the prompt's own included, and their steps.
+
+        Behind a stop id the block is left masked. The step of what is not filled here is -1.
         """
         commit = self._rules.commit
         shape = len(self.sequences), commit.block_size
         ids_BK = torch.full(shape, self._rules.mask_id, device=self._device)
         is_masked_BK = torch.ones(shape, dtype=torch.bool, device=self._device)
         is_prompt_BK = torch.zeros_like(is_masked_BK)
+        step_BK = torch.full(shape, -1, device=self._device)
         for b, sequence in enumerate(self.sequences):
             start = sequence.block_start(commit.block_size)
             known = sequence.ids[start:]
@@ -223,12 +272,15 @@ class _Batch:
         num_open = int(is_masked_BK.any(dim=1).sum())
         for step in range(commit.steps_per_block):
             start_s = time.perf_counter()
-            token_N, confidence_N = draw(self._logits(ids_BK, is_masked_BK, is_prompt_BK))
+            uniform_2BK = self._uniform(step) if draw.is_random else None
+            uniform_2N = None if uniform_2BK is None else uniform_2BK[:, is_masked_BK]
+            token_N, confidence_N = draw(self._logits(ids_BK, is_masked_BK, is_prompt_BK), uniform_2N)
             token_BK = ids_BK.masked_scatter(is_masked_BK, token_N)
             confidence_BK = torch.full(shape, -torch.inf, device=self._device)
             confidence_BK = confidence_BK.masked_scatter(is_masked_BK, confidence_N)
             is_committed_BK = commit(confidence_BK, is_masked_BK, step)
             ids_BK = torch.where(is_committed_BK, token_BK, ids_BK)
+            step_BK = torch.where(is_committed_BK, step, step_BK)
             is_masked_BK = is_masked_BK & ~is_committed_BK
             is_stop_BK = torch.isin(ids_BK, self._rules.stop_ids) & ~is_prompt_BK & ~is_masked_BK
             is_masked_BK &= ~is_ended(is_stop_BK, is_masked_BK)[:, None]
@@ -240,8 +292,8 @@ class _Batch:
         self._context.extend(ids_BK)
         if self._unconditional is not None:
             self._unconditional.extend(ids_BK.where(~is_prompt_BK, self._rules.mask_id))
-        blocks: list[list[int]] = ids_BK.tolist()
-        return blocks
+        blocks, steps = torch.stack([ids_BK, step_BK]).tolist()
+        return list(zip(blocks, steps, strict=True))
 
     def drop_finished(self) -> None:
         """Leave out the sequences that are done."""
@@ -251,6 +303,21 @@ class _Batch:
             self._context.keep(running)
             if self._unconditional is not None:
                 self._unconditional.keep(running)
+
+    def _uniform(self, step: int) -> torch.Tensor | None:
+        """Return the numbers [2, B, K] of a step, keyed by sequence and block; None where sequences have no keys."""
+        block_size = self._rules.commit.block_size
+        drawn = [
+            KeyedRandom("answer", self._rules.seed, sequence.key, sequence.block_start(block_size), step).uniform(
+                2 * block_size
+            )
+            for sequence in self.sequences
+            if sequence.key is not None
+        ]
+        if not drawn:
+            return None
+        uniform_B2K = torch.from_numpy(np.stack(drawn)).to(self._device).view(len(drawn), 2, block_size)
+        return uniform_B2K.transpose(0, 1)
 
     def _count_time(self, counts: DecodingCounts, seconds: float, is_committed_BK: torch.Tensor) -> None:
         if self._is_prefilled:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,24 @@ from tide_cache.pairing.encoding import Encoded, TokenBytes, ends_by_offsets
 from tide_cache.pairing.rendered import Rendered, RenderError
 from tide_cache.pairing.rendering import ChatTemplate, Conversation
 from tide_cache.progress import doing
-from tide_cache.records import Bools, ChatRow, Message
+from tide_cache.records import Bools, Message
 from tide_cache.unreadable import require_all_readable, told_apart
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
 _CAUSAL = {name for name, family in FAMILIES.items() if family.native == "causal"}
 _COPIED_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
+
+
+class HasConversation(Protocol):
+    """A row that a chat template can write."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Its turns."""
+
+    @property
+    def tools(self) -> str:
+        """Functions that may be called, as in `ChatRow`."""
 
 
 class TextTokenizer:
@@ -170,20 +182,24 @@ class TextTokenizer:
         """Render several conversations, as `render` does."""
         return self._chat.render_many(conversations)
 
-    def try_render(self, rows: Sequence[ChatRow]) -> list[Rendered | RenderError]:
+    def try_render(
+        self, rows: Sequence[HasConversation], add_generation_prompt: bool = False
+    ) -> list[Rendered | RenderError]:
         """Render rows, in their order; what is wrong stands in place of those that cannot be rendered.
 
         Args:
             rows: Conversations.
+            add_generation_prompt: Also write what precedes an answer.
         """
         if not any(row.tools for row in rows):
-            return self._chat.try_many([row.messages for row in rows])
+            return self._chat.try_many([row.messages for row in rows], add_generation_prompt)
         numbers: dict[str, list[int]] = {}
         for number, row in enumerate(rows):
             numbers.setdefault(row.tools, []).append(number)
         found: dict[int, Rendered | RenderError] = {}
         for tools, some in numbers.items():
-            results = self._chat.try_many([rows[number].messages for number in some], tools=tools)
+            conversations = [rows[number].messages for number in some]
+            results = self._chat.try_many(conversations, add_generation_prompt, tools)
             found.update(zip(some, results, strict=True))
         return [found[number] for number in range(len(rows))]
 

@@ -6,7 +6,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tide_cache.building.executors.answers import built_of
@@ -41,39 +41,57 @@ class LocalProcesses:
 
     def build(self, run: BuildRun, prepared: PreparedBuild, shards: Sequence[int], log: BuildLog) -> None:
         """Build shards; see `Executor`."""
-        queue = ShardQueue(shards)
         devices = worker_devices(run.teacher, self._num_workers)[: len(shards)]
-        selector, phases = selectors.DefaultSelector(), PhaseMirror()
+        build_in_processes(WORKER, {"run": run.model_dump(mode="json")}, devices, shards, log)
 
-        def start(device: str) -> None:
-            process = _Process(run, device, len(devices))
-            selector.register(process.answers, selectors.EVENT_READ, process)
-            phases.start(process)
-            process.give(queue)
 
-        try:
-            for device in devices:
-                start(device)
-            while selector.get_map():
-                for key, _ in selector.select(TICK_S):
-                    process: _Process = key.data
-                    for answer in process.read():
-                        if not phases.hear(process, answer):
-                            _hear(process, answer, queue, log)
-                    if process.has_ended:
-                        selector.unregister(process.answers)
-                        phases.forget(process)
-                        how = _how(process.bury())
-                        if process.in_hand:
-                            log.on_views(-sum(process.in_hand.values()))
-                            for shard in reversed(process.in_hand):
-                                queue.put_back(shard, how)
-                            start(process.device)
-                log.on_views(0)
-        finally:
-            phases.close()
-            _stop(key.data for key in list(selector.get_map().values()))
-            selector.close()
+def build_in_processes(
+    module: str, task: Mapping[str, Any], devices: Sequence[str], shards: Sequence[int], log: BuildLog
+) -> None:
+    """Have processes of this machine build shards; none of them is left when this returns or raises.
+
+    Args:
+        module: What runs in each, as after `python -m`; calls `serve` of `worker_process`.
+        task: What each gets besides its device, as plain values.
+        devices: One process for each.
+        shards: Numbers of the shards to build.
+        log: Hears about every step.
+
+    Raises:
+        Interrupted: `log` asked for a stop.
+        TideCacheError: A worker failed, or workers kept dying on a shard.
+    """
+    queue, selector, phases = ShardQueue(shards), selectors.DefaultSelector(), PhaseMirror()
+
+    def start(device: str) -> None:
+        process = _Process(module, {**task, "device": device}, len(devices))
+        selector.register(process.answers, selectors.EVENT_READ, process)
+        phases.start(process)
+        process.give(queue)
+
+    try:
+        for device in devices:
+            start(device)
+        while selector.get_map():
+            for key, _ in selector.select(TICK_S):
+                process: _Process = key.data
+                for answer in process.read():
+                    if not phases.hear(process, answer):
+                        _hear(process, answer, queue, log)
+                if process.has_ended:
+                    selector.unregister(process.answers)
+                    phases.forget(process)
+                    how = _how(process.bury())
+                    if process.in_hand:
+                        log.on_views(-sum(process.in_hand.values()))
+                        for shard in reversed(process.in_hand):
+                            queue.put_back(shard, how)
+                        start(process.device)
+            log.on_views(0)
+    finally:
+        phases.close()
+        _stop(key.data for key in list(selector.get_map().values()))
+        selector.close()
 
 
 class _Process(Child):
@@ -84,12 +102,12 @@ class _Process(Child):
         in_hand: Shards that it builds, the oldest first, and how many of their views it has captured.
     """
 
-    def __init__(self, run: BuildRun, device: str, num_workers: int) -> None:
-        self.device = device
+    def __init__(self, module: str, task: Mapping[str, Any], num_workers: int) -> None:
+        self.device: str = task["device"]
         self.in_hand: dict[int, int] = {}
         self._num_workers = num_workers
-        super().__init__([WORKER], {}, max(1, len(os.sched_getaffinity(0)) // num_workers))
-        self.send(json.dumps({"run": run.model_dump(mode="json"), "device": device}))
+        super().__init__([module], {}, max(1, len(os.sched_getaffinity(0)) // num_workers))
+        self.send(json.dumps(task))
 
     def give(self, queue: ShardQueue) -> None:
         """Hand over more shards, or tell the worker to end."""

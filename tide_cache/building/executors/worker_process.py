@@ -8,9 +8,10 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from tide_cache.building.executors.answers import answer_of, attempted
 from tide_cache.building.executors.phases import PhaseTeller
@@ -20,14 +21,25 @@ from tide_cache.config.build import BuildRun
 from tide_cache.progress import listen
 
 
-def serve() -> None:
-    """Build the shards that stdin names, until it ends."""
+class Worker(Protocol):
+    """Builds shards on one device."""
+
+    def build(self, shard: int, on_views: Callable[[int], None]) -> "Future[BuiltShard]":
+        """Build a shard, and count what is done of it."""
+
+
+def serve(make_worker: Callable[[dict[str, Any]], Worker]) -> None:
+    """Build the shards that stdin names, until it ends.
+
+    Args:
+        make_worker: Makes a worker of its task, when the first shard comes.
+    """
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no answer
     task = json.loads(sys.stdin.readline())
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
-    worker: ShardWorker | None = None
+    worker: Worker | None = None
     one_at_a_time = threading.Lock()
 
     def tell(document: dict[str, Any]) -> None:
@@ -39,8 +51,12 @@ def serve() -> None:
     def build() -> "Future[BuiltShard]":
         nonlocal worker
         if worker is None:
-            worker = ShardWorker.elsewhere(BuildRun.model_validate(task["run"]), task["device"])
-        return worker.build(shard, lambda count: tell({"views": count, "shard": shard}))
+            worker = make_worker(task)
+        return worker.build(shard, count)
+
+    def count(number: int) -> None:
+        if number:  # 0 asks whether to stop, and whoever wants that ends this process
+            tell({"views": number, "shard": shard})
 
     while True:
         shard = int(lines.get())
@@ -54,5 +70,9 @@ def _read(lines: "SimpleQueue[str]") -> None:
     os._exit(0)
 
 
+def _shard_worker(task: dict[str, Any]) -> Worker:
+    return ShardWorker.elsewhere(BuildRun.model_validate(task["run"]), task["device"])
+
+
 if __name__ == "__main__":
-    serve()
+    serve(_shard_worker)
