@@ -23,6 +23,7 @@ UsageError = typer.BadParameter.__base__
 IN_SHORT = {"train": ["--set", "train.steps=2"], "generate": ["--max-new-tokens", "8"]}
 DRY = {
     "build-teacher-shards": ["--dry-run", "--set", "build.out=new-cache", "--set", "teacher.max_length=96"],
+    "answers": ["--dry-run", "--max-new-tokens", "16"],
     "train": ["--dry-run", "--set", "train.out=new-run", "--set", "train.global_batch=64"],
     "repair": ["--dry-run"],
     "plan": ["--set", "teacher.max_length=96"],
