@@ -1,4 +1,4 @@
-"""The cache as a source of view records: row groups are decoded when a window of the order reaches them."""
+"""The cache as a source of view records: a row group is decoded when the order's window reaches it."""
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
@@ -38,10 +38,10 @@ class CacheSource:
         Args:
             root: Folder of the cache.
             manifest: Its manifest.
-            num_views: Use only this many views of each sample, from the first.
+            num_views: Use only the first so many views of each sample.
             held_groups: Row groups kept decoded; at least twice the order's window.
             signal_pass: Which of the cache's passes to read; by default its first.
-            signals: Which of its signals to decode, by default all; `truth` always is.
+            signals: Which signals to decode, by default all; `truth` is always decoded.
         """
         self._num_views = num_views or manifest.identity.views.num_views
         self._is_shared = manifest.identity.is_shared
@@ -60,7 +60,7 @@ class CacheSource:
         return self._sizes
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
-        """Return view `epoch mod num_views` of each of the samples; a shared one is cut to the view drawn here."""
+        """Return view `epoch mod num_views` of each of the samples; a shared view is cut to the one drawn here."""
         view = epoch % self._num_views
         stored = 0 if self._is_shared else view
         groups = np.searchsorted(self._first_sample, samples, side="right") - 1
@@ -79,7 +79,7 @@ class CacheSource:
 
 
 def kinds_to_read(needed: Collection[str]) -> list[SignalKind]:
-    """Return the cache signals that serve the names that objectives need, in the cache's order."""
+    """Return the cache's signals that serve the needs of objectives, in the cache's order."""
     served = {*needed, "projected"} if "topk" in needed else {*needed}
     return [kind for kind in get_args(SignalKind) if kind in served]
 
@@ -88,7 +88,7 @@ def cache_layout(manifest: Manifest, mask_id: int, pad_id: int, block_size: int)
     """Return the layout that turns a cache's records into batches.
 
     Args:
-        manifest: Of the cache.
+        manifest: The cache's manifest.
         mask_id: The student's mask token.
         pad_id: The student's padding token.
         block_size: Tokens per block in training.

@@ -1,7 +1,7 @@
 """What the teacher said about tokens other than the true ones, laid out for a batch: one gathered logit per id.
 
 A masked row's logits are gathered once per id, whatever needs it: the true token (column 0), the row's kept ids, and
-further ids that candidate chunks and draws from the tail speak of. All but column 0 are distinct within a row, so that
+further ids that candidate chunks and draws from the tail use. All but column 0 are distinct within a row, so that
 the mass outside any subset of them is a sum of what is gathered and of the rest.
 
 Shape suffixes as in `tide_cache.records`; W wanted (row, id) entries.
@@ -30,10 +30,10 @@ def candidate_targets(
 
     Args:
         num_rows: Masked rows of the batch.
-        shared: Candidates at them, where there are any.
-        signal: All of the batch; its `chunks` belong to active chunks.
+        shared: Candidates at these rows, if there are any.
+        signal: Signals of the whole batch; its `chunks` belong to active chunks.
         active: The active chunks.
-        num_temperatures: T of tails and partitions.
+        num_temperatures: How many T tails and partitions have.
 
     Returns:
         Both parts of `Targets`, and its `extra_ids_NX`.
@@ -112,7 +112,7 @@ def gather_columns(kept_ids_NK: Ints, row_W: Ints, id_W: Ints) -> tuple[Ints, In
 
 
 _IDS = 1 << 32
-"""More than any vocabulary has."""
+"""Larger than any vocabulary."""
 
 
 def _key(row: Ints, token_id: Ints) -> Ints:
@@ -120,7 +120,7 @@ def _key(row: Ints, token_id: Ints) -> Ints:
 
 
 def _kept(num_rows: int, topk: TopK | None, num_temperatures: int) -> tuple[Array, Ints, Array, Array, Array]:
-    """Lay the ragged candidates out as padded rows; arrays are the first ones of `TopKTargets`, in its order."""
+    """Lay the ragged candidates out as padded rows; the arrays are the first fields of `TopKTargets`, in order."""
     width = 0 if topk is None else int(topk.counts_R.max(initial=0))
     log_tail_NT = np.zeros((num_rows, num_temperatures), np.float32)
     log_partition_NT = np.zeros((num_rows, num_temperatures), np.float32)

@@ -1,4 +1,4 @@
-"""From view records to one student batch and its targets: pad, find the masked rows, and bring each row its signal.
+"""From view records to a student batch and its targets: pad, find the masked rows, and give each row its signal.
 
 Shape suffixes as in `tide_cache.records`.
 """
@@ -23,18 +23,18 @@ from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Settings that turn records into batches.
+    """How records are laid out as batches.
 
     Attributes:
         mask_id: The student's mask token.
-        pad_id: Fills samples up to the longest; never attended to.
+        pad_id: Pads samples to the longest; never attended to.
         block_size: Batches are padded to a multiple of it.
-        shared_vocab_size: Teacher ids from here on mean something else to the student: they count as rest.
-        temperatures: T of the cache, in its order; empty without a teacher.
-        schedule: Mask schedule of the views, for the weight of the denoising loss.
-        sources: For a mix, the layout of each source, whose `shared_vocab_size`, `temperatures`, `schedule` and
-            `complementary` hold for its records; `temperatures` of the mix itself are those of the batch.
-        complementary: Whether views come in pairs, for the same weight.
+        shared_vocab_size: Teacher ids from here on mean something else to the student, and count as rest.
+        temperatures: The cache's T, in its order; empty without a teacher.
+        schedule: Mask schedule of the views; it determines the weight of the denoising loss.
+        sources: In a mix, the layout of each source: its `shared_vocab_size`, `temperatures`, `schedule` and
+            `complementary` apply to its records. `temperatures` of the mix itself are those of the batch.
+        complementary: Whether views come in pairs, which also determines that weight.
     """
 
     mask_id: int
@@ -62,12 +62,12 @@ def collate(records: Sequence[ViewRecord], layout: BatchLayout) -> tuple[Student
 
 
 def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], layout: BatchLayout) -> tuple[StudentBatch, Targets]:
-    """Lay records out as one micro-batch whose rows may hold several samples, and several views of each.
+    """Lay records out as one micro-batch; a row may hold several samples, and several views of each.
 
-    A sample begins where a block begins.
+    Every sample starts at the start of a block.
 
     Args:
-        rows: The samples of each row, each with its views; equally many views everywhere.
+        rows: The samples of each row, each with its views; all have the same number of views.
         layout: Ids and sizes.
     """
     num_views = len(rows[0][0])
@@ -135,7 +135,7 @@ def _targets(records: Sequence[ViewRecord], layout: BatchLayout) -> Targets:
 
 
 def _mask_weights(joined: JoinedViews, laws: Sequence[ViewLaw]) -> npt.NDArray[np.float64]:
-    """Return each masked row's weight; chunks count without a teacher too, since they decide what is masked at once."""
+    """Return each masked row's weight; chunks matter without a teacher too: they decide what is masked together."""
     view_L = np.repeat(np.arange(len(laws)), np.diff(joined.token_start_B))
     unit_L = unit_sizes(joined.is_supervised_L, joined.chunks_C4[:, 2:])
     return denoising_weights(unit_L, joined.is_student_masked_L, view_L, laws)

@@ -16,7 +16,7 @@ def require_fitting_caches(
     block_size: int | None = None,
     max_length: int | None = None,
 ) -> None:
-    """Refuse caches that do not fit the run; arguments as those of `cache_faults`.
+    """Raise an error if caches do not fit the run; the arguments are those of `cache_faults`.
 
     Raises:
         CacheMismatchError: Lists every fault of every cache.
@@ -36,17 +36,17 @@ def cache_faults(
     block_size: int | None = None,
     max_length: int | None = None,
 ) -> list[str]:
-    """List where caches do not fit: another tokenizer, block size or length; a signal, T, pass or view they lack.
+    """List what does not fit: another tokenizer, block size or length; a missing signal, T, pass or view.
 
-    A signal may be missing from some of several caches, whose samples then carry no such target; one that is there
-    must be there as the objectives read it.
+    Some of several caches may lack a signal; their samples then have no such target. A signal that a cache has must be
+    stored as the objectives read it.
 
     Args:
-        caches: Of the run; none has no fault.
+        caches: The run's caches; without one there is no fault.
         tokenizer: The student's.
         needs: What each objective needs.
-        block_size: Tokens per diffusion block that the run asks for; None for that of the caches.
-        max_length: Tokens of a sample that the run asks for; None for that of the caches.
+        block_size: Tokens per diffusion block that the run asks for; None for the caches' own.
+        max_length: Tokens of a sample that the run asks for; None for the caches' own.
     """
     faults = []
     for number, cache in enumerate(caches):
@@ -125,7 +125,7 @@ def _temperature_faults(cache: OpenedCache, needs: Needs) -> list[str]:
 
 
 def _signal_faults(caches: Sequence[OpenedCache], needs: Needs) -> list[str]:
-    """List signals that objectives need and no cache has, with the way to build them."""
+    """List signals that objectives need and no cache has, and how to build them."""
     kinds = [cache.manifest.identity.signals.kinds for cache in caches]
     found = list(dict.fromkeys(kind for of_cache in kinds for kind in of_cache))
     served = {signal for cache in caches for signal in cache.signals}

@@ -1,4 +1,4 @@
-"""Views of several samples as one long view, so that a batch costs a few array operations, not some for each sample.
+"""Views of several samples as one long view, so that a batch takes a few array operations, not a few per sample.
 
 Shape suffixes as in `tide_cache.records`.
 """
@@ -18,12 +18,12 @@ from tide_cache.views.masking import chunks_touched
 
 @dataclass(frozen=True, eq=False)
 class JoinedViews:
-    """Views of several samples, concatenated: not itself a view, so it has neither id nor number nor t.
+    """Views of several samples, concatenated. This is not a view itself: it has no id, number or t.
 
-    Student tokens, teacher tokens, chunks and masked teacher positions are numbered through.
+    Student tokens, teacher tokens, chunks and masked teacher positions are numbered consecutively.
 
     Attributes:
-        token_start_B: First student token of each view, and the end of all.
+        token_start_B: First student token of each view, then the number of all.
         student_ids_L: As in `SamplePair`.
         is_supervised_L: As in `SamplePair`.
         is_student_masked_L: As in `MaskedView`.
@@ -45,7 +45,7 @@ class JoinedViews:
 
 @dataclass(frozen=True, eq=False)
 class ActiveChunks:
-    """The chunks of joined views that carry a loss; without a teacher there are none.
+    """The chunks of joined views that have a loss; without a teacher there are none.
 
     Attributes:
         is_active_C: Which of all chunks they are.
@@ -59,7 +59,7 @@ class ActiveChunks:
 
     @classmethod
     def of(cls, joined: JoinedViews) -> Self:
-        """Find them."""
+        """Find the active chunks of joined views."""
         is_active_C = chunks_touched(joined, joined.is_student_masked_L)
         is_active_C &= distillable_chunks(joined.chunks_C4, joined.is_supervised_L) & (joined.signal is not None)
         spans_A4 = joined.chunks_C4[is_active_C]
@@ -67,7 +67,7 @@ class ActiveChunks:
 
     @property
     def size_A(self) -> npt.NDArray[np.int64]:
-        """Student tokens of each."""
+        """Number of student tokens of each chunk."""
         return (self.spans_A4[:, 3] - self.spans_A4[:, 2]).astype(np.int64)
 
     def chunk_of_row(self, num_rows: int) -> npt.NDArray[np.int64]:
@@ -78,7 +78,7 @@ class ActiveChunks:
         return chunk_N
 
     def teacher_logprobs(self, joined: JoinedViews) -> npt.NDArray[np.float64]:
-        """Sum the teacher's log-probs of each chunk's true tokens: the same number in any batch."""
+        """Return the sum of the teacher's log-probs of each chunk's true tokens; the same in any batch."""
         if joined.signal is None or not len(self.spans_A4):
             return np.zeros(0)
         position_A2 = sums_before(joined.is_teacher_masked_M)[self.spans_A4[:, :2]]
@@ -92,8 +92,9 @@ def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wante
 
     Args:
         records: At least one, all with signals or all without.
-        own: Temperatures of each one's source.
-        wanted: Temperatures of the result; tails and partitions that a source lacks are nan, so that no loss hides it.
+        own: Temperatures of each record's source.
+        wanted: Temperatures of the result; tails and partitions that a source lacks are nan, so that they cannot enter
+            a loss unnoticed.
     """
     pairs, views = [record.pair for record in records], [record.view for record in records]
     signals = [record.signal for record in records if record.signal is not None]
@@ -124,7 +125,7 @@ def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wante
 
 
 def _at(signal: TeacherSignal, own: Temperatures, wanted: Temperatures) -> TeacherSignal:
-    """Bring tails and partitions to other temperatures."""
+    """Return the signal with tails and partitions at other temperatures."""
     if own == wanted:
         return signal
     topk, chunks, projected = signal.topk, signal.chunks, signal.projected

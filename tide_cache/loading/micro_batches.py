@@ -1,8 +1,8 @@
 """Which samples of an optimizer step share a forward, and which share a row of it.
 
-The order determines the samples of a step; how they are grouped only changes what is computed for padding,
-since losses are divided by the counts of the whole step. It is a pure function of their lengths, so every rank finds
-the same plan without asking the others.
+The order determines the samples of a step. How they are grouped only changes how much is computed for padding,
+since losses are divided by the counts of the whole step. The grouping is a pure function of the samples' lengths, so
+every rank finds the same one without asking the others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ def plan_micro_batches(
     Args:
         lengths: Tokens of each sample of the step, in its order.
         num_batches: Micro-batches over all ranks; none is left empty.
-        batching: How.
+        batching: How to group them.
         row_tokens: See `BatchConfig`.
     """
     if batching == "packed":
@@ -48,7 +48,7 @@ def plan_micro_batches(
 
 
 def _rows(lengths: Sequence[int], row_tokens: int, min_rows: int) -> Rows:
-    """Fill rows, the longest sample first, each into the fullest row that has room; rows come the fullest first."""
+    """Return rows, the fullest first; each sample, the longest first, goes into the fullest row with room."""
     rows: Rows = []
     tokens: list[int] = []
     for sample in sorted(range(len(lengths)), key=lambda sample: -lengths[sample]):
@@ -59,7 +59,7 @@ def _rows(lengths: Sequence[int], row_tokens: int, min_rows: int) -> Rows:
             tokens.append(0)
         rows[row].append(sample)
         tokens[row] += lengths[sample]
-    while len(rows) < min_rows:  # few short samples for many forwards
+    while len(rows) < min_rows:  # too few short samples for the number of forwards
         rows.append([max(rows, key=len).pop()])
     return sorted(rows, key=lambda row: -sum(lengths[sample] for sample in row))
 
@@ -67,7 +67,7 @@ def _rows(lengths: Sequence[int], row_tokens: int, min_rows: int) -> Rows:
 def step_micro_batches(
     source: TeacherSource, order: Order, layout: BatchLayout, config: BatchConfig, step: int, rank: int, world: int
 ) -> Iterator[tuple[StudentBatch, Targets]]:
-    """Load a rank's share of a step, equally many micro-batches for each rank.
+    """Yield a rank's share of a step: the same number of micro-batches for each rank.
 
     Args:
         source: Where records come from.
@@ -95,16 +95,16 @@ def step_micro_batches(
 
 
 def share_of_rank(num_batches: int, rank: int, world: int, batching: Batching = "length") -> list[int]:
-    """Return the micro-batches of a rank, dealt there and back again: 0, 1, 1, 0, 0, 1 to two ranks.
+    """Return the micro-batches of a rank, dealt back and forth: 0, 1, 1, 0, 0, 1 to two ranks.
 
-    They are planned in order of length, so that dealt one way the last rank would get the longest of every round, and
-    all others would wait for it. In the order of the samples nothing is gained by it: 0, 1, 0, 1.
+    They are planned in order of length. Dealt in one direction, the last rank would get the longest of every round, and
+    all others would wait for it. With batching by order there is nothing to gain: 0, 1, 0, 1.
 
     Args:
-        num_batches: Of the step; a multiple of `world`.
+        num_batches: Micro-batches of the step; a multiple of `world`.
         rank: This process.
         world: Number of processes.
-        batching: Who shares a forward.
+        batching: How samples are grouped.
     """
     rounds = range(num_batches // world)
     is_turned = batching != "order"
@@ -114,9 +114,9 @@ def share_of_rank(num_batches: int, rank: int, world: int, batching: Batching = 
 def visited_records(
     source: TeacherSource, visits: Sequence[Visit], views_per_step: int = 1
 ) -> list[tuple[ViewRecord, ...]]:
-    """Return the views of consecutive visits, in order, which may cross from one epoch into the next.
+    """Return the views of consecutive visits, in order; the visits may cross from one epoch into the next.
 
-    Epoch e shows views e * n to e * n + n - 1 of a sample, counted modulo as many as there are.
+    Epoch e shows views e * n to e * n + n - 1 of a sample, counted modulo the number of views.
 
     Args:
         source: Where records come from.

@@ -1,7 +1,7 @@
-"""Several caches in one run: whose turn it is, and their records behind one source.
+"""Several caches in one run: which one has the next turn, and their records as one source.
 
 Every turn goes to one of the caches, in proportion to the weights; a cache's turns follow its own order and
-epochs. So a cache is visited as it would be alone, with the others' samples in between.
+epochs. So each cache is visited as it would be alone, with samples of the others in between.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tide_cache.records import ViewRecord
 from tide_cache.views.random import KeyedRandom
 
 TURNS_PER_BLOCK = 1 << 16
-"""Turns drawn from one key. Finding a position counts the blocks before it, once: about a millisecond each."""
+"""Turns drawn from one key. To find a position, the blocks before it are counted once, a millisecond each."""
 
 
 class MixedOrder:
@@ -33,7 +33,7 @@ class MixedOrder:
         Args:
             orders: One per source, each with its own key.
             weights: Positive; only their ratios count.
-            seed: Of the turns.
+            seed: Seed of the turns.
         """
         self._orders, self._seed = tuple(orders), seed
         self._edges = np.cumsum(weights)[:-1] / np.sum(weights)
@@ -43,11 +43,11 @@ class MixedOrder:
 
     @property
     def num_samples(self) -> int:
-        """Samples of all sources."""
+        """Number of samples of all sources."""
         return int(self._first_sample[-1])
 
     def visits(self, start: int, count: int) -> list[Visit]:
-        """Return turns `start` to `start + count - 1` of the endless stream; sample numbers run through the sources."""
+        """Return turns `start` to `start + count - 1` of the endless stream; samples are numbered over all sources."""
         sources = self.sources_of(start, count)
         done = self.counts_before(start)
         counts = np.bincount(sources, minlength=len(self._orders))
@@ -85,7 +85,7 @@ class MixedOrder:
 
 
 class MixedSource:
-    """Several sources as one: sample numbers run through them, and records say which they come from."""
+    """Several sources as one: samples are numbered over all of them, and a record says which source it is from."""
 
     def __init__(self, sources: Sequence[TeacherSource]):
         self._sources = tuple(sources)
@@ -98,7 +98,7 @@ class MixedSource:
         return tuple(size for source in self._sources for size in source.group_sizes)
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
-        """Return the view of this epoch of each of the samples, in the order asked for."""
+        """Return this epoch's view of each of the samples, in the given order."""
         of_sample = np.searchsorted(self._first_sample, samples, side="right") - 1
         result: dict[int, ViewRecord] = {}
         for number in np.unique(of_sample).tolist():
@@ -112,7 +112,7 @@ class MixedSource:
 def mixed_layout(layouts: Sequence[BatchLayout]) -> BatchLayout:
     """Return the layout for records of several sources, whose ids and block size are the same.
 
-    Its temperatures are all those that any of the sources has, in increasing order.
+    Its temperatures are all those that any source has, in increasing order.
     """
     temperatures = tuple(sorted({temperature for layout in layouts for temperature in layout.temperatures}))
     first = layouts[0]

@@ -22,9 +22,9 @@ class OpenedCache:
 
     Attributes:
         root: Folder or URL.
-        manifest: What it is made of.
+        manifest: Its manifest.
         signal_pass: The pass that the teacher's signals come from.
-        num_views: Use only this many views of each sample, from the first; None for all.
+        num_views: Use only the first so many views of each sample; None for all.
         weight: Its share of the turns, relative to the other caches'.
         key: Its key in the run file.
         where: Prefix of each message about it; empty when it is the only one.
@@ -40,14 +40,14 @@ class OpenedCache:
 
     @property
     def cache_id(self) -> str:
-        """Its identity in 16 digits."""
+        """The cache's identity in 16 hex digits."""
         return self.manifest.identity.cache_id
 
     @property
     def signals(self) -> frozenset[str]:
         """Signals that reach the student, as objectives name them.
 
-        `topk` speaks of equal tokens, and none may be shared; `projected` serves in its place.
+        `topk` concerns equal tokens, and the tokenizers may share none; `projected` replaces it.
         """
         kinds = {*self.manifest.identity.signals.kinds}
         if not self.manifest.identity.pairing.shared_vocab_size:
@@ -64,23 +64,23 @@ class OpenedCache:
         }
 
     def source(self, signals: Collection[str], views_per_step: int) -> CacheSource:
-        """Open its records; no shard is read yet.
+        """Open the cache's records; no shard is read yet.
 
         Args:
-            signals: Those that the objectives need.
-            views_per_step: Views of a sample that are shown together.
+            signals: Signals that the objectives need.
+            views_per_step: Views of a sample that share a forward.
         """
         return CacheSource(
             self.root,
             self.manifest,
             self.num_views,
-            HELD_GROUPS * views_per_step,  # each view of a group is held apart
+            HELD_GROUPS * views_per_step,  # each view of a group is kept separately
             signal_pass=self.signal_pass,
             signals=kinds_to_read(signals),
         )
 
     def layout(self, tokenizer: TextTokenizer) -> BatchLayout:
-        """Return how its records become batches of a student with this tokenizer."""
+        """Return how the cache's records become batches of a student with this tokenizer."""
         block_size = self.manifest.identity.student.block_size
         return cache_layout(self.manifest, tokenizer.mask_id, tokenizer.pad_id, block_size)
 
@@ -92,8 +92,8 @@ class OpenedData:
     Attributes:
         source: Where records come from.
         layout: How they become batches.
-        key: What determines the data; the order is keyed by it.
-        order: In which order samples are visited.
+        key: Name of the data; the order is keyed by it.
+        order: The order in which samples are visited.
         remarks: What was left out, and why.
     """
 
@@ -134,14 +134,14 @@ def open_caches(data: DataConfig) -> tuple[OpenedCache, ...]:
 def open_data(
     caches: Sequence[OpenedCache], tokenizer: TextTokenizer, signals: Collection[str], views_per_step: int, seed: int
 ) -> OpenedData:
-    """Open one cache, or the turns of several; they fit the run.
+    """Open one cache, or several in turns; they must fit the run.
 
     Args:
-        caches: One that is not of a mix, or those of a mix.
+        caches: The caches of the run, one or several.
         tokenizer: The student's.
-        signals: Those that the objectives need.
-        views_per_step: Views of a sample that are shown together.
-        seed: Of the order.
+        signals: Signals that the objectives need.
+        views_per_step: Views of a sample that share a forward.
+        seed: Seed of the order.
     """
     sources = [cache.source(signals, views_per_step) for cache in caches]
     layouts = [cache.layout(tokenizer) for cache in caches]

@@ -1,6 +1,6 @@
-"""Loading during the step: one thread prepares the batches of the next steps while the current one is taken.
+"""Loading ahead: a thread prepares the batches of the next steps while the current one is taken.
 
-What is loaded, and in which order, is as without it; a resumed run starts at its own step and prepares from there.
+What is loaded, and in which order, does not change. A resumed run prepares from its own step on.
 """
 
 from collections import deque
@@ -19,20 +19,20 @@ Record = TypeVar("Record")
 
 
 class Prefetcher(AbstractContextManager["Prefetcher[Item]"], Generic[Item]):
-    """Gives what a function loads for step after step, loaded ahead by a thread.
+    """Returns what a function loads, step after step; a thread loads ahead.
 
     Attributes:
         stall_s: Seconds that `take` has waited for a step to be loaded.
     """
 
     def __init__(self, load: Callable[[int], Item], steps: range, ahead: int, device: torch.device | None = None):
-        """Start to load; leaving the `with` block ends the thread, after the step that it is at.
+        """Start to load; leaving the `with` block ends the thread after its current step.
 
         Args:
-            load: Gives the item of a step; called for one step at a time, in order.
+            load: Returns the item of a step; called for one step at a time, in order.
             steps: All steps that will be asked for.
-            ahead: How many are kept ready; with 0 each is loaded when it is asked for, and there is no thread.
-            device: Of the training: a thread starts out on the first GPU, whichever its process uses.
+            ahead: How many are kept ready; with 0 there is no thread, and each is loaded when it is asked for.
+            device: The training's device: a new thread is on the first GPU, whichever its process uses.
         """
         self.stall_s = 0.0
         self._load, self._steps, self._ahead, self._device = load, iter(steps), ahead, device
@@ -42,7 +42,7 @@ class Prefetcher(AbstractContextManager["Prefetcher[Item]"], Generic[Item]):
             self._submit()
 
     def take(self) -> Item:
-        """Return the item of the next step; an error in loading it is raised here, when its turn has come."""
+        """Return the item of the next step; an error in loading it is raised here."""
         start_s = perf_counter()
         try:
             if self._thread is None:
@@ -70,16 +70,16 @@ class Prefetcher(AbstractContextManager["Prefetcher[Item]"], Generic[Item]):
 
 
 def pinned(record: Record) -> Record:
-    """Copy a record's tensors to memory from which a GPU fetches them while it computes."""
+    """Copy a record's tensors to pinned memory, from which a GPU fetches them while it computes."""
     return with_tensors(record, torch.Tensor.pin_memory)
 
 
 def with_tensors(record: Record, change: Callable[[torch.Tensor], torch.Tensor]) -> Record:
-    """Return a record whose tensors are changed, those of its parts too; the rest stays.
+    """Return a record with changed tensors, also those of its parts; everything else is the same.
 
     Args:
         record: A dataclass.
-        change: Of each tensor.
+        change: Returns the new tensor for each one.
     """
     dataclass: Any = record
     changed: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Views of training cut from the one view that a causal teacher's cache stores: what it says does not depend on masks.
+"""Views for training, cut from the one view that a causal teacher's cache stores: its answers do not depend on masks.
 
 Shape suffixes as in `tide_cache.records`.
 """
@@ -12,11 +12,11 @@ from tide_cache.signal_table import take, take_positions
 
 
 def cut_view(whole: ViewRecord, view: MaskedView) -> ViewRecord:
-    """Return what a record of all supervised tokens says of those that a view masks.
+    """Return the part of a record of all supervised tokens that concerns those that a view masks.
 
     Args:
-        whole: Of the stored view.
-        view: Another view of its sample; it masks chunks whole, as every drawn view does.
+        whole: Record of the stored view.
+        view: Another view of its sample; like every drawn view, it masks whole chunks.
     """
     assert whole.signal is not None, "views of a cache carry signals"
     is_masked_N = view.is_teacher_masked_M[whole.view.is_teacher_masked_M]

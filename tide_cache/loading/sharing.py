@@ -1,4 +1,4 @@
-"""Of the teacher's candidates, those that the student can be told: its rows and its ids; the rest joins the tail.
+"""The teacher's candidates that the student can use, at its rows and in its ids; the others join the tail.
 
 Those of the signal `projected` are at student rows and in student ids already.
 
@@ -24,8 +24,8 @@ class SharedTopK:
     """Candidates at some of the batch's masked rows.
 
     Attributes:
-        topk: `rows_R` are rows of the batch; ids that the student lacks are gone.
-        num_draws_R: Draws from each row's tail, those of ids that the student lacks included.
+        topk: `rows_R` are rows of the batch; ids that the student lacks are removed.
+        num_draws_R: Draws from each row's tail, including ids that the student lacks.
     """
 
     topk: TopK
@@ -58,13 +58,13 @@ def told_topk(
 def shared_topk(
     joined: JoinedViews, active: ActiveChunks, vocab_A: Ints, temperatures: Temperatures
 ) -> SharedTopK | None:
-    """Keep the positions that have a row of the batch, numbered by it; ids that the student lacks join the rest.
+    """Return the positions that have a row in the batch, by its number; ids that the student lacks join the rest.
 
     Args:
-        joined: All views of the batch.
-        active: Its active chunks.
+        joined: The views of the batch.
+        active: The batch's active chunks.
         vocab_A: Teacher ids from here on mean something else to the student, for the sample of each active chunk.
-        temperatures: Of tails and partitions.
+        temperatures: T of tails and partitions.
     """
     if joined.signal is None or joined.signal.topk is None:
         return None
@@ -92,7 +92,7 @@ def shared_topk(
 
 
 def _with_foreign(topk: TopK, row_F: Ints, logprob_F: Float32s, temperatures: Temperatures) -> Float32s:
-    """Return the tails with foreign ids in them; rows that have none keep their bits."""
+    """Return the tails with foreign ids added; rows without any keep their exact bits."""
     has_foreign_R = np.zeros(len(topk.rows_R), bool)
     has_foreign_R[row_F] = True
     moved_RT = np.exp(topk.log_tail_RT.astype(np.float64))
@@ -100,13 +100,13 @@ def _with_foreign(topk: TopK, row_F: Ints, logprob_F: Float32s, temperatures: Te
         powers_F = np.exp(logprob_F.astype(np.float64) / temperature)
         moved_RT[:, index] += np.bincount(row_F, weights=powers_F, minlength=len(moved_RT))
     result_RT = topk.log_tail_RT.copy()
-    with np.errstate(divide="ignore"):  # a tail may be nothing, and what joins it too little for a float64
+    with np.errstate(divide="ignore"):  # a tail may be empty, and what joins it too small for a float64
         result_RT[has_foreign_R] = np.log(moved_RT[has_foreign_R])
     return result_RT
 
 
 def _shared_tail(topk: TopK, vocab_R: Ints) -> tuple[TailSamples | None, Ints]:
-    """Keep the draws of ids that the student has, and count all draws of each row."""
+    """Return the draws of ids that the student has, and the number of all draws of each row."""
     if topk.tail is None:
         return None, np.zeros(len(topk.rows_R), np.int64)
     row_S = np.repeat(np.arange(len(topk.rows_R)), topk.tail.counts_R)

@@ -12,18 +12,18 @@ from tide_cache.views.masking import draw_view
 
 
 class TeacherSource(Protocol):
-    """Samples in groups, each with masked views and what the teacher says of them."""
+    """Samples in groups, each with masked views and what the teacher says about them."""
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
         """Samples of each group, in storage order."""
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
-        """Return the view of this epoch of each of the samples, in the order asked for."""
+        """Return this epoch's view of each of the samples, in the given order."""
 
 
 class PlainSource:
-    """A corpus without a teacher: every epoch masks afresh, and no record carries a signal."""
+    """A corpus without a teacher: every epoch draws new masks, and records have no signal."""
 
     def __init__(self, pairs: Sequence[SamplePair], views: ViewsConfig):
         self._pairs, self._views = pairs, views
@@ -40,7 +40,7 @@ class PlainSource:
 
 
 class LiveTeacher:
-    """A live teacher next to the student: says what a cache of the same views would say, at the price of a forward."""
+    """A live teacher next to the student: says what a cache of the same views says, at the cost of a forward."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class LiveTeacher:
 
         Args:
             pairs: The samples.
-            views: How they are masked.
+            views: How to mask them.
             teacher: With its weights loaded.
-            fresh_masks: Draw another view in every epoch, instead of going through the same ones again.
-            demo_ratio: Speak as the `compdemo` pass does, with this probability of showing a chunk first.
+            fresh_masks: Draw new views in every epoch, instead of repeating the first `num_views`.
+            demo_ratio: Ask as the `compdemo` pass does, with this probability of showing a chunk first.
         """
         self._pairs, self._views, self._teacher, self._fresh_masks = pairs, views, teacher, fresh_masks
         self._demo_ratio = demo_ratio
@@ -81,7 +81,7 @@ class LiveTeacher:
 
 
 class GroupCache:
-    """Keeps the groups read last: a window's samples come in any order, each group is decoded once."""
+    """Keeps the groups read last: samples of a window come in any order, but each group is decoded once."""
 
     def __init__(self, read: Callable[[int, int], list[ViewRecord]], capacity: int):
         self._read, self._capacity = read, capacity

@@ -4,7 +4,7 @@ An objective gives a sum and a count. The trainer alone divides, by the count ov
 step; since the count depends on data only, it is known before the first forward.
 
 Ids are asked for in a fixed order: column 0 is the true token, columns 1 to K the teacher's kept ids, then further ids
-that candidate chunks and draws from tails speak of.
+that candidate chunks and draws from tails use.
 
 Shape suffixes: N masked rows, R rows with teacher candidates, K kept ids, X further ids, C active chunks.
 """
@@ -58,7 +58,7 @@ class Objective(ABC):
     @property
     @abstractmethod
     def needs(self) -> Needs:
-        """What must be there before training can start."""
+        """What must be available before training can start."""
 
     @abstractmethod
     def count(self, targets: Targets) -> float:
@@ -66,12 +66,12 @@ class Objective(ABC):
 
     @abstractmethod
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
-        """Return the sum in nats, a scalar on the graph; zero when nothing is there to sum.
+        """Return the sum in nats, a scalar on the graph; zero if there is nothing to sum.
 
         Args:
             student: Statistics of the masked rows.
             targets: What they are compared with.
-            progress: Share of the run's steps that are taken, for objectives that change as training goes on.
+            progress: Share of the run's steps already taken, for objectives that change during training.
         """
 
 
@@ -81,7 +81,7 @@ class RowLogProbs:
 
     Attributes:
         kept_RK: Log-probs of the kept ids; -inf at padding.
-        rest_R: Log-prob of all other ids together; -inf where there is none.
+        rest_R: Log-prob of all other ids together; -inf if there are none.
         is_kept_RK: False at padding.
     """
 
@@ -91,7 +91,7 @@ class RowLogProbs:
 
 
 def ids_to_gather(targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids that the student's statistics are asked for, and which of them make up the kept set."""
+    """Return the ids for which the student's statistics are needed, and which of them make up the kept set."""
     ids_NK = torch.cat([targets.true_id_N[:, None], targets.topk.kept_ids_NK, targets.extra_ids_NX], dim=1)
     is_kept_NK = ids_NK >= 0
     is_kept_NK[:, 0] = False
@@ -117,7 +117,7 @@ def student_logprobs(student: RowStatistics, targets: Targets, temperature: floa
     num_kept = is_kept_RK.shape[1]
     logprobs_RK = student.gathered_NK[rows_R, 1:] / temperature - log_z_R[:, None]
     rest_R = student.log_rest_NT[rows_R, index] - log_z_R
-    if targets.extra_ids_NX.shape[1]:  # they lie outside the kept ids, and outside `log_rest` as well
+    if targets.extra_ids_NX.shape[1]:  # they are outside the kept ids, and outside `log_rest` too
         extra_RX = logprobs_RK[:, num_kept:].masked_fill(targets.extra_ids_NX[rows_R] < 0, -torch.inf)
         rest_R = torch.cat([extra_RX, rest_R[:, None]], dim=1).logsumexp(dim=1)
     return RowLogProbs(logprobs_RK[:, :num_kept].masked_fill(~is_kept_RK, -torch.inf), rest_R, is_kept_RK)
@@ -139,8 +139,8 @@ def grouped_kl(first: RowLogProbs, second: RowLogProbs) -> torch.Tensor:
     """Return KL(first || second) of each row over the kept ids and the rest, in nats [R].
 
     Grouping outcomes never raises a KL: the result is at most the full-vocabulary KL, and equals it at K = V.
-    A rest that `first` lacks contributes zero. Where only `second` lacks it the KL is infinite; its rest then counts as
-    `MIN_PROB`, which keeps the sum finite and still drives a student out of ids that the teacher does not have.
+    If `first` has no rest, the rest contributes zero. If only `second` has none, the KL is infinite; its rest then
+    counts as `MIN_PROB`, which keeps the sum finite and still moves a student away from ids that the teacher lacks.
 
     Source: docs/decisions/rest-outcome.md.
     """
@@ -183,7 +183,7 @@ def _mass_kept(logprobs: RowLogProbs) -> RowLogProbs:
 
 
 def has_candidates(targets: Targets) -> torch.Tensor:
-    """Tell for each active chunk whether the teacher's candidates for it were captured, [C]."""
+    """Return for each active chunk whether the teacher's candidates for it were captured [C]."""
     has_C = torch.zeros_like(targets.truth.chunk_logprob_C, dtype=torch.bool)
     has_C[targets.chunks.candidate_chunk_J] = True
     return has_C
@@ -192,7 +192,7 @@ def has_candidates(targets: Targets) -> torch.Tensor:
 def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Tensor:
     """Sum the student's log-probs of the true tokens over each active chunk, in nats [C]."""
     rows = (targets.truth.chunk_of_row_N >= 0).nonzero().squeeze(1)
-    truth_N = student_truth(student)  # float64 where the student's statistics are, while targets stay float32
+    truth_N = student_truth(student)  # float64 if the student's statistics are, while targets stay float32
     nothing_C = truth_N.new_zeros(targets.truth.chunk_logprob_C.shape)
     return nothing_C.index_add(0, targets.truth.chunk_of_row_N[rows], truth_N[rows])
 
@@ -200,15 +200,15 @@ def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Te
 def chunk_likelihoods(
     student: RowStatistics, targets: Targets, temperature: float, clamp_student: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return how likely the true tokens of each active chunk are to both, at T: exp(log-likelihood / T).
+    """Return the probability that each side gives to an active chunk's true tokens, at T: exp(log-likelihood / T).
 
-    The student's is a log, so that a chunk it finds all but impossible keeps its gradient. Both stay below 1.
+    The student's is a log, so that a chunk it finds almost impossible keeps its gradient. Both stay below 1.
 
     Args:
         student: Statistics of the masked rows.
         targets: What they are compared with.
         temperature: T.
-        clamp_student: Clamp the student's probability from below too, as published: no gradient where its
+        clamp_student: Clamp the student's probability from below too, as published: no gradient if its
             log-likelihood is below -16.1 T.
 
     Returns:

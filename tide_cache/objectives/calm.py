@@ -15,7 +15,7 @@ class _ChunkLikelihood(Objective):
 
     @property
     def needs(self) -> Needs:
-        """The teacher's log-probs of the true tokens; T is applied to chunk sums, so any T will do."""
+        """The teacher's log-probs of the true tokens; T is applied to sums over chunks, so any T will do."""
         return Needs(frozenset({"truth"}))
 
     def count(self, targets: Targets) -> float:
@@ -31,14 +31,14 @@ class Calm(CalmConfig, _ChunkLikelihood):
     """Sum -[p log s + (1 - p) log(1 - s)]: teacher's chunk probability p as target, student's s as prediction.
 
     The gradient in s is p/s - (1 - p)/(1 - s), which is not bounded as s goes to 0. With `without_candidates` it
-    compares only the chunks that `chunk_kl` cannot: the second half of TIDE-Chunk.
+    compares only the chunks that `chunk_kl` cannot: this is the second half of TIDE-Chunk.
 
     Source: CALM in TIDE, arXiv:2604.26951, section 2.3; after ALM, arXiv:2503.20083.
     """
 
     @property
     def needs(self) -> Needs:
-        """As all chunk likelihoods; beside `chunk_kl`, also which chunks have candidates."""
+        """As for all chunk likelihoods; together with `chunk_kl`, also which chunks have candidates."""
         return Needs(frozenset({"truth"} if self.chunks == "all" else {"truth", "chunks"}))
 
     def count(self, targets: Targets) -> float:
@@ -73,7 +73,7 @@ class ReverseCalm(ReverseCalmConfig, _ChunkLikelihood):
 
 @dataclass(frozen=True)
 class BernoulliKL(BernoulliKLConfig, _ChunkLikelihood):
-    """Sum KL(Bern(s) || Bern(p)): what the paper says Reverse CALM equals, and it does not.
+    """Sum KL(Bern(s) || Bern(p)), which Reverse CALM equals according to the paper, but does not.
 
     Reverse CALM lacks the entropy of s. With it the gradient in s is logit(s) - logit(p), so the minimum lies at s = p.
 

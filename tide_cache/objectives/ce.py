@@ -14,9 +14,9 @@ class CrossEntropy(CrossEntropyConfig, Objective):
     """Sum -w log q(true) over masked rows.
 
     `scheduler`: w = 1/t (for the linear schedule), divided by all supervised tokens, masked or not: an estimate of the
-    diffusion bound per token. `realised_ratio`: w = the mean of 1 / (the token's own chance to be masked) over the
-    noise levels that could have given the mask; about 1 / share of the sample that is masked where each token is masked
-    by itself, and the same bound where chunks are masked whole. `uniform`: w = 1, divided by the masked tokens.
+    diffusion bound per token. `realised_ratio`: w = the mean of 1 / (the token's probability of being masked) over the
+    noise levels that could have given the mask. If each token is masked by itself, it is about 1 / the masked share of
+    the sample; if chunks are masked whole, the bound is the same. `uniform`: w = 1, divided by the masked tokens.
 
     Source: `scheduler` is BD3LM's, arXiv:2503.09573, as used by TIDE, arXiv:2604.26951; `realised_ratio` the form of
     the same bound in LLaDA, arXiv:2502.09992; docs/decisions/semantics.md.
@@ -24,7 +24,7 @@ class CrossEntropy(CrossEntropyConfig, Objective):
 
     @property
     def needs(self) -> Needs:
-        """Nothing of a teacher."""
+        """No teacher signal."""
         return Needs()
 
     def count(self, targets: Targets) -> float:

@@ -1,6 +1,6 @@
 """KL between teacher and student over whole chunks: candidate chunks, and one outcome for all other texts.
 
-Shape suffixes: N masked rows, K gathered ids but the true one, J candidates, F candidate tokens, C active chunks.
+Shape suffixes: N masked rows, K gathered ids except the true one, J candidates, F candidate tokens, C active chunks.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from tide_cache.objectives.base import Needs, Objective, has_candidates, untold
 from tide_cache.records import RowStatistics, Targets
 
 _LEAST_REST = 1e-15
-"""A student's rest below this is not told from none: what is left of 1 in float64."""
+"""A student's rest below this counts as none: it is the resolution of 1 in float64."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def _is_told(targets: Targets) -> torch.Tensor:
 def candidate_logprobs(student: RowStatistics, targets: Targets, temperature: float) -> torch.Tensor:
     """Return the student's log-prob at T of each candidate chunk, in nats, float64 [J].
 
-    The partition of each row is formed anew, in float64, from what was gathered and the rest: then candidates and
-    rest sum to one to 1e-16, and the rest of a chunk can be taken from 1.
+    The partition of each row is computed again, in float64, from the gathered logits and the rest: then candidates and
+    rest sum to one to 1e-16, and the rest of a chunk can be computed as 1 minus the candidates.
     """
     index = student.temperatures.index(temperature)
     is_there_NK = torch.cat([targets.topk.kept_ids_NK, targets.extra_ids_NX], dim=1) >= 0

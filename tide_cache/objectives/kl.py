@@ -1,8 +1,8 @@
 """Forward and reverse KL between teacher and student on aligned pairs.
 
-What is not kept of the distributions is one separate outcome (`rest`), or left out (`renormalise`), or estimated from
-ids drawn from it (`sampled`): docs/decisions/rest-outcome.md compares them. A temperature softens the whole
-distribution, or what is kept of it alone (`decoupled_kl`).
+The part of the distributions that is not kept is one separate outcome (`rest`), left out (`renormalise`), or estimated
+from ids drawn from it (`sampled`): docs/decisions/rest-outcome.md compares them. A temperature softens the whole
+distribution, or only the kept part (`decoupled_kl`).
 
 Shape suffixes: R rows with teacher candidates, D ids drawn from a row's tail.
 """
@@ -35,7 +35,7 @@ class _GroupedKL(Objective):
 
     @property
     def needs(self) -> Needs:
-        """Candidates of the teacher, at T on both sides, and draws from their tails where those are asked for."""
+        """Candidates of the teacher, at T on both sides, and draws from their tails if `tail` is `sampled`."""
         return _needs_at(self.temperature, self.tail)
 
     def count(self, targets: Targets) -> float:
@@ -123,9 +123,9 @@ class _Drawn:
     """Ids drawn from the tails: `(weight f).sum(dim=1)` estimates the sum of f over each tail without bias.
 
     Attributes:
-        weight_RD: share of the draws / proposal probability; 0 at padding.
-        teacher_RD: Teacher's log-probs at T, of the whole vocabulary.
-        student_RD: Student's.
+        weight_RD: Share of the draws / proposal probability; 0 at padding.
+        teacher_RD: Teacher's log-probs at T, over the whole vocabulary.
+        student_RD: The same of the student.
     """
 
     weight_RD: torch.Tensor

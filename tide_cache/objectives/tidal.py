@@ -1,7 +1,7 @@
 """TIDAL: the target is a mixture of student and teacher that trusts the teacher by training progress and noise level.
 
-At the start of training, and where much is masked, the target stays near the student; it moves to the teacher as the
-run goes on and where the teacher sees more. The mixture carries no gradient.
+At the start of training, and when much is masked, the target stays near the student. It moves to the teacher during
+the run, and when the teacher sees more. The mixture has no gradient.
 """
 
 import math
@@ -64,7 +64,7 @@ class Tidal(TidalConfig, Objective):
 
         Args:
             t: Diffusion times.
-            progress: Share of the training that is done; beyond 1 counts as 1.
+            progress: Share of the training already done; more than 1 counts as 1.
         """
         if self.axes == "timestep_only":
             return self.lambda_max * (1 - t)
@@ -92,7 +92,7 @@ class Tidal(TidalConfig, Objective):
 def mixture(student: RowLogProbs, teacher: RowLogProbs, trust_R: torch.Tensor) -> RowLogProbs:
     """Return r proportional to q^(1-l) p^l over the kept ids and the rest, detached.
 
-    At k = V this is the softmax of mixed logits. Where one side has no rest, the mixture has none.
+    At k = V this is the softmax of mixed logits. If one side has no rest, the mixture has none.
 
     Args:
         student: q.

@@ -1,4 +1,4 @@
-"""Masks of a view: drawn per token, then made whole per chunk, on the student's and the teacher's side alike."""
+"""Masks of a view: drawn per token, then extended to whole chunks on the student's and the teacher's side."""
 
 from typing import Protocol
 
@@ -20,7 +20,7 @@ class HasChunks(Protocol):
 
 
 def is_complement(view: int, complementary: bool) -> bool:
-    """Tell whether a view masks what the one before it shows."""
+    """Return whether a view masks what the previous one shows."""
     return complementary and view % 2 == 1
 
 
@@ -32,7 +32,7 @@ def draw_view(pair: SamplePair, view: int, config: ViewsConfig) -> MaskedView:
 
     Args:
         pair: The sample.
-        view: Number of the view; numbers from `num_views` on give further, fresh views.
+        view: Number of the view; numbers from `num_views` on give additional views.
         config: How to draw.
     """
     is_second = is_complement(view, config.complementary)
@@ -55,7 +55,7 @@ def whole_view(pair: SamplePair) -> MaskedView:
 
 
 def expand_to_chunks(pair: SamplePair, is_drawn_L: Bools) -> tuple[Bools, Bools]:
-    """Mask every chunk whole that has a drawn token; unsupervised student tokens stay visible.
+    """Mask every chunk that has a drawn token, as a whole; unsupervised student tokens stay visible.
 
     Returns:
         Student mask [L] and teacher mask [M].
@@ -73,14 +73,14 @@ def expand_to_chunks(pair: SamplePair, is_drawn_L: Bools) -> tuple[Bools, Bools]
 
 
 def chunks_touched(pair: HasChunks, is_masked_L: Bools) -> Bools:
-    """Tell for each chunk whether any of its student tokens is masked."""
+    """Return for each chunk whether any of its student tokens is masked."""
     total_L = sums_before(is_masked_L)
     result: Bools = total_L[pair.chunks_C4[:, 3]] > total_L[pair.chunks_C4[:, 2]]
     return result
 
 
 def active_chunks(pair: SamplePair, view: MaskedView) -> Bools:
-    """Tell for each chunk whether it carries a loss: masked, and all its student tokens supervised."""
+    """Return for each chunk whether it has a loss: it is masked, and all its student tokens are supervised."""
     return chunks_touched(pair, view.is_student_masked_L) & pair.is_distillable_C
 
 

@@ -1,7 +1,7 @@
 """Replayable random numbers: a counter-based generator keyed by names, so that a manifest determines every mask.
 
 Philox (Salmon et al., SC'11) maps key and counter to random words without state. The key is a hash of the names, so
-numbers neither depend on the order in which samples are visited nor on how many workers there are.
+numbers depend neither on the order in which samples are visited nor on the number of workers.
 """
 
 import hashlib

@@ -10,7 +10,7 @@ MIN_T = 1e-3
 
 
 def mask_probability(t: float, schedule: Schedule) -> float:
-    """Return 1 - alpha_t, the chance that a supervised token is masked at time t.
+    """Return 1 - alpha_t, the probability that a supervised token is masked at time t.
 
     linear: t. cosine: cos(pi/2 * (1 - t)), so that alpha_t = 1 - cos(pi/2 * (1 - t)).
     """
@@ -23,20 +23,21 @@ def time_of_probability(probability: float, schedule: Schedule) -> float:
 
 
 def slope(t: float, schedule: Schedule) -> float:
-    """Return -alpha'(t), by how much the chance to be masked grows with t."""
+    """Return -alpha'(t), the slope of the mask probability in t."""
     return 1.0 if schedule == "linear" else math.pi / 2 * math.sin(math.pi / 2 * (1 - t))
 
 
 def time_weight(t: float, schedule: Schedule, is_complement: bool = False) -> float:
     """Return the weight of the denoising loss at t: -alpha'(t) / (1 - alpha(t) + 1e-6), about 1/t when linear.
 
-    Over the chance to be masked stands the inverse of its density. Of a drawn view that is -alpha'(t). The t of a
-    complementary view was not drawn; its chance has the density of the other view's, at whose t the slope is taken.
+    The denominator is the probability of being masked, the numerator the inverse of its density. For a drawn view that
+    is -alpha'(t). The t of a complementary view was not drawn: its probability has the density of the other view's, so
+    the slope is taken at that view's t.
 
     Args:
-        t: Of the view.
-        schedule: Of the view.
-        is_complement: It masks what another view shows.
+        t: Diffusion time of the view.
+        schedule: Mask schedule of the view.
+        is_complement: Whether the view masks what another one shows.
 
     Source: BD3LM training as in TIDE, arXiv:2604.26951 (golden/schedule.npz).
     """
@@ -48,9 +49,9 @@ def time_weight(t: float, schedule: Schedule, is_complement: bool = False) -> fl
 def draw_time(seed: int, sample_id: str, view: int, num_views: int, sampling: TimeSampling) -> float:
     """Draw the diffusion time of a view from [MIN_T, 1).
 
-    `stratified`: the views of a sample fall in `num_views` equal strata, in an order drawn per sample, with one offset
-    for all of them; each view's t alone is still uniform. A view beyond `num_views` starts a new round of strata.
-    `uniform`: independent, as the paper.
+    `stratified`: the views of a sample fall into `num_views` equal strata, in an order drawn per sample, with one
+    offset for all; the t of a single view is still uniform. A view beyond `num_views` starts a new round of strata.
+    `uniform`: independent draws, as in the paper.
     """
     if sampling == "uniform":
         u = float(KeyedRandom("t", seed, sample_id, view).uniform(1)[0])

@@ -1,17 +1,17 @@
-"""How much a masked token counts in the denoising loss: over its own chance to be masked, at noise levels drawn evenly.
+"""The weight of a masked token in the denoising loss: the inverse of its probability of being masked.
 
-A unit is what is masked at once: the supervised tokens of a chunk, or one token outside every chunk. Where each token
+A unit is what is masked together: the supervised tokens of a chunk, or one token outside every chunk. If each token
 is drawn with probability p, a unit of n tokens is masked with probability r = 1 - (1 - p)^n, and in the complement of
-that view with r = (1 - p)^n. With g(p) the density of p over views, the weight 1 / (g r) makes every p count alike, and
-its mean over views, times the mask, is 1 for every token, whatever its unit.
+that view with r = (1 - p)^n. With g(p) the density of p over views, the weight 1 / (g r) gives every p the same weight.
+The mean over views of the weight times the mask is then 1 for every token, whatever its unit.
 
-Several p could have given the mask that came, and a student sees nothing but the mask. So the weight is replaced by its
-mean over all of them, given the mask: the same expectation with the least noise (Rao-Blackwell). With m of L tokens
-masked, each its own unit, and the linear schedule it is (L + 1) / m. It depends on what a cache stores: mask, chunks,
-number of the view, and the schedule.
+Several p could have given the same mask, and a student sees only the mask. So the weight is replaced by its mean over
+all of them, given the mask: the same expectation with the least noise (Rao-Blackwell). With m of L tokens masked, each
+its own unit, and the linear schedule, it is (L + 1) / m. It depends only on what a cache stores: the mask, the chunks,
+the number of the view, and the schedule.
 
-In complements 1 / (1 - p)^n has no finite variance for n > 1. There the mean is taken given only how many units of the
-own size are masked: it times the mask still has the mean 1, but high noise levels count for more.
+In complements 1 / (1 - p)^n has no finite variance for n > 1. There the mean is conditioned only on how many units of
+the same size are masked: the weight times the mask still has the mean 1, but high noise levels count for more.
 
 Source: docs/decisions/semantics.md.
 
@@ -32,7 +32,7 @@ from tide_cache.records import Bools, Int32s
 from tide_cache.views.schedule import MIN_T, mask_probability, slope
 
 NUM_NODES = 256
-"""Exact for polynomials of degree 511: for the linear schedule up to as many supervised tokens of a sample."""
+"""Exact for polynomials of degree 511: with the linear schedule, for samples of up to 511 supervised tokens."""
 
 Float64s = npt.NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class ViewLaw:
 
     Attributes:
         schedule: How much is masked at each t.
-        is_complement: It masks what another view shows.
+        is_complement: Whether the view masks what another one shows.
     """
 
     schedule: Schedule
@@ -51,7 +51,7 @@ class ViewLaw:
 
 
 def unit_sizes(is_supervised_L: Bools, student_spans_C2: Int32s) -> Int32s:
-    """Return how many supervised tokens are masked at once with each token, itself included; 0 where it never is [L].
+    """Return how many supervised tokens are masked together with each token, itself included; 0 if it never is [L].
 
     Args:
         is_supervised_L: Tokens that may be masked.
@@ -76,7 +76,7 @@ def denoising_weights(
         unit_L: From `unit_sizes`.
         is_masked_L: What the views mask; only what `unit_L` has a size for.
         view_L: Which view each token belongs to.
-        laws: Of each view.
+        laws: How the mask of each view came about.
     """
     sizes_U = np.unique(unit_L[unit_L > 0])
     size_L = np.searchsorted(sizes_U, unit_L)
@@ -95,7 +95,7 @@ def denoising_weights(
 
 
 def _weights(masked_BU: Float64s, units_BU: Float64s, sizes_U: Int32s, law: ViewLaw) -> Float64s:
-    """Return the mean of dp/dt / r over t, given how many units of each size are masked; 0 where none is."""
+    """Return the mean of dp/dt / r over t, given how many units of each size are masked; 0 if none is."""
     log_node_J, log_slope_J, log_shown_J = _nodes(law.schedule)
     untouched_UJ = sizes_U[:, None] * log_shown_J
     touched_UJ = np.log(-np.expm1(untouched_UJ))
@@ -116,7 +116,7 @@ def _weights(masked_BU: Float64s, units_BU: Float64s, sizes_U: Int32s, law: View
 
 @lru_cache(maxsize=4)
 def _nodes(schedule: Schedule) -> tuple[Float64s, Float64s, Float64s]:
-    """Return nodes over t in [MIN_T, 1]: logs of their weights, of dp/dt and of the chance to be shown, all [J]."""
+    """Return nodes over t in [MIN_T, 1]: logs of their weights, of dp/dt and of 1 - p, all [J]."""
     x_J, weight_J = np.polynomial.legendre.leggauss(NUM_NODES)
     t_J = MIN_T + (1 - MIN_T) * (x_J + 1) / 2
     slope_J = np.array([slope(t, schedule) for t in t_J.tolist()])
