@@ -1,7 +1,7 @@
-"""What a block under sampling is computed from: the clean blocks before it, whose keys and values may be kept.
+"""What a sampled block is computed from: the clean blocks before it, whose keys and values can be cached.
 
-Sequences of unlike lengths are padded in front, by whole blocks, so that their current blocks lie in the same columns.
-Padding is seen by nobody, and positions are counted without it.
+Sequences of different lengths are padded in front by whole blocks, so that their current blocks are in the same
+columns. No token attends to padding, and positions are counted without it.
 
 Shape suffixes: B sequences, P columns of clean blocks, K columns of the current block, Q query columns, S key columns,
 N masked rows, V vocabulary.
@@ -17,18 +17,18 @@ from tide_cache.modeling.packing import PackedInput
 
 
 class BlockContext:
-    """The clean blocks of a batch; gives logits of the block behind them."""
+    """The clean blocks of a batch; returns logits of the block after them."""
 
     def __init__(
         self, backbone: Backbone, prefixes: Sequence[Sequence[int]], block_size: int, use_cache: bool = True
     ) -> None:
-        """Take the clean blocks; nothing is computed yet.
+        """Keep the clean blocks; nothing is computed yet.
 
         Args:
             backbone: The model, in evaluation mode.
             prefixes: Tokens of each sequence's clean blocks: a multiple of the block size, which may be 0.
             block_size: Tokens per block.
-            use_cache: Compute each clean block once and keep its keys and values; else all of them in every forward.
+            use_cache: Compute each clean block once and keep its keys and values; otherwise all in every forward.
         """
         assert all(len(prefix) % block_size == 0 for prefix in prefixes)
         self._backbone = backbone
@@ -40,12 +40,12 @@ class BlockContext:
         self._padding_B = torch.tensor([length - len(prefix) for prefix in prefixes], device=device)
         padded = [[0] * (length - len(prefix)) + list(prefix) for prefix in prefixes]
         self._pending_BP = torch.tensor(padded, dtype=torch.int64, device=device)
-        """Clean columns that are not in the cache; without one, all of them."""
+        """Clean columns that are not in the cache; without a cache, all of them."""
 
     def masked_row_logits(self, ids_BK: torch.Tensor, is_masked_BK: torch.Tensor) -> torch.Tensor:
         """Return float32 logits [N, V] at the masked positions of the current block.
 
-        The clean blocks that are not in the cache run in the same forward and enter it.
+        Clean blocks that are not in the cache run in the same forward and are added to it.
 
         Args:
             ids_BK: Tokens of the block, with the mask token where masked.
@@ -72,7 +72,7 @@ class BlockContext:
         self._pending_BP = torch.cat([self._pending_BP, block_BK], dim=1)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Leave out all sequences but these.
+        """Keep only these sequences.
 
         Args:
             rows: Their indexes, in their new order.
@@ -83,7 +83,7 @@ class BlockContext:
             self._cache.batch_select_indices(row_R)
 
     def _mask(self, column_Q: torch.Tensor, column_S: torch.Tensor) -> torch.Tensor:
-        """Allow each token its own and earlier blocks, the clean copy's rule in training; padding sees itself alone."""
+        """Let each token see its own and earlier blocks, as the clean copy in training does; padding sees itself."""
         block_Q, block_S = column_Q // self._block_size, column_S // self._block_size
         is_real_BS = column_S >= self._padding_B[:, None]
         mask_BQS = (block_S <= block_Q[:, None]) & is_real_BS[:, None, :]

@@ -1,4 +1,4 @@
-"""Whose a demonstration's folder is; known before anything heavy is imported."""
+"""Marks a folder as a demonstration's; checked before anything heavy is imported."""
 
 import json
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from tide_cache.demo.design import DemoSize
 from tide_cache.errors import RunFileError
 
 MARKER = "demo.json"
-"""File that says of which sizes a demonstration is."""
+"""File with the sizes of a demonstration."""
 
 
 def claim(root: Path, size: DemoSize) -> None:
@@ -19,7 +19,7 @@ def claim(root: Path, size: DemoSize) -> None:
         size: Sizes of the demonstration.
 
     Raises:
-        RunFileError: It is a file, or holds something else, or a demonstration of other sizes.
+        RunFileError: It is a file, or holds something else or a demonstration of other sizes.
     """
     if root.exists() and not root.is_dir():
         raise RunFileError(f"{root}: is a file; give --out a new folder")

@@ -34,7 +34,7 @@ class DemoArm:
 
     @property
     def slug(self) -> str:
-        """Folder name."""
+        """The arm's folder name."""
         return slug(self.pipeline, self.name)
 
 
@@ -61,7 +61,7 @@ ARMS = (
 """All arms, with every weight and temperature stated; the first of each pipeline is its baseline."""
 
 VIEWS_ARM = ARMS[4]
-"""The arm of the curve against views per sample."""
+"""The arm for the curve over views per sample."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Table:
     """Which students are trained.
 
     Attributes:
-        arms: Rows; the first of each pipeline is its baseline.
-        seeds: Of the students.
-        views: Views per sample of further runs of `VIEWS_ARM`; its own run uses all.
+        arms: Rows of the table; the first of each pipeline is its baseline.
+        seeds: Seeds of the students.
+        views: Numbers of views for further runs of `VIEWS_ARM`, whose own run uses all.
     """
 
     arms: tuple[DemoArm, ...]
@@ -88,7 +88,7 @@ WHOLE_TABLE = Table(ARMS, seeds=(0, 1, 2), views=(1, 2, 4))
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much of everything.
+    """Sizes of the demonstration.
 
     Attributes:
         teacher_hidden: Width of the teacher.
@@ -102,7 +102,7 @@ class DemoSize:
         teacher_batch: Samples per step of the teacher.
         student_batch: Samples per step of a student.
         held_out_samples: Tasks on which all are measured.
-        exact_samples: Held-out tasks with one right answer that are answered.
+        exact_samples: How many held-out tasks with one right answer the models answer.
     """
 
     teacher_hidden: int = 96
@@ -120,7 +120,7 @@ class DemoSize:
 
     @classmethod
     def of(cls, file: Path) -> Self:
-        """Read the sizes that a demonstration was begun with."""
+        """Read the sizes with which a demonstration was begun."""
         return cls(**json.loads(file.read_text(encoding="utf-8")))
 
 
@@ -130,13 +130,13 @@ QUICK = DemoSize(
     student_samples=24, student_steps=4, teacher_batch=8, student_batch=8, held_out_samples=8,
     exact_samples=2,
 )  # fmt: skip
-"""Only shows that everything runs; its figures mean nothing."""
+"""Sizes that only show that everything runs; the figures mean nothing."""
 
 SIGNALS: dict[Pipeline, tuple[str, ...]] = {"shared": ("truth", "topk"), "cross": ("truth", "topk", "chunks")}
 """What is captured for each pipeline."""
 
 TEMPERATURES = (1.0,)
-"""At which it is captured: all that the arms use, chunk likelihoods apart, which need none."""
+"""T of the captures: all that the arms use, except chunk likelihoods, which need none."""
 
 BLOCK_SIZE = 8
 MAX_LENGTH = 64

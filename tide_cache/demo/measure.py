@@ -18,7 +18,7 @@ from tide_cache.records import Message
 
 MAX_NEW_TOKENS = 32
 PARTS = 10
-"""Parts of the held-out tasks whose figures are kept apart, for an interval without a second seed."""
+"""Parts of the held-out tasks with separate figures, for an interval without a second seed."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Measured:
 
     Attributes:
         nll: Mean over the grid of t, nats per masked token.
-        nll_by_part: The same of ten parts of the tasks; empty where a part would have fewer than ten.
+        nll_by_part: The same for ten parts of the tasks; empty if a part would have fewer than ten.
         nll_at: NLL at each t of the grid.
         accuracy: Token accuracy, mean over the grid.
         exact_match: Share of tasks with one right answer that were answered exactly.
@@ -41,11 +41,11 @@ class Measured:
 
 
 def measured(folder: DemoFolder, size: DemoSize, model: Path, tokenizer: Path) -> Measured:
-    """Measure a model, or read what was measured before.
+    """Measure a model, or read its earlier figures.
 
     Args:
-        folder: Of the demonstration.
-        size: Its sizes.
+        folder: Folder of the demonstration.
+        size: Sizes of the demonstration.
         model: Folder of the saved model.
         tokenizer: Folder of the model's tokenizer.
     """

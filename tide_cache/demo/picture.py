@@ -1,4 +1,4 @@
-"""The demonstration's picture: held-out NLL of each student, and what more views of a sample are worth."""
+"""The demonstration's picture: held-out NLL of each student, and what more views of a sample bring."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class Bar:
 
     Attributes:
         name: Its objectives.
-        nll: Held-out, mean over the seeds.
-        interval: Half of the 95% interval of its difference to the first; None for the first.
+        nll: Held-out NLL, mean over the seeds.
+        interval: Half of the 95% interval of its difference from the first; None for the first.
     """
 
     name: str
@@ -37,14 +37,14 @@ def draw(
     nll_at_views: Mapping[int, Spread],
     num_seeds: int,
 ) -> None:
-    """Write a PNG with a panel for each tokenizer, and one for the views where they were compared.
+    """Write a PNG with a panel for each tokenizer, and one for the views if they were compared.
 
     Args:
-        path: Of the PNG.
+        path: The PNG to write.
         bars: Students by pipeline; the first of each is its baseline.
         teacher_nll: NLL of the teacher, in its own tokens.
-        nll_at_views: NLL of `kl` by views per sample; empty for no such panel.
-        num_seeds: Seeds of each student; intervals are over them, or over parts of the tasks where there is one.
+        nll_at_views: NLL of `kl` by views per sample; empty for no panel.
+        num_seeds: Seeds of each student; intervals are over them, or with a single seed over parts of the tasks.
     """
     num_panels = len(bars) + bool(nll_at_views)
     figure = Figure(

@@ -23,10 +23,10 @@ from tide_cache.manifest import Manifest
 from tide_cache.training.metrics import StepMetrics
 
 OnStage = Callable[[str, int, int], None]
-"""Called with the name of a stage, what is done of it and how much there is."""
+"""Called with the name of a stage, how much of it is done, and how much there is."""
 
 MOST_THREADS = 4
-"""Of teacher and capture, whose tensors are small: more threads would wait for each other."""
+"""For teacher and capture, whose tensors are small: more threads would wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class DemoRow:
 
     Attributes:
         arm: What was trained.
-        nll: Over the seeds, compared with the baseline's.
-        interval: Half of the 95% interval of the difference to the baseline: over seeds, or with a single seed over
-            ten parts of the held-out tasks. None for the baseline, and where there is too little to tell.
-        accuracy: On masked tokens.
-        exact_match: Of tasks with one right answer.
+        nll: NLL over the seeds, compared with the baseline.
+        interval: Half of the 95% interval of the difference from the baseline: over seeds, or with a single seed over
+            ten parts of the held-out tasks. None for the baseline, and if there is too little data.
+        accuracy: Accuracy on masked tokens.
+        exact_match: Share of tasks with one right answer that were answered exactly.
     """
 
     arm: DemoArm
@@ -51,13 +51,13 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """All that the demonstration found.
+    """The results of the demonstration.
 
     Attributes:
         teacher: Figures of the teacher on the held-out tasks.
         caches: Summary of each pipeline's build.
         arms: Rows of the table, in its order.
-        nll_at_views: NLL of `VIEWS_ARM` by views per sample; empty where the table has no such runs.
+        nll_at_views: NLL of `VIEWS_ARM` by views per sample; empty if the table has no such runs.
         num_seeds: Seeds of each student.
         picture: The PNG.
         results: The JSON with all of this.
@@ -73,13 +73,13 @@ class DemoResult:
 
 
 def run_demo(out: Path, size: DemoSize, table: Table, on_stage: OnStage) -> DemoResult:
-    """Run the demonstration, or what is missing of it.
+    """Run the demonstration, or the missing parts of it.
 
     Args:
-        out: Folder of everything; what an earlier demonstration of the same sizes left there is used.
-        size: Its sizes.
+        out: Folder of everything; results of an earlier demonstration of the same sizes are reused.
+        size: Sizes of the demonstration.
         table: Its students.
-        on_stage: Progress.
+        on_stage: Hears about progress.
 
     Raises:
         RunFileError: The folder holds something else, or a demonstration of other sizes.
@@ -143,7 +143,7 @@ def summarise(arm: DemoArm, runs: Mapping[int, Measured], baseline: Mapping[int,
     Args:
         arm: What was trained.
         runs: Its figures, by seed.
-        baseline: The same of the baseline; None when this arm is the baseline.
+        baseline: The same for the baseline; None if this arm is the baseline.
     """
     interval = None
     if baseline is not None:

@@ -17,7 +17,7 @@ from tide_cache.training.metrics import OnStep
 from tide_cache.training.run import train
 
 TEACHER_SEED, STUDENT_SEED, HELD_OUT_SEED = 101, 102, 103
-"""Seeds of the three sets of tasks; the vocabularies use others."""
+"""Seeds of the three sets of tasks; the vocabularies use other seeds."""
 
 LOG_EVERY = 2
 """Steps between two reports: less than two seconds even on a busy machine."""
@@ -25,7 +25,7 @@ LOG_EVERY = 2
 
 @dataclass(frozen=True)
 class DemoFolder:
-    """Where everything of a demonstration lies."""
+    """Paths of a demonstration."""
 
     root: Path
 
@@ -39,7 +39,7 @@ class DemoFolder:
 
     @property
     def marker(self) -> Path:
-        """File that says of which sizes the demonstration is."""
+        """File with the sizes of the demonstration."""
         return self.root / MARKER
 
     @property
@@ -66,7 +66,7 @@ def make_data(folder: DemoFolder, size: DemoSize) -> None:
 
 
 def train_teacher(folder: DemoFolder, size: DemoSize, on_step: OnStep) -> None:
-    """Train the teacher with `ce` on its own tasks, unless it is there; go on from its checkpoint if it has one."""
+    """Train the teacher with `ce` on its own tasks unless it exists; continue from its checkpoint if it has one."""
     if (folder.teacher / "model" / "config.json").exists():
         return
     has_checkpoint = bool(committed_checkpoints(folder.teacher / CHECKPOINTS))
@@ -85,7 +85,7 @@ def train_teacher(folder: DemoFolder, size: DemoSize, on_step: OnStep) -> None:
 
 
 def build(folder: DemoFolder, pipeline: Pipeline, on_progress: OnProgress) -> BuildSummary:
-    """Capture the teacher over the students' tasks; a second call only checks what is there."""
+    """Capture the teacher on the students' tasks; a second call only checks what exists."""
     run = BuildRun.model_validate(
         {
             "corpus": {"spec": str(folder.tasks("student"))},

@@ -1,4 +1,4 @@
-"""The demonstration's students: a sweep, whose jobs are also asked to answer tasks."""
+"""The demonstration's students: a sweep whose students also answer tasks."""
 
 import os
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from tide_cache.sweep.run import run_jobs
 from tide_cache.training.metrics import OnStep
 
 MOST_PROCESSES = 8
-"""Each holds a torch of its own, about 0.6 GB."""
+"""Each process loads torch, about 0.6 GB."""
 
 
 def all_jobs(folder: DemoFolder, size: DemoSize, table: Table) -> list[Job]:
-    """List the jobs of a table and of its curve against views."""
+    """Return the jobs of a table and of its curve over views."""
     arms = (*table.arms, *(replace(VIEWS_ARM, num_views=views) for views in table.views))
     held_out = HeldOut(spec=str(folder.tasks("held-out")), folder=folder.root)
     return [
@@ -41,8 +41,8 @@ def train_students(jobs: list[Job], on_steps: Callable[[int, int], None]) -> Non
     """Train and measure students, one process per core with one thread each.
 
     Args:
-        jobs: Students that were measured before cost nothing.
-        on_steps: Called with the steps taken by all students and their number in all.
+        jobs: Students that were already measured are not trained again.
+        on_steps: Called with the steps that all students have taken, and the steps in all.
 
     Raises:
         TideCacheError: A student failed; the others are stopped.
@@ -64,7 +64,7 @@ def train_students(jobs: list[Job], on_steps: Callable[[int, int], None]) -> Non
 
 
 def train_and_measure(job: Job, on_step: OnStep) -> None:
-    """Train a student and measure what it can do; what is there already costs nothing."""
+    """Train a student and measure what it can do; what already exists is not done again."""
     assert job.held_out is not None
     assert job.run.student.tokenizer is not None
     torch.set_num_threads(1)

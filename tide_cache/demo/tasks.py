@@ -1,8 +1,8 @@
-"""A generated corpus of small tasks with checkable answers: what the demonstration learns, with no file to fetch.
+"""A generated corpus of small tasks with checkable answers, so that the demonstration needs no file.
 
-Five kinds have one right answer. The sixth, stories, is drawn slot by slot from fixed odds, so that a story has
-thousands of right continuations: a teacher that saw many learns the odds, a student that sees a few hundred cannot,
-and most of what it can still learn is in the teacher's soft targets.
+Five kinds have one right answer. The sixth, stories, is drawn slot by slot from fixed probabilities, so that a story
+has thousands of right continuations. A teacher that saw many stories learns the probabilities; a student that sees a
+few hundred cannot, and most of what it can still learn is in the teacher's soft targets.
 """
 
 import json
@@ -88,19 +88,19 @@ def write_tasks(path: Path, tasks: Iterable[Task]) -> None:
 
 
 def is_checkable(kind: Kind) -> bool:
-    """Tell whether a question of this kind has exactly one right answer, so that exact match means something."""
+    """Return whether a question of this kind has exactly one right answer, so that exact match is meaningful."""
     return kind != "story"
 
 
 def is_correct(task: Task, text: str) -> bool:
-    """Tell whether `text` answers the task.
+    """Return whether `text` answers the task.
 
     Args:
         task: The question, with its answer.
         text: What a model said, without special tokens; white space counts.
 
     Returns:
-        For a story, whether the generator could have told it of this person at this place; otherwise, whether it is
+        For a story, whether the generator could have written it for this person and place; otherwise, whether it is
         the answer, character by character.
     """
     return text == task.answer if is_checkable(task.kind) else _is_possible_story(task.question, text)
@@ -152,10 +152,10 @@ def _make_code(rng: np.random.Generator) -> Task:
 
 @cache
 def _world() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-    """Give, for each drawn slot and each value of the slot it depends on, a bag of fillers to draw from.
+    """Return, for each drawn slot and each value of the slot it depends on, a bag of fillers to draw from.
 
-    A bag holds six fillers, the likeliest six times and the rarest once. Who lives where and does what is itself
-    drawn, once and for all, so nothing but the corpus can teach it.
+    A bag holds six fillers, the likeliest six times and the rarest once. Who lives where and does what is also
+    drawn, once, so only the corpus can teach it.
     """
     rng = np.random.Generator(np.random.Philox(_WORLD_SEED))
     return {

@@ -1,7 +1,7 @@
-"""Two small tokenizers, trained on the spot, that cut the same text differently: the demonstration's two sides.
+"""The demonstration's two small tokenizers, which are trained here and cut the same text differently.
 
 Both are byte-level BPE with the 256 bytes at ids 0-255, merges after them and special tokens last. They differ in
-all that differs between published tokenizers: size, merges, how words and digits are split, special tokens, template.
+what differs between published tokenizers: size, merges, how words and digits are split, special tokens, template.
 """
 
 import json
@@ -28,7 +28,7 @@ class Vocabularies:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What tells one tokenizer from the other; `vocab_size` counts bytes, merges and special tokens."""
+    """What distinguishes the tokenizers; `vocab_size` counts bytes, merges and special tokens."""
 
     name: str
     vocab_size: int
@@ -41,7 +41,7 @@ class Recipe:
 
     @property
     def special_tokens(self) -> list[str]:
-        """All of them, in the order of their ids."""
+        """The special tokens, in the order of their ids."""
         return [self.pad_token, self.eos_token, *self.role_tokens, MASK_TOKEN]
 
     @property
@@ -56,7 +56,7 @@ class Recipe:
 FIRST = Recipe(
     name="first",
     vocab_size=384,
-    split_pattern=r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # every digit on its own
+    split_pattern=r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # every digit is a separate piece
     eos_token="<|im_end|>",
     pad_token="<|endoftext|>",
     role_tokens=("<|user|>", "<|assistant|>"),
@@ -81,8 +81,8 @@ def train_vocabularies(folder: Path, seed: int) -> Vocabularies:
     """Train both tokenizers on generated tasks and save them as `folder/first` and `folder/second`.
 
     Args:
-        folder: Created where it is missing; tokenizers already there are overwritten.
-        seed: Determines every byte of both. Each tokenizer reads its own tasks, drawn from seeds derived from this one.
+        folder: Created if missing; existing tokenizers are overwritten.
+        seed: Determines every byte of both. Each tokenizer reads separate tasks, whose seeds derive from this one.
 
     Returns:
         Folders that `AutoTokenizer.from_pretrained` loads, each with a mask, an end and a padding token and a template.
@@ -94,7 +94,7 @@ def train_vocabularies(folder: Path, seed: int) -> Vocabularies:
 
 
 def train_tokenizer(recipe: Recipe, texts: Iterable[str], parent: Path) -> Path:
-    """Train one tokenizer on texts and save it as `parent/recipe.name`; give that folder."""
+    """Train one tokenizer on texts, save it as `parent/recipe.name`, and return that folder."""
     return _save(recipe, _train(recipe, texts), parent)
 
 

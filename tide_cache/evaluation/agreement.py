@@ -1,4 +1,4 @@
-"""Did the student learn from the teacher: how close it is on the very views that the teacher was asked about.
+"""Agreement of a student with its teacher, on the views that the teacher was shown.
 
 Shape suffixes: N masked rows, R rows with teacher candidates, C active chunks, D hidden size.
 """
@@ -33,14 +33,14 @@ NUM_BUCKETS = 10
 
 @dataclass(frozen=True)
 class Agreement:
-    """How close the student is to the teacher on views with `t_from` <= t < `t_to`; 1 belongs to the last bucket.
+    """Agreement with the teacher on views with `t_from` <= t < `t_to`; t = 1 belongs to the last bucket.
 
     Attributes:
         t_from: Lower end of the bucket.
         t_to: Upper end.
-        num_rows: Masked tokens that carry teacher candidates.
-        top1_agreement: Share of them whose most likely token is the teacher's, of those that both tokenizers share;
-            None without such rows.
+        num_rows: Masked tokens that have teacher candidates.
+        top1_agreement: Share of these rows where student and teacher have the same most likely token, of the ids that
+            both tokenizers share; None without such rows.
         kl: Mean KL(teacher || student) over the kept ids and the rest at T = 1, in nats; None without such rows.
         num_chunks: Active chunks.
         chunk_logprob_difference: Mean of |log q - log p| of a chunk's true tokens, in nats; None without chunks.
@@ -57,7 +57,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class AgreementReport:
-    """Agreement over all views and by diffusion time; `dataclasses.asdict` makes it ready for JSON."""
+    """Agreement over all views and by diffusion time; `dataclasses.asdict` makes it JSON-ready."""
 
     num_views: int
     overall: Agreement
@@ -90,7 +90,7 @@ def teacher_agreement(
     Args:
         backbone: The student; its mode is left as it was.
         records: Views with signals.
-        layout: How views become batches; its temperatures are those of the cache, 1 among them.
+        layout: How views become batches; its temperatures are those of the cache, and include 1.
         batch_tokens: Tokens of a forward, before padding to whole blocks.
         progress: Called after each forward with the number of views done and the number in all.
 

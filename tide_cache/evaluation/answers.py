@@ -1,4 +1,4 @@
-"""Answers as text: from conversations to the assistant's next turn, cut at stop strings, told as they grow."""
+"""Answers as text: from conversations to the assistant's next turn, cut at stop strings and reported as they grow."""
 
 from collections.abc import Callable, Sequence
 from typing import Unpack
@@ -11,7 +11,7 @@ from tide_cache.records import Message
 
 OnText = Callable[[int, str], None]
 _BROKEN = "\ufffd"
-"""What a decoder gives for the first bytes of a character whose last ones are yet to come."""
+"""What a decoder returns for a character whose last bytes are still missing."""
 
 
 def generate_text(
@@ -29,15 +29,15 @@ def generate_text(
     Args:
         backbone: The model.
         tokenizer: The model's own, with chat template and mask token.
-        conversations: Messages, the last of which is answered.
+        conversations: Messages of each; the last one is answered.
         on_block: As in `generate`.
-        stop_strings: An answer ends before the first of these, wherever token boundaries are.
+        stop_strings: An answer ends before the first of these, even inside a token.
         on_text: Called after each block with the conversation's index and the part of its answer that later blocks
             cannot change; the rest comes with the result.
         options: As in `generate`.
 
     Returns:
-        Texts; each ends before the first special token, since those are what a template writes, never an answer.
+        The answers; each ends before the first special token, since only templates write those.
 
     Raises:
         RunFileError: An empty stop string, or as `generate` does.
@@ -67,22 +67,22 @@ def generate_text(
 
 
 def cut(text: str, stop_strings: Sequence[str]) -> str:
-    """Return what stands before the first stop string.
+    """Return the text before the first stop string.
 
     Args:
         text: The text.
-        stop_strings: None of them empty.
+        stop_strings: Non-empty texts.
     """
     places = [place for stop in stop_strings if (place := text.find(stop)) >= 0]
     return text[: min(places)] if places else text
 
 
 def settled(text: str, stop_strings: Sequence[str]) -> str:
-    """Return what no continuation changes: all but an unfinished character or a stop string begun at the end.
+    """Return the part that no continuation can change: without an unfinished character or stop string at the end.
 
     Args:
         text: An answer so far, without any stop string.
-        stop_strings: None of them empty.
+        stop_strings: Non-empty texts.
     """
     text = text.rstrip(_BROKEN)
     begun = [n for stop in stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])]

@@ -1,4 +1,4 @@
-"""Several runs side by side: mean and spread over seeds, and the difference to a baseline paired by seed."""
+"""Comparison of several runs: mean and spread over seeds, and the difference from a baseline, paired by seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ class Spread:
     deviation: float | None
 
     def __str__(self) -> str:
-        """Write as `1.011 ± .071`."""
+        """Return it as `1.011 ± .071`."""
         return f"{self.mean:.3f}" if self.deviation is None else f"{self.mean:.3f} ± {self.deviation:.3f}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against the baseline.
+    """One arm compared with the baseline.
 
     Attributes:
-        value: Over this arm's seeds.
+        value: Mean and spread over this arm's seeds.
         difference: This arm minus the baseline, over the seeds that both have; None for the baseline itself.
         num_better: Seeds in which this arm is lower.
         num_paired: Seeds that both have.
@@ -47,7 +47,7 @@ def spread(values: list[float]) -> Spread:
 
 
 def half_interval(values: Sequence[float]) -> float | None:
-    """Return half the width of the 95% interval of the mean of two to eleven values; None of fewer."""
+    """Return half the width of the 95% interval of the mean of two to eleven values; None for fewer."""
     if len(values) < 2:
         return None
     return T_95[len(values) - 1] * stdev(values) / sqrt(len(values))

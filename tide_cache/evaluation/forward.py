@@ -1,4 +1,4 @@
-"""What every evaluation does with a model: a bounded head, and lengths within its limit."""
+"""What every evaluation does with a model: a bounded head, and a check of lengths."""
 
 from collections.abc import Iterable
 
@@ -18,7 +18,7 @@ TRUTH_ONLY = SignalsConfig(kinds=("truth",), temperatures=(1.0,))
 
 
 def truth_rows(backbone: Backbone, batch: StudentBatch, block_size: int, context: Context = "block") -> RowSignals:
-    """Return log p(true) and whether the true token is on top, at each masked row."""
+    """Return log p(true) at each masked row, and whether the true token is the most likely one."""
     true_N = batch.x_0_BL[batch.row_sample_N, batch.row_position_N].to(backbone.device)
     hidden_ND = masked_hidden(backbone, batch, block_size, context)
     nothing_N = torch.zeros_like(true_N, dtype=torch.float32)
@@ -26,7 +26,7 @@ def truth_rows(backbone: Backbone, batch: StudentBatch, block_size: int, context
 
 
 def length_faults(backbone: Backbone, pairs: Iterable[SamplePair]) -> list[str]:
-    """Name the longest sample when it does not fit the model's position limit."""
+    """Return a fault that names the longest sample, if it exceeds the model's position limit."""
     limit = int(backbone.config.max_position_embeddings)
     longest = max(pairs, key=lambda pair: len(pair.student_ids_L), default=None)
     if longest is None or len(longest.student_ids_L) <= limit:

@@ -18,7 +18,7 @@ from tide_cache.pairing.checking import LengthLimit, remarks_of, require_samples
 from tide_cache.records import SamplePair
 
 CACHE_SAMPLES = 1000
-"""Samples of a cache that agreement looks at unless told otherwise; their views are held in memory."""
+"""Samples of a cache that agreement uses by default; their views are held in memory."""
 
 OnMeasured = Callable[[str, int, int], None]
 """Called with what is measured, how many views are done and how many there are."""
@@ -39,12 +39,12 @@ class HeldOutSamples:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a model knows of held-out text; `dataclasses.asdict` makes it ready for JSON.
+    """What a model knows of held-out text; `dataclasses.asdict` makes it JSON-ready.
 
     Attributes:
         nll: NLL in nats and accuracy, at each diffusion time and as means over all of them.
-        agreement: How close the model is to the teacher of a cache; None where no cache was given.
-        remarks: What was left out of the text, and why; empty where samples were given.
+        agreement: Agreement with the teacher of a cache; None without a cache.
+        remarks: What was left out of the text, and why; empty if samples were given.
     """
 
     nll: NllReport
@@ -70,8 +70,8 @@ def measure(
 ) -> Measurement:
     """Measure a checkpoint on held-out text: the figures of `tide-cache eval`.
 
-    Masks depend on `seed`, sample and place in `times` alone, so that models with the same tokenizer are asked the
-    same questions. Everything is checked before weights are loaded.
+    Masks depend only on `seed`, the sample and the index in `times`, so that models with the same tokenizer are asked
+    the same questions. Everything is checked before weights are loaded.
 
     Args:
         model: Folder or hub name of a checkpoint, or an opened model.
@@ -80,11 +80,11 @@ def measure(
         cache: Also compare with the teacher, on the views of this cache; folder or URL.
         block_size: Tokens per diffusion block of a checkpoint; by default what it was trained with, else 32.
         max_length: Longest sample of the corpus, in tokens.
-        limit: Samples at most; by default all of the corpus, and 1,000 of the cache.
+        limit: Most samples to use; by default all of the corpus, and 1,000 of the cache.
         times: Grid of t in (0, 1]; each supervised token is masked with probability t.
-        seed: Of the masks.
+        seed: Mask seed.
         context: `block`: [x_t, x_0] under the block mask. `full`: x_t alone, bidirectional.
-        on_bad_row: Whether a row that cannot be used is an error, or left out and told of in `remarks`.
+        on_bad_row: Whether a row that cannot be used is an error, or is left out and named in `remarks`.
         dtype: Of the weights of a checkpoint.
         device: Where they go: `auto`, `cpu`, `cuda` or `cuda:N`.
         progress: Called after each forward.
@@ -139,15 +139,15 @@ def held_out_samples(
 
     Args:
         dataset: As for `open_corpus`.
-        model: In whose tokens.
+        model: The model whose tokenizer is used.
         max_length: Longest sample, in tokens.
-        limit: Rows at most; None for all.
-        on_bad_row: Whether a row that cannot be used is an error or left out.
+        limit: Most rows to read; None for all.
+        on_bad_row: Whether a row that cannot be used is an error or is left out.
         section: Where the user set the corpus, for messages.
         length_key: Where the user set the length.
 
     Raises:
-        RunFileError: The model does not take samples so long.
+        RunFileError: The model's limit is below `max_length`.
         CorpusError: The corpus is missing or has bad rows.
         PairingError: No row became a sample, or a row cannot be rendered.
     """
@@ -163,7 +163,7 @@ def held_out_samples(
 
 
 def text_bytes(tokenizer: TextTokenizer, pairs: Sequence[SamplePair]) -> int | None:
-    """Count the bytes that supervised tokens spell, special tokens apart; None when they spell nothing.
+    """Count the bytes that supervised tokens spell, without special tokens; None if they spell nothing.
 
     Args:
         tokenizer: The model's.
@@ -177,7 +177,7 @@ def text_bytes(tokenizer: TextTokenizer, pairs: Sequence[SamplePair]) -> int | N
 
 
 def require_fitting_cache(cache: CachePath, tokenizer: TextTokenizer) -> Manifest:
-    """Read a cache's manifest, and refuse a cache of another tokenizer than the model's.
+    """Read a cache's manifest, and check that its student tokenizer is the model's.
 
     Raises:
         CacheMismatchError: Lists what differs.

@@ -1,4 +1,4 @@
-"""Held-out negative log-likelihood over a grid of diffusion times: the measure by which models are compared.
+"""Held-out negative log-likelihood over a grid of diffusion times: the figure by which models are compared.
 
 Masks are drawn per token, not per chunk, from keyed random numbers: two models with the same tokenizer are asked
 exactly the same questions, whatever cache or objective they come from.
@@ -28,10 +28,10 @@ TIMES = tuple((index + 0.5) / 10 for index in range(10))
 
 @dataclass(frozen=True)
 class NllAtTime:
-    """What a model makes of the tokens masked at one diffusion time.
+    """Figures of a model on the tokens masked at one diffusion time.
 
     Attributes:
-        t: Chance with which each supervised token was masked.
+        t: Probability with which each supervised token was masked.
         num_masked: Masked tokens over all samples.
         nll: Mean of -log p(true token) per masked token, in nats; None when nothing was masked.
         accuracy: Share of masked tokens whose most likely token is the true one; None when nothing was masked.
@@ -45,16 +45,16 @@ class NllAtTime:
 
 @dataclass(frozen=True)
 class NllReport:
-    """Held-out NLL of one model; `dataclasses.asdict` makes it ready for JSON.
+    """Held-out NLL of one model; `dataclasses.asdict` makes it JSON-ready.
 
     Attributes:
         context: What the model was shown.
-        seed: Of the masks.
-        num_samples: Samples, with or without a masked token.
-        num_supervised: Tokens that can be masked, over all samples; end-of-text fill included.
+        seed: Mask seed.
+        num_samples: Number of samples, with or without a masked token.
+        num_supervised: Tokens that can be masked, over all samples, including end-of-text fill.
         times: One entry per t of the grid, in its order.
         mean_nll: Mean of `nll` over the grid. On a uniform grid it estimates the diffusion bound on -log p(x_0), in
-            nats per supervised token. None when some t has nothing masked, since the rest alone would be biased.
+            nats per supervised token. None if nothing was masked at some t: the other times alone are biased.
         mean_accuracy: Mean of `accuracy` over the grid; None likewise.
         nats_per_byte: `mean_nll` times supervised tokens over bytes, comparable between tokenizers; None when the
             number of bytes was not given.
@@ -86,16 +86,16 @@ def held_out_nll(
 ) -> NllReport:
     """Measure a model on masked views of held-out samples, one view per sample and t.
 
-    The result depends on neither the order of the samples nor, beyond rounding, on `batch_tokens`.
+    The result depends neither on the order of the samples nor, beyond rounding, on `batch_tokens`.
 
     Args:
         backbone: The model; its mode is left as it was.
-        pairs: Samples in the model's own tokens; the teacher's side is not looked at.
+        pairs: Samples in the model's own tokens; the teacher's side is not used.
         mask_id: The model's mask token.
-        pad_id: Fills shorter samples of a batch; hidden from attention.
+        pad_id: Pads shorter samples of a batch; hidden from attention.
         block_size: Tokens per block in the `block` context.
         times: Grid of t in (0, 1]; each supervised token is masked with probability t.
-        seed: Mask seed; with sample id and place in the grid it determines every mask.
+        seed: Mask seed; with the sample id and the index in the grid it determines every mask.
         context: `block` for students and block teachers, `full` for bidirectional ones.
         num_bytes: UTF-8 bytes of the text that the supervised tokens spell, for `nats_per_byte`.
         batch_tokens: Padded tokens of a forward.

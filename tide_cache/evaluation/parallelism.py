@@ -1,4 +1,4 @@
-"""Accuracy against parallelism: what decoding several tokens at once costs, as one curve and one number.
+"""Accuracy against parallelism: what it costs to decode several tokens at once, as one curve and one number.
 
 Source: AUP, accuracy under parallelism, of d3LLM (arXiv:2601.07568), which TAD (arXiv:2605.09536) reports too.
 """
@@ -10,9 +10,9 @@ from math import exp, isfinite
 from typing import Any
 
 PENALTY = 3.0
-"""How fast an accuracy below the best loses weight; the papers' alpha."""
+"""How fast an accuracy below the best one loses weight; alpha in the papers."""
 SLACK = 5.0
-"""Points below the first accuracy at which a curve ends, in per cent; the papers' too."""
+"""How far below the first accuracy a curve ends, in percentage points; as in the papers."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class CurvePoint:
 
 
 def accuracy_under_parallelism(points: Iterable[CurvePoint], best: float | None = None) -> float | None:
-    """Return AUP of a curve, in per cent x tokens per forward; None of no point.
+    """Return the AUP of a curve, in per cent x tokens per forward; None without points.
 
     With the points in the order of their tokens per forward rho_1 < rho_2 < ... and accuracies y in per cent:
 
         AUP = rho_1 y_1 + sum_{i > 1} (rho_i - rho_{i-1}) (y_i W(y_i) + y_{i-1} W(y_{i-1})) / 2
         W(y) = min(exp(-3 (1 - y / y_max)), 1)
 
-    Points with y_i < y_1 - 5 are left out: a model that is fast and wrong gains nothing. A model that decodes one token
-    at a time has AUP = its accuracy. y_max is the highest accuracy of all models that are compared.
+    Points with y_i < y_1 - 5 are left out: a fast but wrong model gains nothing. A model that decodes one token
+    at a time has its accuracy as AUP. y_max is the highest accuracy of all compared models.
 
     Args:
-        points: In any order; of several with as many tokens per forward the most accurate counts.
-        best: Highest accuracy on the task, 0 to 1; by default of these points.
+        points: In any order; of several with the same tokens per forward, the most accurate one counts.
+        best: Highest accuracy on the task, 0 to 1; by default that of these points.
 
     Source: d3LLM, arXiv:2601.07568, section on AUP.
     """
@@ -60,7 +60,7 @@ def accuracy_under_parallelism(points: Iterable[CurvePoint], best: float | None 
 
 
 def frontier(points: Iterable[CurvePoint]) -> list[CurvePoint]:
-    """Return points by rising tokens per forward, one for each number of them: the most accurate."""
+    """Return points by increasing tokens per forward; of several with the same number, the most accurate."""
     at: dict[float, CurvePoint] = {}
     for point in points:
         if isfinite(point.tokens_per_forward):
@@ -71,7 +71,7 @@ def frontier(points: Iterable[CurvePoint]) -> list[CurvePoint]:
 
 
 def compared(curves: Mapping[str, Sequence[CurvePoint]]) -> dict[str, Any]:
-    """Return curves of one task with their AUP, ready for JSON; the best accuracy is that of all of them.
+    """Return the curves of one task with their AUP, JSON-ready; the best accuracy is that of all curves.
 
     Args:
         curves: Points of each model.
@@ -85,7 +85,7 @@ def compared(curves: Mapping[str, Sequence[CurvePoint]]) -> dict[str, Any]:
 
 
 def curves_of(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Return accuracy against tokens per forward of each task that was decoded at several thresholds, with AUP.
+    """Return accuracy against tokens per forward, with AUP, for each task that was decoded at several thresholds.
 
     Args:
         results: By model and name, as `eval-tasks` keeps them; those named `TASK@THRESHOLD` are points.
@@ -94,7 +94,7 @@ def curves_of(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[st
 
 
 def points_of(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, list[CurvePoint]]]:
-    """Return the points behind `curves_of` by task and model; what has no score or wrote nothing is none."""
+    """Return the points for `curves_of` by task and model; a result without a score or an answer gives none."""
     points: dict[str, dict[str, list[CurvePoint]]] = {}
     for model, entries in results.items():
         for name, entry in entries.items():

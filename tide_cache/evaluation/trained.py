@@ -1,4 +1,4 @@
-"""A trained model, opened to be measured or asked: configuration and tokenizer first, weights when they are needed."""
+"""A trained model to measure or to ask: configuration and tokenizer are read first, weights when they are needed."""
 
 import datetime
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class TrainedModel:
 
     Attributes:
         info: The checkpoint.
-        tokenizer: Its own.
+        tokenizer: The checkpoint's tokenizer.
         block_size: Tokens per diffusion block.
         dtype: Of the weights.
         device: Where they go: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -42,17 +42,17 @@ class TrainedModel:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The weights, loaded when they are first asked for."""
+        """The model with its weights, loaded on first use."""
         return load_backbone(self.info, DTYPES[self.dtype], resolve_device(self.device))
 
     def require_fits(self, length: int) -> None:
-        """Refuse a tokenizer with more ids than the model has embeddings, and sequences above its limit.
+        """Raise an error if the tokenizer has more ids than the model has embeddings, or sequences exceed its limit.
 
         Args:
             length: Longest sequence, in tokens.
 
         Raises:
-            RunFileError: Something does not fit; lists all that does not.
+            RunFileError: Something does not fit; lists every fault.
         """
         if faults := self.info.fit_faults(self.tokenizer.vocab_size, length, "eval"):
             raise RunFileError(fault_list("The evaluation cannot start:", faults, "Nothing was loaded."))
@@ -67,14 +67,14 @@ def open_trained(
     dtype: Precision = "float32",
     device: str = "auto",
 ) -> TrainedModel:
-    """Read a checkpoint's configuration and tokenizer; no weight is loaded.
+    """Read a checkpoint's configuration and tokenizer; no weights are loaded.
 
     Args:
         checkpoint: Folder or hub name.
         block_size: Tokens per block; None for what the model was trained with.
-        as_trained: A template that writes the date writes the day that it wrote in training, so that figures do not
-            change overnight; else `day`.
-        day: What such a template takes for today where there was no training; by default that of the clock.
+        as_trained: A template that writes the date writes the one it wrote in training, so that figures do not change
+            overnight; otherwise `day`.
+        day: The date for such a template if there was no training; by default today.
         dtype: Of the weights.
         device: Where they go.
 
@@ -105,7 +105,7 @@ def _trained_block_size(path: Path, provenance: dict[str, Any], stated: int) -> 
 
 
 def _day_of_training(provenance: dict[str, Any]) -> datetime.date | None:
-    """Return the day that the template wrote in training; None where it writes none, or several were mixed."""
+    """Return the day that the template wrote in training; None if it writes none, or several were mixed."""
     identity = provenance.get("cache_identity") or {}
     day = provenance.get("template_date") or identity.get("pairing", {}).get("date")
     return datetime.date.fromisoformat(day) if day else None

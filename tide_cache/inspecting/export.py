@@ -1,11 +1,11 @@
 """One view of a cache as a plain file, for programs that know nothing of the cache's format.
 
-Numbers are those that training reads. What the cache keeps flattened is nested here: one list for each masked
+The numbers are those that training reads. Lists that are flat in the cache are nested here: one list for each masked
 position, and for candidate chunks one list for each candidate.
 
 | column | one row is one sample, in the order of the cache |
 |---|---|
-| `sample_id`, `view`, `t` | whose view, which, and its diffusion time |
+| `sample_id`, `view`, `t` | the sample, the number of its view, and the view's diffusion time |
 | `student_ids`, `is_supervised`, `masked_student` | student tokens, which may be masked, positions masked here |
 | `teacher_ids`, `masked_teacher` | teacher tokens, and the positions masked here |
 | `chunks` | (teacher_start, teacher_end, student_start, student_end), half-open |
@@ -16,10 +16,10 @@ position, and for candidate chunks one list for each candidate.
 | `tail_ids`, `tail_logprobs`, `tail_draws` | for each of these: ids drawn from the rest, how likely, how often |
 | `candidate_chunks`, `candidate_ids`, `candidate_logprobs` | numbers of `chunks`, and the candidates in their place |
 | `candidate_log_tail`, `candidate_log_partition` | for each of these chunks, one number for each temperature |
-| `student_text` | the student's tokens as text, where a tokenizer was given |
+| `student_text` | the student's tokens as text, if a tokenizer was given |
 
-Log-probs are in nats at T = 1. Columns of a signal that the cache does not hold are left out. Row by row, nothing
-is held but one row group of the cache, so memory does not grow with it.
+Log-probs are in nats at T = 1. Columns of a signal that the cache does not hold are left out. Only one row group of
+the cache is in memory at a time.
 
 Shape suffixes: as in `records`.
 """
@@ -58,22 +58,22 @@ Ints = npt.NDArray[np.integer[Any]]
 _ZSTD_LEVEL = 3
 _PARTS = (TRUTH, SPLIT, TOPK, TAIL, CHUNKS)
 _DEPTHS: dict[Axis, int] = {"position": 1, "entry": 1, "temperature": 2, "item": 2, "token": 3}
-"""How deep lists are nested."""
+"""How deeply lists are nested."""
 
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What was written; `dataclasses.asdict` makes it ready for JSON.
+    """What was written; `dataclasses.asdict` makes it JSON-ready.
 
     Attributes:
-        file: Where.
-        format: Of the file.
-        cache_id: Of the cache, 16 hex digits.
-        signal_pass: Which of its passes.
-        view: Which view of each sample.
+        file: The file.
+        format: Its format.
+        cache_id: Id of the cache, 16 hex digits.
+        signal_pass: The pass that the signals come from.
+        view: Number of the view of each sample.
         num_samples: Rows of the file.
         num_bytes: Its size.
-        temperatures: What the innermost lists of the tail and partition columns stand for.
+        temperatures: T of the entries in the innermost lists of the tail and partition columns.
         columns: Names of the columns.
     """
 
@@ -94,10 +94,10 @@ class ExportedView:
 
     Attributes:
         cache: Folder or URL.
-        manifest: Of the cache.
-        signal_pass: Which of its passes.
-        view: Which view of each sample.
-        tokenizer: The student's, where `student_text` is wanted.
+        manifest: The cache's manifest.
+        signal_pass: The pass that the signals come from.
+        view: Number of the view of each sample.
+        tokenizer: The student's, if `student_text` is wanted.
         schema: Names and types of the columns.
     """
 
@@ -112,7 +112,7 @@ class ExportedView:
     def open(
         cls, cache: CachePath, view: int, *, signal_pass: PassName | None = None, student: str | None = None
     ) -> Self:
-        """Open a view; arguments and errors are those of `export_view`."""
+        """Open a view; the arguments and errors are those of `export_view`."""
         manifest = Manifest.load(cache)
         which = manifest.require_pass(cache, signal_pass)
         num_views = manifest.identity.stored_views
@@ -124,7 +124,7 @@ class ExportedView:
         return cls(cache, manifest, which, view, tokenizer, _schema(manifest, which, tokenizer is not None))
 
     def groups(self) -> Iterator[list[dict[str, Any]]]:
-        """Return the rows, those of one row group of the cache at a time."""
+        """Yield the rows, those of one row group of the cache at a time."""
         num_temperatures = len(self.manifest.identity.signals.temperatures)
         for shard in range(self.manifest.plan.num_shards):
             pairs, signals = (self.manifest.reader(self.cache, t, shard) for t in ("pairs", self.signal_pass))
@@ -147,18 +147,18 @@ def export_view(
 
     Args:
         cache: Folder or URL of a complete cache.
-        out: File to write; it must not exist. It appears whole or not at all.
-        view: Which view of each sample.
-        format: Of the file; by default what its name ends in.
+        out: File to write; must not exist. It appears complete or not at all.
+        view: Number of the view of each sample.
+        format: Format of the file; by default that of its suffix.
         signal_pass: Which pass; by default the first that the cache has.
         student: The student tokenizer's folder or hub name; adds `student_text`.
         on_samples: Called with the samples written and the samples in all.
 
     Raises:
-        RunFileError: There is no such view or pass, the format is not told, or the file exists.
-        CacheMismatchError: The tokenizer is another one than the cache's.
+        RunFileError: There is no such view or pass, the format is not known, or the file exists.
+        CacheMismatchError: The tokenizer is not the cache's.
         WriteError: The disk is full, or the folder cannot be written.
-        TideCacheError: The cache is not complete, or damaged.
+        TideCacheError: The cache is incomplete or damaged.
     """
     chosen = format or _format_of(out)
     if out.exists():
@@ -249,7 +249,7 @@ def _row(record: ViewRecord, tokenizer: TextTokenizer | None, num_temperatures: 
 
 
 def _said(signal: TeacherSignal, masked_teacher_N: Ints, size_C: Ints, num_temperatures: int) -> dict[str, Any]:
-    """Nest what the teacher said: entries, then items, then tokens."""
+    """Return the teacher's signals as nested lists: entries, then items, then tokens."""
     columns, row = to_columns(signal), dict[str, Any]()
     present = parts_in(columns)
     for part in (part for part in _PARTS if part.name in present):
@@ -269,7 +269,7 @@ def _said(signal: TeacherSignal, masked_teacher_N: Ints, size_C: Ints, num_tempe
 
 
 def _nested(values: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
-    """Cut a flat list into lists of these lengths."""
+    """Return a flat list, cut into lists of these lengths."""
     iterator = iter(values)
     return [[next(iterator) for _ in range(count)] for count in counts]
 
@@ -313,7 +313,7 @@ class _JsonRows:
 
 
 def _finite(value: Any) -> Any:
-    """Write the log of nothing, which JSON has no number for, as null."""
+    """Return the value with null in place of -inf, which JSON cannot express."""
     if isinstance(value, dict):
         return {name: _finite(entry) for name, entry in value.items()}
     if isinstance(value, list):
@@ -329,7 +329,7 @@ _WRITERS: dict[ExportFormat, Callable[[Path, Any], contextlib.AbstractContextMan
 
 @contextlib.contextmanager
 def _new_file(out: Path) -> Iterator[Path]:
-    """Return a temporary name beside the file; at the end it gets the final one, unless that is taken by then."""
+    """Yield a temporary name next to the file; at the end it is renamed, unless the final name is taken by then."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with new_folder(out.parent), writing(out):
         try:

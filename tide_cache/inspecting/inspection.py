@@ -1,4 +1,4 @@
-"""What a cache holds, as numbers: from its manifest alone where that suffices, else from some of its views."""
+"""The contents of a cache as numbers: from its manifest if that suffices, otherwise from some of its views."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,33 +12,33 @@ from tide_cache.shards import PassName
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a cache holds; `dataclasses.asdict` makes it ready for JSON.
+    """The contents of a cache; `dataclasses.asdict` makes it JSON-ready.
 
     Attributes:
         cache: Its folder.
         cache_id: Its identity in 16 hex digits.
-        tide_cache_version: The release that finished it.
-        first_pass: The pass that figures are of where they are of one.
+        tide_cache_version: Release that finished it.
+        first_pass: The pass of those figures that concern a single pass.
         identity: What determines its numbers.
-        plan: How it is cut.
+        plan: How it is cut into shards.
         num_rows: Rows of the corpus.
         num_samples: Rows that became samples.
-        num_views: Views of all samples.
+        num_views: Number of views of all samples.
         pairing: Counts of `PairingReport`.
         dropped: Rows that became no sample, by reason.
         coverage: Share of supervised tokens inside chunks.
-        masked_student_positions: Over all views.
-        masked_teacher_positions: Over all views.
+        masked_student_positions: Number over all views.
+        masked_teacher_positions: Number over all views.
         top1_accuracy: Share of masked teacher positions whose true token was the most likely one.
-        topk_rows: Positions with kept ids.
-        kept_ids_per_row: Their mean number; None when none were captured.
-        cache_bytes: Of all shards.
-        column_bytes: By table and column.
+        topk_rows: Number of positions with kept ids.
+        kept_ids_per_row: Mean number of kept ids; None if none were captured.
+        cache_bytes: Size of all shards.
+        column_bytes: Size by table and column.
         bytes_per_position: `cache_bytes` over `masked_student_positions`.
-        sampled: What takes reading views, of the first pass.
-        other_passes: The same of the passes beside it.
+        sampled: Figures of the first pass that need views to be read.
+        other_passes: The same of the other passes.
         chunk_shapes: How the samples read are cut into chunks.
-        remarks: What the build said of the corpus: rows left out or cut, fields and files that were not read.
+        remarks: Remarks of the build about the corpus: rows left out or cut, fields and files that were not read.
     """
 
     cache: CachePath
@@ -68,19 +68,19 @@ class Inspection:
 
     @property
     def by_pass(self) -> dict[PassName, SampledSignals]:
-        """What takes reading views, of every pass."""
+        """Figures of every pass that need views to be read."""
         return {self.first_pass: self.sampled, **self.other_passes}
 
 
 def inspect(cache: CachePath, on_groups: OnGroups | None = None) -> Inspection:
-    """Describe a complete cache; reads its manifest and at most 64 row groups of each pass.
+    """Return the contents of a complete cache; reads its manifest and at most 64 row groups of each pass.
 
     Args:
         cache: Folder of the cache.
-        on_groups: Called with the row groups read and those to read.
+        on_groups: Called with the number of row groups read and of all to read.
 
     Raises:
-        TideCacheError: It is not complete, or damaged.
+        TideCacheError: The cache is incomplete or damaged.
     """
     manifest = Manifest.load(cache)
     pairs, signals = manifest.totals["pairs"], manifest.totals[manifest.passes[0]]

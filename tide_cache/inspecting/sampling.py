@@ -1,6 +1,6 @@
-"""What takes reading views: what the teacher knew at which t, and how samples are cut into chunks.
+"""Figures that need views to be read: what the teacher knew at which t, and how samples are cut into chunks.
 
-Row groups spread evenly over the cache are read one after the other. Of each only sums are kept, and the kept mass of
+Row groups spread evenly over the cache are read one after the other. Only sums are kept of each, and the kept mass of
 each row for its percentile, so that memory does not grow with the cache.
 """
 
@@ -20,9 +20,9 @@ from tide_cache.shards import PassName, ShardLayout
 
 NUM_BUCKETS = 10
 GROUPS_READ = 64
-"""Row groups that are read of each pass; each holds one view of up to 64 samples."""
+"""Row groups to read of each pass; each holds one view of up to 64 samples."""
 MOST_TOKENS = 8
-"""Chunks of this many tokens and of more are counted together."""
+"""Chunks of this many tokens or more are counted together."""
 
 OnGroups = Callable[[int, int], None]
 Floats = npt.NDArray[np.float64]
@@ -30,20 +30,20 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TeacherAtTime:
-    """What the teacher knew on views with `t_from` <= t < `t_to`; 1 belongs to the last bucket.
+    """What the teacher knew on views with `t_from` <= t < `t_to`; t = 1 belongs to the last bucket.
 
-    Figures are None where there is nothing to take the mean of: no position, no kept ids, no candidate chunks.
+    Figures are None if there is nothing to average: no position, no kept ids, no candidate chunks.
 
     Attributes:
-        t_from: Lower end.
+        t_from: Lower end of the bucket.
         t_to: Upper end.
-        num_views: Views read.
-        num_positions: Their masked teacher positions.
+        num_views: Number of views read.
+        num_positions: Number of their masked teacher positions.
         top1_accuracy: Share of positions whose true token is the most likely one.
         mean_nll: Mean of -log p(true token), in nats.
         truth_probability: Mean of p(true token).
         confidence: Mean probability of the most likely token, at positions with kept ids.
-        kept_accuracy: Top-1 accuracy at these positions alone, which is what confidence promises.
+        kept_accuracy: Top-1 accuracy at these positions only; a calibrated teacher's equals `confidence`.
         kept_ids: Mean number of kept ids per row.
         kept_mass: Mean probability of the kept ids at T = 1.
         candidate_mass: Mean probability of a chunk's candidates at T = 1.
@@ -78,8 +78,8 @@ class ChunkShapes:
     """How samples are cut into chunks; only chunks that can be distilled count.
 
     Attributes:
-        num_samples: Samples read.
-        student_lengths: Number of chunks with 1, 2, ... student tokens; the last entry holds all longer ones too.
+        num_samples: Number of samples read.
+        student_lengths: Number of chunks with 1, 2, ... student tokens; the last entry includes all longer ones.
         teacher_lengths: The same by teacher tokens.
         one_to_one_tokens: Supervised tokens in chunks of one token on each side.
         longer_tokens: Supervised tokens in other chunks.
@@ -96,7 +96,7 @@ class ChunkShapes:
 
 @dataclass(frozen=True)
 class CacheSample:
-    """What was read of a cache."""
+    """Figures of the row groups read."""
 
     signals: dict[PassName, SampledSignals]
     chunks: ChunkShapes
@@ -108,7 +108,7 @@ def sample_cache(cache: CachePath, manifest: Manifest, on_groups: OnGroups | Non
     Args:
         cache: Folder of the cache.
         manifest: Its manifest.
-        on_groups: Called with the row groups read and those to read.
+        on_groups: Called with the number of row groups read and of all to read.
 
     Raises:
         TideCacheError: A shard is damaged.

@@ -1,4 +1,4 @@
-"""One view of a cache, readable: what is masked in it, and what the teacher said of every masked chunk."""
+"""A view of a cache as text: what is masked in it, and what the teacher said about every masked chunk."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from tide_cache.views.masking import active_chunks
 
 TOP_CANDIDATES = 5
 LEAST_SHOWN = 0.005
-"""Less likely candidates would be shown as 0.00."""
+"""Candidates below this probability would be shown as 0.00."""
 EXAMPLES = 3
 
 Spell = Callable[[Sequence[int]], str]
@@ -28,7 +28,7 @@ Spell = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the teacher might write in place of a chunk."""
+    """A text that the teacher might write in place of a chunk."""
 
     text: str
     logprob: float
@@ -36,7 +36,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class MaskedChunk:
-    """A masked chunk of a view, and what the teacher said of it.
+    """A masked chunk of a view, and what the teacher said about it.
 
     Attributes:
         student_start: First student token.
@@ -44,9 +44,9 @@ class MaskedChunk:
         text: The student tokens, as text or as ids.
         teacher_logprob: Log-prob of the true teacher tokens, summed, in nats.
         is_top1: Whether each of them was the most likely one.
-        kept_ids: Ids kept at its position; None for a chunk without them.
-        candidates: The most likely candidate chunks, or where there are none the most likely kept ids; at most 5.
-        candidate_mass: Probability of all that is kept of that kind; None where nothing is.
+        kept_ids: Number of ids kept at its position; None for a chunk without them.
+        candidates: The most likely candidate chunks, or if there are none the most likely kept ids; at most 5.
+        candidate_mass: Probability of all kept ones of that kind; None if there are none.
     """
 
     student_start: int
@@ -70,7 +70,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class ViewDescription:
-    """One view, readable; `number` counts through the cache.
+    """One view as text; `number` counts the views of the whole cache.
 
     `text` has every run of masked student tokens in brackets ⟦ ⟧; `segments` are the same text in pieces.
     """
@@ -92,7 +92,7 @@ class ViewDescription:
 
 @dataclass(frozen=True)
 class _Spelling:
-    """How ids become text: `student` and `teacher` by what was given, else as ids."""
+    """Turns ids into text by the `student` and `teacher` tokenizers, if they are given."""
 
     student: Spell
     teacher: Spell
@@ -106,7 +106,7 @@ def describe_view(
     teacher_tokenizer: str | None = None,
     signal_pass: PassName | None = None,
 ) -> ViewDescription:
-    """Describe one view; see `describe_views`."""
+    """Return one view as text; see `describe_views`."""
     return describe_views(cache, [number], tokenizer, teacher_tokenizer, signal_pass)[0]
 
 
@@ -117,20 +117,20 @@ def describe_views(
     teacher_tokenizer: str | None = None,
     signal_pass: PassName | None = None,
 ) -> tuple[ViewDescription, ...]:
-    """Describe some views.
+    """Return some views as text.
 
     Args:
         cache: Folder of the cache.
-        numbers: They count through the cache: first all views of the first sample.
+        numbers: Numbers of the views in the cache: first all views of the first sample.
         tokenizer: The student tokenizer's folder or hub name, for text; without it, ids are shown.
-        teacher_tokenizer: The teacher's, for kept ids that mean something else to the student; without it, they are
+        teacher_tokenizer: The teacher's, for kept ids that mean something else to the student; without it they are
             shown as ids.
         signal_pass: Which pass; by default the first that the cache has.
 
     Raises:
         RunFileError: There is no such view or pass.
-        CacheMismatchError: A tokenizer is another one than the cache's.
-        TideCacheError: The cache is not complete, or damaged.
+        CacheMismatchError: A tokenizer is not the cache's.
+        TideCacheError: The cache is incomplete or damaged.
     """
     manifest = Manifest.load(cache)
     which = signal_pass or manifest.passes[0]
@@ -167,7 +167,7 @@ def _description(
 
 
 def worth_showing(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Leave out candidates that nearly have no probability; the first one stays."""
+    """Return the candidates without those of almost no probability; the first one stays."""
     return (*candidates[:1], *(c for c in candidates[1:] if exp(c.logprob) >= LEAST_SHOWN))
 
 
@@ -195,10 +195,10 @@ def require_student_tokenizer(name: str, manifest: Manifest) -> TextTokenizer:
 
     Args:
         name: Folder or hub name.
-        manifest: Of the cache.
+        manifest: The cache's manifest.
 
     Raises:
-        CacheMismatchError: It is another one than the cache's.
+        CacheMismatchError: It is not the cache's.
         PairingError: It cannot be loaded.
     """
     return _require_tokenizer(name, "student", manifest.identity.student_tokenizer)
@@ -263,7 +263,7 @@ def _bracketed(ids: Sequence[int], is_masked_L: Bools, spelling: _Spelling) -> s
 
 
 def _segments(record: ViewRecord, spelling: _Spelling) -> Iterator[Segment]:
-    """Cut the student's tokens where a mask or a masked chunk begins or ends."""
+    """Return the student's tokens in pieces, cut where a mask or a masked chunk begins or ends."""
     ids_L, is_masked_L = record.pair.student_ids_L, record.view.is_student_masked_L
     chunk_L = np.full(len(ids_L), -1)
     for index, (_, _, start, end) in enumerate(_active_spans(record)):
@@ -304,11 +304,11 @@ def _masked_chunks(record: ViewRecord, spelling: _Spelling, unit_temperature: in
 
 
 Kept = tuple[tuple[Candidate, ...], float, int]
-"""The most likely candidates, the probability of all of them, and how many they are."""
+"""The most likely candidates, the probability of all, and how many there are."""
 
 
 def _kept_ids(signal: TeacherSignal, spelling: _Spelling, unit_temperature: int) -> dict[int, Kept]:
-    """Return what is kept at each masked teacher position that has kept ids."""
+    """Return the kept ids of each masked teacher position that has any."""
     if (topk := signal.topk) is None:
         return {}
     found: dict[int, Kept] = {}

@@ -25,7 +25,7 @@ MOST_CHUNKS = 60
 
 @dataclass(frozen=True)
 class CacheReport:
-    """The figures behind the page; `dataclasses.asdict` makes them ready for JSON."""
+    """The figures of the page; `dataclasses.asdict` makes them JSON-ready."""
 
     inspection: Inspection
     views: tuple[ViewDescription, ...]
@@ -39,7 +39,7 @@ def gather_cache(
     views: Sequence[int] = (),
     on_groups: OnGroups | None = None,
 ) -> CacheReport:
-    """Read what the page shows: one pass over at most 64 row groups, and a few views.
+    """Read the figures of the page: one pass over at most 64 row groups, and a few views.
 
     Args:
         cache: Folder of the cache.
@@ -49,7 +49,7 @@ def gather_cache(
         on_groups: As for `inspect`.
 
     Raises:
-        TideCacheError: The cache is not complete or damaged, a view is not there, or a tokenizer is another one.
+        TideCacheError: The cache is incomplete or damaged, there is no such view, or a tokenizer is not the cache's.
     """
     shown = describe_views(cache, views or example_views(cache), tokenizer, teacher_tokenizer)
     return CacheReport(inspect(cache, on_groups), shown, tokenizer is not None)
@@ -89,7 +89,7 @@ def _ends(entries: Sequence[TeacherAtTime], figure: str) -> tuple[float, float] 
 
 
 def _knows(cache: Inspection) -> str:
-    """Say in words what the first chart shows."""
+    """Return in words what the first chart shows."""
     if cache.identity["teacher"].get("context") == "causal":
         return (
             "A causal teacher sees the true tokens before each one, so what it knows does not depend on t. Its one "
@@ -145,7 +145,7 @@ def _knowledge(cache: Inspection) -> list[Captioned]:
 
 
 def _lines(signals: SampledSignals, figures: dict[str, str], suffix: str, dash: int | None) -> list[Series]:
-    """Return a line for each figure that there is; where passes are dashed, figures are told apart by colour alone."""
+    """Return a line for each figure that exists; where dashes mark passes, only colours distinguish figures."""
     x = [(entry.t_from + entry.t_to) / 2 for entry in signals.by_time]
     found = []
     for colour, (figure, label) in enumerate(figures.items()):

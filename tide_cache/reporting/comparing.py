@@ -1,4 +1,4 @@
-"""Several runs side by side: those that differ in nothing but seeds are one arm, and arms are paired by seed."""
+"""Comparison of several runs: those that differ only in seeds are one arm, and arms are paired by seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ NOT_COMPARED = SEEDS | {"train.out"}
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """Runs that differ in nothing but seeds; `name` says what tells it from the other arms."""
+    """Runs that differ only in seeds; `name` says what distinguishes them from other arms."""
 
     name: str
     runs: tuple[RunFigures, ...]
@@ -26,8 +26,8 @@ class ComparisonRow:
 
     Attributes:
         arm: Its name.
-        seeds: Of its runs.
-        measure: The table's measure, against the first arm, paired by seed; None where a run lacks it.
+        seeds: Seeds of its runs.
+        measure: The table's measure, compared with the first arm, paired by seed; None if a run lacks it.
         accuracy: Held-out accuracy.
         nats_per_byte: Held-out NLL by bytes.
         agreement_kl: KL(teacher || student), in nats.
@@ -43,7 +43,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """All arms; `measure` says what is compared, lower is better, and `remarks` what is not."""
+    """All arms; `measure` says what is compared (lower is better), `remarks` what is not."""
 
     measure: str
     rows: tuple[ComparisonRow, ...]
@@ -51,10 +51,10 @@ class ComparisonTable:
 
 
 def make_arms(runs: Sequence[RunFigures]) -> tuple[ArmRuns, ...]:
-    """Put runs into arms, in the order in which they were given.
+    """Group runs into arms, in the order in which they were given.
 
     Args:
-        runs: Where two have the same settings and seed, each run with these settings is an arm of its own.
+        runs: If two have the same settings and seed, each run with these settings is a separate arm.
     """
     settings = [{k: v for k, v in leaves(run.settings) if k not in NOT_COMPARED} for run in runs]
     groups: list[list[int]] = []
@@ -78,7 +78,7 @@ def make_arms(runs: Sequence[RunFigures]) -> tuple[ArmRuns, ...]:
 def _name(
     group: list[int], groups: list[list[int]], runs: Sequence[RunFigures], settings: Sequence[dict[str, str]]
 ) -> str:
-    """Name an arm by its objectives, and by what else differs from arms with the same."""
+    """Return an arm's name: its objectives, and what else distinguishes it from arms with the same ones."""
     label, mine = runs[group[0]].objectives, settings[group[0]]
     alike = [settings[other[0]] for other in groups if runs[other[0]].objectives == label]
     keys = sorted(set().union(*alike))
@@ -87,7 +87,7 @@ def _name(
 
 
 def compare_arms(arms: Sequence[ArmRuns]) -> ComparisonTable:
-    """Compare arms by held-out NLL where all runs have it, else by NLL on the training views.
+    """Compare arms by held-out NLL if all runs have it, otherwise by NLL on the training views.
 
     Args:
         arms: The first one is the baseline.
@@ -110,10 +110,10 @@ def compare_arms(arms: Sequence[ArmRuns]) -> ComparisonTable:
 
 
 def shared_evaluations(runs: Sequence[RunFigures]) -> dict[str, Evaluation] | None:
-    """Return each run's evaluation on the same questions, by the run's name; None where they share none.
+    """Return each run's evaluation on the same questions, by the run's name; None if they share none.
 
     Args:
-        runs: With names that differ.
+        runs: Runs with different names.
     """
     by_question = [{_question(entry): entry for entry in run.evaluations} for run in runs]
     for question in by_question[0]:

@@ -12,12 +12,12 @@ COLUMNS = (
 
 
 def family_rows() -> list[tuple[str, ...]]:
-    """Give a row of text for each family; code stands in backquotes."""
+    """Return a row of text for each family; code is in backquotes."""
     return [_row(family) for family in FAMILIES.values()]
 
 
 def as_markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table for the docs; a bar in a cell of code would end the cell."""
+    """Return a table for the docs; a bar in a cell of code would end the cell."""
     lines = [columns, ["---"] * len(columns), *([_cell(text) for text in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -1,4 +1,4 @@
-"""Pages of HTML: one file that holds all it shows, reads without a script, and escapes every text of a corpus."""
+"""Pages of HTML: self-contained files that need no script, and in which every text of a corpus is escaped."""
 
 from collections.abc import Mapping
 from math import exp
@@ -14,7 +14,7 @@ from tide_cache.version import __version__
 from tide_cache.wording import number, percent, size, visible
 
 GENERATOR = '<meta name="generator" content="tide-cache '
-"""Tells our own pages, which may be written anew, from other files."""
+"""Marks our own pages, which may be overwritten."""
 
 HEAD_BYTES = 1024
 
@@ -24,7 +24,7 @@ def render(template: str, title: str, sections: Mapping[str, str], **figures: An
 
     Args:
         template: File in `templates/`.
-        title: Of the page.
+        title: Title of the page.
         sections: Titles of its sections, by id.
         figures: What the template shows; strings are escaped.
     """
@@ -50,14 +50,14 @@ def render(template: str, title: str, sections: Mapping[str, str], **figures: An
 
 
 def require_writable(out: Path, force: bool) -> None:
-    """Refuse to write a page over a file that is none of ours, or into a cache.
+    """Raise an error if a page would overwrite a file that is not ours, or go into a cache.
 
     Args:
         out: File to write.
         force: Overwrite whatever is there.
 
     Raises:
-        RunFileError: Says what is there.
+        RunFileError: Says what exists there.
     """
     if not out.parent.is_dir():
         raise RunFileError(f"--out {out}: found no folder {out.parent}; make it first")
@@ -84,7 +84,7 @@ def write_page(out: Path, page: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Write a time in its largest unit."""
+    """Return a time in its largest unit."""
     for unit, length_s in (("h", 3600), ("min", 60)):
         if seconds >= length_s:
             return f"{seconds / length_s:.1f} {unit}"

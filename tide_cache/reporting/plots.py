@@ -28,7 +28,7 @@ WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.75
 
 @dataclass(frozen=True)
 class Series:
-    """A line, or bars of a legend; gaps are None. Colours and dashes may be any number; thin lines get no legend."""
+    """A line, or bars of a legend; gaps are None. Any colour or dash number is valid; thin lines get no legend."""
 
     label: str
     x: Sequence[float]
@@ -39,7 +39,7 @@ class Series:
 
     @property
     def swatch(self) -> str:
-        """Classes of the page's style that look like the line."""
+        """Classes of the page's style that draw the line in a legend."""
         shape = f"dash{self.dash % NUM_DASHES}" if self.x else "bar"
         return f"c{self.colour % NUM_COLOURS} {shape}"
 
@@ -54,7 +54,7 @@ class Chart:
 
 
 Captioned = tuple[Chart, str]
-"""A chart and what to see in it."""
+"""A chart and what it shows."""
 
 
 def line_chart(
@@ -69,12 +69,12 @@ def line_chart(
     """Draw lines over one axis.
 
     Args:
-        name: Unique on the page; of letters and dashes.
+        name: Unique on the page; letters and dashes.
         title: Heading of the chart, and its text for those who cannot see it.
         series: Lines, in the order of the legend.
         x_label: With unit.
         y_label: With unit.
-        x_range: Ends of the axis; by default what the lines need.
+        x_range: Ends of the axis; by default those of the lines.
         y_range: The same for y; an upper end of None leaves room above the highest point.
     """
     figure, axes = _axes(HEIGHT_INCHES)
@@ -129,12 +129,12 @@ def bar_chart(
 
 
 def row_chart(name: str, title: str, rows: Sequence[tuple[str, float, str]], x_label: str) -> Chart:
-    """Draw bars that lie, the first one on top, each with its value written at its end.
+    """Draw horizontal bars, the first one on top, each with its value at its end.
 
     Args:
         name: As for `line_chart`.
         title: As for `line_chart`.
-        rows: Label, length and what is written behind the bar.
+        rows: Label, length and the text after the bar.
         x_label: With unit.
     """
     figure, axes = _axes(0.7 + 0.24 * len(rows))
@@ -168,7 +168,7 @@ def _axes(height_inches: float) -> tuple[Figure, Any]:
 
 
 def _svg(figure: Figure, name: str, title: str) -> Markup:
-    """Return the drawing as an element of a page: no fixed size, ids of its own, the page's colours and fonts."""
+    """Return the drawing as an element of a page: no fixed size, unique ids, the page's colours and fonts."""
     stream = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -178,7 +178,7 @@ def _svg(figure: Figure, name: str, title: str) -> Markup:
     text = re.sub(r"\s*<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = text.replace('xlink:href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    text = re.sub(r"\s*<style.*?</style>", "", text, flags=re.DOTALL)  # would hold for the whole page
+    text = re.sub(r"\s*<style.*?</style>", "", text, flags=re.DOTALL)  # would apply to the whole page
     text = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font: \1 var(--font)", text)
     text = re.sub(r"font-family: [^;\"]+", "font-family: var(--font)", text)
     for placeholder, variable in _VARIABLES.items():

@@ -1,4 +1,4 @@
-"""The page of a training run, and the page that puts several runs side by side."""
+"""The page of a training run, and the page that compares several runs."""
 
 from collections.abc import Iterable, Sequence
 from statistics import mean
@@ -41,7 +41,7 @@ WORK = {
     ),
     "stall_share": ("Waiting for data", "share of the time", "Steps that wait are paid for and do nothing."),
 }
-"""Figures of the lines of metrics, with title, axis and caption."""
+"""Figures from the lines of metrics, with title, axis and caption."""
 
 
 def run_page(run: RunFigures) -> str:
@@ -200,7 +200,7 @@ def _percents(value: Spread | None) -> str:
 def _arm_lines(
     arms: Sequence[ArmRuns], place: int, x: Sequence[float], of_runs: Sequence[Sequence[float | None]]
 ) -> list[Series]:
-    """Return a thick line for the mean of an arm, and thin ones for its runs where there are several."""
+    """Return a thick line for the mean of an arm, and thin ones for its runs if there are several."""
     thin = [Series("", x, y, place, place, is_thin=True) for y in of_runs] if len(of_runs) > 1 else []
     return [*thin, Series(arms[place].name, x, _mean_by_place(of_runs), place, place)]
 
@@ -239,7 +239,7 @@ def _compared_losses(arms: Sequence[ArmRuns]) -> list[Captioned]:
             runs = [run for run in arm.runs if name in run.curve.values]
             if runs and all(run.curve.steps == runs[0].curve.steps for run in runs):
                 lines += _arm_lines(arms, place, runs[0].curve.steps, [run.curve.values[name] for run in runs])
-            else:  # runs of other lengths have no mean
+            else:  # runs of different lengths have no mean
                 lines += [
                     Series(f"{arm.name}, {run.name}", run.curve.steps, run.curve.values[name], place, place)
                     for run in runs
@@ -290,6 +290,6 @@ def _times(entry: Evaluation, columns: Iterable[Sequence[float | None]]) -> list
 
 
 def _mean_by_place(lists: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Return the mean at each place over what is known there."""
+    """Return the mean at each place, over the known values."""
     known = ([value for value in values if value is not None] for values in zip(*lists, strict=True))
     return [mean(values) if values else None for values in known]

@@ -19,9 +19,9 @@ from tide_cache.training.reporters import scalars
 from tide_cache.unreadable import told_apart
 
 MOST_POINTS = 300
-"""Points of a curve; a longer run's lines are averaged in as many bins."""
+"""Points of a curve; a longer run's lines are averaged in this many bins."""
 STAGES = {"first tenth": 0.0, "middle": 0.45, "last tenth": 0.9}
-"""Where in a run a tenth of its lines begins, by the name that it gets."""
+"""Where in a run each named tenth of its lines begins."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class NllStage:
-    """Mean -log q(true) on the training views by ten buckets of t, over the lines of a tenth of the run."""
+    """Mean -log q(true) on the training views in ten buckets of t, over the lines of a tenth of the run."""
 
     name: str
     step_from: int
@@ -56,21 +56,21 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RunFigures:
-    """A run; `dataclasses.asdict` makes it ready for JSON.
+    """A run; `dataclasses.asdict` makes it JSON-ready.
 
     Attributes:
-        name: Last parts of its folder's path; the rest is nobody's business where a page goes.
+        name: Last parts of its folder's path; the rest is private, and a page may be published.
         settings: Its run file; paths are cut to their last two parts.
-        objectives: As in `ce + 0.5 chunk_kl`.
+        objectives: For example `ce + 0.5 chunk_kl`.
         seed: `train.seed`.
-        is_finished: Whether its model is there.
-        provenance: What the model says it learned from, without the whole identity; None where it is not finished.
+        is_finished: Whether its model exists.
+        provenance: What the model says it learned from, without the whole identity; None if it is not finished.
         last: The last line of metrics.
         train_s: Seconds of training, over all resumed parts.
         curve: Its metrics.
         nll_stages: NLL by t at the start, in the middle and at the end.
         evaluations: Documents `eval*.json` of the folder that hold an NLL, by name, and what a sweep measured.
-        other_evaluations: Names of those that hold something else.
+        other_evaluations: Names of those without an NLL.
         curves: Accuracy against tokens per forward, of `eval*/results.json` in the folder.
     """
 
@@ -90,7 +90,7 @@ class RunFigures:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """Name runs by as few last parts of their paths as tell them apart, at least two."""
+    """Return names for runs: as few last parts of their paths as distinguish them, but at least two."""
     parts = [folder.resolve().parts for folder in folders]
     most = max(map(len, parts))
     for count in range(2, most + 1):
@@ -105,10 +105,10 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
 
     Args:
         folder: `train.out` of the run.
-        name: What it is called, by default as `run_names` says.
+        name: Name of the run, by default that of `run_names`.
 
     Raises:
-        RunFolderError: A file is missing or not what `tide-cache train` or `eval` wrote.
+        RunFolderError: A file is missing, or was not written by `tide-cache train` or `eval`.
         UnreadableError: A file cannot be read now.
     """
     settings = _document(folder / "run.json")
@@ -147,7 +147,7 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
 
 
 def _as_evaluation(scores: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return what a sweep measured in the form of `tide-cache eval`."""
+    """Return a sweep's figures in the form of `tide-cache eval`."""
     corpus = scores.get("corpus")
     dataset = corpus.get("spec") if isinstance(corpus, dict) else None
     return {**scores, "dataset": dataset, "block_size": provenance.get("block_size"), "agreement": None}
@@ -183,7 +183,7 @@ def _objectives(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def _shortened(value: Any) -> Any:
-    """Cut absolute paths to their last two parts, also where a corpus names several, joined by '+'."""
+    """Return a value with absolute paths cut to their last two parts, also if a corpus joins several by '+'."""
     if isinstance(value, dict):
         return {name: _shortened(entry) for name, entry in value.items()}
     if isinstance(value, list):
@@ -198,7 +198,7 @@ def _pairs(lines: Sequence[StepMetrics]) -> Iterator[tuple[StepMetrics, StepMetr
 
 
 def _continues(one: StepMetrics, following: StepMetrics | None) -> bool:
-    """Whether the next line is of the same process; a resumed one counts its time anew."""
+    """Return whether the next line is from the same process; a resumed one counts its time from 0."""
     return following is not None and following.elapsed_s >= one.elapsed_s
 
 
@@ -220,7 +220,7 @@ def _stage(name: str, lines: Sequence[StepMetrics], start: float) -> NllStage:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of what is known and finite: a run that diverged is drawn up to there."""
+    """Return the mean of the known, finite values: a run that diverged is drawn up to that point."""
     known = [value for value in values if value is not None and isfinite(value)]
     return mean(known) if known else None
 

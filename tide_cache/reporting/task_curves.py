@@ -1,4 +1,4 @@
-"""Accuracy against parallelism on a page: the curves that `eval-tasks --thresholds` left in a run, drawn by task."""
+"""Charts of accuracy against parallelism: the curves that `eval-tasks --thresholds` left in a run, by task."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +23,11 @@ def read_curves(run: Path, documents: Mapping[str, Mapping[str, Any]]) -> Curves
 
     Args:
         run: The run's folder. Results of its own model are called by their roles.
-        documents: Contents of `results.json` by the name of its folder; other models are called by that name: what is
-            in `eval-teacher` is the teacher's.
+        documents: Contents of `results.json` by the name of its folder; other models are called by that name:
+            `eval-teacher` holds the teacher's.
 
     Raises:
-        ValueError: A document is none of `eval-tasks`; its message names the folder.
+        ValueError: A document is not from `eval-tasks`; the message names the folder.
     """
     found: dict[str, dict[str, Sequence[CurvePoint]]] = {}
     for name, document in documents.items():
@@ -54,7 +54,7 @@ def join_curves(runs: Mapping[str, Curves]) -> Curves:
 
 
 def curve_charts(curves: Curves) -> list[Captioned]:
-    """Return a chart of each task, with a line of each model."""
+    """Return a chart for each task, with a line for each model."""
     charts = []
     for place, (task, models) in enumerate(sorted(curves.items())):
         lines = []

@@ -12,7 +12,7 @@ from tide_cache.config.train import TrainRun
 from tide_cache.errors import RunFileError, fault_list
 
 SCORES = "held-out.json"
-"""What a student was measured as, in its folder."""
+"""File with a student's held-out figures, in its folder."""
 
 
 class HeldOut(Frozen):
@@ -21,8 +21,8 @@ class HeldOut(Frozen):
     Attributes:
         spec: A corpus, as for `train`.
         folder: Where its relative file names are looked up.
-        limit: Samples at most; None for all.
-        dtype: Of the student's weights while it is measured.
+        limit: Most samples to use; None for all.
+        dtype: Type of the student's weights while it is measured.
     """
 
     spec: str
@@ -37,7 +37,7 @@ class Job(Frozen):
     Attributes:
         arm: Name of its arm.
         seed: Number of its seed, from 0.
-        run: Its own run; `train.out` is its own folder.
+        run: Its training run; `train.out` is a separate folder.
         held_out: What it is measured on; None for nothing.
     """
 
@@ -48,12 +48,12 @@ class Job(Frozen):
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The student's name in messages."""
         return f"{self.arm}, seed {self.seed}"
 
     @property
     def log(self) -> Path:
-        """What it said, where it ran in a process of its own."""
+        """File with the student's output, if it ran in a separate process."""
         return self.run.train.out.with_suffix(".log")
 
 
@@ -68,16 +68,16 @@ def make_jobs(
 
     Args:
         path: The run file; None when the overrides say everything.
-        overrides: As for `load_run_file`; the arms' own go on top.
-        arms: Further arms, in front of the run file's own.
-        num_seeds: Students of each arm. Seed i adds i to the run's seeds: of weights, of order and of training.
+        overrides: As for `load_run_file`; an arm's overrides come after these.
+        arms: Additional arms, before those of the run file.
+        num_seeds: Students of each arm. Student i adds i to the run's seeds for weights, order and training.
         held_out: What they are measured on.
 
     Returns:
         The folder of the sweep, and the jobs, seed by seed within each arm.
 
     Raises:
-        RunFileError: The run file or an arm of it cannot be used; lists every fault.
+        RunFileError: The run file or one of its arms cannot be used; lists every fault.
     """
     base = load_run_file(SweepRun, path, overrides)
     everything = [*arms, *base.sweep.arm]
@@ -105,7 +105,7 @@ def _require_distinct(arms: Sequence[ArmConfig]) -> None:
 
 
 def folder_name(arm: str) -> str:
-    """Return the folder of an arm: its name, with what is awkward in file names replaced."""
+    """Return the folder of an arm: its name, without characters that are awkward in file names."""
     return re.sub(r"[^\w.+-]+", "-", arm).lstrip(".-") or "arm"
 
 

@@ -1,4 +1,4 @@
-"""One student of a sweep: checked, trained unless it is there, and measured unless it was."""
+"""One student of a sweep: check it, train it unless it exists, and measure it unless that was done."""
 
 import datetime
 import gc
@@ -35,7 +35,7 @@ State = Literal["new", "unfinished", "trained"]
 
 @dataclass(frozen=True, eq=False)
 class CheckedJob:
-    """A job that can run: what is there of it, and its opened data."""
+    """A job that can run: what already exists of it, and its opened data."""
 
     state: State
     prepared: Prepared
@@ -45,7 +45,7 @@ def check_jobs(jobs: Sequence[Job]) -> list[CheckedJob]:
     """Check all jobs before the first is run; no model is loaded and nothing is written.
 
     Raises:
-        RunFileError: Lists what is wrong with each job, once where it is the same for every seed.
+        RunFileError: Lists what is wrong with each job, only once if it is the same for every seed.
     """
     checked, faults = [], []
     day = _day_of_sweep(jobs)
@@ -68,10 +68,10 @@ def check_jobs(jobs: Sequence[Job]) -> list[CheckedJob]:
 
 
 def with_days(jobs: Sequence[Job], checked: Sequence[CheckedJob]) -> list[Job]:
-    """Write the day that templates take for today into the runs, so that arms which begin later have the same.
+    """Return jobs whose runs state the day that templates write, so that arms which begin later use the same day.
 
     Args:
-        jobs: Of one sweep.
+        jobs: All jobs of a sweep.
         checked: From `check_jobs`.
     """
     days = [one.prepared.continuity.get("data.date") for one in checked]
@@ -84,7 +84,7 @@ def _on_day(job: Job, day: str) -> Job:
 
 
 def _day_of_sweep(jobs: Sequence[Job]) -> datetime.date:
-    """Return the day on which the first student that is there began, or today."""
+    """Return the day on which the first existing student began, or today."""
     for job in jobs:
         folder = job.run.train.out
         begun = committed_checkpoints(folder / CHECKPOINTS)[-1:]
@@ -95,7 +95,7 @@ def _day_of_sweep(jobs: Sequence[Job]) -> datetime.date:
 
 
 def check_job(job: Job, day: datetime.date | None = None) -> CheckedJob:
-    """Check a job, and whether what its folder holds is of the same run.
+    """Check a job, and that its folder holds nothing or the same run.
 
     Args:
         job: From `make_jobs`.
@@ -105,7 +105,7 @@ def check_job(job: Job, day: datetime.date | None = None) -> CheckedJob:
         TideCacheError: As `prepare`; or the folder holds another run, or no run at all.
     """
     out = job.run.train.out
-    elsewhere = job.run.train.model_copy(update={"out": out / "new"})  # the folder itself is looked at below
+    elsewhere = job.run.train.model_copy(update={"out": out / "new"})  # the folder itself is checked below
     prepared = prepare(job.run.model_copy(update={"train": elsewhere}), World(0, 1, 0), resume=False, day=day)
     if (out / "model" / "config.json").exists():
         _require_same_run(out, prepared.continuity)
@@ -129,20 +129,20 @@ def _require_same_run(out: Path, continuity: dict[str, Any]) -> None:
 
 
 def _run_of(out: Path) -> dict[str, Any]:
-    """Return what must be equal of the run that trained a student; empty where there is none."""
+    """Return the settings of the run that trained a student, those that must be equal; empty if there is none."""
     found: dict[str, Any] = read_provenance(out / "model").get("run", {})
     return found
 
 
 def run_job(job: Job, on_step: OnStep | None = None) -> State:
-    """Train and measure a student; what is there already costs nothing.
+    """Train and measure a student; what already exists is not done again.
 
     Args:
         job: From `make_jobs`.
         on_step: As for `train`.
 
     Returns:
-        What was there before.
+        What existed before.
 
     Raises:
         Interrupted: A stop was asked for; a checkpoint was committed first.
@@ -154,14 +154,14 @@ def run_job(job: Job, on_step: OnStep | None = None) -> State:
         shutil.rmtree(out, ignore_errors=True)  # a run that ended before its first checkpoint starts again
     if checked.state != "trained":
         train_prepared(job.run, checked.prepared, World(0, 1, 0), on_step=on_step)
-        gc.collect()  # the engine is a cycle, and the next student wants its memory
+        gc.collect()  # the engine is a reference cycle, and the next student needs its memory
     if job.held_out is not None and read_scores(job) is None:
         _measure(job.run, job.held_out, checked.prepared)
     return checked.state
 
 
 def read_scores(job: Job) -> dict[str, Any] | None:
-    """Return the held-out figures of a student, as `NllReport`; None when it was not measured on this corpus."""
+    """Return the held-out figures of a student, as `NllReport`; None if it was not measured on this corpus."""
     file = job.run.train.out / SCORES
     if job.held_out is None or not file.exists():
         return None
@@ -183,7 +183,7 @@ def _measure(run: TrainRun, held_out: HeldOut, prepared: Prepared) -> None:
 
 
 def _samples(held_out: HeldOut, prepared: Prepared) -> PairedRows:
-    """Make samples of the held-out rows; refused before the first student is trained where that cannot be done."""
+    """Return samples of the held-out rows; called before the first student is trained, to find rows that fail."""
     corpus = _open(held_out)
     paired = encode_student(
         list(corpus.rows(0, held_out.limit or len(corpus))),
@@ -201,10 +201,10 @@ def _samples(held_out: HeldOut, prepared: Prepared) -> PairedRows:
 
 @lru_cache(maxsize=1)
 def _open(held_out: HeldOut) -> Corpus[ChatRow]:
-    """Read the corpus once in a process: all students are measured on it."""
+    """Return the corpus, read once per process: all students are measured on it."""
     return open_corpus(held_out.spec, folder=held_out.folder, section="--held-out")
 
 
 def _measured_on(held_out: HeldOut, corpus: Corpus[ChatRow]) -> dict[str, Any]:
-    how = {} if held_out.dtype == "float32" else {"dtype": held_out.dtype}  # as files without the key were measured
+    how = {} if held_out.dtype == "float32" else {"dtype": held_out.dtype}  # files without it mean float32
     return {"spec": held_out.spec, "limit": held_out.limit, "content_hash": corpus.content_hash, **how}

@@ -1,4 +1,4 @@
-"""All jobs of a sweep, one after the other or side by side; one that fails does not stop the others."""
+"""All jobs of a sweep, one after the other or in parallel; a failed job does not stop the others."""
 
 import os
 import selectors
@@ -27,7 +27,7 @@ OnJobStep = Callable[[Job, int, int], None]
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended; `error` is None where it did what it should."""
+    """How a job ended; `error` is None if it succeeded."""
 
     job: Job
     error: str | None
@@ -40,13 +40,13 @@ def run_jobs(
 
     Args:
         jobs: From `make_jobs`, checked.
-        num_processes: 1 runs them in this process; more run side by side, each on cores or on a GPU of its own.
-        on_step: Progress.
+        num_processes: 1 runs them in this process; more run in parallel, each on separate cores or a separate GPU.
+        on_step: Hears about progress.
         work: What runs a job, as `module:function` of a `Job` and an `OnStep`; by default it trains and measures.
-        threads: Of each of several processes; by default its share of the cores.
+        threads: Threads of each of several processes; by default its share of the cores.
 
     Raises:
-        Interrupted: A stop was asked for; what was done is kept.
+        Interrupted: A stop was asked for; finished work is kept.
     """
     try:
         if num_processes == 1:
@@ -66,7 +66,7 @@ def _run_here(job: Job, on_step: OnJobStep, work: str) -> JobEnd:
         raise stopped from None
     except TideCacheError as error:
         return JobEnd(job, str(error))
-    except Exception:  # a fault of ours in one arm is shown, and must not cost the others
+    except Exception:  # a bug in one arm is reported, and must not stop the others
         return JobEnd(job, traceback.format_exc())
     return JobEnd(job, None)
 
@@ -121,7 +121,7 @@ def _run_side_by_side(
             for worker in left:
                 worker.popen.terminate()
             for worker in left:
-                worker.bury()  # it commits a checkpoint first
+                worker.bury()  # the worker commits a checkpoint first
             selector.close()
         if stop.is_set:
             stop.raise_interrupted(f"Stopped. {AGAIN}")
@@ -132,19 +132,19 @@ class _Worker(Child):
 
     Attributes:
         device: Name of its GPU; None on CPUs.
-        job: What it has in hand; None when there is nothing left to do.
+        job: The current job; None when there is nothing left to do.
     """
 
     def __init__(self, job: Job, device: str | None, threads: int, work: str) -> None:
         self.device = device
         self.job: Job | None = None
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("wb") as log:  # until it has the job, and sends what it says there itself
+        with job.log.open("wb") as log:  # until the worker has the job and redirects its output itself
             super().__init__([WORKER, work], {} if device is None else {"CUDA_VISIBLE_DEVICES": device}, threads, log)
         self.give(job)
 
     def give(self, job: Job | None) -> None:
-        """Hand over the next job, or send the worker home."""
+        """Give the worker its next job, or let it end."""
         self.job = job
         if job is None:
             self.send_home()
@@ -153,7 +153,7 @@ class _Worker(Child):
 
 
 def _fault_of(code: int, job: Job) -> str:
-    """Say why a process has ended with a job in hand."""
+    """Return why a process ended before its job was done."""
     text = job.log.read_text(encoding="utf-8", errors="replace").strip()
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; its output is in {job.log}"

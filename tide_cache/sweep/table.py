@@ -1,4 +1,4 @@
-"""What a sweep found: the students of each arm, and each arm against the first, paired by seed."""
+"""The results of a sweep: the students of each arm, and each arm compared with the first, paired by seed."""
 
 import json
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ class StudentResult:
     Attributes:
         seed: Its number.
         model: Its folder.
-        error: Why there is none; None where there is.
-        nll: Its held-out report, as `NllReport`; None where it was not measured.
+        error: Why there is no student; None if there is one.
+        nll: Its held-out report, as `NllReport`; None if it was not measured.
     """
 
     seed: int
@@ -37,10 +37,10 @@ class SweepRow:
     """A row of the table.
 
     Attributes:
-        name: Of the arm.
+        name: Name of the arm.
         students: Seed by seed.
-        nll: Held-out NLL, nats per masked token, against the first arm; None where no student has one.
-        accuracy: Of masked tokens; None likewise.
+        nll: Held-out NLL, nats per masked token, compared with the first arm; None if no student has one.
+        accuracy: Accuracy on masked tokens; None likewise.
     """
 
     name: str
@@ -67,7 +67,7 @@ def summarise(ends: Sequence[JobEnd]) -> list[SweepRow]:
 
 
 def write_document(out: Path, rows: Sequence[SweepRow], held_out: str | None) -> dict[str, Any]:
-    """Write `sweep.json` into the sweep's folder, and give its content."""
+    """Write `sweep.json` into the sweep's folder, and return its content."""
     document = {"out": str(out), "held_out": held_out, "baseline": rows[0].name, "arms": [asdict(row) for row in rows]}
     with new_folder(out):
         write_whole(out / DOCUMENT, json.dumps(document, indent=2, default=str) + "\n")

@@ -1,7 +1,7 @@
-"""A process that runs jobs: each comes as a line on stdin, what happens of it leaves as lines on stdout.
+"""A process that runs jobs: each comes as a line on stdin, its progress and end go to stdout as lines.
 
-A job that fails ends the process, so that the next one begins in a fresh one. The end of stdin is the end of the
-sweep's own process: a job in hand then stops as if by SIGTERM, with a checkpoint.
+A failed job ends the process, so that the next one begins in a new process. The end of stdin means that the sweep's
+process has ended: the current job then stops as if by SIGTERM, with a checkpoint.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from tide_cache.sweep.arms import Job
 from tide_cache.training.metrics import OnStep
 
 Work = Callable[[Job, OnStep], object]
-"""Trains a student, and whatever else is to be done with it."""
+"""Trains a student, and does whatever else the caller wants."""
 
 
 def find_work(name: str) -> Work:
@@ -63,7 +63,7 @@ def _write_to(job: Job) -> None:
 
 
 def _tell(answers: int, **answer: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the sweep has died; the end of stdin stops this process in good order
+    with contextlib.suppress(BrokenPipeError):  # the sweep has died; the end of stdin stops this process cleanly
         os.write(answers, json.dumps(answer).encode() + b"\n")
 
 
