@@ -55,7 +55,7 @@ def _messages(stream: TextIO) -> Console:
 
 
 def is_quiet() -> bool:
-    """Whether only results and errors are wanted; see `verbosity`."""
+    """Return whether only results and errors are wanted; see `verbosity`."""
     return os.environ.get("TIDE_CACHE_LOG") == "quiet"
 
 

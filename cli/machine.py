@@ -137,7 +137,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    """Return what the devices can do; a slower kernel replaces one that is not usable."""
+    """Yield what the devices can do; a slower kernel replaces one that is not usable."""
     try:
         import torch
 

@@ -21,7 +21,7 @@ def run_toml(run: Frozen) -> str:
 
 
 def _section(name: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """Return the lines of one table: plain values first, because a heading ends a table."""
+    """Yield the lines of one table: plain values first, because a heading ends a table."""
     tables = {key: value for key, value in values.items() if _is_table(value) or _is_tables(value)}
     yield from (f"{_key(key)} = {_value(value)}" for key, value in values.items() if key not in tables)
     for key, value in tables.items():

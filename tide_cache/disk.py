@@ -112,7 +112,7 @@ def _was_written(path: Path) -> bool:
 
 
 def _says_more(error: BaseException) -> bool:
-    """Whether the error has its own text for its number: those of object stores do."""
+    """Return whether the error has its own text for its number: those of object stores do."""
     return isinstance(error, OSError) and error.errno is not None and error.strerror != os.strerror(error.errno)
 
 

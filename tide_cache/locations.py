@@ -53,11 +53,11 @@ class RemotePath:
         return RemotePath(self.url.rpartition("/")[0])
 
     def with_suffix(self, suffix: str) -> "RemotePath":
-        """The same with another file name extension."""
+        """Return the path with another file name extension."""
         return self.parent / PurePosixPath(self.name).with_suffix(suffix).name
 
     def relative_to(self, root: "RemotePath") -> PurePosixPath:
-        """The part below a folder."""
+        """Return the part below a folder."""
         assert self.url.startswith(f"{root.url}/"), f"{self} is not in {root}"
         return PurePosixPath(self.url.removeprefix(f"{root.url}/"))
 
@@ -73,7 +73,7 @@ CachePath = Path | RemotePath
 
 
 def is_url(location: str) -> bool:
-    """Whether a location is a URL of an object store; `file://` is a path by another name."""
+    """Return whether a location is a URL of an object store; `file://` is another way to write a path."""
     return bool(_URL.match(location)) and not _LOCAL_URL.match(location)
 
 

@@ -67,7 +67,7 @@ def visible(text: str) -> str:
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Return nested values under dotted names; hashes are shortened, and sections in a list are numbered."""
+    """Yield nested values under dotted names; hashes are shortened, and sections in a list are numbered."""
     for name, value in values.items():
         is_list = isinstance(value, list | tuple) and value and all(isinstance(entry, Mapping) for entry in value)
         inner = {str(index): entry for index, entry in enumerate(value)} if is_list else value

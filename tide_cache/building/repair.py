@@ -239,7 +239,7 @@ def _record_name(record: CommitRecord) -> str:
 
 
 def _required(run: BuildRun | None, root: CachePath, lost: Sequence[str]) -> BuildRun:
-    """The run file, or the error that says why it is needed."""
+    """Return the run file, or raise an error that says why it is needed."""
     if run is None:
         raise RunFileError(
             fault_list(

@@ -39,7 +39,7 @@ class RunFileSchema(GenerateJsonSchema):
 
 
 def attribute_docstrings(setting: type) -> Iterator[tuple[str, str]]:
-    """Return what stands below the fields of a class and of those it inherits from, each as one line."""
+    """Yield the docstrings of the fields of a class and its bases, each as one line."""
     for ancestor in reversed(setting.__mro__):
         if not issubclass(ancestor, Setting):
             continue

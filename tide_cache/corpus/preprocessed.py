@@ -227,7 +227,7 @@ def _rows_of(batch: Any) -> Iterator[PreprocessedRow]:
 
 
 def _hashed(row: PreprocessedRow) -> bytes:
-    """One line of JSON, in another form than a conversation's."""
+    """Return one line of JSON, in another form than a conversation's."""
     arrays = (row.student_ids_L, row.is_supervised_L, row.teacher_ids_M, row.is_teacher_labelled_M, row.spans_P4)
     content = [row.sample_id, *(array.astype(int).tolist() for array in arrays), row.is_discarded]
     return json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"

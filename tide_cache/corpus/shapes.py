@@ -203,7 +203,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
 
 
 def used_fields(columns: Mapping[str, str]) -> frozenset[str]:
-    """Names of all fields that a shape or the language filter may look at."""
+    """Return the names of all fields that a shape or the language filter may use."""
     optional = ("input", *SYSTEM_FIELDS, _HISTORY, _TOOLS, *LANGUAGE_FIELDS)
     return frozenset([*(name for shape in _SHAPES for name in shape), *optional, *columns.values()])
 

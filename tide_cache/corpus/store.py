@@ -108,7 +108,7 @@ def _chat_rows_of(batch: Any) -> Iterator[ChatRow]:
 
 
 def _hashed_chat(row: ChatRow) -> bytes:
-    """One line of JSON: quoting separates the fields, so different rows never have the same bytes.
+    """Return one line of JSON: quoting separates the fields, so different rows never have the same bytes.
 
     Fields that most rows lack are omitted when empty, so that older corpora keep their hash.
     """

@@ -141,7 +141,7 @@ def _dataset_rows(dataset: Any, wanted: Container[str]) -> Iterator[RawRow]:
 
 
 def _columns_to_read(names: list[str], wanted: Container[str]) -> list[str]:
-    """The wanted columns, or else the first one, because rows without any column cannot be counted."""
+    """Return the wanted columns, or else the first one, because rows without any column cannot be counted."""
     return [name for name in names if name in wanted] or names[:1]
 
 

@@ -263,7 +263,7 @@ def _bracketed(ids: Sequence[int], is_masked_L: Bools, spelling: _Spelling) -> s
 
 
 def _segments(record: ViewRecord, spelling: _Spelling) -> Iterator[Segment]:
-    """Return the student's tokens in pieces, cut where a mask or a masked chunk begins or ends."""
+    """Yield the student's tokens in pieces, cut where a mask or a masked chunk begins or ends."""
     ids_L, is_masked_L = record.pair.student_ids_L, record.view.is_student_masked_L
     chunk_L = np.full(len(ids_L), -1)
     for index, (_, _, start, end) in enumerate(_active_spans(record)):

@@ -1,6 +1,6 @@
-"""What a model is to the rest of the package, a `Backbone`, and what makes one from a checkpoint, an `Adapter`.
+"""A model as the rest of the package sees it, a `Backbone`, and what makes one from a checkpoint, an `Adapter`.
 
-The output head is kept apart: callers take hidden states of the rows they need and never see a [B, L, V] tensor.
+The output head is separate: callers take hidden states of the rows they need and never see a [B, L, V] tensor.
 
 Shape suffixes: B samples, S packed positions, D hidden size, V vocabulary.
 """
@@ -32,8 +32,8 @@ class Backbone(nn.Module):
 
         Args:
             model: Its trunk is `model.model`.
-            attention: Which kernel computes it.
-            is_shifted: Whether what it outputs at position i - 1 speaks of token i.
+            attention: The kernel of its attention.
+            is_shifted: Whether its output at position i - 1 predicts token i.
         """
         super().__init__()
         self.model = model
@@ -47,30 +47,30 @@ class Backbone(nn.Module):
 
     @property
     def head_VD(self) -> torch.Tensor:
-        """Weight of the output head, the embedding's own when tied."""
+        """Weight of the output head; the embedding itself when tied."""
         raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
-        """Where inputs are put and hidden states are found."""
+        """The device of inputs and hidden states."""
         return self.head_VD.device
 
     def compile_trunk(self) -> None:
-        """Have torch.compile make kernels for all but the head, for any shape, when it first runs."""
+        """Let torch.compile make kernels for everything but the head, for any shape, at the first forward."""
         trunk: nn.Module = self.model.model  # type: ignore[assignment]
         trunk.compile(dynamic=True)
 
     def new_cache(self) -> DynamicCache:
-        """Make an empty cache for `forward`."""
+        """Return an empty cache for `forward`."""
         return RememberedOutputs() if self._is_shifted else DynamicCache()
 
     def forward(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
-        """Return the last hidden states [B, S, D], after the final norm, that speak of the token at each place.
+        """Return the last hidden states [B, S, D], after the final norm; each predicts the token at its place.
 
         Args:
-            packed: What is shown.
+            packed: The model's input.
             cache: Keys and values of tokens before it, from `new_cache`; grows by those of `packed`, whose mask
-                [B, 1, Q, S] has a key for every token in the cache, in front of its own.
+                [B, 1, Q, S] has a key for every token in the cache, before those of its own tokens.
         """
         outputs_BSD = self.outputs(packed, cache)
         if not self._is_shifted:
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         return at_own_tokens(outputs_BSD, packed, cache)
 
     def outputs(self, packed: PackedInput, cache: Cache | None = None) -> torch.Tensor:
-        """Return the last hidden states [B, S, D] where the model puts them out, whatever they speak of."""
+        """Return the last hidden states [B, S, D] where the model outputs them, whichever token they predict."""
         raise NotImplementedError
 
 
@@ -97,16 +97,16 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint's config.json says, read without loading weights.
+    """The contents of a checkpoint's config.json, read without loading weights.
 
     Attributes:
         location: Folder or hub name, as given.
-        model_type: The family's name, which is what is published as such where no other family has the same.
+        model_type: The family's name: the published model_type, unless another family has the same.
         config: The configuration that loads it.
-        mask_id: The mask token it was trained with, where config.json or its authors' code says so.
-        repository: Where its files lie; None for the folder `location`.
-        converted_from: What `tide-cache convert` made it of, where it was not trained since.
-        block_size: Of its training, where config.json states one.
+        mask_id: The mask token it was trained with, if config.json or its authors' code says so.
+        repository: Location of its files; None for the folder `location`.
+        converted_from: What `tide-cache convert` made it from, if it was not trained since.
+        block_size: Block size of its training, if config.json states one.
     """
 
     location: str
@@ -119,7 +119,7 @@ class CheckpointInfo:
 
     @property
     def folder(self) -> Path:
-        """Where its files lie."""
+        """The folder of its files."""
         return Path(self.location) if self.repository is None else self.repository.folder
 
     @property
@@ -129,11 +129,11 @@ class CheckpointInfo:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding, padding rows included."""
+        """Rows of the embedding, including padding rows."""
         return int(self.config.vocab_size)
 
     def fit_faults(self, vocab_size: int, length: int, who: str) -> list[str]:
-        """List what does not fit: a vocabulary larger than the embedding, or sequences above the model's limit.
+        """Return what does not fit: a vocabulary larger than the embedding, or sequences above the model's limit.
 
         Args:
             vocab_size: One past the largest token id.
@@ -152,10 +152,10 @@ class CheckpointInfo:
         return faults
 
     def mask_faults(self, mask_id: int, mask_token: str, who: str) -> list[str]:
-        """List a mask token that is not the one the checkpoint was trained with.
+        """Return a fault if the checkpoint was trained with another mask token.
 
         Args:
-            mask_id: The tokenizer's.
+            mask_id: Id of the tokenizer's mask token.
             mask_token: Its text.
             who: Section of the run file, for the message.
         """
@@ -168,10 +168,10 @@ class CheckpointInfo:
         ]
 
     def block_faults(self, block_size: int | None, who: str) -> list[str]:
-        """List a block size that is not the one of the checkpoint's training.
+        """Return a fault if the checkpoint was trained with another block size.
 
         Args:
-            block_size: The run's; None where it states none.
+            block_size: The run's; None if it states none.
             who: Section of the run file, for the message.
         """
         if None in (self.block_size, block_size) or self.block_size == block_size:
@@ -189,9 +189,9 @@ class LoadOptions:
     """How weights are loaded.
 
     Attributes:
-        dtype: Of the parameters.
-        device: Where they are put.
-        loading: How they are held; where layers are spread over all GPUs, `device` has no say.
+        dtype: Type of the parameters.
+        device: Device of the parameters.
+        loading: How they are stored; if layers are spread over all GPUs, `device` is ignored.
     """
 
     dtype: torch.dtype
@@ -200,33 +200,33 @@ class LoadOptions:
 
 
 class Adapter(Protocol):
-    """What a family of checkpoints needs to be a teacher; `docs/teachers.md` tells how to write one."""
+    """What a family of checkpoints needs to be a teacher; `docs/teachers.md` says how to write one."""
 
     @property
     def family(self) -> Family:
-        """Which family it loads, and all that is said of it."""
+        """The family it loads, as the table of families describes it."""
 
     def read_config(self, raw: Mapping[str, Any], location: str) -> Any:
-        """Turn config.json into the configuration.
+        """Return the configuration that config.json describes.
 
         Args:
-            raw: Its content.
-            location: Of the checkpoint, for messages.
+            raw: Content of config.json.
+            location: Location of the checkpoint, for messages.
 
         Raises:
-            ModelError: Something is missing, or would be got wrong.
+            ModelError: Something is missing, or would be computed wrongly.
         """
 
     def load(self, info: CheckpointInfo, options: LoadOptions) -> Backbone:
-        """Load the weights, which lie in `info.folder` by then.
+        """Load the weights, which are in `info.folder` by now.
 
         Raises:
-            ModelError: They are missing, left over, or of another shape; lists them.
+            ModelError: Weights are missing, left over, or of another shape; lists them.
         """
 
 
 def no_room(info: CheckpointInfo, options: LoadOptions, error: Exception) -> ModelError:
-    """Say that the weights do not fit into the device's memory, and what helps."""
+    """Return the error for weights that do not fit into the device's memory, with what helps."""
     dtype, reason = str(options.dtype).removeprefix("torch."), str(error).splitlines()[0]
     return ModelError(
         f"{info.location}: no room on {options.device} for the weights in {dtype}: {reason} Use a larger device, "

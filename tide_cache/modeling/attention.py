@@ -1,4 +1,4 @@
-"""Who may attend to whom: the masks of the two contexts, for one or several masked views on one clean copy.
+"""Attention masks of the two contexts, for one or several masked views on one clean copy.
 
 Shape suffixes: B samples, L tokens of one copy, Q queries, S keys; with n views the packed length is (n + 1) L.
 H query heads, G key and value heads, A head dimension; n masked views, U = H n. R tokens that masked copies keep,
@@ -18,20 +18,20 @@ from tide_cache.config.settings import AttentionKind
 
 
 SCORES_BLOCK = 128
-"""FlexAttention computes or leaves out this many queries by as many keys at a time."""
+"""FlexAttention computes or skips blocks of this many queries and keys."""
 
 MOST_DIFFERENCE = 1e-2
-"""Relative, where both kernels may round products of float32 numbers as a GPU's tensor cores do."""
+"""Relative tolerance: both kernels may round products of float32 numbers as a GPU's tensor cores do."""
 
 
 class Copies(NamedTuple):
-    """Masked copies in front of a clean one: how many, and the tokens of each; the clean one takes the rest."""
+    """Masked copies before a clean one: their number, and the tokens of each; the rest is the clean one's."""
 
     num_views: int
     view_length: int
 
 
-@lru_cache(maxsize=8)  # batches of one length follow each other
+@lru_cache(maxsize=8)  # batches of one length are consecutive
 def block_diffusion_mask(
     length: int, block_size: int, num_views: int = 1, device: torch.device | None = None
 ) -> torch.Tensor:
@@ -44,12 +44,12 @@ def block_diffusion_mask(
         length: Tokens of one copy.
         block_size: Tokens per block; the last block may be shorter.
         num_views: Number of masked copies.
-        device: Where it is made; by default the CPU.
+        device: The mask's device; by default the CPU.
 
     Returns:
-        Bool [(n + 1) L, (n + 1) L]; the same tensor for the same arguments, not to be changed.
+        Bool [(n + 1) L, (n + 1) L]; the same tensor for the same arguments; do not change it.
 
-    Source: block diffusion, arXiv:2503.09573; the order [x_t, x_0] as TIDE, arXiv:2604.26951.
+    Source: block diffusion, arXiv:2503.09573; the order [x_t, x_0] as in TIDE, arXiv:2604.26951.
     """
     position = torch.arange(length, device=device).repeat(num_views + 1)
     block = position // block_size
@@ -66,14 +66,14 @@ def block_diffusion_mask(
 def with_padding(
     is_allowed_QS: torch.Tensor, is_real_BS: torch.Tensor, sample_BS: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Hide padded keys and those of other samples in the row.
+    """Return a mask that also hides padded keys and those of other samples in the row.
 
     A token always sees itself, so that no query row is empty and no backend yields NaN.
 
     Args:
         is_allowed_QS: Bool mask without padding, queries and keys of the same sequence; or one for each row, [B, Q, S].
         is_real_BS: False at padding.
-        sample_BS: Which sample of its row each token belongs to; None where each has a row of its own.
+        sample_BS: Which sample of its row each token belongs to; None if each sample has a separate row.
 
     Returns:
         Bool [B, 1, Q, S], as `scaled_dot_product_attention` takes it.
@@ -88,7 +88,7 @@ def with_padding(
 def prepare_mask(
     mask_B1SS: torch.Tensor, kind: AttentionKind, copies: Copies | None = None
 ) -> torch.Tensor | BlockMask:
-    """Turn a mask into what a kind of attention takes, once per forward; `attend` then follows the mask.
+    """Return a mask in the form that a kind of attention takes, made once per forward.
 
     Args:
         mask_B1SS: True where a query may attend to a key; as `PackedInput` has it.
@@ -107,7 +107,7 @@ def prepare_mask(
     of_views = num_views * length
 
     def is_allowed(b: torch.Tensor, _: torch.Tensor, q: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """Look copies up as if there were one view: no view is ever allowed another."""
+        """Look copies up as if there were one view: no view may attend to another."""
         is_clean_q, is_clean_s = q >= of_views, s >= of_views
         place_q = torch.where(is_clean_q, q - of_views + length, q % length)
         place_s = torch.where(is_clean_s, s - of_views + length, s % length)
@@ -117,7 +117,7 @@ def prepare_mask(
     token_S = torch.arange(num_tokens, device=mask_B1SS.device)
     sample_B11 = torch.arange(num_samples, device=mask_B1SS.device)[:, None, None]
     missing = -num_tokens % SCORES_BLOCK
-    # By blocks of queries: all pairs at once, for several views of long samples, would fill a GPU.
+    # By blocks of queries: all pairs at once would fill a GPU, for several views of long samples.
     is_kept_BQS = torch.stack(
         [
             F.pad(is_allowed(sample_B11, sample_B11, query_Q[:, None], token_S), (0, missing))
@@ -145,7 +145,7 @@ def attend(
     copies: Copies | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Attend with grouped heads, scaled by 1 / sqrt(A).
+    """Compute attention with grouped heads, scaled by 1 / sqrt(A).
 
     Args:
         query_BHSA: H is a multiple of G.
@@ -153,7 +153,7 @@ def attend(
         value_BGSA: As the keys.
         mask: From `prepare_mask`.
         copies: As in `PackedInput`.
-        dropout: Share of the attention weights that is dropped; 0 in all that is not training.
+        dropout: Share of the attention weights that is dropped; 0 outside training.
 
     Returns:
         [B, H, S, A].
@@ -178,10 +178,10 @@ def _attend_by_copy(
     copies: Copies,
     dropout: float,
 ) -> torch.Tensor:
-    """Attend on [x_t1, ..., x_tn, x_0] without the pairs that no mask of views allows.
+    """Compute attention on [x_t1, ..., x_tn, x_0] without the pairs that no mask of views allows.
 
     A view sees itself and the clean copy, the clean copy sees itself: n R (R + C) + C^2 pairs are computed instead of
-    the (n R + C)^2 of a dense mask. Views lie beside the heads, so that one mask of [R, R + C] serves them all.
+    the (n R + C)^2 of a dense mask. Views are folded into the heads, so that one mask of [R, R + C] serves them all.
     """
     samples, heads, _, dimension = query_BHSA.shape
     num_views, length = copies
@@ -224,13 +224,13 @@ def _compiled_flex() -> Any:
 
 
 def flex_problem(device: torch.device) -> str | None:
-    """Say why FlexAttention cannot train on a device, after trying it on a small input; None where it can.
+    """Return why FlexAttention cannot train on a device, after a trial on a small input; None if it can.
 
     The kernels are compiled, forward and backward, and must agree with `scaled_dot_product_attention`: an absent
-    compiler, or one that is wrong, shows before the first step.
+    compiler, or a faulty one, is found before the first step.
 
     Args:
-        device: Of the training.
+        device: Device of the training.
     """
     if device.type != "cuda":
         return f"found the device {device.type!r}, where FlexAttention has no backward pass"
@@ -238,7 +238,7 @@ def flex_problem(device: torch.device) -> str | None:
 
 
 def try_flex(device: torch.device) -> str | None:
-    """Do what `flex_problem` says, on any device."""
+    """Return what `flex_problem` returns, on any device."""
     mask_B1SS = block_diffusion_mask(SCORES_BLOCK, 32, device=device)[None, None]
     copies, results = Copies(1, SCORES_BLOCK), []
     try:
@@ -247,7 +247,7 @@ def try_flex(device: torch.device) -> str | None:
             out_BHSA = attend(query, key, value, prepare_mask(mask_B1SS, kind, copies), copies)
             out_BHSA.square().sum().backward()  # type: ignore[no-untyped-call]
             results.append((out_BHSA.detach(), query.grad, key.grad, value.grad))
-    except Exception as error:  # whatever a compiler on this machine may say
+    except Exception as error:  # a compiler may raise anything
         return f"it does not run here: {str(error).strip().splitlines()[0] if str(error).strip() else repr(error)}"
     worst = max(float((one - other).norm() / one.norm()) for one, other in zip(*results, strict=True))
     return None if worst < MOST_DIFFERENCE else f"it differs from sdpa by {worst:.2g} on a small input"

@@ -1,4 +1,4 @@
-"""From a checkpoint to a denoiser: which adapter serves it, what its configuration says, and its weights.
+"""From a checkpoint to a denoiser: its adapter, its configuration, and its weights.
 
 Remote code is never run. A new family of checkpoints is one small file with an `Adapter`, named in `ADAPTERS`.
 """
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 ADAPTERS: dict[str, Adapter] = {**STOCK_ADAPTERS, **MIXTURE_ADAPTERS}
-"""Who loads a checkpoint, by its family."""
+"""The adapter of each family."""
 
 _SHOWN_FILES = 6
 
@@ -49,15 +49,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInfo:
-    """Read a checkpoint's configuration; of a hub's repository the small files are fetched, and no weights.
+    """Read a checkpoint's configuration; only the small files of a hub's repository are fetched, no weights.
 
     Args:
         location: Folder, or name on a hub.
         revision: Branch, tag or commit of a hub's repository.
 
     Raises:
-        ModelError: No config.json there, not JSON, an unsupported model_type, code of its own, an adapter beside the
-            weights, or features we would get wrong.
+        ModelError: There is no config.json, or it is not JSON; an unsupported model_type; custom code; an adapter next
+            to the weights; or features that would be computed wrongly.
     """
     repository = open_repository(location, revision)
     raw = _read_config(repository)
@@ -107,7 +107,7 @@ def _read_config(repository: Repository) -> dict[str, Any]:
 
 
 def _no_checkpoint(location: str, names: Sequence[str]) -> str:
-    """Say what lies in a place without config.json, and what to take in its stead."""
+    """Return what is in a place without config.json, and what to use instead."""
     found = ", ".join(names[:_SHOWN_FILES]) + (", ..." if len(names) > _SHOWN_FILES else "")
     if "adapter_config.json" in names:
         return (
@@ -140,7 +140,7 @@ def load_backbone(
 
     Args:
         info: From `read_checkpoint`, which has chosen the commit of a hub's repository.
-        dtype: Of the parameters.
+        dtype: Type of the parameters.
         device: Where to put them.
         quantisation: See `LoadingConfig`.
         device_map: See `LoadingConfig`.
@@ -168,20 +168,20 @@ def load_backbone(
 
 
 def fetch_weights(info: CheckpointInfo) -> None:
-    """Fetch the weights of a hub's repository, where they are not here yet; done last, when all else is checked.
+    """Fetch the weights of a hub's repository if they are not local yet; done last, after all other checks.
 
     Args:
         info: From `read_checkpoint`.
 
     Raises:
-        ModelError: The hub does not give them.
+        ModelError: The hub does not provide them.
     """
     if info.repository is not None:
         info.repository.fetch(weight_names(info.folder))
 
 
 def unsupported_loading(info: CheckpointInfo, loading: LoadingConfig) -> list[str]:
-    """List settings that a checkpoint cannot be loaded with on any machine.
+    """Return settings with which a checkpoint cannot be loaded on any machine.
 
     Args:
         info: The checkpoint.
@@ -200,7 +200,7 @@ def unsupported_loading(info: CheckpointInfo, loading: LoadingConfig) -> list[st
 
 
 def student_faults(info: CheckpointInfo) -> list[str]:
-    """List why a checkpoint cannot be trained.
+    """Return why a checkpoint cannot be trained.
 
     Args:
         info: The checkpoint.
@@ -214,14 +214,14 @@ def student_faults(info: CheckpointInfo) -> list[str]:
 
 
 def require_means(device: str, loading: LoadingConfig) -> None:
-    """Refuse what this machine cannot do, before anything is loaded or written.
+    """Raise an error if this machine cannot do what is asked for, before anything is loaded or written.
 
     Args:
-        device: Where weights go.
-        loading: What is asked for.
+        device: Device of the weights.
+        loading: How to load them.
 
     Raises:
-        ModelError: There is no CUDA for it, or a package is not installed; lists everything.
+        ModelError: CUDA is missing, or a package is not installed; lists everything.
     """
     needs: dict[str, tuple[str, ...]] = {}
     if loading.quantisation != "none":
@@ -246,10 +246,10 @@ def require_means(device: str, loading: LoadingConfig) -> None:
 
 
 def resolve_device(wanted: str) -> str:
-    """Turn `auto` into cuda where there is one, else cpu; refuse a device that is not there.
+    """Return the device for `auto`: cuda if there is one, otherwise cpu; a named device must exist.
 
     Raises:
-        RunFileError: It is no device, or CUDA was asked for and there is none of that number.
+        RunFileError: It is not a device, or there is no CUDA device of that number.
     """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

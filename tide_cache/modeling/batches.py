@@ -1,4 +1,4 @@
-"""Which views share a forward: a pure function of lengths and plan, so that a rerun is identical to the bit."""
+"""Which views share a forward: a pure function of its arguments, so that a rerun is identical to the bit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from itertools import groupby
 
 @dataclass(frozen=True)
 class ViewGroup:
-    """Views of one sample that go into a forward together; `sample` is its index in the list given."""
+    """Views of one sample that share a forward; `sample` is its index in the list given."""
 
     sample: int
     views: tuple[int, ...]
@@ -16,15 +16,15 @@ class ViewGroup:
 def plan_batches(
     lengths: Sequence[int], num_views: Sequence[int], views_per_forward: int, copies: int, batch_tokens: int
 ) -> list[list[ViewGroup]]:
-    """Cut the views of all samples into batches of similar length, within a budget of tokens.
+    """Return the views of all samples in batches of similar length, within a budget of tokens.
 
-    The groups of a batch have equally many views. A group alone above the budget gets a batch of its own.
+    The groups of a batch have the same number of views. A group above the budget gets a separate batch.
 
     Args:
         lengths: Tokens of each sample.
         num_views: Number of views of each sample.
         views_per_forward: Views that are packed together on one clean copy.
-        copies: Clean copies beside the views of a group: 1 in the block context, 0 in the full one.
+        copies: Clean copies in addition to the views of a group: 1 in the block context, 0 in the full one.
         batch_tokens: Padded tokens of a batch.
     """
     groups = [

@@ -7,13 +7,13 @@ from tide_cache.families import FAMILIES
 
 
 def model_card(provenance: Mapping[str, Any], architecture: str, format: str = "a2d", threshold: float = 0.9) -> str:
-    """Return a README.md for a student.
+    """Return the README.md of a student.
 
     Args:
         provenance: The student's `tide_cache.json`.
-        architecture: Its stock architecture, as `qwen3`.
-        format: Layout of the model that it describes: `a2d`, `sdar` or `hf`.
-        threshold: Confidence of the decoding that the commands show.
+        architecture: Its stock architecture, for example `qwen3`.
+        format: Layout of the described model: `a2d`, `sdar` or `hf`.
+        threshold: Confidence threshold in the commands shown.
     """
     identity = provenance.get("cache_identity") or {}
     caches = [identity] if identity else [c["identity"] for c in provenance.get("data", {}).get("caches", ())]

@@ -1,4 +1,4 @@
-"""Saved models that other libraries load too: safetensors, an `a2d-*` config.json, the original tokenizer files."""
+"""Saved models that other libraries can load: safetensors, an `a2d-*` config.json, the original tokenizer files."""
 
 import json
 from collections.abc import Mapping
@@ -38,14 +38,14 @@ def save_student(
     tokenizer: SavesTokenizer,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write a student that our tools, transformers and dllm's pinned release all load alike.
+    """Write a student that our tools, transformers and dllm's pinned release all load in the same way.
 
     Args:
         folder: Created; files of the same names are replaced.
         weights: State of the stock model, by its parameter names.
         config: Its configuration.
         tokenizer: Saved with it.
-        provenance: What the student learned from; goes to `tide_cache.json`, and for a trained one to a README.md card.
+        provenance: What the student learned from; goes to `tide_cache.json`, and if it was trained to a README.md card.
 
     Raises:
         WriteError: The disk is full, or the folder cannot be written; a new folder is not left behind.
@@ -53,7 +53,7 @@ def save_student(
     head, embedding = weights.get(HEAD), weights.get(EMBEDDING)
     is_tied = bool(config.tie_word_embeddings)
     if is_tied and head is not None and embedding is not None and not torch.equal(head, embedding):
-        is_tied = False  # whatever the configuration says: what was learnt is kept
+        is_tied = False  # whatever the configuration says, what was learnt is kept
     tied = {HEAD} if is_tied else set()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name not in tied}
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
@@ -69,13 +69,13 @@ def save_student(
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Read `tide_cache.json`, which says what a model was made of; empty where there is none.
+    """Read `tide_cache.json`, which says what a model was made from; empty if there is none.
 
     Args:
-        folder: Of the model.
+        folder: Folder of the model.
 
     Raises:
-        ModelError: It is no JSON object.
+        ModelError: It is not a JSON object.
         UnreadableError: It cannot be read now.
     """
     path = folder / "tide_cache.json"
@@ -96,10 +96,10 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 def published_config(config: PretrainedConfig) -> dict[str, Any]:
     """Return config.json's content, with `rope_theta` and `rope_scaling` at the top level too.
 
-    transformers 5 writes only `rope_parameters`; a 4.57 reader would then fall back to theta = 10,000 in silence, and
-    to no scaling.
-    The mask token is left to the tokenizer saved beside it: the model may have been trained with another than the
-    checkpoint it started from. Where the checkpoint lay is no property of the model, and would change its fingerprint.
+    transformers 5 writes only `rope_parameters`; a 4.57 reader would then silently use theta = 10,000 and no scaling.
+    The mask token is left to the tokenizer saved next to it, since the model may have been trained with another one
+    than the checkpoint it started from. The checkpoint's path is not written: it is no property of the model, and would
+    change its fingerprint.
     """
     left_out = {"mask_token_id", "_name_or_path"}
     content = {name: value for name, value in config.to_dict().items() if name not in left_out}
@@ -113,5 +113,5 @@ def published_config(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of a checkpoint's folder, keys sorted."""
+    """Write a JSON file of a checkpoint's folder, with sorted keys."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

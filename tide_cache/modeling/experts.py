@@ -1,10 +1,10 @@
-"""A mixture of experts: which experts a token goes to, and the experts' work, grouped.
+"""A mixture of experts: routing of tokens, and the experts' computation, grouped.
 
-Token-expert pairs are sorted by expert, so that the work is one grouped matrix product, or one product per expert
-with a single transfer of the group sizes; never a loop that asks the device for each expert's tokens.
+Token-expert pairs are sorted by expert. So the computation is one grouped matrix product, or one product per expert
+with a single transfer of the group sizes, never a loop that asks the device for each expert's tokens.
 
 Shape suffixes: N tokens, D hidden size, E experts, K experts of a token, T = N K token-expert pairs sorted by expert,
-I inner size of an expert, J = 2 I gate and up side by side, R groups of experts.
+I inner size of an expert, J = 2 I gate and up concatenated, R groups of experts.
 """
 
 import torch
@@ -28,7 +28,7 @@ def route(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose each token's experts, in float32.
 
-    The bias takes part in the choice alone. A group's score is the sum of its two best experts' biased scores, and
+    The bias only affects the choice. A group's score is the sum of its two best experts' biased scores, and
     only experts of the best groups can be chosen.
 
     Args:
@@ -65,7 +65,7 @@ def route_softmax(
         x_ND: Tokens, any float dtype.
         gate_ED: The router's weight.
         experts_per_token: K.
-        is_normalised: Whether the weights of a token's experts sum to 1; else they are the softmax's own.
+        is_normalised: Whether the weights of a token's experts sum to 1; otherwise they are the softmax's.
 
     Returns:
         Expert [N, K], int64, and weight [N, K], float32.
@@ -76,7 +76,7 @@ def route_softmax(
 
 
 def uses_grouped_gemm(x_ND: torch.Tensor, down_EDI: torch.Tensor) -> bool:
-    """Say whether one kernel serves all experts: bfloat16 on a GPU and a torch that have it.
+    """Return whether one kernel serves all experts: for bfloat16, on a GPU and a torch that have it.
 
     Args:
         x_ND: Tokens.
@@ -88,11 +88,11 @@ def uses_grouped_gemm(x_ND: torch.Tensor, down_EDI: torch.Tensor) -> bool:
 
 
 def has_grouped_gemm(device: torch.device) -> bool:
-    """Say whether this torch has the kernel, for bfloat16 on this device."""
+    """Return whether this torch has the kernel, for bfloat16 on this device."""
     if _GEMM is None or device.type != "cuda":
         return False
     major, _ = torch.cuda.get_device_capability(device)
-    return major >= 8 if _PUBLIC_GEMM is not None else major == 9  # before it was public, for Hopper alone
+    return major >= 8 if _PUBLIC_GEMM is not None else major == 9  # before it was public, only for Hopper
 
 
 def grouped_experts(

@@ -1,4 +1,4 @@
-"""Names for what a checkpoint holds, by content."""
+"""Hashes of a checkpoint's content."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ _BLOCK_BYTES = 1 << 22
 
 
 def local_folder(location: str, revision: str | None = None) -> Path:
-    """Return the folder of a checkpoint, with its weights, fetching it from the hub when it is a name.
+    """Return the folder of a checkpoint with its weights, fetched from the hub if it is a name.
 
     Raises:
-        ModelError: There is no such folder, and the hub cannot be reached or does not have it.
+        ModelError: There is no such folder, and the hub cannot be reached or has no such name.
     """
     repository = open_repository(location, revision)
     repository.fetch(weight_names(repository.folder))
@@ -24,11 +24,11 @@ def local_folder(location: str, revision: str | None = None) -> Path:
 
 
 def checkpoint_fingerprint(folder: Path) -> dict[str, str]:
-    """Hash a checkpoint's configuration and weights.
+    """Return hashes of a checkpoint's configuration and weights.
 
     Returns:
         `config_sha256` over config.json, `weights_sha256` over names and bytes of the safetensors files that are
-        loaded; what else lies beside them has no part in it.
+        loaded; other files do not matter.
 
     Raises:
         ModelError: A file is missing.
@@ -48,13 +48,13 @@ def checkpoint_fingerprint(folder: Path) -> dict[str, str]:
 
 
 def stated_fingerprint(repository: Repository) -> dict[str, str | None]:
-    """Return the same for weights that need not be here: hashed where they are, else as the hub states their hashes.
+    """Return the same for weights that may not be local: hashed if they are, otherwise as the hub states it.
 
     Args:
-        repository: With its small files.
+        repository: The repository, with its small files fetched.
 
     Returns:
-        `weights_sha256` is None where the hub states none.
+        `weights_sha256` is None if the hub states none.
     """
     names = weight_names(repository.folder)
     if all(is_file(repository.folder / name) for name in names):
@@ -73,5 +73,5 @@ def _fingerprint(folder: Path, digests: dict[str, str]) -> dict[str, str]:
 
 
 def weights_bytes(folder: Path) -> int | None:
-    """Return the size of a checkpoint's safetensors files; None where there is none, as for a hub name."""
+    """Return the size of a checkpoint's safetensors files; None if there are none, for example for a hub name."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None

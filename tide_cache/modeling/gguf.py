@@ -1,6 +1,6 @@
 """Checkpoints as GGUF, as llama.cpp and Ollama use them: unpacked once into a folder in Hugging Face layout.
 
-Quantised weights become float32; what quantisation took from them stays lost. The tokenizer and the chat template are
+Quantised weights become float32; what quantisation lost is not restored. The tokenizer and the chat template are
 read from the same file.
 """
 
@@ -31,18 +31,18 @@ class GGUFFile:
 def find_gguf(location: str, revision: str | None = None, name: str | None = None) -> GGUFFile | None:
     """Return the GGUF file that a location names: the file itself, or the only one of a folder or a hub's repository.
 
-    Of a hub's repository that file alone is fetched.
+    Only that file of a hub's repository is fetched.
 
     Args:
         location: Folder, file or hub name.
         revision: Branch, tag or commit of a hub's repository.
-        name: Which file of a folder or repository; without it, one with a config.json is no GGUF checkpoint.
+        name: File of the folder or repository; without a name, a folder with a config.json is no GGUF checkpoint.
 
     Returns:
-        None where there is no GGUF file, or a checkpoint in Hugging Face layout.
+        None if there is no GGUF file, or if it is a checkpoint in Hugging Face layout.
 
     Raises:
-        ModelError: There are several and no name, or not the one that is named; the hub does not give it.
+        ModelError: There are several and no name, or none of this name; or the hub does not provide it.
         UnreadableError: The folder cannot be listed now.
     """
     path = Path(location)
@@ -70,7 +70,7 @@ def find_gguf(location: str, revision: str | None = None, name: str | None = Non
 
 
 def unpack_gguf(file: Path, folder: Path) -> None:
-    """Write a GGUF file's model, configuration and tokenizer as safetensors and JSON.
+    """Write the model, configuration and tokenizer of a GGUF file as safetensors and JSON.
 
     Args:
         file: The GGUF file.

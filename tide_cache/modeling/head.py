@@ -1,15 +1,15 @@
-"""Applying the output head to a few rows at a time."""
+"""The output head, applied to a few rows at a time."""
 
 import torch
 
 
 def apply_head(hidden_RD: torch.Tensor, head_VD: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return logits [R, V] in `dtype` even for bfloat16 inputs, whose own rounding is 0.125 near |logit| = 20.
+    """Return logits [R, V] in `dtype`, even for bfloat16 inputs: bfloat16 rounds by 0.125 near |logit| = 20.
 
     Args:
         hidden_RD: Hidden states of a slice of rows.
         head_VD: Output weight, same dtype.
-        dtype: Of the result; products of bfloat16 inputs are accumulated in it.
+        dtype: Type of the result; products of bfloat16 inputs are accumulated in it.
     """
     if hidden_RD.dtype == dtype:
         return hidden_RD @ head_VD.T

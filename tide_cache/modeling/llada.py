@@ -1,4 +1,4 @@
-"""LLaDA's dense models as stock ones: the same architecture as Llama's, with fields and tensors under other names."""
+"""LLaDA's dense models as stock ones: Llama's architecture, with other names of fields and tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "input_emb_norm": (False, None),
     "scale_logits": (False, None),
 }
-"""Values for which the architecture is that of Llama; None stands for an absent field too."""
+"""Values for which the architecture is that of Llama; None also stands for an absent field."""
 
 _NUMBERS = ("d_model", "n_heads", "n_layers", "vocab_size", "max_sequence_length")
 _POSITIVE = ("rms_norm_eps", "rope_theta")
@@ -50,7 +50,7 @@ LLADA_NAMES = (
 
 
 def llada_faults(raw: Mapping[str, Any]) -> list[str]:
-    """List what a stock model would get wrong, or cannot be built from."""
+    """Return what a stock model would compute wrongly, or cannot be built from."""
     faults = [
         f"{name}: {'missing' if name not in raw else f'found {raw[name]!r}'}, expected {allowed[0]!r}"
         for name, allowed in _ONLY.items()
@@ -70,10 +70,9 @@ def llada_faults(raw: Mapping[str, Any]) -> list[str]:
 
 
 def as_llama(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return config.json as a stock model states it; with biases of query, key and value alone that is a Qwen2.
+    """Return config.json in the form of a stock model: a Qwen2 if only query, key and value have biases.
 
-    Whether the head is tied is `weight_tying`: the published class leaves `tie_word_embeddings` at true, whatever the
-    weights are.
+    `weight_tying` says whether the head is tied: the published class leaves `tie_word_embeddings` at true in any case.
     """
     heads = raw["n_heads"]
     kv_heads = raw.get("n_kv_heads") or (1 if raw.get("multi_query_attention") else heads)

@@ -1,7 +1,7 @@
-"""Mixtures of experts by a module of our own: LLaDA2, LLaDA-MoE and SDAR-MoE differ in data alone.
+"""Mixtures of experts by a module of our own: LLaDA2, LLaDA-MoE and SDAR-MoE differ only in data.
 
-The code that such checkpoints bring along is never run, and does not run under transformers 5. Every number comes
-from config.json, as `mixture_configs` reads it.
+The code in such checkpoints is never run, and does not run under transformers 5. Every number comes from config.json,
+as `mixture_configs` reads it.
 
 Shape suffixes: B samples, S packed positions, D hidden size, H query heads, G key and value heads, A head dimension,
 E experts, I inner size of an expert, J = 2 I.
@@ -65,7 +65,7 @@ class _Attention(nn.Module):
         return result
 
     def published(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Views of the stacked weights of query, key and value under names of their own."""
+        """Views of the stacked weights of query, key and value, each with a name."""
         sizes = [count * self.head_dim for count in (self.num_heads, self.num_kv_heads, self.num_kv_heads)]
         result: dict[str, torch.Tensor] = {}
         for kind, tensor in self.qkv_proj.named_parameters():
@@ -100,7 +100,7 @@ class _FeedForward(nn.Module):
 
 
 class _Router(nn.Module):
-    """Kept in float32 whatever the dtype of the rest."""
+    """Kept in float32, whatever the dtype of the other weights."""
 
     def __init__(self, config: MixtureConfig):
         super().__init__()
@@ -217,7 +217,7 @@ class Mixture(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def published_tensors(self) -> dict[str, torch.Tensor]:
-        """Every weight, or the view of a stacked one, under its published name."""
+        """Every weight, or view of a stacked one, by its published name."""
         stacked = (".experts.",) if self.config.is_qkv_stacked else (".experts.", ".qkv_proj.")
         result = {name: tensor for name, tensor in self.state_dict().items() if not any(x in name for x in stacked)}
         for name, module in self.named_modules():
@@ -235,7 +235,7 @@ def _rotary(positions_BS: torch.Tensor, config: MixtureConfig, dtype: torch.dtyp
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the first dimensions of each head, in pairs that lie half of them apart; the others pass."""
+    """Rotate the first dimensions of each head, pairing dimension i with i + half of them; the others do not change."""
     turned, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     left, right = turned.chunk(2, dim=-1)
     return torch.cat([turned * cos + torch.cat([-right, left], dim=-1) * sin, passed], dim=-1)
@@ -246,7 +246,7 @@ class MixtureBackbone(Backbone):
 
     @property
     def head_VD(self) -> torch.Tensor:
-        """Weight of the output head, the embedding's own when tied."""
+        """Weight of the output head; the embedding itself when tied."""
         model = self.model
         assert isinstance(model, Mixture)
         weight: torch.Tensor = (model.model.embed_tokens if self.config.tie_word_embeddings else model.lm_head).weight
@@ -263,13 +263,13 @@ class MixtureBackbone(Backbone):
 
 @dataclass(frozen=True)
 class MixtureAdapter:
-    """Loads the published layout: see `Adapter`."""
+    """Loads the published layout; see `Adapter`."""
 
     family: Family
     config_class: type[MixtureConfig]
 
     def read_config(self, raw: Mapping[str, Any], location: str) -> MixtureConfig:
-        """Check config.json and take from it what the module needs."""
+        """Check config.json, and return what the module needs of it."""
         return read_mixture_config(self.config_class, self.family, raw, location)
 
     def load(self, info: CheckpointInfo, options: LoadOptions) -> Backbone:

@@ -1,8 +1,8 @@
-"""config.json of mixtures of experts, by family, and what the module of `mixture` reads from it.
+"""config.json of mixtures of experts, by family, and what the module in `mixture` reads from it.
 
-A feature the module does not have is refused, never ignored: a field of one allowed value names a feature of which
-only that variant is implemented. Where it may be absent, that value is the published configuration class's own default.
-No number has a default. A switch that decides which tensors there are has one, since a wrong one is noticed: tensors
+A feature that the module lacks is refused, never ignored: a field with one allowed value names a feature of which only
+that variant is implemented. If the field may be absent, that value is the default of the published configuration class.
+Numbers have no default. A switch that decides which tensors exist has one, since a wrong value is noticed: tensors
 would be missing or left over.
 """
 
@@ -21,7 +21,7 @@ class Routing(NamedTuple):
     Attributes:
         experts_per_token: How many.
         is_normalised: Their weights sum to `scaling`.
-        scaling: Of the weights.
+        scaling: Factor of the weights.
         num_groups: Sigmoid scores with a bias, among the experts of the best groups; None for a softmax over all.
         groups_per_token: How many of the groups.
     """
@@ -34,12 +34,12 @@ class Routing(NamedTuple):
 
 
 class MixtureConfig(BaseModel):
-    """What all families state under the same names, and what the module asks of each."""
+    """Fields that all families have under the same names, and what the module reads of each family."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Parts of the module's parameter names, and what the family calls them."""
+    """Parts of the module's parameter names, and the family's names for them."""
     is_qkv_stacked: ClassVar[bool] = False
     """Whether weights of query, key and value are one tensor in the files."""
 
@@ -62,7 +62,7 @@ class MixtureConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _rope_of_newer_files(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        """Transformers 5 writes the numbers of RoPE into an object of their own."""
+        """Read the numbers of RoPE, which transformers 5 writes into a separate object."""
         rope = raw.get("rope_parameters") or {}
         if not isinstance(rope, dict):
             raise ValueError(f"rope_parameters: found {rope!r}, expected an object")
@@ -82,7 +82,7 @@ class MixtureConfig(BaseModel):
         return self
 
     def published_name(self, name: str) -> str:
-        """Return what the family's files call a parameter of the module."""
+        """Return the name in the family's files of a parameter of the module."""
         for ours, theirs in self.renamed:
             name = name.replace(ours, theirs)
         return name
@@ -119,7 +119,7 @@ class MixtureConfig(BaseModel):
 
     @property
     def shared_size(self) -> int:
-        """Inner size of what every token goes to besides; 0 for nothing."""
+        """Inner size of the shared experts, which every token also goes to; 0 for none."""
         return 0
 
     def dense_size(self, layer: int) -> int:
@@ -173,7 +173,7 @@ class LLaDA2Config(MixtureConfig):
 
     @property
     def rotary_dim(self) -> int:
-        """The first dimensions of a head; the others pass."""
+        """The first dimensions of a head; the others are not rotated."""
         return int(self.head_dim * self.partial_rotary_factor)
 
     @property
@@ -203,7 +203,7 @@ class LLaDA2Config(MixtureConfig):
 
     @property
     def shared_size(self) -> int:
-        """All shared experts side by side."""
+        """All shared experts together."""
         return self.num_shared_experts * self.moe_intermediate_size
 
     def dense_size(self, layer: int) -> int:
@@ -212,14 +212,14 @@ class LLaDA2Config(MixtureConfig):
 
 
 class _SoftmaxConfig(MixtureConfig):
-    """What the families with a softmax router share."""
+    """Fields of the families with a softmax router."""
 
     attention_bias: bool = False
 
     @model_validator(mode="before")
     @classmethod
     def _left_out(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        """Heads share the hidden size where config.json does not give theirs; transformers 5 renames the experts."""
+        """Fill in the size of heads if config.json does not give it, and the number of experts by its older name."""
         size, count = raw.get("hidden_size"), raw.get("num_attention_heads")
         if raw.get("head_dim") is None and isinstance(size, int) and isinstance(count, int) and count > 0:
             raw = {**raw, "head_dim": size // count}
@@ -281,7 +281,7 @@ class LLaDAMoEConfig(_SoftmaxConfig):
 
     @property
     def routing(self) -> Routing:
-        """A softmax over all experts, of which the largest are taken as they are."""
+        """A softmax over all experts; the largest are used without normalising."""
         return Routing(self.num_experts_per_tok, is_normalised=False)
 
     @property
@@ -290,7 +290,7 @@ class LLaDAMoEConfig(_SoftmaxConfig):
         return self.expert_intermediate_size
 
     def dense_size(self, layer: int) -> int:
-        """A layer whose entry is 0 has no experts."""
+        """Return the size of a layer whose entry is 0: it has no experts."""
         has_experts = isinstance(self.moe_layer_freq, int) or self.moe_layer_freq[layer]
         return 0 if has_experts else self.dense_intermediate_size or 0
 
@@ -317,7 +317,7 @@ class SDARMoEConfig(_SoftmaxConfig):
         return self.moe_intermediate_size
 
     def dense_size(self, layer: int) -> int:
-        """Layers that are named, or lie between every so many, have no experts."""
+        """Return the size of layers that are listed, or not at every n-th place: they have no experts."""
         has_experts = layer not in (self.mlp_only_layers or []) and (layer + 1) % self.decoder_sparse_step == 0
         return 0 if has_experts else self.intermediate_size
 
@@ -325,16 +325,16 @@ class SDARMoEConfig(_SoftmaxConfig):
 def read_mixture_config(
     config_class: type[MixtureConfig], family: Family, raw: Mapping[str, Any], location: str
 ) -> MixtureConfig:
-    """Check config.json and take from it what the module needs.
+    """Check config.json, and return what the module needs of it.
 
     Args:
-        config_class: Of the family.
-        family: For messages.
+        config_class: Class of the family.
+        family: The family, for messages.
         raw: Content of config.json.
-        location: Of the checkpoint, for messages.
+        location: Location of the checkpoint, for messages.
 
     Raises:
-        ModelError: A number is missing, or a feature is not implemented; lists all of them.
+        ModelError: A number is missing, or a feature is not implemented; lists everything.
     """
     try:
         return config_class.model_validate(dict(raw))
@@ -348,7 +348,7 @@ def read_mixture_config(
 
 
 def _way_out(entries: Sequence[Any]) -> str:
-    """Say what helps: a feature that is not implemented comes back with every download."""
+    """Return what helps: another download would have the same missing features."""
     damaged = any(entry["type"] != "literal_error" for entry in entries)
     unsupported = any(entry["type"] in ("literal_error", "value_error") for entry in entries)
     ways = ["Copy or download the file again, if it was changed or cut short."] if damaged else []

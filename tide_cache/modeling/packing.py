@@ -1,4 +1,4 @@
-"""What goes into one forward: [x_t1, ..., x_tn, x_0] under the block mask, x_t alone, or x_0 under a causal mask.
+"""The input of one forward: [x_t1, ..., x_tn, x_0] under the block mask, x_t alone, or x_0 under a causal mask.
 
 Shape suffixes: B rows, L tokens of one copy, S packed positions, n masked views; R tokens that a masked copy keeps,
 C tokens of the clean copy, M = R + C.
@@ -20,9 +20,9 @@ class PackedInput:
     Attributes:
         ids_BS: Token ids, int64.
         positions_BS: Position ids, int64, repeated for each copy.
-        mask_B1SS: True where a query may attend to a key. With views it is the mask of [x_t, x_0] for one of them: all
-            views of a sample have the same.
-        copies: The masked copies in front of the clean one; None where the mask is that of the whole sequence.
+        mask_B1SS: True where a query may attend to a key. With views it is the mask of [x_t, x_0] for one view; all
+            views of a sample have the same mask.
+        copies: The masked copies before the clean one; None if the mask is that of the whole sequence.
     """
 
     ids_BS: torch.Tensor
@@ -32,19 +32,19 @@ class PackedInput:
 
 
 class Kept:
-    """What of the copies has a part in the hidden states that are wanted; the rest need not be computed.
+    """The parts of the copies that affect the wanted hidden states; the rest need not be computed.
 
-    A block of a masked copy is seen by itself alone, so that one without a wanted position, as those of a prompt, can
-    be left out. A block of the clean copy is seen by later blocks: none is after the last that is kept. What is left
-    gives the same hidden states as the whole.
+    A block of a masked copy is seen only by itself, so a block without a wanted position, such as those of a prompt,
+    can be left out. A block of the clean copy is seen by later blocks; those after the last kept block can be left out.
+    The rest gives the same hidden states as the whole.
     """
 
     def __init__(self, wanted_BL: torch.Tensor, block_size: int):
-        """Find the blocks.
+        """Find the blocks to keep.
 
         Args:
-            wanted_BL: True at positions whose hidden states are wanted, in whichever view. On the CPU: sizes depend on
-                what it holds.
+            wanted_BL: True at positions whose hidden states are wanted, in any view. On the CPU: sizes depend on its
+                values.
             block_size: Tokens per block.
         """
         rows, length = wanted_BL.shape
@@ -68,14 +68,14 @@ class Kept:
 
     @cached_property
     def _place_BL(self) -> torch.Tensor:
-        """Where in R each kept position lies."""
+        """The place in R of each kept position."""
         place_BL = torch.zeros(len(self.index_BR), self._length, dtype=torch.int64)
         row_N, place_N = self.is_kept_BR.nonzero(as_tuple=True)
         place_BL[row_N, self.index_BR[row_N, place_N]] = place_N
         return place_BL
 
     def places(self, row_N: torch.Tensor, view_N: torch.Tensor, position_N: torch.Tensor) -> torch.Tensor:
-        """Return where in S wanted positions of views lie, [N]; everything on the CPU."""
+        """Return the places in S of wanted positions of views, [N]; everything on the CPU."""
         return view_N * self.view_length + self._place_BL[row_N, position_N]
 
 
@@ -89,16 +89,16 @@ def pack_block(
 ) -> PackedInput:
     """Pack masked views of each sample in front of its clean copy: the `block` context.
 
-    Row (view v, position l) of the output lies at index v * L + l, or where `kept.places` says.
+    Row (view v, position l) of the output has index v * L + l, or the one that `kept.places` gives.
 
     Args:
         x_t_BnL: n masked views, int64.
         x_0_BL: The clean tokens.
         is_real_BL: False at padding.
         block_size: Tokens per block.
-        sample_BL: Where several samples share a row, which of them each token belongs to; each begins at a multiple of
-            the block size, has positions of its own, and sees no other.
-        kept: What of the copies is computed; None for all.
+        sample_BL: If several samples share a row, the sample of each token. Each sample begins at a multiple of the
+            block size, has separate positions, and sees no other.
+        kept: The parts of the copies to compute; None for all.
     """
     num_rows, num_views, length = x_t_BnL.shape
     device = x_0_BL.device
@@ -135,7 +135,7 @@ def pack_block(
 
 
 def pack_causal(x_0_BL: torch.Tensor, is_real_BL: torch.Tensor) -> PackedInput:
-    """Return the clean tokens alone, each seeing itself and those before it: the `causal` context.
+    """Return the clean tokens alone; each sees itself and those before it: the `causal` context.
 
     Args:
         x_0_BL: The clean tokens, int64.

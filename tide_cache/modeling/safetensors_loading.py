@@ -1,4 +1,4 @@
-"""From safetensors files straight into tensors that already lie where they belong, one at a time, all of them."""
+"""Loading of safetensors files, one tensor at a time, into tensors that are already on their device."""
 
 import json
 import re
@@ -21,12 +21,12 @@ _SHOWN = 8
 
 
 def load_tensors(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
-    """Fill tensors from a checkpoint's files; nothing is copied unless all of them are there and fit.
+    """Fill tensors from a checkpoint's files; nothing is copied unless all of them exist and fit.
 
-    Every tensor is read onto the device of the one it fills, and cast there: no copy of the model stays in memory.
+    Each is read onto the device of the tensor it fills, and cast there: no copy of the model stays in memory.
 
     Args:
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
         into: The tensors to fill, by published name.
 
     Raises:
@@ -39,7 +39,7 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
         _require_fit(folder, files, into)
         for path in files:
             with told_apart(path), safe_open(path, framework="pt", device=device) as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
                     into[name].copy_(opened.get_tensor(name))
     except (SafetensorError, OSError) as error:
         raise ModelError(
@@ -49,10 +49,10 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype in which a checkpoint's weights lose nothing: their own, where all have the same.
+    """Return the dtype in which a checkpoint's weights lose nothing: their own, if all have the same.
 
     Args:
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
 
     Raises:
         ModelError: A file is missing or damaged, or holds no floating point numbers.
@@ -73,12 +73,12 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 def has_own_head(folder: Path, head: str = HEAD, embedding: str = EMBEDDING) -> bool:
-    """Tell whether a checkpoint stores an output head that is not its embedding.
+    """Return whether a checkpoint stores an output head that is not its embedding.
 
     Args:
-        folder: Of a stock checkpoint.
-        head: What it calls its output head.
-        embedding: What it calls its embedding.
+        folder: Folder of a stock checkpoint.
+        head: Its name for the output head.
+        embedding: Its name for the embedding.
 
     Raises:
         ModelError: A file is missing or damaged.
@@ -110,16 +110,16 @@ def _tensor_names(path: Path) -> list[str]:
 def require_all_weights(
     location: str | Path, missing: Iterable[str], unknown: Iterable[str], misshapen: Iterable[str]
 ) -> None:
-    """Refuse weights that are not exactly those of the model.
+    """Raise an error if the weights are not exactly those of the model.
 
     Args:
-        location: Of the checkpoint.
+        location: Location of the checkpoint.
         missing: Names that the model needs and no file has.
         unknown: Names that files have and the model does not.
-        misshapen: Names, with what is wrong, of tensors that do not fit.
+        misshapen: Names of tensors that do not fit, with the fault.
 
     Raises:
-        ModelError: There is any; lists them.
+        ModelError: There is at least one; lists them.
     """
     missing, unknown = sorted(missing), sorted(unknown)
     faults = [f"missing {name}" for name in missing] + [f"unknown {name}" for name in unknown]
@@ -135,10 +135,10 @@ def require_all_weights(
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Return the names of the files that a checkpoint's weights are in, whether they are there or not.
+    """Return the names of the files of a checkpoint's weights, whether they exist or not.
 
     Args:
-        folder: Of the checkpoint. Its one file goes before an index, as in transformers.
+        folder: Folder of the checkpoint. A single file takes precedence over an index, as in transformers.
 
     Raises:
         ModelError: The index cannot be used.
@@ -162,10 +162,10 @@ def weight_names(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that a checkpoint's weights are in.
+    """Return the files of a checkpoint's weights.
 
     Args:
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
 
     Raises:
         ModelError: One is missing, or the index cannot be used.
@@ -184,7 +184,7 @@ def weight_files(folder: Path) -> list[Path]:
         )
     files = [folder / name for name in names]
     for file in files:
-        require_readable(file)  # safetensors calls what it may not open missing
+        require_readable(file)  # safetensors reports a file that it may not open as missing
     return files
 
 
@@ -193,7 +193,7 @@ def _require_fit(folder: Path, files: list[Path], into: Mapping[str, torch.Tenso
     misshapen = []
     for path in files:
         with safe_open(path, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
                 tensor = opened.get_slice(name)
                 shape = list(into[name].shape) if name in into else tensor.get_shape()
                 if tensor.get_shape() != shape or tensor.get_dtype() not in FLOATS:

@@ -1,8 +1,8 @@
-"""Models whose output at one position speaks of the next token: every row is put at its own token.
+"""Models whose output at one position predicts the next token: every row is moved to its own token.
 
-Which output speaks of a token follows from the mask: it is the output at the token before it, as the token itself sees
-it. Inside a block that is the masked copy, at the start of a block the clean copy, or a token whose keys are kept from
-an earlier forward. A token with none before it keeps its own row.
+The mask determines which output predicts a token: it is the output at the previous token that the token itself sees.
+Inside a block that is in the masked copy; at the start of a block it is in the clean copy, or a token whose keys are
+cached from an earlier forward. A token without a previous one keeps its own row.
 
 Shape suffixes: B samples, Q queries, S keys, D hidden size, n masked copies; R tokens of a masked copy, C of the clean
 one, M = R + C.
@@ -17,16 +17,16 @@ from tide_cache.modeling.packing import PackedInput
 
 
 class RememberedOutputs(DynamicCache):  # type: ignore[misc]
-    """Keys and values, and what the model output at the same tokens."""
+    """Keys and values, and the model's outputs at the same tokens."""
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Start empty."""
         super().__init__()
         self._hidden_BSD: torch.Tensor | None = None
         self._positions_BS: torch.Tensor | None = None
 
     def remember(self, hidden_BQD: torch.Tensor, positions_BQ: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the outputs of a forward, and their positions; give all of them, [B, S, D] and [B, S]."""
+        """Append the outputs of a forward, and their positions; return all of them, [B, S, D] and [B, S]."""
         if self._hidden_BSD is not None and self._positions_BS is not None:
             hidden_BQD = torch.cat([self._hidden_BSD, hidden_BQD], dim=1)
             positions_BQ = torch.cat([self._positions_BS, positions_BQ], dim=1)
@@ -34,14 +34,14 @@ class RememberedOutputs(DynamicCache):  # type: ignore[misc]
         return hidden_BQD, positions_BQ
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens, a negative number of them, as of keys and values."""
+        """Remove the last tokens, given as a negative number, as for keys and values."""
         super().crop(tokens_to_remove)
         if self._hidden_BSD is not None and self._positions_BS is not None:
             self._hidden_BSD = self._hidden_BSD[:, :tokens_to_remove]
             self._positions_BS = self._positions_BS[:, :tokens_to_remove]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep some samples, as of keys and values."""
+        """Keep some samples, as for keys and values."""
         super().batch_select_indices(indices)
         if self._hidden_BSD is not None and self._positions_BS is not None:
             self._hidden_BSD, self._positions_BS = self._hidden_BSD[indices], self._positions_BS[indices]
@@ -50,12 +50,12 @@ class RememberedOutputs(DynamicCache):  # type: ignore[misc]
 def at_own_tokens(
     outputs_BSD: torch.Tensor, packed: PackedInput, cache: RememberedOutputs | None = None
 ) -> torch.Tensor:
-    """Return for each token the output that speaks of it, [B, S, D].
+    """Return for each token the output that predicts it, [B, S, D].
 
     Args:
-        outputs_BSD: What the model outputs at each token of `packed`.
-        packed: What was shown.
-        cache: Has the tokens before it; gets these.
+        outputs_BSD: The model's outputs at the tokens of `packed`.
+        packed: The model's input.
+        cache: Outputs of earlier tokens; these are appended.
     """
     known_BSD, positions_BS = outputs_BSD, packed.positions_BS
     if cache is not None:
@@ -71,13 +71,13 @@ def at_own_tokens(
 def _places_before(
     mask_B1QS: torch.Tensor, query_positions_BQ: torch.Tensor, key_positions_BS: torch.Tensor, own_Q: torch.Tensor
 ) -> torch.Tensor:
-    """Return the place in S of the token before each query that the query sees, or its own, [B, Q]."""
+    """Return the place in S of the previous token that each query sees, or its own, [B, Q]."""
     is_before_BQS = mask_B1QS[:, 0] & (key_positions_BS[:, None] == query_positions_BQ[:, :, None] - 1)
     return torch.where(is_before_BQS.any(dim=2), is_before_BQS.int().argmax(dim=2), own_Q)
 
 
 def _places_before_in_copies(packed: PackedInput) -> torch.Tensor:
-    """Do the same where one mask [M, M] stands for all masked copies."""
+    """Return the same if one mask [M, M] serves all masked copies."""
     assert packed.copies is not None
     num_views, length = packed.copies
     of_views = num_views * length

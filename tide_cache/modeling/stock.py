@@ -41,7 +41,7 @@ from tide_cache.modeling.safetensors_loading import (
 )
 from tide_cache.unreadable import require_readable, told_apart
 
-disable_progress_bar()  # a bar of its own for every load would cut through ours
+disable_progress_bar()  # its bar for every load would interfere with ours
 
 
 def _attention_of_copies(
@@ -54,13 +54,13 @@ def _attention_of_copies(
     copies: Copies | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`attend`, as transformers calls an attention: gives [B, S, H, A], and no weights."""
+    """`attend`, with the signature of an attention in transformers: returns [B, S, H, A], and no weights."""
     out_BHSA = attend(query_BHSA, key_BGSA, value_BGSA, attention_mask, copies, dropout)
     return out_BHSA.transpose(1, 2).contiguous(), None
 
 
 def _mask_of_the_model(**options: Any) -> torch.Tensor | None:
-    """Make a model's own mask where none is given; never leave it out: `attend` alone does not know who is causal."""
+    """Return the model's own mask if none is given, and never skip it: `attend` does not know what is causal."""
     mask: torch.Tensor | None = sdpa_mask(**{**options, "allow_is_causal_skip": False})
     return mask
 
@@ -85,7 +85,7 @@ class StockBackbone(Backbone):
         return weight
 
     def use_attention(self, kind: AttentionKind) -> None:
-        """Change the kernel; what it computes stays the same."""
+        """Change the kernel; the results stay the same."""
         self._attention = kind
         self.model.set_attn_implementation(_KERNELS[kind])  # type: ignore[operator]
 
@@ -100,7 +100,7 @@ class StockBackbone(Backbone):
             copies=packed.copies,
         )
         hidden_BSD: torch.Tensor = output.last_hidden_state
-        return hidden_BSD.to(self.device)  # spread over several GPUs, the last layer need not lie beside the head
+        return hidden_BSD.to(self.device)  # spread over GPUs, the last layer may be on another one
 
 
 def _no_faults(raw: Mapping[str, Any]) -> list[str]:
@@ -117,12 +117,12 @@ class StockAdapter:
 
     Attributes:
         family: As in `Adapter`.
-        stock_type: Which architecture.
-        find_faults: Lists what in config.json the stock architecture would get wrong.
-        translate: Gives config.json with the stock architecture's names of fields; its `model_type` may name another
-            one than `stock_type`.
-        names: Patterns of tensor names, and what the stock architecture calls these tensors.
-        head_names: What the checkpoint calls its output head and its embedding.
+        stock_type: Type of the stock architecture.
+        find_faults: Returns what in config.json the stock architecture would compute wrongly.
+        translate: Returns config.json with the stock architecture's names of fields; its `model_type` may differ from
+            `stock_type`.
+        names: Patterns of tensor names, and the stock architecture's names for these tensors.
+        head_names: The checkpoint's names for its output head and its embedding.
     """
 
     family: Family
@@ -133,7 +133,7 @@ class StockAdapter:
     head_names: tuple[str, str] = (HEAD, EMBEDDING)
 
     def read_config(self, raw: Mapping[str, Any], location: str) -> PretrainedConfig:
-        """Turn config.json into the stock configuration; see `Adapter`."""
+        """Return the stock configuration for config.json; see `Adapter`."""
         if faults := [*sibling_faults(self.family, raw), *self.find_faults(raw)]:
             raise ModelError(f"{location}/config.json: does not fit a stock {self.stock_type}: {'; '.join(faults)}")
         if named := raw.get("transformers_weights"):
@@ -145,10 +145,10 @@ class StockAdapter:
         stock_type = self.stock_type if translated is raw else str(translated["model_type"])
         known = {k: v for k, v in translated.items() if k not in {"model_type", "architectures", "auto_map"}}
         if known.get("rope_scaling") is None:
-            known.pop("rope_scaling", None)  # transformers 5 warns of the key alone; theta stands beside it
+            known.pop("rope_scaling", None)  # transformers 5 warns about the key itself; theta is a separate key
         try:
             return AutoConfig.for_model(stock_type, **known)
-        except Exception as error:  # its checks raise errors of their own, ValueError, TypeError and KeyError
+        except Exception as error:  # its checks raise their own errors, ValueError, TypeError and KeyError
             reason = " ".join(str(error).split())
             model_type = raw["model_type"]
             raise ModelError(
@@ -158,7 +158,7 @@ class StockAdapter:
     def load(self, info: CheckpointInfo, options: LoadOptions) -> Backbone:
         """Load the weights from safetensors; see `Adapter`."""
         for name in weight_names(info.folder):
-            require_readable(info.folder / name)  # transformers calls it missing or damaged
+            require_readable(info.folder / name)  # transformers would report it as missing or damaged
         placed, config = _placement(options), _with_stored_head(info, self.head_names)
         renamed = {"key_mapping": dict(self.names)} if self.names else {}
         try:
@@ -205,10 +205,10 @@ class StockAdapter:
 
 
 def _with_stored_head(info: CheckpointInfo, names: tuple[str, str]) -> PretrainedConfig:
-    """Return the configuration as the weights have it: not tied where they hold an output head of its own.
+    """Return the configuration that fits the weights: not tied if they hold a separate output head.
 
     Some checkpoints say `tie_word_embeddings` and store a head that differs from the embedding. transformers then
-    computes with the stored head, and training changes both; a saved model that says it is tied would lose it.
+    computes with the stored head, and training changes both. A saved model that claims to be tied would lose the head.
     """
     config = info.config
     if not config.tie_word_embeddings or not has_own_head(info.folder, *names):
@@ -219,7 +219,7 @@ def _with_stored_head(info: CheckpointInfo, names: tuple[str, str]) -> Pretraine
 
 
 def _placement(options: LoadOptions) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for weights that must not pass through this machine's memory whole."""
+    """Return arguments of `from_pretrained` for weights that must not be in this machine's memory as a whole."""
     quantisation, device_map = options.loading.quantisation, options.loading.device_map
     if quantisation == "none" and device_map is None:
         return {}
@@ -228,14 +228,14 @@ def _placement(options: LoadOptions) -> dict[str, Any]:
 
 
 def _bits(quantisation: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The output head stays as it is: transformers leaves it out, and statistics need its weight."""
+    """Return the settings of a quantisation. The head stays as it is: the statistics need its weight."""
     if quantisation == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def _window_faults(raw: Mapping[str, Any]) -> list[str]:
-    """A mask is always given, so that a stock model would leave out its sliding window in silence."""
+    """Return a fault for a sliding window: with a given mask, a stock model would silently ignore it."""
     return (
         [f"use_sliding_window: found {raw['use_sliding_window']}, expected false"]
         if raw.get("use_sliding_window")
@@ -272,7 +272,7 @@ STOCK_ADAPTERS = {
 
 
 def new_backbone(config: PretrainedConfig, dtype: torch.dtype, device: str, seed: int) -> Backbone:
-    """Make a backbone with random weights; the global random state is left as it was."""
+    """Return a backbone with random weights; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)

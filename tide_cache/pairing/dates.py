@@ -70,7 +70,7 @@ def on_day(template: str, day: datetime.date) -> str:
 
 
 def _codes(day: datetime.date) -> Iterator[tuple[str, str]]:
-    """Return codes of strftime and what they stand for, with the flags that glibc takes for numbers."""
+    """Yield codes of strftime and what they stand for, with the flags that glibc takes for numbers."""
     at = datetime.datetime(day.year, day.month, day.day)
     weekday, month = _DAYS[day.weekday()], _MONTHS[day.month - 1]
     yield from {

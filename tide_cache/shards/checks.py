@@ -1,10 +1,10 @@
-"""The laws that the values of a shard obey, checked on whole columns: before a shard is written, and at every read.
+"""The laws that the values of a shard obey, checked on whole columns before a shard is written and at every read.
 
-A teacher that says something impossible is refused before it is published; a shard that says it is refused before it
-is trained on. Both sides ask the same functions.
+Impossible values from a teacher are refused before they are published, those in a shard before they are trained on.
+Both sides use the same functions.
 
-Shape suffixes: S rows of a row group, C chunks, R positions with a top-k row, E kept ids, T temperatures; all of them
-over the whole row group.
+Shape suffixes: S rows of a row group, C chunks, R positions with a top-k row, E kept ids, T temperatures; all over the
+whole row group.
 """
 
 from collections.abc import Sequence
@@ -25,22 +25,22 @@ from tide_cache.signal_table import CHUNKS, PARTS, PROJECTED, TAIL, TOPK, Part, 
 
 MASS_TOLERANCE = 1e-3
 LOGPROB_SLACK = 1e-4
-"""A log-prob may exceed zero by this: float32 rounding of logits minus logsumexp."""
+"""A log-prob may exceed zero by this: the float32 rounding of logits minus logsumexp."""
 CLEAR_LISTS = 2048
-"""Sums of at most so many probabilities are exact to a tenth of the tolerance in single precision."""
+"""In single precision, sums of at most this many probabilities are exact to a tenth of the tolerance."""
 FLOAT16_HALF_STEP = 2.0**-11
 """Largest relative error of rounding to float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRules:
-    """What a shard's values are checked against; the cache identity gives it.
+    """What a shard's values are checked against; it follows from the cache identity.
 
     Attributes:
         num_views: Views of every sample.
         student_vocab_size: Student ids are below it.
-        teacher_vocab_size: Teacher ids, kept ones included, are below it.
-        temperatures: The T of tails and partitions, in stored order; 1.0 is among them.
+        teacher_vocab_size: Teacher ids, including kept ones, are below it.
+        temperatures: The T of tails and partitions, in stored order; includes 1.0.
         parts: What was captured besides `truth`: `topk`, `tail` (with it), `chunks`.
         codec: How the candidates are stored.
     """
@@ -53,12 +53,12 @@ class ShardRules:
     codec: CodecName = "plain"
 
     def parts_of(self, table: TableName) -> frozenset[PartName]:
-        """Return what the shards of a pass hold."""
+        """Return the parts that the shards of a pass hold."""
         of_pass: tuple[PartName, ...] = ("truth", "split") if table == "compdemo" else ("truth",)
         return self.parts.union(of_pass)
 
     def codec_of(self, table: TableName) -> CodecName:
-        """How a table is stored; pairs have nothing to pack."""
+        """Return how a table is stored; pairs have nothing to pack."""
         return "plain" if table == "pairs" else self.codec
 
 
@@ -91,8 +91,8 @@ def check_signals(columns: Columns, view: int, pairs: Sequence[SamplePair], rule
 
     Args:
         columns: The row group.
-        view: The view that it must hold.
-        pairs: The samples that it must hold, in order.
+        view: The view that the row group must hold.
+        pairs: The samples that the row group must hold, in order.
         rules: What the values are checked against.
         thorough: Also check that kept ids are distinct and in order of probability; costs a sort.
 
@@ -146,7 +146,7 @@ def _check_masks(student_masked: Ragged, teacher_masked: Ragged, pairs: Sequence
 
 
 def _check_split(shown_first: Ragged, masked: Ragged, pairs: Sequence[SamplePair]) -> None:
-    """A chunk's masked tokens are shown together, so that a teacher never sees a part of what it is asked for."""
+    """Check that a chunk's masked tokens are shown together: a teacher never sees a part of what it is asked for."""
     shown_S = np.bincount(masked.row_of_value[shown_first.values], minlength=len(pairs))
     shown = Ragged(sums_before(shown_S).astype(np.int32), masked.values[shown_first.values])
     lengths = [len(pair.teacher_ids_M) for pair in pairs]
@@ -157,7 +157,7 @@ def _check_split(shown_first: Ragged, masked: Ragged, pairs: Sequence[SamplePair
 
 
 def _masked_tokens(mask: Ragged, row_C: Ints, spans_C2: Ints) -> Ints:
-    """Masked tokens inside each span; spans count from the start of their row."""
+    """Return the number of masked tokens in each span; spans count from the start of their row."""
     masked_before = sums_before(mask.values)
     start_C, end_C = (mask.offsets[row_C] + spans_C2[:, side] for side in (0, 1))
     result: Ints = masked_before[end_C] - masked_before[start_C]
@@ -177,14 +177,14 @@ def _check_tokens(
 
 
 def _check_lists(part: Part, columns: Columns, entries: str, rules: ShardRules, sizes_X: Ints | None = None) -> None:
-    """Check what follows from the table of fields: lengths, then what the values are.
+    """Check what follows from the table of fields: first lengths, then values.
 
     Args:
-        part: Of entries with items.
+        part: A part of entries with items.
         columns: The row group.
         entries: Column with one value for each entry.
         rules: What the values are checked against.
-        sizes_X: Tokens of an item of each entry, where there are tokens.
+        sizes_X: Tokens of an item of each entry, if there are tokens.
     """
     num_T, entries_S = len(rules.temperatures), ragged(columns, entries).lengths
     counts = part.counts.column
@@ -217,7 +217,7 @@ def _check_lists(part: Part, columns: Columns, entries: str, rules: ShardRules, 
 
 
 def _per_row(row_X: Ints, values_X: Ints, num_rows: int) -> Ints:
-    """Sum what entries have by the row of the table that they belong to."""
+    """Return sums of the entries' values, by the row of the table that they belong to."""
     result: Ints = np.bincount(row_X, weights=values_X, minlength=num_rows).astype(np.int64)
     return result
 
@@ -225,7 +225,7 @@ def _per_row(row_X: Ints, values_X: Ints, num_rows: int) -> Ints:
 def _check_powers(
     of_tail: tuple[str, Ragged], of_partition: tuple[str, Ragged], row_R: Ints, rules: ShardRules
 ) -> None:
-    """Tails and partitions, one per temperature: numbers, and the whole is 1 at T = 1."""
+    """Check tails and partitions, one per temperature: they are numbers, and the whole is 1 at T = 1."""
     num_T, (tail_name, log_tail), (partition_name, log_partition) = len(rules.temperatures), of_tail, of_partition
     row_RT = np.repeat(row_R, num_T)
     partition_R = log_partition.values.reshape(-1, num_T)[:, rules.temperatures.index(1.0)]
@@ -235,11 +235,11 @@ def _check_powers(
 
 
 def _check_mass(of_kept: tuple[str, Ragged], counts_R: Ints, log_tail: Ragged, row_R: Ints, rules: ShardRules) -> None:
-    """Kept probabilities and tail sum to one, up to the tolerance and what rounding to float16 can move."""
+    """Check that kept probabilities and tail sum to one, up to the tolerance and the rounding to float16."""
     name, logprobs = of_kept
     tail_R = log_tail.values.reshape(-1, len(rules.temperatures))[:, rules.temperatures.index(1.0)]
     probs_E = np.exp(logprobs.values)
-    if counts_R.max(initial=0) <= CLEAR_LISTS:  # nearly always enough, and several times faster
+    if counts_R.max(initial=0) <= CLEAR_LISTS:  # almost always enough, and several times faster
         rough_R = _rough_sums(probs_E, counts_R) + np.exp(tail_R)
         if (np.abs(rough_R - 1) <= MASS_TOLERANCE / 2).all():
             return
@@ -251,19 +251,19 @@ def _check_mass(of_kept: tuple[str, Ragged], counts_R: Ints, log_tail: Ragged, r
 
 
 def _sums(values_E: npt.NDArray[np.float32], counts_R: Ints, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
-    """Sum each of several concatenated lists."""
+    """Return the sum of each of several concatenated lists."""
     sums_R = np.zeros(len(counts_R), dtype)
     if len(values_E):
         starts_R = sums_before(counts_R)[:-1]
-        # An empty list would get the first value of the next one.
+        # an empty list would get the first value of the next one
         sums_R[counts_R > 0] = np.add.reduceat(values_E, starts_R[counts_R > 0], dtype=dtype)
     return sums_R
 
 
 def _rough_sums(values_E: npt.NDArray[np.float32], counts_R: Ints) -> npt.NDArray[Any]:
-    """Sum each list in single precision; lists of one length, as at a fixed k, as the rows of a matrix.
+    """Return the sum of each list in single precision; lists of equal length are summed as the rows of a matrix.
 
-    Not by a product with ones: the threads of a BLAS wait for each other at full load, which doubled the time.
+    It is not a product with ones: the threads of a BLAS wait for each other under full load, which doubled the time.
     """
     size = int(counts_R.max(initial=0))
     if size and (counts_R == size).all():
@@ -302,7 +302,7 @@ def _check_chunks(columns: Columns, pairs: Sequence[SamplePair], rules: ShardRul
 
 
 def _check_chunk_rows(student_masked: Ragged, rows: Ragged, pairs: Sequence[SamplePair]) -> None:
-    """There is an entry for every active chunk, and for no other."""
+    """Check that there is an entry for every active chunk, and for no other."""
     masks = masks_of(student_masked, [len(pair.student_ids_L) for pair in pairs])
     row_C = np.repeat(np.arange(len(pairs)), [len(pair.chunks_C4) for pair in pairs])
     masked_C = _masked_tokens(masks, row_C, np.concatenate([pair.chunks_C4 for pair in pairs])[:, 2:])
@@ -315,7 +315,7 @@ def _check_chunk_rows(student_masked: Ragged, rows: Ragged, pairs: Sequence[Samp
 
 
 def _keyed(ids: npt.NDArray[np.uint32], owner: Ints) -> npt.NDArray[np.uint64]:
-    """One number for an id at a position, in the order of positions, then ids."""
+    """Return one number for each id at a position, ordered by position, then by id."""
     return owner.astype(np.uint64) << np.uint64(32) | ids
 
 
@@ -347,7 +347,7 @@ def _check_ids(name: str, ids: Ragged, vocab_size: int) -> None:
 
 def _check_logprobs(name: str, logprobs: Ragged) -> None:
     values = logprobs.values
-    if len(values) and not (values.min() > -np.inf and values.max() <= LOGPROB_SLACK):  # NaN comes through min
+    if len(values) and not (values.min() > -np.inf and values.max() <= LOGPROB_SLACK):  # min propagates NaN
         is_lawful = np.isfinite(values) & (values <= LOGPROB_SLACK)
         require(name, is_lawful, logprobs.row_of_value, "a log-prob is not finite or above 0")
 

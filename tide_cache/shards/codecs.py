@@ -1,4 +1,4 @@
-"""The codecs by name: how the columns of the signals table become what is stored, and back."""
+"""The codecs by name: how the columns of the signals table are stored and restored."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from tide_cache.shards.compact import pack, unpack
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """Two functions on the columns of a row group, by name; `unpack(pack(x))` is `x` to the last bit.
+    """Two functions on the columns of a row group; `unpack(pack(x))` is `x` to the last bit.
 
     Attributes:
-        pack: From plain columns to those of the codec's schema.
-        unpack: Back. Columns that contradict each other raise a `ValueFault`; a group of columns may be absent.
+        pack: Turns plain columns into those of the codec's schema.
+        unpack: The inverse. Contradictory columns raise a `ValueFault`; a group of columns may be absent.
     """
 
     pack: Callable[[Columns], Columns]

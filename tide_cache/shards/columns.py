@@ -1,6 +1,6 @@
-"""A table's columns as numpy arrays, between Arrow and the records; nothing here looks at single elements.
+"""A table's columns as numpy arrays, between Arrow and the records; no loop here goes over single elements.
 
-Shape suffixes: S rows of the table (samples, or views of samples); a `Ragged` column lays the S lists end to end.
+Shape suffixes: S rows of the table (samples, or views of samples); a `Ragged` column holds S concatenated lists.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Ragged:
 
     @classmethod
     def of(cls, lists: list[Array], dtype: npt.DTypeLike) -> Self:
-        """Lay lists end to end; each must already be of `dtype`, so that nothing is rounded unseen."""
+        """Concatenate lists; each must already be of `dtype`, so that nothing is rounded silently."""
         if not all(one.dtype == dtype and one.ndim == 1 for one in lists):
             raise TypeError(f"expected flat arrays of {np.dtype(dtype)}")
         offsets = sums_before([len(one) for one in lists]).astype(np.int32)
@@ -34,17 +34,17 @@ class Ragged:
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
-        """Length of each list."""
+        """Lengths of the lists."""
         result: npt.NDArray[np.int32] = np.diff(self.offsets)
         return result
 
     @property
     def row_of_value(self) -> npt.NDArray[np.int64]:
-        """The list that each value belongs to."""
+        """Number of the list of each value."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
 
     def lists(self) -> list[Array]:
-        """Return all lists: faster than one by one."""
+        """Return all lists; faster than one by one."""
         return [self.values[start:end] for start, end in pairwise(self.offsets.tolist())]
 
     def __getitem__(self, row: int) -> Array:
@@ -54,7 +54,7 @@ class Ragged:
 
 Column = Ragged | Array | list[str]
 Columns = Mapping[str, Column]
-"""A row group of one of the tables, by the names of its schema."""
+"""The columns of a row group of one of the tables, by the names of its schema."""
 
 
 def ragged(columns: Columns, name: str) -> Ragged:
@@ -65,7 +65,7 @@ def ragged(columns: Columns, name: str) -> Ragged:
 
 
 def scalars(columns: Columns, name: str) -> Array:
-    """Return a column with one number a row."""
+    """Return a column with one number per row."""
     column = columns[name]
     assert isinstance(column, np.ndarray), name
     return column
@@ -98,8 +98,8 @@ def _to_arrow(column: Column, dtype: pa.DataType) -> pa.Array:
 
 
 def _from_arrow(column: pa.ChunkedArray) -> Column:
-    """A `Ragged`, an array, or a list of strings, by the column's type."""
-    # A row group is one chunk; several, or none for an empty table, are concatenated.
+    """Return a `Ragged`, an array, or a list of strings, depending on the column's type."""
+    # a row group is one chunk; several, or none of an empty table, are concatenated
     array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], column.type), *column.chunks])
     if pa.types.is_string(array.type):
         texts: list[str] = array.to_pylist()
@@ -121,6 +121,6 @@ def _from_binary(array: pa.Array) -> Ragged:
 
 
 def _to_numpy(array: pa.Array) -> Array:
-    # Arrow packs booleans into bits, so they alone cannot be viewed.
+    # Arrow packs booleans into bits, so they cannot be viewed
     result: Array = array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
     return result

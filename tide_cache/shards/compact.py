@@ -1,15 +1,15 @@
 """The codec `compact`: the same ids and log-probs as `plain`, to the last bit, in about three quarters of the bytes.
 
-Zstd packs bytes one by one, each block of a stream by how often each byte occurs in it. So ids and log-probs are cut
-into bytes, and bytes that are alike are brought together:
+Zstd encodes bytes one by one, each block of a stream by how often each byte occurs in it. So ids and log-probs are cut
+into bytes, and similar bytes are brought together:
 
-- ids: the low byte of a frequent id is far from uniform, that of a rare one is not; low bytes are sorted by the size of
-  what lies above them, which is stored first.
-- log-probs: they fall within a list, so the float16 bit patterns rise by a little; what a pattern rises by depends on
-  the rank, so the steps are sorted by rank.
+- ids: the low byte of a frequent id is far from uniform, that of a rare one is not. Low bytes are sorted by the size of
+  the bits above them, which are stored first.
+- log-probs: they fall within a list, so the float16 bit patterns rise a little at each step. The size of a step depends
+  on the rank, so the steps are sorted by rank.
 
-Both orders follow from what is read before, so nothing is stored of them. The streams belong to the row group as a
-whole: a row's share is as long as its list, but only all shares end to end have a meaning.
+Both orders follow from what is read before, so they are not stored. The streams belong to the row group as a whole: a
+row's share is as long as its list, but only all shares together can be decoded.
 
 Shape suffixes: E ids or log-probs of a row group, R lists of log-probs, B values of a block.
 """
@@ -39,20 +39,20 @@ ESCAPE = 255
 """High byte of an id whose upper 24 bits do not fit a byte; they are then in the wide column."""
 
 SIZES = np.array([1, 2, 4, 8, 16, 32, 64, 128], np.uint8)
-"""Smallest high byte of each class but the first; a class is a number of bits, 0 to 8."""
+"""Smallest high byte of each class except the first; a class is a number of bits, 0 to 8."""
 
 FLOATS = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
-"""The value of every float16 bit pattern; looking it up takes half the time of a conversion."""
+"""The value of every float16 bit pattern; a lookup takes half the time of a conversion."""
 
 BLOCK = 1 << 14
-"""Ids that are sorted at once; so few that they stay in a processor's cache."""
+"""How many ids are sorted at once; few enough to stay in a processor's cache."""
 
 
 def pack(columns: Columns) -> dict[str, Column]:
-    """Replace the columns of ids and log-probs of one row group by packed ones.
+    """Return the columns of one row group with packed ids and log-probs.
 
     Args:
-        columns: The plain columns by name; log-probs hold what a float16 can hold.
+        columns: The plain columns by name; log-probs are values of float16.
     """
     result = dict(columns)
     for counts_name, ids_name, logprobs_name in LISTS:
@@ -73,13 +73,13 @@ def pack(columns: Columns) -> dict[str, Column]:
 
 
 def unpack(columns: Columns) -> dict[str, Column]:
-    """Return back the plain columns of one row group.
+    """Return the plain columns of one row group.
 
     Args:
         columns: The packed columns by name.
 
     Raises:
-        ValueFault: Columns contradict each other, so that nothing can be unpacked.
+        ValueFault: Columns contradict each other, and cannot be unpacked.
     """
     result = dict(columns)
     for counts_name, ids_name, logprobs_name in LISTS:
@@ -99,7 +99,7 @@ def unpack(columns: Columns) -> dict[str, Column]:
 
 
 def split_ids(ids_E: UInt32s) -> tuple[Bytes, UInt32s, Bytes]:
-    """Cut ids into high bytes, the upper 24 bits of those with an escape there, and sorted low bytes."""
+    """Split ids into high bytes, the upper 24 bits of those with an escape there, and sorted low bytes."""
     upper_E = ids_E >> np.uint32(8)
     high_E = np.minimum(upper_E, ESCAPE).astype(np.uint8)
     low_E, sorted_E = ids_E.astype(np.uint8), np.empty(len(ids_E), np.uint8)
@@ -122,12 +122,12 @@ def join_ids(high_E: Bytes, escapes_W: Ints, wide_W: UInt32s, sorted_E: Bytes) -
 
 
 def escapes(high_E: Bytes) -> Ints:
-    """Places of the high bytes that stand for a wide value."""
+    """Return the places of the high bytes that mark a wide value."""
     return np.flatnonzero(high_E == ESCAPE)
 
 
 def steps_by_rank(logprobs_E: Float32s, counts_R: Ints) -> UInt16s:
-    """Return what each float16 bit pattern rises by, modulo 2^16, sorted by rank; each list starts at zero."""
+    """Return the step to each float16 bit pattern, modulo 2^16, sorted by rank; each list starts at zero."""
     halves_E = logprobs_E.astype(np.float16)
     assert np.array_equal(halves_E, logprobs_E), "log-probs that a float16 cannot hold"
     bits_E = halves_E.view(np.uint16)
@@ -147,13 +147,13 @@ def logprobs_of_steps(sorted_E: UInt16s, counts_R: Ints) -> Float32s:
         bits_R = bits_R[: len(places)]
         bits_R += sorted_E[share]
         bits_E[places] = bits_R
-    return np.take(FLOATS, bits_E, mode="wrap")  # no pattern is outside, and this mode does not look
+    return np.take(FLOATS, bits_E, mode="wrap")  # no pattern is out of range, and this mode does not check
 
 
 def _sorted_blocks(high_E: Bytes) -> Iterator[tuple[slice, Ints, list[slice]]]:
-    """For each block: where it lies, its order by high byte, its shares of the stream, which is class after class.
+    """Yield for each block its place, its order by high byte, and its shares of the stream.
 
-    Inside a class the stream has block after block; inside its share of a block, ids are sorted by high byte.
+    The stream has class after class, and inside a class block after block; a block's share is sorted by high byte.
     """
     next_of_class = [0, *(len(high_E) - np.count_nonzero(high_E >= size) for size in SIZES)]
     for start in range(0, len(high_E), BLOCK):
@@ -169,7 +169,7 @@ def _sorted_blocks(high_E: Bytes) -> Iterator[tuple[slice, Ints, list[slice]]]:
 
 
 def _ranks(counts_R: Ints) -> Iterator[tuple[slice, Ints]]:
-    """For each rank, its share of the stream, and the places of the values of that rank: longest lists first."""
+    """Yield for each rank its share of the stream, and the places of its values; the longest lists come first."""
     order_R = np.argsort(-counts_R.astype(np.int64), kind="stable")
     places = sums_before(counts_R)[order_R]
     longer = len(counts_R) - np.searchsorted(np.sort(counts_R), np.arange(counts_R.max(initial=0)), side="right")

@@ -1,4 +1,4 @@
-"""The second way to give a name that nobody has: a rename that refuses to replace, for file systems without links."""
+"""The second way to publish under a free name: a rename that refuses to replace, for file systems without links."""
 
 import ctypes
 import errno
@@ -14,11 +14,11 @@ _NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
 def rename_exclusively(source: CachePath, target: CachePath) -> None:
-    """Return a file another name at one stroke; an existing target is never replaced.
+    """Rename a file atomically; an existing target is never replaced.
 
     Raises:
         FileExistsError: The name is taken.
-        OSError: The file system has no such rename either, or refuses.
+        OSError: The file system has no such rename, or refuses.
     """
     rename = _renameat2()
     code = errno.ENOSYS
@@ -39,7 +39,7 @@ def rename_exclusively(source: CachePath, target: CachePath) -> None:
 
 @cache
 def _renameat2() -> Any:
-    """The call of the C library, None where it has none."""
+    """Return the function of the C library; None if it has none."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is not None:
         call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]

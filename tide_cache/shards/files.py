@@ -1,4 +1,4 @@
-"""The few file operations that publishing and reading need, behind one seam.
+"""The few file operations that publishing and reading need, behind one interface.
 
 `LocalFiles` is for local and mounted file systems, `FsspecFiles` for object stores; `files_of` chooses. Tests of
 crashes and full disks replace parts of `LocalFiles`; nothing else in the format code touches a file system.
@@ -25,48 +25,48 @@ _NOT_PLAIN = {errno.ELOOP: "is a symbolic link, expected a plain file", errno.EN
 
 
 class NotPlainFileError(OSError):
-    """In the place of a file lies a link, a folder, a pipe or a device."""
+    """There is a link, a folder, a pipe or a device in place of a file."""
 
 
 class Files(Protocol):
-    """A place where files appear whole and durable, or not at all.
+    """A place where files appear complete and durable, or not at all.
 
-    What reads them raises FileNotFoundError, NotADirectoryError or NotPlainFileError for what lies there, and
-    UnreadableError where that cannot be known now. The first are for callers to judge; the last is for the user.
+    Reading raises FileNotFoundError, NotADirectoryError or NotPlainFileError for what is found, and UnreadableError if
+    that cannot be known now. Callers decide about the first three; the last one is for the user.
     """
 
     def create(self, path: CachePath, data: bytes) -> None:
-        """Put a file under a name that is free; a name that is taken keeps its file (FileExistsError)."""
+        """Write a file under a free name; a taken name keeps its file (FileExistsError)."""
 
     def replace(self, path: CachePath, data: bytes) -> None:
-        """Put a file in the place of another: at every moment there is the one or the other, whole."""
+        """Replace a file: at every moment there is either the old or the new one, complete."""
 
     def remove(self, path: CachePath) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
 
     def make_folder(self, folder: CachePath) -> None:
-        """Create a folder and those above it, where they are missing and the place has folders."""
+        """Create a folder and its missing parents, if the place has folders."""
 
     def sync_folder(self, folder: CachePath) -> None:
         """Wait until the folder's entries are durable."""
 
     def remove_leftovers(self, folder: CachePath) -> None:
-        """Remove what writers that died have left in a folder."""
+        """Remove what dead writers have left in a folder."""
 
     def size(self, path: CachePath) -> int:
-        """Bytes of a file."""
+        """Return the bytes of a file."""
 
     def read(self, path: CachePath, start: int, size: int) -> bytes:
-        """Read a byte range; shorter only where the file ends."""
+        """Return a byte range; shorter only at the end of the file."""
 
     def list_folder(self, folder: CachePath) -> list[str]:
-        """Names in a folder, sorted; none where the folder is missing."""
+        """Return the names in a folder, sorted; none if the folder is missing."""
 
     def prove_exclusive(self, path: CachePath) -> None:
-        """Find out whether this place keeps the promise of `create`.
+        """Check that this place keeps the promise of `create`.
 
         Args:
-            path: A file that is there and whose bytes never change; it stays as it is.
+            path: An existing file whose bytes never change; it is left as it is.
 
         Raises:
             RunFileError: It does not.
@@ -81,19 +81,19 @@ class LocalFiles:
     """
 
     def create(self, path: CachePath, data: bytes) -> None:
-        """Put a file under a name that is free; a name that is taken keeps its file (FileExistsError)."""
+        """Write a file under a free name; a taken name keeps its file (FileExistsError)."""
         with self._temporary(path, data) as temporary:
             self.link(temporary, path)
             self.sync_folder(path.parent)
 
     def replace(self, path: CachePath, data: bytes) -> None:
-        """Put a file in the place of another: at every moment there is the one or the other, whole."""
+        """Replace a file: at every moment there is either the old or the new one, complete."""
         with self._temporary(path, data) as temporary:
             self.rename(temporary, path)
             self.sync_folder(path.parent)
 
     def write_new(self, path: CachePath, data: bytes) -> None:
-        """Create a file that must not exist, write all of it, and wait until it is on the device."""
+        """Create a file that must not exist, write it, and wait until it is on the device."""
         with open(str(path), "xb", buffering=0) as file:
             view = memoryview(data)
             while view:
@@ -113,7 +113,7 @@ class LocalFiles:
             rename_exclusively(source, target)
 
     def rename(self, source: CachePath, target: CachePath) -> None:
-        """Rename a file at one stroke; an existing target is replaced."""
+        """Rename a file atomically; an existing target is replaced."""
         os.replace(str(source), str(target))
 
     def sync_folder(self, folder: CachePath) -> None:
@@ -121,7 +121,7 @@ class LocalFiles:
         sync(folder)
 
     def make_folder(self, folder: CachePath) -> None:
-        """Create a folder and those above it, where they are missing, each with a durable entry."""
+        """Create a folder and its missing parents, each with a durable entry."""
         if not os.path.isdir(str(folder)):
             self.make_folder(folder.parent)
             with contextlib.suppress(FileExistsError):  # another worker was faster
@@ -129,7 +129,7 @@ class LocalFiles:
             self.sync_folder(folder.parent)
 
     def remove(self, path: CachePath) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         Path(str(path)).unlink(missing_ok=True)
 
     def remove_leftovers(self, folder: CachePath) -> None:
@@ -141,16 +141,16 @@ class LocalFiles:
                 self.remove(folder / name)
 
     def size(self, path: CachePath) -> int:
-        """Bytes of a plain file; anything else is refused as `read` refuses it."""
+        """Return the bytes of a plain file; anything else is refused as in `read`."""
         with reading(path), _opened(path) as descriptor:
             return os.fstat(descriptor).st_size
 
     def read(self, path: CachePath, start: int, size: int) -> bytes:
-        """Read a byte range of a plain file; shorter only where the file ends.
+        """Return a byte range of a plain file; shorter only at the end of the file.
 
         Raises:
-            NotPlainFileError: It is a link, a pipe or a device: a cache ends at its own folder, and nothing in it may
-                make a reader wait.
+            NotPlainFileError: It is a link, a pipe or a device: a cache lies within its folder, and nothing in it may
+                block a reader.
             UnreadableError: It cannot be read now.
         """
         with reading(path), _opened(path) as descriptor:
@@ -161,7 +161,7 @@ class LocalFiles:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def list_folder(self, folder: CachePath) -> list[str]:
-        """Names in a folder, sorted; none where the folder is missing."""
+        """Return the names in a folder, sorted; none if the folder is missing."""
         with reading(folder):
             try:
                 return sorted(os.listdir(str(folder)))
@@ -173,14 +173,14 @@ class LocalFiles:
 
     @contextmanager
     def _temporary(self, path: CachePath, data: bytes) -> Iterator[CachePath]:
-        """A durable temporary file beside `path`, for the caller to give it its name."""
+        """Yield a durable temporary file next to `path`, for the caller to rename."""
         writer = f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
         temporary = path.parent / f".{path.name}.{writer}{_TEMPORARY_SUFFIX}"
         try:
             self.write_new(temporary, data)
             yield temporary
         finally:
-            with contextlib.suppress(OSError):  # the error before it counts; the next build of this host clears it
+            with contextlib.suppress(OSError):  # the first error matters; the next build on this host removes the file
                 self.remove(temporary)
 
 
@@ -195,7 +195,7 @@ def sync(path: CachePath) -> None:
 
 @contextmanager
 def reading(path: CachePath) -> Iterator[None]:
-    """Tell what cannot be read now from what is missing, or is no file.
+    """Raise `UnreadableError` for what cannot be read now, as opposed to what is missing or not a file.
 
     Raises:
         UnreadableError: In place of any other OSError.
@@ -209,7 +209,7 @@ def reading(path: CachePath) -> Iterator[None]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is on its way to another one."""
+    """Return whether a file of this name is temporary."""
     return name.endswith(_TEMPORARY_SUFFIX)
 
 
@@ -229,7 +229,7 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def _opened(path: CachePath) -> Iterator[int]:
-    """Open a plain file without following a link in its place, and without waiting for the other end of a pipe."""
+    """Open a plain file, without following a link and without waiting for the other end of a pipe."""
     try:
         descriptor = os.open(str(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""What a row group says it will decode to, checked against what it can be, before anything is decoded.
+"""Checks of what a row group claims to decode to, before anything is decoded.
 
-A hash proves that bytes are the committed ones, not that they are harmless: a few committed kilobytes may declare
-billions of values, or unpack to gigabytes. Pyarrow allocates what page headers and footer say, so both are read here
-first, and must agree with each other, with the rows of the layout, and with the number of bytes on disk.
+A hash proves that bytes are the committed ones, not that they are harmless: a few kilobytes may declare billions of
+values, or unpack to gigabytes. Pyarrow allocates what page headers and footer declare. So both are read here first, and
+must agree with each other, with the rows of the layout, and with the number of bytes on disk.
 
 Source: the Parquet format, parquet.thrift (PageHeader), and the compact protocol of Thrift.
 """
@@ -16,18 +16,18 @@ import pyarrow.parquet as pq
 
 MOST_UNPACKED_BYTES = 16 << 20
 MOST_UNPACKED_RATIO = 200
-"""A row group may unpack to the larger of these bytes and this multiple of its size; real ones unpack to about 2x."""
+"""A row group may unpack to this size or this multiple of its bytes, whichever is larger; real ones unpack to 2x."""
 
 DATA_PAGE = 0
 PLAIN, RLE, BYTE_STREAM_SPLIT = 0, 3, 9
 BITS = {"BOOLEAN": 1, "INT32": 32, "INT64": 64, "FLOAT": 32, "DOUBLE": 64, "BYTE_ARRAY": 32}
-"""Fewest bits that one value of a column takes up."""
+"""Fewest bits that a value of a column takes."""
 
 Struct = dict[int, Any]
 
 
 class PageFault(Exception):
-    """A row group declares something that cannot be; `column` says where."""
+    """A row group declares something impossible; `column` says where."""
 
     def __init__(self, column: str, problem: str) -> None:
         super().__init__(problem)
@@ -50,7 +50,7 @@ def check_pages(metadata: pq.FileMetaData, row_group: int, data: bytes, start: i
         metadata: The file's footer; its columns and row counts are known to be the expected ones.
         row_group: Number of the row group.
         data: Its bytes.
-        start: Where they lie in the file.
+        start: Their offset in the file.
 
     Raises:
         PageFault: Counts or sizes contradict each other, or are larger than the row group can hold.
@@ -74,7 +74,7 @@ def check_pages(metadata: pq.FileMetaData, row_group: int, data: bytes, start: i
             flags.append((name, chunk.num_values))
         elif is_list:
             most_listed = max(most_listed, chunk.num_values)
-    for name, count in flags:  # every flag belongs to a number, which takes up more bytes
+    for name, count in flags:  # every flag belongs to a number, which takes more bytes
         if count > most_listed:
             raise PageFault(name, f"declares {count} flags for at most {most_listed} numbers")
     if end != len(data):
@@ -82,13 +82,13 @@ def check_pages(metadata: pq.FileMetaData, row_group: int, data: bytes, start: i
 
 
 def damaged_column(metadata: pq.FileMetaData, row_group: int, data: bytes, start: int) -> str | None:
-    """Name the first column of a damaged row group with a page whose checksum fails; nothing is unpacked.
+    """Return the first column of a damaged row group with a page whose checksum fails; nothing is unpacked.
 
     Args:
         metadata: As for `check_pages`.
         row_group: Number of the row group.
         data: Its bytes, damaged.
-        start: Where they lie in the file.
+        start: Their offset in the file.
     """
     for index in range(metadata.num_columns):
         chunk = metadata.row_group(row_group).column(index)
@@ -103,7 +103,7 @@ def damaged_column(metadata: pq.FileMetaData, row_group: int, data: bytes, start
 
 
 def _check_count(name: str, chunk: Any, num_rows: int, is_list: bool, bits: int) -> None:
-    """Every value takes up some bits, and an empty list counts as one value that takes up none."""
+    """Check the declared number of values: each takes some bits, except an empty list, which counts as one value."""
     most = num_rows + 8 * chunk.total_uncompressed_size // bits if is_list else num_rows
     if not num_rows <= chunk.num_values <= most:
         raise PageFault(name, f"declares {chunk.num_values} values, expected {num_rows} to {most}")
@@ -121,7 +121,7 @@ def _check_chunk(name: str, chunk: Any, pages: list[_Page]) -> None:
 
 
 def _pages(name: str, data: bytes, start: int, end: int, check_sums: bool = False) -> Iterator[_Page]:
-    """Read the page headers of a column; what lies between them is not touched."""
+    """Read the page headers of a column; the bytes between them are not read."""
     if not 0 <= start <= end <= len(data):
         raise PageFault(name, f"lies at bytes {start} to {end} of a row group of {len(data)} bytes")
     while start < end:
@@ -143,7 +143,7 @@ def _pages(name: str, data: bytes, start: int, end: int, check_sums: bool = Fals
 
 
 def _struct(data: bytes, at: int, end: int, depth: int) -> tuple[Struct, int]:
-    """Read a Thrift struct; of binary fields, which statistics have, only the place is kept."""
+    """Read a Thrift struct; only the place is kept of binary fields, which statistics have."""
     if depth > 4:
         raise ValueError("structs are nested too deep")
     fields: Struct = {}

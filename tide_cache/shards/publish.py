@@ -1,7 +1,7 @@
-"""How a file comes to lie in a cache: whole and durable under its final name, or not at all.
+"""Publication of files in a cache: complete and durable under the final name, or not at all.
 
-A name is given once: two writers can never mix their bytes, and a second publication of the same bytes changes
-nothing. Only a manifest that comes to list another pass replaces an older one.
+A name is used once: two writers can never mix their bytes, and a second publication of the same bytes changes nothing.
+Only a manifest that lists another pass replaces an older one.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ _HASH_CHUNK_BYTES = 8 << 20
 
 
 class OtherBytesError(ShardCorruptError):
-    """A name is taken by other bytes than those to be published."""
+    """The name is taken by bytes other than those to be published."""
 
 
 def publish(path: CachePath, data: bytes, files: Files | None = None) -> None:
-    """Put a file under its final name. A second publication of the same bytes changes nothing.
+    """Publish a file under its final name. A second publication of the same bytes changes nothing.
 
     Args:
         path: Final name; its folder exists.
-        data: All of the file.
+        data: The bytes of the file.
         files: The file system; by default the one that the path names.
 
     Raises:
@@ -41,7 +41,7 @@ def publish(path: CachePath, data: bytes, files: Files | None = None) -> None:
             files.create(path, data)
         except FileExistsError:
             _require_same_bytes(path, data, files)
-            files.sync_folder(path.parent)  # the writer of these bytes may have died before it did
+            files.sync_folder(path.parent)  # the writer of these bytes may have died before it did this
 
 
 def publish_json(path: CachePath, document: Any, files: Files | None = None) -> None:
@@ -50,23 +50,23 @@ def publish_json(path: CachePath, document: Any, files: Files | None = None) -> 
 
 
 def replace_json(path: CachePath, document: Any, files: Files | None = None) -> None:
-    """Put a small document in the place of an older one: at every moment there is the one or the other, whole.
+    """Replace a small document: at every moment there is either the old or the new one, complete.
 
     Raises:
-        TideCacheError: The file system refused, with path and reason; the older one is still there.
+        TideCacheError: The file system refused, with path and reason; the older one is kept.
     """
     with naming_refusals(path):
         (files or files_of(path)).replace(path, canonical_json(document) + b"\n")
 
 
 def canonical_json(document: Any) -> bytes:
-    """The one JSON form of a document: sorted keys, no spaces, UTF-8; NaN and infinities are refused."""
+    """Return the canonical JSON of a document: sorted keys, no spaces, UTF-8; NaN and infinities are refused."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
 
 
 def file_sha256(path: CachePath, files: Files | None = None) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     files = files or files_of(path)
     digest = hashlib.sha256()
     start = 0
@@ -78,7 +78,7 @@ def file_sha256(path: CachePath, files: Files | None = None) -> str:
 
 @contextmanager
 def naming_refusals(path: CachePath) -> Iterator[None]:
-    """Turn what the file system refuses into an error that names the file and the reason.
+    """Turn a refusal of the file system into an error that names the file and the reason.
 
     Raises:
         WriteError: Instead of an OSError.

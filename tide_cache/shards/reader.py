@@ -1,8 +1,8 @@
-"""From a shard on disk to records: the right ones, or an error that says what is wrong where.
+"""From a shard on disk to records: the right ones, or an error that says what is wrong and where.
 
-Nothing is decoded before its bytes are known to be the committed ones: the file's size and footer are held against
-the commit record, each row group against the hash that the footer holds. Then the values are held against the laws of
-the format. A reader keeps no file open, so it can cross into worker processes.
+Nothing is decoded before its bytes are known to be the committed ones: the file's size and footer are checked against
+the commit record, each row group against the hash in the footer. Then the values are checked against the laws of the
+format. A reader keeps no file open, so it can be sent to worker processes.
 """
 
 import hashlib
@@ -42,19 +42,19 @@ WAY_OUT = "`tide-cache repair CACHE` moves it aside and computes only it again."
 
 MOST_FOOTER_BYTES = 64 << 10
 MOST_FOOTER_BYTES_PER_ROW_GROUP = 16 << 10
-"""A footer is read whole, so it is refused unread where it is longer; a real one has about 2 KB for a row group."""
+"""A footer is read as a whole, so a longer one is refused unread; a real one has about 2 KB per row group."""
 
 
 class ShardFacts(Protocol):
-    """What a reader knows of a shard before it opens it; a commit record is one."""
+    """What a reader knows about a shard before it opens it; a commit record is one."""
 
     @property
     def header(self) -> ShardHeader:
-        """Which shard it is."""
+        """Identifies the shard."""
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
 
     @property
     def footer_sha256(self) -> str:
@@ -62,7 +62,7 @@ class ShardFacts(Protocol):
 
     @property
     def num_samples(self) -> int:
-        """Samples that it covers."""
+        """Number of its samples."""
 
 
 _RANGES = TypeAdapter(list[tuple[int, int, str]])
@@ -75,7 +75,7 @@ class _Footer:
 
 
 class ShardReader:
-    """Reads row groups of one shard. Opening costs nothing until the first read."""
+    """Reads row groups of one shard. Nothing is read before the first request."""
 
     def __init__(self, path: CachePath, facts: ShardFacts, rules: ShardRules, files: Files = LOCAL_FILES) -> None:
         self.path = path
@@ -85,7 +85,7 @@ class ShardReader:
         self._files = files
 
     def read_pairs(self, group: int) -> list[SamplePair]:
-        """Read the samples of a group; arrays are read-only.
+        """Return the samples of a group; arrays are read-only.
 
         Raises:
             ShardCorruptError: The bytes are not the committed ones, or a value breaks a law of the format.
@@ -106,14 +106,14 @@ class ShardReader:
         thorough: bool = False,
         signals: Collection[SignalKind] | None = None,
     ) -> list[ViewRecord]:
-        """Read one view of the samples of a group; arrays other than masks are read-only.
+        """Return one view of the samples of a group; arrays other than masks are read-only.
 
         Args:
             view: Number of the view.
             group: Group of samples.
             pairs: The same group, from the pairs shard of the same number.
             thorough: Also check that kept ids are distinct and in order of probability.
-            signals: Which signals to decode and check, by default all that are stored; `truth` is always among them.
+            signals: Which signals to decode and check, by default all that are stored; always includes `truth`.
 
         Raises:
             ShardCorruptError: The bytes are not the committed ones, or a value breaks a law of the format.
@@ -137,7 +137,7 @@ class ShardReader:
         return names
 
     def check_footer(self) -> None:
-        """Hold size, footer, schema and row counts against the commit record, without reading any row.
+        """Check size, footer, schema and row counts against the commit record, without reading any row.
 
         Raises:
             ShardCorruptError: They differ.
@@ -160,7 +160,7 @@ class ShardReader:
         return footer
 
     def _read_footer(self) -> bytes:
-        """The end of the file, once it is known to be the committed one."""
+        """Return the end of the file, once it is known to be the committed one."""
         try:
             found_size = self._files.size(self.path)
             if found_size != self._facts.size:
@@ -221,7 +221,7 @@ class ShardReader:
             raise self._corrupt(f"{self._where(row_group)}, column sample_id: not UTF-8: {error}") from None
 
     def _read(self, row_group: int, names: list[str] | None) -> pa.Table:
-        """Decode columns of a row group, by default all, once its bytes are known to be the committed ones."""
+        """Return columns of a row group, by default all, once its bytes are known to be the committed ones."""
         start, size, expected = self._footer.ranges[row_group]
         try:
             data = self._files.read(self.path, start, size)
@@ -267,7 +267,7 @@ class ShardReader:
 
 
 class _Window(io.RawIOBase):
-    """A file of which one range is in memory; pyarrow addresses it by offsets into the whole file."""
+    """A file with one range in memory; pyarrow addresses it by offsets into the whole file."""
 
     def __init__(self, data: bytes, start: int, file_size: int) -> None:
         self._data = data

@@ -1,7 +1,7 @@
-"""Records to columns and back: the inverse of each other, up to the declared rounding of log-probs.
+"""Records to columns and back: inverses of each other, up to the declared rounding of log-probs.
 
-Pure: numpy and the records. Columns become arrays through their offsets; the only Python loops go over the rows of a
-row group, 64 at most, and over the fields of `signal_table`.
+Pure: only numpy and the records. Columns become arrays through their offsets; the only Python loops go over the rows
+of a row group, at most 64, and over the fields of `signal_table`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Integers = npt.NDArray[np.integer[Any]]
 
 
 def pairs_to_columns(indexes: Sequence[int], pairs: Sequence[SamplePair]) -> dict[str, Column]:
-    """Lay out the samples of one row group.
+    """Return the columns of the samples of one row group.
 
     Args:
         indexes: Each sample's number in the corpus.
@@ -37,7 +37,7 @@ def pairs_to_columns(indexes: Sequence[int], pairs: Sequence[SamplePair]) -> dic
 
 
 def columns_to_pairs(columns: Columns) -> list[SamplePair]:
-    """Rebuild the samples of one row group; their arrays are read-only views."""
+    """Return the samples of one row group; their arrays are read-only views."""
     names = ("student_ids", "is_supervised", "teacher_ids", "chunks")
     student_ids, is_supervised, teacher_ids, chunks = (ragged(columns, name).lists() for name in names)
     return [
@@ -49,12 +49,12 @@ def columns_to_pairs(columns: Columns) -> list[SamplePair]:
 def signals_to_columns(
     indexes: Sequence[int], records: Sequence[ViewRecord], logprob_dtype: LogprobDtype
 ) -> dict[str, Column]:
-    """Lay out one view of the samples of one row group.
+    """Return the columns of one view of the samples of one row group.
 
     Args:
         indexes: Each sample's number in the corpus.
         records: Their views with signals, in the same order; an optional part is in all of them, or in none.
-        logprob_dtype: `float16` rounds the kept log-probs to what a float16 can hold; `truth` is never rounded.
+        logprob_dtype: `float16` rounds the kept log-probs to float16; `truth` is never rounded.
     """
     views = [record.view for record in records]
     said = [to_columns(record.signal) for record in records if record.signal is not None]
@@ -76,12 +76,12 @@ def signals_to_columns(
 
 
 def columns_to_views(columns: Columns, pairs: Sequence[SamplePair], num_temperatures: int) -> list[ViewRecord]:
-    """Rebuild one view of the samples of one row group; arrays other than masks are read-only views.
+    """Return one view of the samples of one row group; arrays other than masks are read-only views.
 
     Args:
-        columns: Checked columns; positions lie inside their sample.
+        columns: Checked columns; positions are inside their sample.
         pairs: The samples of the same group, in order; they give the lengths of the masks.
-        num_temperatures: Temperatures of tails and partitions.
+        num_temperatures: Number of temperatures of tails and partitions.
     """
     student_masks = masks_of(ragged(columns, "student_masked"), [len(pair.student_ids_L) for pair in pairs]).lists()
     teacher_masks = masks_of(ragged(columns, "teacher_masked"), [len(pair.teacher_ids_M) for pair in pairs]).lists()
@@ -99,7 +99,7 @@ def columns_to_views(columns: Columns, pairs: Sequence[SamplePair], num_temperat
 
 
 def masks_of(positions: Ragged, lengths: Sequence[int]) -> Ragged:
-    """Turn lists of positions into boolean masks of the given lengths."""
+    """Return boolean masks of the given lengths for lists of positions."""
     offsets = sums_before(lengths).astype(np.int32)
     is_masked: Bools = np.zeros(offsets[-1], np.bool_)
     is_masked[np.repeat(offsets[:-1], positions.lengths) + positions.values] = True
@@ -110,7 +110,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def repeats_of_candidates(ids_F: Integers, sizes_J: Integers, owner_J: Integers) -> Bools:
-    """Mark candidates [J] whose ids an earlier candidate of the same chunk has.
+    """Mark the candidates [J] whose ids are those of an earlier candidate of the same chunk.
 
     Args:
         ids_F: Ids of all candidates, end to end.
@@ -130,7 +130,7 @@ def repeats_of_candidates(ids_F: Integers, sizes_J: Integers, owner_J: Integers)
     is_repeated_J: Bools = np.zeros(len(sizes_J), np.bool_)
     if len(twice) == 0:
         return is_repeated_J
-    # Equal candidates have equal keys; whether those with equal keys are equal is looked at.
+    # Equal candidates have equal keys; those with equal keys are compared.
     suspects_S = np.flatnonzero(np.isin(key_J, twice))
     table = np.full((len(suspects_S), 1 + int(sizes_J[suspects_S].max())), -1, np.int64)
     table[:, 0] = owner_J[suspects_S]
@@ -147,5 +147,5 @@ def _positions(is_masked: Bools) -> Int32s:
 
 
 def _rounded(logprobs: Ragged) -> Ragged:
-    with np.errstate(over="ignore"):  # an overflow becomes -inf, which the value checks refuse by name
+    with np.errstate(over="ignore"):  # an overflow becomes -inf, which the value checks refuse
         return Ragged(logprobs.offsets, logprobs.values.astype(np.float16).astype(np.float32))

@@ -1,7 +1,8 @@
 """Files of an object store, through fsspec: one conditional put is a whole publication.
 
-An object appears at once and whole, so there is neither a temporary file nor a rename; what has to be exclusive is the
-put. Stores that offer that (S3, Google Cloud Storage, Azure) are taken, others are refused before anything is written.
+An object appears at once and complete, so there is neither a temporary file nor a rename; only the put must be
+exclusive. Stores that offer this (S3, Google Cloud Storage, Azure) are used; others are refused before anything is
+written.
 """
 
 import errno
@@ -30,14 +31,14 @@ from tide_cache.shards.store_faults import (
 )
 
 SINGLE_WRITER = "TIDE_CACHE_SINGLE_WRITER"
-"""Variable by which a user promises that one build at a time writes into a folder."""
+"""Variable by which a user promises that only one build at a time writes into a folder."""
 
 
 class FsspecFiles:
-    """Files by URL; credentials, endpoints and other options are those that fsspec is configured with."""
+    """Files by URL; credentials, endpoints and other options come from fsspec's configuration."""
 
     def create(self, path: CachePath, data: bytes) -> None:
-        """Put an object under a name that is free; a name that is taken keeps its object (FileExistsError)."""
+        """Write an object under a free name; a taken name keeps its object (FileExistsError)."""
         system, name = _open(path)
         with _writing(path):
             if _has_single_writer():
@@ -53,13 +54,13 @@ class FsspecFiles:
             try:
                 _ask(system, "pipe_file", name, data, mode="create", num_bytes=len(data))
             except Exception as error:
-                # Stores name the refusal differently, and a put that was sent twice is refused the second time.
+                # Stores refuse in different ways, and a put that was sent twice is refused the second time.
                 if not is_refused(error) and not may_pass(error) and _is_there(system, name):
                     raise FileExistsError(errno.EEXIST, "already there", str(path)) from error
                 raise
 
     def prove_exclusive(self, path: CachePath) -> None:
-        """Put an object a second time under its own name: a store that takes it would let two writers mix."""
+        """Write an object a second time under its own name: a store that accepts it would let two writers mix."""
         if _has_single_writer():
             return
         data = self.read(path, 0, self.size(path))
@@ -73,13 +74,13 @@ class FsspecFiles:
         )
 
     def replace(self, path: CachePath, data: bytes) -> None:
-        """Put an object in the place of another."""
+        """Replace an object."""
         with _writing(path):
             system, name = _open(path)
             _ask(system, "pipe_file", name, data, num_bytes=len(data))
 
     def remove(self, path: CachePath) -> None:
-        """Remove an object if it is there."""
+        """Remove an object if it exists."""
         with _writing(path):
             system, name = _open(path)
             if _total(system, name) is not None:
@@ -95,7 +96,7 @@ class FsspecFiles:
         """Do nothing: a put that was cut off leaves no object."""
 
     def size(self, path: CachePath) -> int:
-        """Bytes of an object."""
+        """Return the bytes of an object."""
         with _reading(path):
             system, name = _open(path)
             total = _total(system, name)
@@ -104,10 +105,10 @@ class FsspecFiles:
             return total
 
     def read(self, path: CachePath, start: int, size: int) -> bytes:
-        """Read a byte range; shorter only where the object ends.
+        """Return a byte range; shorter only at the end of the object.
 
         Raises:
-            UnreadableError: The store does not give it now, or gives another range than was asked for.
+            UnreadableError: The store does not return it now, or returns another range.
         """
         if size <= 0:
             return b""
@@ -115,7 +116,7 @@ class FsspecFiles:
             system, name = _open(path)
             try:
                 found = bytes(_ask(system, "cat_file", name, start=start, end=start + size, num_bytes=size))
-            except Exception as error:  # some stores refuse a range that begins at or after the end
+            except Exception as error:  # some stores refuse a range that starts at or after the end
                 is_other = isinstance(error, FileNotFoundError) or is_refused(error) or may_pass(error)
                 if is_other or start < (_total(system, name) or 0):
                     raise
@@ -132,7 +133,7 @@ class FsspecFiles:
         raise UnreadableError(f"{path}: cannot be read now: {wrong}.\n{_TRY_AGAIN}")
 
     def list_folder(self, folder: CachePath) -> list[str]:
-        """Names below a prefix, sorted; none where there are none."""
+        """Return the names below a prefix, sorted; none if there are none."""
         with _reading(folder):
             system, name = _open(folder)
             try:
@@ -146,7 +147,7 @@ FSSPEC_FILES = FsspecFiles()
 
 
 def files_of(path: CachePath) -> Files:
-    """Return what reads and writes the files of a cache."""
+    """Return the interface that reads and writes the files of a cache."""
     return LOCAL_FILES if isinstance(path, Path) else FSSPEC_FILES
 
 
@@ -162,10 +163,10 @@ def _has_single_writer() -> bool:
 
 
 def _open(path: CachePath) -> tuple[AbstractFileSystem, str]:
-    """Open the file system of a URL; listings are never cached, since other writers are at work."""
+    """Open the file system of a URL; listings are never cached, since there may be other writers."""
     protocol = _protocol(path)
     options: dict[str, Any] = {}
-    if SAME_STORE.get(protocol, protocol) == "s3":  # its own times are a minute each, and repeated five times
+    if SAME_STORE.get(protocol, protocol) == "s3":  # its own time limits are a minute each, with five repetitions
         ours = {"connect_timeout": CONNECT_S, "read_timeout": SILENCE_S, "retries": {"max_attempts": 0}}
         theirs = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
         options["config_kwargs"] = {**ours, **theirs}
@@ -177,19 +178,19 @@ def _open(path: CachePath) -> tuple[AbstractFileSystem, str]:
             "Install fsspec's package for this kind of URL (s3fs for s3://, gcsfs for gs://), or give a folder."
         ) from None
     if options:
-        system.retries = 1  # this module asks again; the instance is ours alone, by its options
+        system.retries = 1  # this module repeats requests itself; with these options no one else shares the instance
     return system, name
 
 
 def _ask(system: AbstractFileSystem, method: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:
-    """Call a method of a file system, again where that may help, and never wait for ever.
+    """Call a method of a file system; repeat it if that may help, and never wait for ever.
 
     Args:
-        system: Of the URL.
+        system: File system of the URL.
         method: Its name.
-        arguments: For it.
-        num_bytes: How much it sends or receives.
-        options: For it.
+        arguments: Positional arguments.
+        num_bytes: Number of bytes that it sends or receives.
+        options: Keyword arguments.
     """
     if isinstance(system, AsyncFileSystem) and not system.asynchronous:
         coroutine = getattr(system, f"_{method}")
@@ -199,7 +200,7 @@ def _ask(system: AbstractFileSystem, method: str, *arguments: Any, num_bytes: in
 
 
 def _total(system: AbstractFileSystem, name: str) -> int | None:
-    """Bytes of an object, None where there is none."""
+    """Return the bytes of an object; None if there is none."""
     try:
         info = _ask(system, "info", name)
     except FileNotFoundError:
@@ -208,7 +209,7 @@ def _total(system: AbstractFileSystem, name: str) -> int | None:
 
 
 def _is_there(system: AbstractFileSystem, name: str) -> bool:
-    """Whether there is an object, as far as can be known: what is met in asking must not hide what was met before."""
+    """Return whether there is an object, as far as can be known; an error here must not hide an earlier one."""
     try:
         return _total(system, name) is not None
     except Exception:
@@ -216,14 +217,14 @@ def _is_there(system: AbstractFileSystem, name: str) -> bool:
 
 
 def _creates_exclusively(system: AbstractFileSystem) -> bool:
-    """Whether a file system has a put of its own that knows `mode`; fsspec's general one looks first and then puts."""
+    """Return whether a file system's put knows `mode`; fsspec's generic one checks first and then puts."""
     own: Any = getattr(type(system), "_pipe_file", None) or type(system).pipe_file
     return own is not AbstractFileSystem.pipe_file and "mode" in inspect.signature(own).parameters
 
 
 @contextmanager
 def _reading(path: CachePath) -> Iterator[None]:
-    """Tell what a store does not give now from what is not there; stores raise errors of their own libraries."""
+    """Raise `UnreadableError` for what a store does not return now, as opposed to what does not exist."""
     try:
         yield
     except (RunFileError, UnreadableError):
@@ -238,7 +239,7 @@ def _reading(path: CachePath) -> Iterator[None]:
 
 @contextmanager
 def _writing(path: CachePath) -> Iterator[None]:
-    """Make of what a store's library raises an error of input and output, with the reason that the store gave."""
+    """Turn an error of a store's library into an `OSError` with the store's reason."""
     try:
         yield
     except (RunFileError, UnreadableError, FileExistsError):

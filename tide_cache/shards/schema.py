@@ -1,4 +1,4 @@
-"""The columns of the two tables of format v1, and what a shard says about itself in its key-value metadata."""
+"""The columns of the two tables of format v1, and a shard's key-value metadata."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -10,15 +10,15 @@ from tide_cache.config.settings import CodecName, PassName
 from tide_cache.signal_table import PARTS, TRUTH, Field, PartName, Rule
 
 FORMAT_VERSION = 1
-"""Of every shard, and of the documents of a cache unless it needs a newer one."""
+"""Version of every shard, and of a cache's documents unless they need a newer one."""
 SHARED_VIEWS_VERSION = 2
-"""Of the identity, plan and manifest of a cache whose one stored view serves all views of training."""
+"""Version of identity, plan and manifest of a cache whose one stored view serves all views of training."""
 PROJECTED_VERSION = 3
-"""Of the same documents of a cache that holds the signal `projected`."""
+"""Version of the same documents of a cache that holds the signal `projected`."""
 NEWEST_VERSION = PROJECTED_VERSION
-"""The newest of documents other than the manifest that this release reads."""
+"""The newest version of documents other than the manifest that this release reads."""
 PARTS_VERSION = 4
-"""Of a manifest whose entries lie in files beside it; identity, plan and shards keep theirs."""
+"""Version of a manifest whose entries are in separate files; identity, plan and shards keep theirs."""
 
 PASSES: tuple[PassName, ...] = get_args(PassName)
 
@@ -52,7 +52,7 @@ _VIEWS = {
     "student_masked": _list_of(pa.int32()),
     "teacher_masked": _list_of(pa.int32()),
 }
-"""Of the view itself; what the teacher says of it is in `signal_table`."""
+"""Columns of the view itself; those of the teacher's signals are in `signal_table`."""
 
 PAIRS_SCHEMA = _schema(_PAIRS)
 
@@ -64,11 +64,11 @@ _PACKED: dict[CodecName, dict[Rule, dict[str, pa.DataType]]] = {
         "rounded logprob": {"high": pa.binary(), "low": pa.binary()},
     },
 }
-"""For each codec, what is in the place of a column, by what its values are."""
+"""For each codec, what replaces a column, by the rule of its values."""
 
 
 def signals_schema(parts: Collection[PartName], codec: CodecName = "plain") -> pa.Schema:
-    """Return the columns of a signals shard; `truth` is always among its parts."""
+    """Return the columns of a signals shard; its parts always include `truth`."""
     columns = dict(_VIEWS)
     for part in PARTS:
         if part.name in parts or part is TRUTH:
@@ -85,7 +85,7 @@ def _stored(field: Field, codec: CodecName) -> dict[str, pa.DataType]:
 
 
 def byte_stream_split_leaves(schema: pa.Schema) -> list[str]:
-    """Parquet paths of the columns whose bytes are split before compression: all numbers, not text, bytes or flags."""
+    """Return the Parquet paths of columns whose bytes are split before compression: all columns of numbers."""
     return [
         _leaf(field)
         for field in schema
@@ -94,7 +94,7 @@ def byte_stream_split_leaves(schema: pa.Schema) -> list[str]:
 
 
 def compression_levels(schema: pa.Schema) -> dict[str, int]:
-    """Zstandard level of every column, by Parquet path: 1, and 3 where it saves a tenth of the bytes."""
+    """Return the Zstandard level of every column, by Parquet path: 1, or 3 if that saves a tenth of the bytes."""
     return {_leaf(field): 3 if field.name == "topk_logprobs" else 1 for field in schema}
 
 
@@ -108,7 +108,7 @@ def _leaf(field: pa.Field) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ShardHeader:
-    """Which shard of which cache a file is; stored inside the file, so that files cannot change places unseen."""
+    """Which shard of which cache a file is; stored inside the file, so that swapped files are noticed."""
 
     cache_id: str
     plan_hash: str
@@ -117,5 +117,5 @@ class ShardHeader:
     format_version: int = FORMAT_VERSION
 
     def to_metadata(self, codec: CodecName = "plain") -> dict[str, str]:
-        """Key-value pairs of the Parquet footer, for a table in this codec."""
+        """Return the key-value pairs of the Parquet footer, for a table in this codec."""
         return {METADATA_PREFIX + name: str(value) for name, value in {**asdict(self), "codec": codec}.items()}

@@ -1,6 +1,6 @@
-"""What an object store's error means: whether to ask again, and what a user can do about it.
+"""What an object store's error means: whether to repeat the request, and what a user can do.
 
-Stores raise errors of their own libraries, so these are recognised by their names; none of the libraries is imported.
+Stores raise errors of their libraries, which are recognised by name; none of the libraries is imported.
 """
 
 import errno
@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 GIVE_UP_S = 30.0
-"""A store that does not answer is given up within this time."""
+"""After this time a store that does not answer is given up."""
 SILENCE_S = 10.0
-"""Time without a single byte after which one attempt has failed, where the store's library can be told."""
+"""An attempt fails after this time without a single byte, if the store's library has such a limit."""
 CONNECT_S = 5.0
-"""The same, while a connection is opened."""
+"""The same while a connection is opened."""
 SLOWEST_BYTES_PER_S = 256 << 10
-"""A transfer may take as long as it does at this rate, beside the time above."""
+"""A transfer may take as long as it would at this rate, in addition to the time above."""
 MAX_ATTEMPTS = 5
 FIRST_WAIT_S = 0.5
 
@@ -58,19 +58,19 @@ Answer = TypeVar("Answer")
 
 
 def is_silent(error: BaseException) -> bool:
-    """Whether the server did not answer, or stopped in mid-answer."""
+    """Return whether the server did not answer, or stopped in the middle of an answer."""
     return any(_names(one) & _SILENT or isinstance(one, ConnectionError | TimeoutError) for one in _chain(error))
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether the server refused access, or there is nothing to show it."""
+    """Return whether the server refused access, or there are no credentials."""
     return any(
         isinstance(one, PermissionError) or _names(one) & _KEYLESS or _status(one) in _REFUSED for one in _chain(error)
     )
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same request may be answered in a moment."""
+    """Return whether the same request may succeed in a moment."""
     if is_refused(error) or isinstance(error, FileNotFoundError | FileExistsError):
         return False
     status = _status(error)
@@ -80,11 +80,11 @@ def may_pass(error: BaseException) -> bool:
 
 
 def explained(error: BaseException, protocol: str) -> str:
-    """Say in one line what happened, and which variable or key to look at.
+    """Return in one line what happened, and which variable or key to check.
 
     Args:
         error: What the store's library raised.
-        protocol: What stands before `://` in the URL.
+        protocol: The part of the URL before `://`.
     """
     store = SAME_STORE.get(protocol, protocol)
     variables = CREDENTIALS.get(store)
@@ -101,11 +101,11 @@ def explained(error: BaseException, protocol: str) -> str:
 
 
 def persistently(attempt: Callable[[float], Answer], num_bytes: int = 0) -> Answer:
-    """Ask a store again, a few times, while what it says may pass; each wait is drawn anew, so that workers part.
+    """Repeat a request a few times while its error may pass; waits are random, so that workers spread out.
 
     Args:
-        attempt: Asks once; takes the seconds after which it is to give up.
-        num_bytes: How much is to be sent or received.
+        attempt: Asks once; takes the number of seconds after which to give up.
+        num_bytes: Number of bytes to send or receive.
     """
     start_s = time.monotonic()
     transfer_s = num_bytes / SLOWEST_BYTES_PER_S
@@ -122,14 +122,14 @@ def persistently(attempt: Callable[[float], Answer], num_bytes: int = 0) -> Answ
 
 
 def _said(error: BaseException) -> str:
-    """What the store said, without line ends; an error without words is told by its name."""
+    """Return the store's message on one line; the name of an error without a message."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
     speaks_for_itself = text and isinstance(error, OSError) and not _names(error) & _SILENT
     return text if speaks_for_itself else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it came from."""
+    """Yield an error and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -138,12 +138,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _names(error: BaseException) -> set[str]:
-    """`package.Class` of an error and of its bases."""
+    """Return `package.Class` of an error and of its bases."""
     return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
 
 
 def _status(error: BaseException) -> int:
-    """HTTP status that an error carries, 0 where it carries none."""
+    """Return the HTTP status of an error; 0 if it has none."""
     response = getattr(error, "response", None)
     of_boto = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
     for found in (of_boto, getattr(error, "status_code", None), getattr(error, "code", None)):

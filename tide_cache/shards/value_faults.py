@@ -1,4 +1,4 @@
-"""How a broken law of the format is told: which column, which row, what is wrong."""
+"""How a broken law of the format is reported: column, row, and what is wrong."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ Ints = npt.NDArray[np.integer[Any]]
 
 
 class ValueFault(Exception):
-    """One value breaks a law. Callers turn it into an error that names the shard."""
+    """A value breaks a law. Callers turn it into an error that names the shard."""
 
     def __init__(self, column: str, row: int, problem: str) -> None:
         super().__init__(problem)
@@ -22,13 +22,13 @@ def require(name: str, is_lawful: npt.NDArray[np.bool_], row_of: Ints | None, pr
     """Raise the first fault, if there is one.
 
     Args:
-        name: Column that is tested.
-        is_lawful: What was found for each tested value.
+        name: Column to test.
+        is_lawful: Whether each tested value obeys the law.
         row_of: Row of each tested value; None when each row was tested once.
-        problem: What is wrong where a value is not lawful.
+        problem: What is wrong with a value that does not.
 
     Raises:
-        ValueFault: A value is not lawful.
+        ValueFault: A value breaks the law.
     """
     if is_lawful.all():
         return
@@ -37,13 +37,13 @@ def require(name: str, is_lawful: npt.NDArray[np.bool_], row_of: Ints | None, pr
 
 
 def require_lengths(name: str, found_S: Ints, expected_S: Ints, of_what: str) -> None:
-    """Raise the first fault where a list of a column has not the length expected of its row.
+    """Raise the first fault of a list in a column whose length is not the expected one.
 
     Args:
-        name: Column that is tested.
+        name: Column to test.
         found_S: Length of its list in each row.
         expected_S: The length expected.
-        of_what: What the expected length is that of, for the message.
+        of_what: What has the expected length, for the message.
 
     Raises:
         ValueFault: A length differs.

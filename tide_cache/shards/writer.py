@@ -1,7 +1,7 @@
 """From records to the bytes of a shard, in memory; the same records always give the same bytes.
 
-Pages carry checksums, but page headers do not. So the footer also holds the place and SHA-256 of every row group:
-together with the footer's own hash in the commit record they cover every byte that a reader decodes.
+Pages have checksums, but page headers do not. So the footer also holds the place and SHA-256 of every row group. With
+the footer's own hash in the commit record, they cover every byte that a reader decodes.
 """
 
 import hashlib
@@ -47,10 +47,10 @@ class EncodedShard:
     """The bytes of a shard, ready to be published.
 
     Attributes:
-        header: Which shard it is.
+        header: Identifies the shard.
         data: The Parquet file.
-        num_samples: Samples that it covers.
-        row_groups: Rows of each row group.
+        num_samples: Number of its samples.
+        row_groups: Number of rows of each row group.
         column_bytes: Compressed bytes of each column.
     """
 
@@ -62,7 +62,7 @@ class EncodedShard:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return len(self.data)
 
     @cached_property
@@ -89,7 +89,7 @@ def encode_pairs(
         rules: What the values are checked against.
 
     Raises:
-        AssertionError: A sample breaks a law of the format: pairing has a bug.
+        AssertionError: A sample breaks a law of the format, which is a bug in pairing.
     """
     assert header.table == "pairs", header
     layout = ShardLayout(len(pairs), num_views=1)
@@ -108,7 +108,7 @@ def encode_signals(
     rules: ShardRules,
     logprob_dtype: LogprobDtype,
 ) -> EncodedShard:
-    """Encode one pass of a shard, after checking every value of it.
+    """Encode one pass of a shard, after checking every value.
 
     Args:
         header: Which shard this is; its table is the pass.

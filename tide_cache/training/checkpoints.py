@@ -184,7 +184,7 @@ def _require_committed_files(folder: Path, marker: Marker) -> None:
 
 
 def _strange(folder: Path) -> list[str]:
-    """What is neither a file nor a folder, such as a link."""
+    """Return what is neither a file nor a folder, such as a link."""
     paths = [folder, *everything_in(folder)]
     return [path.name for path in paths if path.is_symlink() or not (path.is_file() or path.is_dir())]
 

@@ -280,7 +280,7 @@ def _failure(world: World, error: BaseException) -> Failure:
 
 
 def _sees(folder: Path, name: str) -> bool:
-    """Whether a folder holds a file; lists the folder afresh, which a network file system answers from the server."""
+    """Return whether a folder holds a file; it is listed again, which a network file system answers from the server."""
     try:
         return name in os.listdir(folder)
     except OSError:

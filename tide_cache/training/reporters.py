@@ -91,7 +91,7 @@ class WeightsAndBiases:
 
 
 def scalars(metrics: StepMetrics) -> Iterator[tuple[str, float]]:
-    """Return every figure of a line by a flat name; those that are not known are left out."""
+    """Yield every figure of a line by a flat name; unknown ones are left out."""
     for name in ("loss", "learning_rate", "gradient_norm", "trust", "tokens_per_s", "stall_share", "peak_memory_bytes"):
         value = getattr(metrics, name)
         if value is not None:

@@ -137,7 +137,7 @@ def _whole(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def _is_plain(engine: Any) -> bool:
-    """Whether the optimizer is torch's own, on the model's weights: stage 0."""
+    """Return whether the optimizer is torch's own, on the model's weights: stage 0."""
     return isinstance(engine.optimizer, torch.optim.Optimizer)
 
 
@@ -147,7 +147,7 @@ def _adamw(engine: Any) -> torch.optim.Optimizer:
 
 
 def _held_tensors(engine: Any) -> list[torch.Tensor]:
-    """The tensors that AdamW updates on this rank: weights, or flat parts of many."""
+    """Return the tensors that AdamW updates on this rank: weights, or flat parts of many."""
     if hasattr(engine.optimizer, "fp32_partitioned_groups_flat"):  # stage 3 hands them to AdamW in its step only
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [tensor for group in _adamw(engine).param_groups for tensor in group["params"]]

@@ -74,7 +74,7 @@ def find_files(folder: Path, wanted: Iterable[Wanted]) -> dict[Wanted, tuple[Pat
 
 
 def _describe_missing(folder: Path, missing: Sequence[Wanted]) -> Iterator[str]:
-    """Return a line for each data set and split; of many configurations only the first is written out."""
+    """Yield a line for each data set and split; of many configurations only the first is written out."""
     for (dataset, split), entries in groupby(missing, key=lambda entry: (entry.dataset, entry.split)):
         first, *others = entries
         places = ", ".join(str(folder / pattern) for pattern in first.patterns())

@@ -119,7 +119,7 @@ def define_tasks(chosen: Sequence[TaskSettings], task_data: Path | None, sandbox
 
 
 def _configs(settings: TaskSettings) -> Iterator[Config]:
-    """Return the definitions of all of lm-eval's tasks that make up one of ours."""
+    """Yield the definitions of lm-eval's tasks that make up one of ours."""
     overlay = load_yaml(settings.overlay) if settings.overlay else {}
     if settings.source is None:
         yield overlay
