@@ -82,7 +82,7 @@ def drifted_schemas(folder: Path) -> list[str]:
 
 
 def _compact_columns() -> list[dict[str, Any]]:
-    """Columns by which the codec `compact` replaces plain ones."""
+    """Return the columns by which the codec `compact` replaces plain ones."""
     plain = _columns(signals_schema(OPTIONAL_PARTS))
     return [column for column in _columns(signals_schema(OPTIONAL_PARTS, "compact")) if column not in plain]
 

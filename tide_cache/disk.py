@@ -103,7 +103,7 @@ def told_refusal(error: Exception) -> str | None:
 
 
 def _was_written(path: Path) -> bool:
-    """Tell whether the missing permission was one to write."""
+    """Return whether the missing permission was one to write."""
     with suppress(TideCacheError, OSError):
         if path.exists():
             return os.access(path, os.R_OK, effective_ids=True)

@@ -158,13 +158,13 @@ def unasked_hub() -> Iterator[None]:
 
 
 def is_told_by_hub(error: Exception) -> bool:
-    """Tell whether a hub's refusal, or not asking it, led to an error."""
+    """Return whether a hub's refusal, or not asking it, led to an error."""
     chain = list(chain_of(error))
     return any(isinstance(one, HfHubHTTPError | OfflineModeIsEnabled) or _is_gated(one) for one in chain)
 
 
 def _is_gated(error: BaseException) -> bool:
-    """Tell whether access has to be requested; `datasets` keeps the text and drops the error."""
+    """Return whether access has to be requested; `datasets` keeps the text and drops the error."""
     return isinstance(error, GatedRepoError) or "is a gated dataset on the Hub" in str(error)
 
 
@@ -219,7 +219,7 @@ def _note_commit(location: str, revision: str | None, commit: str) -> None:
 
 
 def refusal(location: str, revision: str | None, error: Exception, kind: str = "") -> str:
-    """Say why the hub does not serve a repository, and what helps.
+    """Return why the hub does not serve a repository, and what helps.
 
     Args:
         location: Its name.

@@ -26,7 +26,7 @@ def launcher_names(environment: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def is_first(environment: Mapping[str, str]) -> bool:
-    """Whether this process is alone or the first of several, and speaks for all.
+    """Return whether this process is alone or the first of several, and speaks for all.
 
     Args:
         environment: Of this process.

@@ -83,7 +83,7 @@ def cache_path(location: str) -> CachePath:
 
 
 def nowhere(location: str) -> str | None:
-    """Say why a location is neither a folder nor a hub name; None if it is one.
+    """Return why a location is neither a folder nor a hub name; None if it is one.
 
     A hub name has the form owner/name; names of one word, which the hub once had, are taken for misspelt folders.
     """

@@ -31,7 +31,7 @@ class Phase:
         self.done += amount
 
     def reach(self, done: float, total: float | None) -> None:
-        """Say how much is done of how much, as callbacks `(done, total)` of the library do."""
+        """Report how much is done of how much, as callbacks `(done, total)` of the library do."""
         self.done, self.total = done, total
 
 

@@ -104,23 +104,23 @@ class SamplePair:
 
     @cached_property
     def is_distillable_C(self) -> Bools:
-        """Chunks whose student tokens are all supervised; the others are never active."""
+        """Which chunks have only supervised student tokens; the others are never active."""
         return distillable_chunks(self.chunks_C4, self.is_supervised_L)
 
     def is_aligned_pair_C(self, shared_vocab_size: int) -> Bools:
-        """Chunks of one token on each side with the same id below `shared_vocab_size`."""
+        """Return which chunks are one token on each side with the same id below `shared_vocab_size`."""
         return aligned_pairs(self.chunks_C4, self.teacher_ids_M, self.student_ids_L, shared_vocab_size)
 
 
 def distillable_chunks(chunks_C4: Int32s, is_supervised_L: Bools) -> Bools:
-    """Tell for each chunk whether all its student tokens are supervised."""
+    """Return for each chunk whether all its student tokens are supervised."""
     unsupervised_L = sums_before(~is_supervised_L)
     result: Bools = unsupervised_L[chunks_C4[:, 3]] == unsupervised_L[chunks_C4[:, 2]]
     return result
 
 
 def aligned_pairs(chunks_C4: Int32s, teacher_ids_M: Int32s, student_ids_L: Int32s, shared_vocab_size: int) -> Bools:
-    """Tell for each chunk whether it is one token on each side with the same id below `shared_vocab_size`."""
+    """Return for each chunk whether it is one token on each side with the same id below `shared_vocab_size`."""
     teacher_start, teacher_end, student_start, student_end = chunks_C4.T
     is_single_C = (teacher_end - teacher_start == 1) & (student_end - student_start == 1)
     teacher_id_C = teacher_ids_M[np.where(is_single_C, teacher_start, 0)] if len(teacher_start) else teacher_start

@@ -40,7 +40,7 @@ def errno_of(error: BaseException) -> int | None:
 
 
 def way_out(code: int | None) -> str | None:
-    """Say what helps against an errno that is not the file's fault; None for others."""
+    """Return what helps against an errno that is not the file's fault; None for others."""
     return _WAYS_OUT.get(code or 0)
 
 
@@ -107,7 +107,7 @@ def chain_of(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_there(path: Path) -> bool:
-    """Tell whether a path exists; `os.path.exists` says no where permission is missing.
+    """Return whether a path exists; `os.path.exists` says no where permission is missing.
 
     Args:
         path: A file or folder.
@@ -119,12 +119,12 @@ def is_there(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a path names a plain file, as `is_there` does."""
+    """Return whether a path names a plain file, as `is_there` does."""
     return stat.S_ISREG(_mode(path) or 0)
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether a path names a folder, as `is_there` does."""
+    """Return whether a path names a folder, as `is_there` does."""
     return stat.S_ISDIR(_mode(path) or 0)
 
 

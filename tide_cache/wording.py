@@ -16,7 +16,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def shared_views(context: object, num_views: int) -> str:
-    """Say after the number of stored views that all views of training read the one; nothing of other caches.
+    """Return the words after the number of stored views if all views of training read that one; otherwise nothing.
 
     Args:
         context: What the teacher is shown.

@@ -208,14 +208,14 @@ def _make_manifest(
 
 
 def _whole_passes(root: CachePath, plan: PlanDocument, files: Files) -> set[PassName]:
-    """Passes whose shards all have a file: those that a lost manifest can have listed."""
+    """Return the passes whose shards all have a file: those that a lost manifest can have listed."""
     wanted = plan.plan.num_shards
     found = {name: files.list_folder(shard_path(root, name, 0).parent) for name in PASSES}
     return {name for name, entries in found.items() if sum(e.endswith(".parquet") for e in entries) >= wanted}
 
 
 def _unvouched(root: CachePath, plan: PlanDocument, tables: Sequence[TableName], files: Files) -> list[str]:
-    """Shards without a commit record, or of which it says something else."""
+    """Return the shards whose commit record is missing, or says something else."""
     folder = CacheFolder(root, files)
     folder.plan_document = plan  # the one on disk may be the damaged one
     result = []

@@ -27,13 +27,13 @@ RunFile = TypeVar("RunFile", bound=Frozen)
 def load_run_file(model: type[RunFile], path: Path | None, overrides: Mapping[str, Any] | None = None) -> RunFile:
     """Read a TOML run file, apply overrides, and validate it.
 
-    Paths inside the file are taken relative to the file's folder, paths in overrides relative to the working folder;
+    Paths inside the file are relative to the file's folder, paths in overrides to the working folder;
     both are made absolute here, so the result can be used from anywhere.
 
     Args:
         model: The run file's model.
-        path: The TOML file, or None when everything comes from overrides.
-        overrides: Dotted keys and their values, as `parse_assignments` gives; they win over the file.
+        path: The TOML file; None if everything comes from overrides.
+        overrides: Dotted keys and their values, as `parse_assignments` returns them; they win over the file.
 
     Raises:
         RunFileError: The file is missing or not TOML, or the models refuse it; lists every fault.
@@ -56,7 +56,7 @@ def load_run_file(model: type[RunFile], path: Path | None, overrides: Mapping[st
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Split `key=value` strings of `--set`; a value is TOML where it parses, otherwise a plain string.
+    """Split `key=value` strings of `--set`; a value is TOML if it parses, otherwise a plain string.
 
     Raises:
         RunFileError: An item has no `=`.
@@ -148,7 +148,7 @@ def _resolved_path(value: str, folder: Path, name: str, may_be_url: bool) -> str
 
 
 class LocationMark:
-    """Annotates a string that is a path when something lies there or it is written like one, else a hub name."""
+    """Annotates a string that is a path if it exists or is written like one, otherwise a hub name."""
 
 
 def _resolved_location(value: str, folder: Path) -> str:
@@ -158,7 +158,7 @@ def _resolved_location(value: str, folder: Path) -> str:
 
 
 def _types_in(annotation: Any) -> list[Any]:
-    """Return the types that an annotation is made of, and what annotates them."""
+    """Return the types in an annotation, and what annotates them."""
     arguments = getattr(annotation, "__args__", None)
     inner = [t for argument in arguments for t in _types_in(argument)] if arguments else [annotation]
     return [*getattr(annotation, "__metadata__", ()), *inner]
@@ -175,7 +175,7 @@ def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str
         if fault["type"] == "too_short" and any(
             f["loc"][: len(fault["loc"])] == fault["loc"] != f["loc"] for f in found
         ):
-            continue  # it is short because its entries were refused, each with its own fault
+            continue  # it is too short because its entries were refused, each with its own fault
         key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
         if fault["type"] in UNKNOWN_KEY:
             known = _known_keys(model, fault["loc"][:-1])
@@ -194,7 +194,7 @@ def _describe(error: ValidationError, model: type[BaseModel], where: str) -> str
 
 
 def _hint(found: str, known: list[str], is_short: bool = False) -> str:
-    """Suggest the nearest name, and list all of them where there is none or the list is short."""
+    """Return a hint: the nearest name, and all of them if none is near or the list is short."""
     hints = [f"did you mean {close!r}?" for close in difflib.get_close_matches(found, known, n=1)]
     if is_short or not hints:
         hints.append(f"known here: {', '.join(sorted(known))}")
@@ -202,7 +202,7 @@ def _hint(found: str, known: list[str], is_short: bool = False) -> str:
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Keys that the models at a location know; a tagged union contributes all its members' keys."""
+    """Return the keys that the models at a location know; a tagged union contributes all its members' keys."""
     here: list[dict[str, Any]] = [_fields(model)]
     for part in location:
         types = [t for known in here if part in known for t in _types_in(known[part])]

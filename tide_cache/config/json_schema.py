@@ -1,4 +1,4 @@
-"""The JSON schema of a run file: settings that are plain dataclasses look there as models do."""
+"""The JSON schema of a run file, in which settings that are plain dataclasses look like models."""
 
 import ast
 import inspect
@@ -13,10 +13,10 @@ from tide_cache.config.settings import Setting
 
 
 class RunFileSchema(GenerateJsonSchema):
-    """Describes each field of a setting by what stands below it, inherited or not, and demands the tag of a union."""
+    """Describes each field of a setting by the docstring below it, also inherited, and requires the tag of a union."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
-        """Return the schema of a model, which may have fields of settings among its own."""
+        """Return the schema of a model, which may have settings as fields."""
         found = super().model_schema(schema)
         for name, text in attribute_docstrings(schema["cls"]):
             if name in found["properties"]:

@@ -1,6 +1,6 @@
 """The `[[objective]]` entries of a training run file; the objective of that kind inherits its fields from here.
 
-They are not in `objectives/`, because a run file is checked, and refused, before torch is loaded. Fields whose default
+They are not in `objectives/`, because a run file is checked before torch is loaded. Fields whose default
 is None are decided by `config/semantics.py`.
 """
 

@@ -1,4 +1,4 @@
-"""The rows of the paper's table as lists of objectives and the pass they learn from, for either pipeline.
+"""The rows of the paper's table as lists of objectives and the pass they learn from, for both pipelines.
 
 Temperatures and weights are the paper's (Table 5: T = 2 in the shared pipeline, lambda 0.1 to 0.9 cosine, midrange
 weight) and, where it is silent, those of its scripts (T = 5 over chunks), arXiv:2604.26951.
@@ -21,11 +21,11 @@ class Preset:
 
 
 CE = {"kind": "ce"}
-KL = {"kind": "kl", "temperature": 2.0}  # the paper's; alone, T = 1 was better: docs/experiments.md
+KL = {"kind": "kl", "temperature": 2.0}  # the paper's; on its own, T = 1 was better: docs/experiments.md
 CALM = {"kind": "calm", "temperature": 5.0}
 TIDAL = {"kind": "tidal", "time_weight": "midrange"}
 TIDE_CHUNK = (CE, {"kind": "chunk_kl", "temperature": 1.0}, CALM | {"chunks": "without_candidates"})
-"""Ours: all of the teacher's alternatives for a chunk where it has any, its likelihood elsewhere."""
+"""Ours: the teacher's alternatives for a chunk if it has any, otherwise the chunk's likelihood."""
 
 PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
     {
@@ -50,7 +50,7 @@ def find_preset(name: str) -> Preset:
     """Return a row of the table.
 
     Raises:
-        ValueError: There is none of that name; says which there are.
+        ValueError: There is no such row; lists those there are.
     """
     if name in PRESETS:
         return PRESETS[name]

@@ -1,7 +1,7 @@
-"""Sections of run files, and parts of sections, that a stage takes as a run file states them; pure.
+"""Sections of run files, and parts of sections, that a stage takes in the form of the run file; pure.
 
-A default stands here and nowhere else. What a cache is made of says the same in `manifest/identity.py`, where fields
-have no defaults and never go.
+Defaults are declared only here. `manifest/identity.py` repeats the fields that determine a cache; there they have no
+defaults, and are never removed.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What `semantics` decides: weights, divisors and clamps that a run file leaves open, as published or corrected."""
+"""What `semantics` decides: weights, divisors and clamps that a run file leaves open, published or corrected."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,14 +24,14 @@ DECIDED: MappingProxyType[Semantics, dict[str, dict[str, Any]]] = MappingProxyTy
         },
     }
 )
-"""By kind, the fields whose default is None; docs/decisions/semantics.md says why they differ."""
+"""The fields whose default is None, by kind; docs/decisions/semantics.md says why the values differ."""
 
 
 def resolve(objective: AnyObjective, semantics: Semantics) -> AnyObjective:
-    """Fill in what an objective leaves open; what it states stays."""
+    """Return the entry with open fields filled in; stated ones stay."""
     return replace(objective, **left_open(objective.kind, vars(objective), semantics))
 
 
 def left_open(kind: str, values: Mapping[str, Any], semantics: Semantics) -> dict[str, Any]:
-    """Return what `semantics` decides of an objective: the fields that are None, with their values."""
+    """Return what `semantics` decides for an objective: the fields that are None, with their values."""
     return {name: value for name, value in DECIDED[semantics].get(kind, {}).items() if values[name] is None}

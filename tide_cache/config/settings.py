@@ -1,9 +1,9 @@
-"""What settings have in common that stages take as a run file states them: frozen dataclasses, declared once.
+"""The base of settings that stages take in the form of the run file: frozen dataclasses, declared once.
 
-The words that such settings and the command line's options take stand here too, each list once.
+The words that such settings and the command line's options accept are also here, each list once.
 
-They know neither pydantic nor torch: run files check them without either of the stage's libraries, and pure stages
-import them. Bounds stand in the type, `Annotated[float, Gt(0)]`; what a field means stands below it, and becomes its
+Settings need neither pydantic nor torch: run files check them without the stages' libraries, and pure stages import
+them. Bounds are in the type, `Annotated[float, Gt(0)]`. A docstring below a field says what it means, and becomes its
 description in the JSON schema.
 """
 

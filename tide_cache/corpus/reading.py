@@ -222,7 +222,7 @@ def _nonempty(source: Source) -> Iterator[RawRow]:
 
 
 def _nothing_left(part: Part, languages: Counter[str], skipped: Sequence[str]) -> str:
-    """Say why a part yielded no row."""
+    """Return why a part yielded no row."""
     lines = [f"{part.name}: no row is left; expected at least one."]
     if languages:
         counts = ", ".join(f"{language} ({count})" for language, count in languages.most_common(_SHOWN_FAULTS))

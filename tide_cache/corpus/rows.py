@@ -23,7 +23,7 @@ class RawRow:
     value: object
 
     def place_in(self, name: str) -> str:
-        """Say where the row is: `name:17`, or `name row 16` (0-based, as in sample ids)."""
+        """Return where the row is: `name:17`, or `name row 16` (0-based, as in sample ids)."""
         return f"{name} row {self.number}" if self.line is None else f"{name}:{self.line}"
 
 

@@ -57,7 +57,7 @@ class Unread:
         self._fields.update(conversation.unread)
 
     def notes(self) -> list[str]:
-        """Say which columns, and which fields of messages, were not read, and in how many rows they are."""
+        """Return which columns, and which fields of messages, were not read, and in how many rows they are."""
         kinds = (("columns not read", self._columns), ("fields of messages not read", self._fields))
         return [f"{kind}: {_counted(counts)}" for kind, counts in kinds if counts]
 

@@ -43,7 +43,7 @@ def splits_of(path: PurePath) -> frozenset[str]:
 
 
 def tells_split(path: PurePath) -> bool:
-    """Tell whether a name names a usual split, or is a shard of any split."""
+    """Return whether a name names a usual split, or is a shard of any split."""
     return bool(_SHARD.fullmatch(path.name)) or not _WORDS.keys().isdisjoint(splits_of(path))
 
 

@@ -35,7 +35,7 @@ def read_parquet(path: Path, wanted: Container[str]) -> Iterator[RawRow]:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Tell whether `datasets.save_to_disk` wrote a folder."""
+    """Return whether `datasets.save_to_disk` wrote a folder."""
     is_single = is_there(folder / "state.json") and is_there(folder / "dataset_info.json")
     return is_single or is_there(folder / "dataset_dict.json")
 

@@ -88,7 +88,7 @@ def _decoded(text: str) -> object:
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str | RowFault]]:
-    """Lines with their 1-based numbers; a line that is not UTF-8 becomes a fault."""
+    """Yield lines with their 1-based numbers; a line that is not UTF-8 becomes a fault."""
     with _readable(path), _opened(path) as stream:
         for line, data in enumerate(stream, start=1):
             try:

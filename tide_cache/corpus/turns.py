@@ -111,7 +111,7 @@ def _call(call: object, where: str) -> dict[str, Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Leave out fields that are null, at any depth."""
+    """Return the value without fields that are null, at any depth."""
     if isinstance(value, list):
         return [without_nulls(entry) for entry in value]
     return {k: without_nulls(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value

@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 def candidate_targets(
     num_rows: int, shared: SharedTopK | None, signal: TeacherSignal | None, active: ActiveChunks, num_temperatures: int
 ) -> tuple[TopKTargets, ChunkTargets, torch.Tensor]:
-    """Lay out kept ids, draws and chunks.
+    """Return kept ids, draws and chunks, laid out for a batch.
 
     Args:
         num_rows: Masked rows of the batch.
@@ -120,7 +120,7 @@ def _key(row: Ints, token_id: Ints) -> Ints:
 
 
 def _kept(num_rows: int, topk: TopK | None, num_temperatures: int) -> tuple[Array, Ints, Array, Array, Array]:
-    """Lay the ragged candidates out as padded rows; the arrays are the first fields of `TopKTargets`, in order."""
+    """Return the ragged candidates as padded rows: the first fields of `TopKTargets`, in order."""
     width = 0 if topk is None else int(topk.counts_R.max(initial=0))
     log_tail_NT = np.zeros((num_rows, num_temperatures), np.float32)
     log_partition_NT = np.zeros((num_rows, num_temperatures), np.float32)
@@ -146,7 +146,7 @@ def _kept(num_rows: int, topk: TopK | None, num_temperatures: int) -> tuple[Arra
 
 
 def _drawn(shared: SharedTopK | None) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
-    """Row and id of each id drawn from a tail, with its log-prob and its share of the row's draws, [2, D]."""
+    """Return row and id of each id drawn from a tail, with its log-prob and its share of the row's draws, [2, D]."""
     if shared is None or (tail := shared.topk.tail) is None:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((2, 0), np.float32)
     row_D = np.repeat(shared.topk.rows_R.astype(np.int64), tail.counts_R)

@@ -52,7 +52,7 @@ class BatchLayout:
 
 
 def collate(records: Sequence[ViewRecord], layout: BatchLayout) -> tuple[StudentBatch, Targets]:
-    """Lay records out as one micro-batch, each in its own row.
+    """Return records as one micro-batch, each in its own row.
 
     Args:
         records: At least one; all with signals or all without.
@@ -62,7 +62,7 @@ def collate(records: Sequence[ViewRecord], layout: BatchLayout) -> tuple[Student
 
 
 def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], layout: BatchLayout) -> tuple[StudentBatch, Targets]:
-    """Lay records out as one micro-batch; a row may hold several samples, and several views of each.
+    """Return records as one micro-batch; a row may hold several samples, and several views of each.
 
     Every sample starts at the start of a block.
 

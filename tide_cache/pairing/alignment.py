@@ -77,7 +77,7 @@ def align_spans(
 
 
 def _span_boundaries(ends_N: Ints, spans_S2: Ints, bases_S: Ints) -> tuple[Ints, Ints, Ints]:
-    """Boundaries of the tokens inside each span, moved to `bases_S`: positions, tokens that follow, numbers of them."""
+    """Return the boundaries of tokens inside each span, moved to `bases_S`: positions, tokens that follow, counts."""
     first_S, stop_S = tokens_within(ends_N, spans_S2)
     counts_S = np.maximum(stop_S - first_S + 1, 0)
     token_N = ranges(first_S, counts_S)
@@ -86,7 +86,7 @@ def _span_boundaries(ends_N: Ints, spans_S2: Ints, bases_S: Ints) -> tuple[Ints,
 
 
 def _shared_boundaries(teacher_N: Ints, student_N: Ints) -> tuple[Ints, Ints]:
-    """Indices, on either side, of the boundaries that both have; of equal ones the last."""
+    """Return the indices, on either side, of the boundaries that both have; of equal ones the last."""
     size = 1 + max(teacher_N.max(initial=0), student_N.max(initial=0))
     is_teacher, is_student = np.zeros(size, bool), np.zeros(size, bool)
     is_teacher[teacher_N] = True
@@ -106,7 +106,7 @@ def _with_start(ends: npt.ArrayLike) -> Ints:
 
 
 def _rows(teacher_N: Ints, student_N: Ints, first_C: Ints) -> Int32s:
-    """Chunks between boundaries that follow each other, given the first of each two."""
+    """Return the chunks between consecutive boundaries, given the first of each two."""
     rows_C4 = np.empty((len(first_C), 4), np.int32)
     rows_C4[:, 0], rows_C4[:, 1] = teacher_N[first_C], teacher_N[first_C + 1]
     rows_C4[:, 2], rows_C4[:, 3] = student_N[first_C], student_N[first_C + 1]

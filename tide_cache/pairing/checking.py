@@ -107,7 +107,7 @@ def remarks(
     skipped: Sequence[str] = (),
     faults: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Say how many rows became samples, what was cut and left out, and what of the corpus is not read.
+    """Return how many rows became samples, what was cut and left out, and what of the corpus is not read.
 
     Args:
         report: Counts of all rows.

@@ -107,7 +107,7 @@ class Collected:
 
 
 def teacher_fault(whole: SamplePair, mask_id: int) -> str | None:
-    """Say why the teacher cannot be asked about a sample; None if it can.
+    """Return why the teacher cannot be asked about a sample; None if it can.
 
     Args:
         whole: The sample before it is cut.

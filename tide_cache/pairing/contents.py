@@ -94,7 +94,7 @@ def align_contents(
 def _content_pairs(
     teacher: TokenStream, student: TokenStream, text: int, counts: Counter[str]
 ) -> Iterator[tuple[CharRange, CharRange]]:
-    """Character ranges of the contents that both sides hold alike, in the student's order."""
+    """Yield the character ranges of the contents that both sides have in common, in the student's order."""
     sides = (teacher.rendered[text], student.rendered[text])
     both = [
         (t, s) for t, s in zip(sides[0].contents, sides[1].contents, strict=True) if t is not None and s is not None

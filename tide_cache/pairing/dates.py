@@ -29,7 +29,7 @@ def today() -> datetime.date:
 
 @cache
 def writes_date(template: str) -> bool:
-    """Tell whether a chat template asks for the date.
+    """Return whether a chat template asks for the date.
 
     Args:
         template: Its source; a mention in a comment or in plain text does not count.

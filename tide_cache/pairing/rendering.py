@@ -199,7 +199,7 @@ class ChatTemplate:
         marked: str | None,
         is_partly: bool,
     ) -> RenderError:
-        """Say what the template does to a content that it does not write as it is."""
+        """Return the error for a content that the template changes, with what the template does to it."""
         message = messages[k]
         beginning = f"{k} (role {message.role!r}, beginning {message.content[:40]!r})"
         if is_partly and THINK_END in message.content:
@@ -282,7 +282,7 @@ class _Frame:
         return cls(pieces, tuple(k for _, k in places))
 
     def place(self, messages: Sequence[Message], plain: str) -> Rendered | None:
-        """Say where the contents are, if the pieces and the contents give `plain`; None otherwise."""
+        """Return where the contents are, if the pieces and the contents give `plain`; None otherwise."""
         contents: list[CharRange] = [(0, 0)] * len(messages)
         parts = [self.pieces[0]]
         end = len(self.pieces[0])

@@ -120,7 +120,7 @@ class Spelling:
         return result
 
     def _after(self, ids_L: Int32s, lead: bytes, data: bytes) -> tuple[int, ...] | None:
-        """Tokens that stand for `data`, after those for `lead` and a space before it; None if there are no such."""
+        """Return the tokens for `data` that follow those for `lead` and a space; None if there are none."""
         ids = tuple(ids_L.tolist())
         ends = [0, *self._student.token_bytes.ends(ids_L).tolist()]
         cut = ends[-1] - len(data)

@@ -263,7 +263,7 @@ class TextTokenizer:
         return dict(self._tokenizer.special_tokens_map)
 
     def reads_like(self, other: "TextTokenizer") -> bool:
-        """Tell whether both produce the same text and the same tokens for every conversation.
+        """Return whether both produce the same text and the same tokens for every conversation.
 
         Args:
             other: Another tokenizer. Templates may write the special tokens, which fingerprints leave out.
@@ -378,7 +378,7 @@ def _mask_token_of(tokenizer: Any, path: str, folder: Path, mask_token: str | No
 
 
 def _way_to_mask_token(path: str, model_type: str | None) -> str:
-    """Say how to get a mask token, which depends on the model in the tokenizer's folder."""
+    """Return how to get a mask token, which depends on the model in the tokenizer's folder."""
     named = (
         "mask_token = '...' in the tokenizer's section of a run file, or \"mask_token\" in its tokenizer_config.json"
     )

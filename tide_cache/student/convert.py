@@ -1,9 +1,9 @@
-"""Turns a causal checkpoint into a start for block-diffusion students: the same weights, and a mask token.
+"""Conversion of a causal checkpoint into a start for block-diffusion students: the same weights, and a mask token.
 
-Only the attention mask tells a denoiser from a causal model, and that is not stored. What is missing is a token that
-stands for "not known yet": its name in the tokenizer and its row in the embedding. A converted model predicts nothing
-useful until it is trained. On the way it can lose layers, and get another tokenizer, so that a large checkpoint gives
-a small student a start.
+Only the attention mask distinguishes a denoiser from a causal model, and it is not stored. What is missing is a token
+for "not known yet": its name in the tokenizer and its row in the embedding. A converted model predicts nothing useful
+until it is trained. A conversion can also remove layers and change the tokenizer, so that a large checkpoint becomes a
+start for a small student.
 
 Shape suffixes: V vocabulary, D hidden size.
 """
@@ -35,14 +35,14 @@ class Conversion:
     """What a conversion did.
 
     Attributes:
-        model_type: Of the student.
+        model_type: Type of the student.
         mask_token: Its mask token.
         mask_id: That token's id.
-        is_mask_added: The tokenizer lacked it; its row of the embedding is new. Else nothing was changed for it.
-        num_rows_before: Rows of the embedding of the source.
-        num_rows: Rows of the embedding of the student.
+        is_mask_added: Whether the tokenizer lacked it, so that its row of the embedding is new.
+        num_rows_before: Rows of the source's embedding.
+        num_rows: Rows of the student's embedding.
         layers: Which layers of the source the student has; None for all.
-        tokenizer: The tokenizer whose rows were made anew; None for the source's own.
+        tokenizer: The tokenizer for which new rows were made; None for the source's own.
     """
 
     model_type: str
@@ -68,25 +68,25 @@ def convert(
     tokenizer_revision: str | None = None,
     gguf: str | None = None,
 ) -> Conversion:
-    """Write a student that `train`, `eval` and `generate` take, with the weights of a causal checkpoint.
+    """Write a student for `train`, `eval` and `generate`, with the weights of a causal checkpoint.
 
-    All weights that are kept stay as they are, to the bit, but for the row of a mask token that the tokenizer lacked.
+    Kept weights are identical to the bit, except the row of a mask token that the tokenizer lacked.
 
     Args:
         source: Folder or hub name of a Qwen3, Qwen2 or Llama checkpoint with its tokenizer, or of GGUF files of one; or
             such a file.
         out: Folder to write; must not exist.
-        mask_token: The mask token's text; by default the tokenizer's own, else `<|mask|>`.
+        mask_token: The mask token's text; by default the tokenizer's own, otherwise `<|mask|>`.
         chat_template: Jinja file for a tokenizer without a chat template.
         revision: Branch, tag or commit of the source's hub repository.
-        num_layers: Keep so many layers, evenly spaced from the first to the last.
-        layers: Or keep these, numbered from 0.
+        num_layers: Keep this many layers, evenly spaced from the first to the last.
+        layers: Keep these layers, numbered from 0.
         tokenizer: Folder or hub name of another tokenizer for the student; see `rows_for_tokenizer`.
         tokenizer_revision: Branch, tag or commit of that tokenizer's hub repository.
-        gguf: Which GGUF file of a folder or hub repository that holds several.
+        gguf: Name of the GGUF file, if a folder or hub repository holds several.
 
     Raises:
-        RunFileError: `out` exists, the layers are not there, or the tokenizer has another mask token than `mask_token`.
+        RunFileError: `out` exists, there are no such layers, or the tokenizer has another mask token than `mask_token`.
         ModelError: No causal checkpoint of a supported family, or its tokenizer is not its own.
         PairingError: A tokenizer cannot be used.
         WriteError: The disk has no room for the model, or refuses it; no folder is left behind.
@@ -196,7 +196,7 @@ def _read_causal(source: str, named: str, revision: str | None) -> CheckpointInf
 
 
 def _require_own_tokenizer(info: CheckpointInfo, tokenizer: TextTokenizer, named: str) -> None:
-    """Refuse a tokenizer with tokens that the embedding lacks, the new mask token apart."""
+    """Raise an error if the tokenizer has tokens that the embedding lacks, except a new mask token."""
     num_known = tokenizer.vocab_size - int(tokenizer.is_mask_added)
     if num_known > info.vocab_size:
         raise ModelError(
@@ -206,10 +206,10 @@ def _require_own_tokenizer(info: CheckpointInfo, tokenizer: TextTokenizer, named
 
 
 def _add_row(model: PreTrainedModel, mask_id: int) -> None:
-    """Return a token its rows in the embedding and the output head, at the mean of those of all tokens before it.
+    """Write a token's rows in the embedding and the output head: the mean of the rows of all tokens before it.
 
-    The mean is the embedding nearest to all tokens at once, a neutral "any of them", and it has a size that the layers
-    have seen. A padding row, or a random one, may have any. Where padding rows are left, one of them is taken.
+    The mean is the embedding nearest to all tokens at once, a neutral "any of them", and its norm is one that the
+    layers have seen. A padding row, or a random one, may have any norm. If padding rows are left, one of them is used.
     """
     if mask_id >= model.config.vocab_size:
         model.resize_token_embeddings(mask_id + 1, mean_resizing=False)
@@ -221,7 +221,7 @@ def _add_row(model: PreTrainedModel, mask_id: int) -> None:
 
 
 def _change_tokenizer(model: PreTrainedModel, old: TextTokenizer, new: TextTokenizer) -> None:
-    """Make the rows of the embedding and of the output head for another tokenizer, and set the configuration to it."""
+    """Compute the rows of the embedding and the output head for another tokenizer, and adapt the configuration."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     made = {id(part.weight): rows_for_tokenizer(part.weight, old, new) for part in (embedding, head)}
     for part in (embedding, head):

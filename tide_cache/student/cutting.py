@@ -1,4 +1,4 @@
-"""A smaller student out of a larger checkpoint: some of its layers, or its embedding made anew for another tokenizer.
+"""A smaller student from a larger checkpoint: some of its layers, or its embedding for another tokenizer.
 
 Shape suffixes: V ids of the old tokenizer, W ids of the new one, D hidden size.
 """
@@ -17,14 +17,14 @@ _LAYER = re.compile(r"(model\.layers\.)(\d+)(\..+)")
 
 
 def evenly_spaced(num_kept: int, num_layers: int) -> tuple[int, ...]:
-    """Return which layers to keep: the first, the last, and the others at equal distances between them.
+    """Return which layers to keep: the first, the last, and others evenly spaced between them.
 
     Args:
-        num_kept: How many.
-        num_layers: Of the checkpoint.
+        num_kept: How many to keep.
+        num_layers: Layers of the checkpoint.
 
     Raises:
-        RunFileError: More are wanted than there are, or none.
+        RunFileError: `num_kept` is 0, or more than there are.
     """
     if not 1 <= num_kept <= num_layers:
         raise RunFileError(
@@ -34,11 +34,11 @@ def evenly_spaced(num_kept: int, num_layers: int) -> tuple[int, ...]:
 
 
 def require_layers(layers: Sequence[int], num_layers: int) -> None:
-    """Refuse layers that a checkpoint does not have, or that do not increase; needs no weights.
+    """Raise an error for layers that a checkpoint does not have, or that do not increase; needs no weights.
 
     Args:
         layers: Numbers of the layers to keep.
-        num_layers: Of the checkpoint.
+        num_layers: Layers of the checkpoint.
 
     Raises:
         RunFileError: A number is out of range, or they do not increase.
@@ -49,7 +49,7 @@ def require_layers(layers: Sequence[int], num_layers: int) -> None:
 
 
 def keep_layers(weights: Mapping[str, torch.Tensor], config: Any, layers: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Return the weights of some layers, numbered anew, and set the configuration to them.
+    """Return the weights of some layers, renumbered, and adapt the configuration.
 
     Args:
         weights: State of a stock model, by parameter name; not copied.
@@ -73,21 +73,21 @@ def keep_layers(weights: Mapping[str, torch.Tensor], config: Any, layers: Sequen
 def rows_for_tokenizer(rows_VD: torch.Tensor, old: TextTokenizer, new: TextTokenizer) -> torch.Tensor:
     """Return an embedding, or an output head, for another tokenizer, shape [W, D].
 
-    A token whose text the old vocabulary has as one token takes that token's row. Another one takes the mean of the
-    rows of the old tokens that spell its bytes, the longest possible one first. A token that stands for no text, or
-    for bytes that the old vocabulary cannot spell, takes the mean of all rows, except that end-of-text and padding
-    take those of the old tokenizer.
+    A token whose text is one token of the old vocabulary gets that token's row. Any other gets the mean of the rows of
+    the old tokens that spell its bytes, the longest possible one first. A token without text, or with bytes that the
+    old vocabulary cannot spell, gets the mean of all rows, except that end-of-text and padding get the rows of the old
+    tokenizer.
 
     Args:
         rows_VD: Rows by id of the old tokenizer; further rows are padding.
         old: The checkpoint's tokenizer.
-        new: The student's, mask token included.
+        new: The student's tokenizer, with its mask token.
 
     Source: Fast Vocabulary Transfer, Gee et al. 2022, arXiv:2402.09977.
     """
     by_bytes = _ids_by_bytes(old)
     longest = max(map(len, by_bytes))
-    # the mask token's row, where the old tokenizer has one, is not a mean of anything
+    # the mask token's row, if the old tokenizer has one, is not part of any mean
     same_role = {new.eos_id: old.eos_id, new.pad_id: old.pad_id}
     if not old.is_mask_added:
         same_role[new.mask_id] = old.mask_id
@@ -105,7 +105,7 @@ def rows_for_tokenizer(rows_VD: torch.Tensor, old: TextTokenizer, new: TextToken
 
 
 def _ids_by_bytes(tokenizer: TextTokenizer) -> dict[bytes, int]:
-    """Return the id of each text that is one token; of several the lowest."""
+    """Return the id of each text that is one token; the lowest of several."""
     found: dict[bytes, int] = {}
     for i, token in enumerate(tokenizer.tokens):
         if token is not None and not tokenizer.is_special_V[i]:
@@ -115,7 +115,7 @@ def _ids_by_bytes(tokenizer: TextTokenizer) -> dict[bytes, int]:
 
 
 def _spell(data: bytes, by_bytes: Mapping[bytes, int], longest: int) -> list[int]:
-    """Return the ids that spell some bytes, taking the longest token at each place; nothing where that fails."""
+    """Return the ids that spell some bytes, with the longest token at each place; empty if that fails."""
     pieces, start = [], 0
     while start < len(data):
         for stop in range(min(len(data), start + longest), start, -1):

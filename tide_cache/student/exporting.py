@@ -1,8 +1,8 @@
 """Students in the layouts that other programs serve and load.
 
-`sdar` is what SGLang and LMDeploy serve as block diffusion: a Qwen3 under the block-causal mask, logits at their own
-position, which is what an `a2d-qwen3` student is. `a2d` is what `train` writes. `hf` is the stock causal architecture:
-every library loads its weights, and reads them as an autoregressive model.
+`sdar` is what SGLang and LMDeploy serve as block diffusion: a Qwen3 under the block-causal mask, with logits at their
+own position, as in an `a2d-qwen3` student. `a2d` is what `train` writes. `hf` is the stock causal architecture: every
+library loads its weights, and reads them as an autoregressive model.
 
 Source of the layout: SDAR's published configuration, arXiv:2510.06303; SGLang's `srt/dllm/config.py` and LMDeploy's
 `pytorch/configurations/sdar.py` for what engines read.
@@ -45,7 +45,7 @@ class ExportedModel:
     """What was written.
 
     Attributes:
-        folder: Of the model.
+        folder: Folder of the model.
         format: Its layout.
         model_type: As its config.json says.
         block_size: Tokens per block that it was trained with.
@@ -77,15 +77,15 @@ def export_model(
         source: Folder of a training run, model folder, or hub name of an `a2d-*` student.
         out: Folder to write; must not exist.
         format: `sdar` for SGLang and LMDeploy, `a2d` as `train` writes it, `hf` for the stock causal architecture.
-        block_size: Tokens per block; needed only where the checkpoint does not say what it was trained with.
+        block_size: Tokens per block; needed only if the checkpoint does not say what it was trained with.
         threshold: Confidence for `generation_config.json`, in (0, 1].
-        any_mask_id: Write `sdar` with another mask id than engines hold in their code.
+        any_mask_id: Write `sdar` even if the mask id is not the one in the engines' code.
         revision: Commit of a hub checkpoint.
 
     Raises:
         RunFileError: An option is impossible, or `out` exists; lists every fault.
-        ModelError: The checkpoint is no trained student, or no engine serves it; says which.
-        WriteError: The disk has no room for the model, or refuses it; no folder is left behind.
+        ModelError: The checkpoint is not a trained student, or no engine serves it; says which.
+        WriteError: The disk has no room for the model, or the write fails; no folder is left behind.
     """
     require_new(out)
     if format not in get_args(ModelFormat):

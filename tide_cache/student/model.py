@@ -1,4 +1,4 @@
-"""The student as a module: from a batch to row statistics, in one forward that every rank runs whatever its batch."""
+"""The student as a module: from a batch to row statistics, in one forward that every rank runs for every batch."""
 
 from collections.abc import Sequence
 
@@ -25,8 +25,8 @@ class Student(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the statistics of every masked row: the three tensors of `RowStatistics`, in its order.
 
-        They are plain tensors because DeepSpeed hooks itself to what the student and its head give, and looks into
-        no dataclass. Without its hook the bfloat16 optimizer counted early micro-batches of a step several times.
+        They are plain tensors because DeepSpeed hooks into what the student and its head return, and does not look
+        into dataclasses. Without the hook, the bfloat16 optimizer counted early micro-batches of a step several times.
 
         Args:
             batch: The micro-batch, on the student's device.

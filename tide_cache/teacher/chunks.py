@@ -1,13 +1,13 @@
 """Candidate chunks: the likeliest tuples of teacher tokens over a chunk's positions, spelled in student tokens.
 
 The teacher predicts masked positions independently, so a tuple's probability is a product, and the likeliest tuples
-come position by position: the best prefixes of one position more are extensions of the best prefixes. Whatever is
-dropped on the way is added up, at every temperature, so that candidates and tail are the whole distribution; no mass
-is ever taken from 1 minus a sum.
+are found position by position: the best prefixes with one more position are extensions of the best prefixes. All that
+is dropped is summed, at every temperature, so that candidates and tail make up the whole distribution. No mass is
+computed as 1 minus a sum.
 
-Shape suffixes: N masked rows, A chunks of all views of a batch, G those of them with equally many teacher tokens,
+Shape suffixes: N masked rows, A chunks of all views of a batch, G those with the same number of teacher tokens,
 J candidates, K kept ids of a row, T temperatures, M teacher tokens of a chunk, P student tokens of a candidate,
-F student tokens of all candidates, end to end.
+F student tokens of all candidates, concatenated.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Speller(Protocol):
-    """Writes tuples of teacher tokens in student tokens; `pairing.spelling.Spelling` is one."""
+    """Spells tuples of teacher tokens in student tokens; `pairing.spelling.Spelling` is one."""
 
     @property
     def num_student_ids(self) -> int:
@@ -43,18 +43,18 @@ class Speller(Protocol):
         """Spell single teacher tokens in a given number of student tokens each: [J, P], -1 beyond."""
 
     def several(self, tuples: Sequence[tuple[int, ...]]) -> list[tuple[int, ...] | None]:
-        """Spell tuples of teacher tokens in as many student tokens as it takes; None where that cannot be done."""
+        """Spell tuples of teacher tokens in any number of student tokens; None if that is impossible."""
 
 
 @dataclass(frozen=True, eq=False)
 class AskedChunks:
-    """Chunks whose candidates a forward is asked for: those of its views that carry a loss.
+    """Chunks for which a forward must give candidates: those of its views that have a loss.
 
     Attributes:
-        index_A: Which of its pair's chunks each is.
+        index_A: Number of each chunk among those of its pair.
         first_row_A: Masked row of its first teacher position; the others follow.
-        teacher_size_A: Its teacher tokens.
-        student_size_A: Its student tokens.
+        teacher_size_A: Number of its teacher tokens.
+        student_size_A: Number of its student tokens.
         student_ids_F: Its true student tokens, chunk by chunk.
     """
 
@@ -70,11 +70,11 @@ def chunk_candidates(
 ) -> ChunkCandidates:
     """Return the candidates of all chunks of a batch, in the order given.
 
-    The chunk's own text is spelled in its own student tokens, whatever the student would make of it alone. Where two
-    tuples are spelled alike, the likelier one is the candidate and the other is tail.
+    The chunk's own text is spelled in its own student tokens, even if the student would tokenize it differently alone.
+    If two tuples are spelled the same, the likelier one is the candidate and the other joins the tail.
 
     Args:
-        chunks: Active chunks; rows of chunks of several tokens keep `top_k` ids, or all that the vocabulary has.
+        chunks: Active chunks; rows of chunks of several tokens keep `top_k` ids, or the whole vocabulary.
         true_ids_N: True teacher token of each row.
         rows: Signals of the rows.
         spelling: From teacher to student tokens.
@@ -98,7 +98,7 @@ def _group(
     spelling: Speller,
     signals: SignalsConfig,
 ) -> ChunkCandidates:
-    """Candidates of the chunks of `size` teacher tokens; `chunks_A` of the result are places in `chunks`."""
+    """Return the candidates of the chunks of `size` teacher tokens; `chunks_A` of the result are places in `chunks`."""
     rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
     tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(rows_GM, rows, signals)
     found_J = np.flatnonzero(logprobs_GJ > -np.inf)
@@ -130,7 +130,7 @@ def _group(
 
 
 def _end_to_end(spelled_JP: Int32s, sizes_J: Int32s) -> Int32s:
-    """Return the first `sizes_J` ids of each row, end to end."""
+    """Return the first `sizes_J` ids of each row, concatenated."""
     if spelled_JP.shape[1] == 1:
         return spelled_JP[:, 0]
     return spelled_JP[np.arange(spelled_JP.shape[1]) < sizes_J[:, None]]
@@ -139,9 +139,9 @@ def _end_to_end(spelled_JP: Int32s, sizes_J: Int32s) -> Int32s:
 def best_tuples(
     rows_GM: npt.NDArray[np.integer], rows: RowSignals, signals: SignalsConfig
 ) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
-    """Find the likeliest tuples over the positions of each chunk, and add up all the others.
+    """Return the likeliest tuples over the positions of each chunk, and the sum of all others.
 
-    A chunk of one position has all ids that its row keeps; one of several has at most `signals.chunk_k` tuples, and
+    A chunk of one position has all ids that its row keeps. One of several has at most `signals.chunk_k` tuples, and
     the fewest that reach `signals.top_p`.
 
     Args:
@@ -150,7 +150,7 @@ def best_tuples(
         signals: What to keep.
 
     Returns:
-        Teacher ids [G, J, M], log-probs at T = 1 [G, J], falling, -inf where a chunk has fewer, and the log of the
+        Teacher ids [G, J, M], log-probs at T = 1 [G, J], decreasing, -inf if a chunk has fewer, and the log of the
         others' sum of p^(1/T) [G, T].
     """
     first = _lists(rows, rows_GM[:, 0])
@@ -182,7 +182,7 @@ def best_tuples(
 
 @dataclass(frozen=True, eq=False)
 class _Lists:
-    """What some rows keep, one row of each chunk, in float64; ids that are not kept have -inf."""
+    """The kept ids of some rows, one row of each chunk, in float64; ids that are not kept have -inf."""
 
     ids_GK: npt.NDArray[np.int64]
     logprobs_GK: Floats
@@ -203,7 +203,7 @@ def _lists(rows: RowSignals, row_G: npt.NDArray[np.integer]) -> _Lists:
 def _hopeful(num_prefixes: int, num_last: int, chunk_k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the pairs [X] of ranks that can be among the `chunk_k` likeliest, by prefix, then by last id.
 
-    Both lists fall, so (i + 1)(j + 1) - 1 pairs are at least as likely as the pair (i, j), and come first among equals.
+    Both lists decrease, so (i + 1)(j + 1) - 1 pairs are at least as likely as the pair (i, j), and precede it.
     """
     rank_J, rank_K = np.arange(1, num_prefixes + 1), np.arange(1, num_last + 1)
     prefix_X, last_X = np.nonzero(rank_J[:, None] * rank_K <= chunk_k)
@@ -213,7 +213,7 @@ def _hopeful(num_prefixes: int, num_last: int, chunk_k: int) -> tuple[npt.NDArra
 def _hopeless(logprobs_GJ: Floats, last_GK: Floats, signals: SignalsConfig) -> Floats:
     """Return the log of the sum of p^(1/T) over all pairs that `_hopeful` leaves out: [G, T].
 
-    Prefixes with equally many hopeful last ids are taken together: the sum of their pairs is a product of two sums.
+    Prefixes with the same number of hopeful last ids are summed together: the sum of pairs is a product of two sums.
     """
     start_J = np.minimum(signals.chunk_k // np.arange(1, logprobs_GJ.shape[1] + 1), last_GK.shape[1])
     beyond_GT = np.full((len(last_GK), len(signals.temperatures)), -np.inf)
@@ -245,7 +245,7 @@ def _logsumexp(values_GJ: Floats) -> Floats:
 
 
 def _spelled(tuples_JM: npt.NDArray[np.int64], sizes_J: Int32s, spelling: Speller) -> Int32s:
-    """Student tokens of each tuple, [J, P], -1 beyond its size; a row begins with -1 where it cannot be spelled."""
+    """Return the student tokens of each tuple, [J, P], -1 beyond its size; one without a spelling starts with -1."""
     if tuples_JM.shape[1] == 1:
         return spelling.single(tuples_JM[:, 0].astype(np.int32), sizes_J)
     spelled = [ids or () for ids in spelling.several(list(map(tuple, tuples_JM.tolist())))]

@@ -1,4 +1,4 @@
-"""The `compdemo` pass: the teacher sees two partial views in place of each view, and answers for what each masks."""
+"""The `compdemo` pass: the teacher sees two partial views in place of each view, and predicts what each masks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tide_cache.views import draw_shown_first, partial_views
 def demo_parts(
     pairs: Sequence[SamplePair], views: Sequence[Sequence[MaskedView]], seed: int, demo_ratio: float
 ) -> list[list[MaskedView]]:
-    """Return for each sample the partial views that the teacher is shown, those of all its views in a row.
+    """Return for each sample the partial views that the teacher is shown, for all its views.
 
     Args:
         pairs: The samples.
@@ -86,12 +86,12 @@ def _parts(
 def merge_signals(
     parts: Sequence[MaskedView], signals: Sequence[TeacherSignal], is_shown_first_M: Bools, pair: SamplePair
 ) -> TeacherSignal:
-    """Bring the signals of partial views into the order of positions.
+    """Return the signals of partial views as one, in the order of positions.
 
     Args:
         parts: Partial views of one view; no position is masked in two of them.
         signals: Their signals.
-        is_shown_first_M: The split, kept beside them.
+        is_shown_first_M: The split, which is stored with them.
         pair: The sample.
     """
     positions = [np.flatnonzero(part.is_teacher_masked_M) for part in parts]
@@ -119,10 +119,10 @@ def merge_signals(
 
 
 def _renumbered(signal: TeacherSignal, row_N: Int32s, student_row_N: Int32s) -> TeacherSignal:
-    """Let kept ids refer to the masked tokens of the whole view.
+    """Return a partial view's signal with kept ids by the masked tokens of the whole view.
 
     Args:
-        signal: Of a partial view.
+        signal: Signal of a partial view.
         row_N: New number of each masked teacher token.
         student_row_N: New number of each masked student token.
     """

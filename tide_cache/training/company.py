@@ -232,7 +232,7 @@ class Company:
         self._line.close()
 
     def _lost(self, error: Exception) -> RankError:
-        """Say why a connection was lost, as soon as it is known."""
+        """Return the error that says why a connection was lost, as soon as that is known."""
         if not self._heard.wait(NEWS_S):
             reason = str(error).splitlines()[0]
             self._failure = _failure(self._world, RankError(f"the connection to another process was lost: {reason}"))

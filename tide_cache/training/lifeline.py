@@ -50,7 +50,7 @@ class Failure:
     exit_code: int
 
     def describe(self, size: int) -> str:
-        """Say what happened, and in which of `size` processes."""
+        """Return what happened, and in which of `size` processes."""
         return f"in process {self.rank} of {size}: {self.message}"
 
 
@@ -114,12 +114,12 @@ class FirstRank:
         self._thread.start()
 
     def tell(self, failure: Failure) -> None:
-        """Tell all others of a failure; wait a little for those still to come."""
+        """Report a failure to all others; wait a little for those still to come."""
         self._pass_on(failure)
         self._all_came.wait(LINGER_S)
 
     def leave(self) -> None:
-        """Say that this rank ends well."""
+        """Report that this rank ends well."""
         with self._lock:
             for peer in self._peers.values():
                 peer.send(LEAVES)
@@ -136,7 +136,7 @@ class FirstRank:
             peer.connection.close()
 
     def _pass_on(self, failure: Failure) -> bool:
-        """Tell the others of a failure, if it is the first; ranks that come later are told then."""
+        """Report a failure to the others, if it is the first; ranks that come later hear of it then."""
         with self._lock:
             if self._failure is not None:
                 return False
@@ -232,11 +232,11 @@ class OtherRank:
         self._thread.start()
 
     def tell(self, failure: Failure) -> None:
-        """Tell the first rank, which passes it on."""
+        """Report to the first rank, which passes it on."""
         self._peer.send(asdict(failure))
 
     def leave(self) -> None:
-        """Say that this rank ends well."""
+        """Report that this rank ends well."""
         self._peer.send(LEAVES)
 
     def see_off(self) -> None:

@@ -111,7 +111,7 @@ def train_prepared(run: TrainRun, prepared: Prepared, world: World, *, on_step: 
 
 
 def no_room(run: TrainRun, device: str, error: Exception) -> DeviceMemoryError:
-    """Say that a run needs more memory than its device has, and which settings lower it."""
+    """Return the error for a run that needs more memory than its device has, with the settings that lower it."""
     train, stage = run.train, effective_stage(run.train)
     ways = [f"train.micro_batch (found {train.micro_batch}; global_batch may stay)"] if train.micro_batch > 1 else []
     ways += ["train.activation_checkpointing = true"] if not train.activation_checkpointing else []

@@ -119,7 +119,7 @@ class _Process(Child):
 
 
 def _how(code: int) -> str:
-    """Say how a process ended."""
+    """Return how a process ended."""
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 

@@ -17,7 +17,7 @@ class ShardQueue:
         self._deaths = Counter[int | None]()
 
     def __len__(self) -> int:
-        """Shards that are not handed out."""
+        """Return the shards that were not handed out."""
         return len(self._shards)
 
     def take(self) -> int | None:

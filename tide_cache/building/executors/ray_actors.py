@@ -298,7 +298,7 @@ def _lost(head: str) -> TideCacheError:
 
 
 def _answers(address: str) -> bool:
-    """Tell whether a server listens at HOST:PORT."""
+    """Return whether a server listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
