@@ -59,7 +59,7 @@ def test_the_harness_s_own_command(student, tasks, installed, tmp_path):
     assert found["results"]["choices"].keys() >= {"acc,none"}
     assert found["results"]["answers"].keys() >= {"exact_match,none"}
     assert found["config"]["tide_cache_options"]["threshold"] == 0.9
-    assert found["config"]["tide_cache_decoding"]["sequences"] == 4
+    assert found["config"]["tide_cache_decoding"]["sequences"] == 5
     assert found["config"]["tide_cache_decoding"]["tokens_per_forward"] > 0
 
     (log,) = (tmp_path / "out").rglob("samples_answers_*.jsonl")
