@@ -65,9 +65,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def variables_as_at_first() -> None:
-    """Let no test be started in what another has left."""
+def process_as_at_first() -> None:
+    """Let no test be started in what another has left: variables, and how many threads torch uses."""
     fresh.restore_variables()
+    if torch.get_num_threads() != 1:  # more wait for each other, at full speed: tiny models take twice the time
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The whole demonstration: from nothing to a table that says whether students learned from a cache."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -95,7 +94,7 @@ def run_demo(out: Path, size: DemoSize, table: Table, on_stage: OnStage) -> Demo
     def on_views(progress: BuildProgress) -> None:
         on_stage("capture", progress.views_done, progress.num_views)
 
-    torch.set_num_threads(min(MOST_THREADS, len(os.sched_getaffinity(0))))
+    torch.set_num_threads(min(MOST_THREADS, torch.get_num_threads()))  # a user may have set OMP_NUM_THREADS
     on_stage("teacher", 0, size.teacher_steps)
     train_teacher(folder, size, on_step)
     on_stage("capture", 0, size.student_samples * NUM_VIEWS)
