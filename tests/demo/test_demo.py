@@ -57,7 +57,7 @@ def test_every_stage_is_shown_from_the_first_second(finished):
     ]
 
 
-def test_a_larger_table_goes_on_in_the_same_folder(finished):
+def test_a_larger_table_goes_on_in_the_same_folder(finished, forking):
     out, _ = finished
     models = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     stages = []

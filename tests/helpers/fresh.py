@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER = Path(__file__).with_name("fresh_server.py")
-READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "OMP_", "MKL_", "LD_", "PYTHON")
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "OMP_NUM_THREADS", "MKL_", "LD_", "PYTHON")
 PR_SET_CHILD_SUBREAPER = 36
 IS_FULL = os.environ.get("TIDE_CACHE_TESTS") == "full"
 
