@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from helpers.fresh import IS_FULL
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import ChatRow, Message, SampleId
 
@@ -94,7 +95,7 @@ def make_row() -> Callable[..., ChatRow]:
 @pytest.fixture(scope="session")
 def gsm8k(shared: Path) -> list[ChatRow]:
     """The first rows of GSM8K."""
-    lines = (shared / "data" / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()[:400]
+    lines = (shared / "data" / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()[: 400 if IS_FULL else 100]
     return [
         ChatRow(
             SampleId(f"gsm8k-{k}"),

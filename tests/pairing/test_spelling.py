@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from helpers.fresh import IS_FULL
 from tide_cache.pairing import Spelling
 
-PAIRS = [("falcon", "qwen"), ("phi2", "qwen"), ("qwen", "phi3")]
+PAIRS = [("falcon", "qwen"), ("qwen", "phi3"), *([("phi2", "qwen")] if IS_FULL else [])]
+"""From bytes to bytes, and to SentencePiece; each vocabulary takes seconds."""
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ class Spelling:
             for i, special in enumerate(teacher.is_special_V[:own].tolist())
         ]
         self._spelled = [*spelled, *[b""] * (teacher_vocab_size - own)]
+        self._specials = frozenset(np.flatnonzero(student.is_special_V).tolist())
         self._equal_V = self._byte_equal()
         self._tokens_VP, self._lengths_V = self._tokenised_alone()
         self._remembered: dict[tuple[int, ...], tuple[int, ...] | None] = {}
@@ -115,20 +116,23 @@ class Spelling:
         # A tokenizer that puts a space before every text (SentencePiece) is asked again, after a line break.
         for lead in ("", "\n"):
             left = [i for i in texts if result[i] is None]
-            for i, encoded in zip(left, self._student.encode_many([lead + texts[i] for i in left]), strict=True):
-                result[i] = self._after(encoded.ids_L, lead.encode(), spelled[i])
+            for i, ids in zip(left, self._student.encode_ids([lead + texts[i] for i in left]), strict=True):
+                result[i] = self._after(ids, lead.encode(), spelled[i])
         return result
 
-    def _after(self, ids_L: Int32s, lead: bytes, data: bytes) -> tuple[int, ...] | None:
+    def _after(self, ids: list[int], lead: bytes, data: bytes) -> tuple[int, ...] | None:
         """Return the tokens for `data` that follow those for `lead` and a space; None if there are none."""
-        ids = tuple(ids_L.tolist())
-        ends = [0, *self._student.token_bytes.ends(ids_L).tolist()]
-        cut = ends[-1] - len(data)
-        if cut not in ends or self._student.is_special_V[ids_L].any():
+        spoken = self._student.token_bytes.join(ids)
+        cut = len(spoken) - len(data)
+        if spoken[cut:] != data or not self._specials.isdisjoint(ids):
             return None
-        first = ends.index(cut)
-        spoken, rest = (self._student.token_bytes.join(part) for part in (ids[:first], ids[first:]))
-        return ids[first:] if rest == data and spoken in ({lead, b" " + lead} if lead else {b""}) else None
+        if spoken[:cut] not in ((lead, b" " + lead) if lead else (b"",)):
+            return None
+        first = length = 0
+        while length < cut:
+            length += len(self._student.token_bytes.of(ids[first]))
+            first += 1
+        return tuple(ids[first:]) if length == cut else None
 
 
 def _text(data: bytes) -> str | None:

@@ -218,6 +218,10 @@ class TextTokenizer:
             result.append(Encoded(ids_L, ends_L, is_exact))
         return result
 
+    def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize several texts where only the ids are asked for; much faster for many short ones."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], skip_special: bool = False) -> str:
         """Return the text of tokens, with special tokens written out unless skipped."""
         text: str = self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
