@@ -11,6 +11,9 @@ import pytest
 
 from helpers import fresh
 
+AS_COLLECTED = dict(os.environ)
+"""Test files copy the variables while others are imported, with what libraries set as they are."""
+
 pytestmark = pytest.mark.skipif(fresh.IS_FULL, reason="TIDE_CACHE_TESTS=full: nothing is forked")
 
 TELL = """
@@ -51,7 +54,7 @@ def test_faults_are_told_and_what_it_starts_is_forked_too():
 def test_variables_that_libraries_read_as_they_are_imported_need_a_process_that_imports():
     code = "import sys; print('deepspeed' in sys.modules)"
     for value, is_forked in (("1", "True\n"), ("2", "False\n")):
-        variables = os.environ | {"OMP_NUM_THREADS": value}
+        variables = AS_COLLECTED | {"OMP_NUM_THREADS": value}
         done = fresh.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
         assert done.stdout == is_forked
 

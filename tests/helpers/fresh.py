@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 SERVER = Path(__file__).with_name("fresh_server.py")
-READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "OMP_NUM_THREADS", "MKL_", "LD_", "PYTHON")
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "OMP_", "MKL_", "LD_", "PYTHON")
+OF_NO_CONSEQUENCE = {"HF_XET_HIGH_PERFORMANCE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "OMP_WAIT_POLICY"}
+"""What lm_eval and the commands set, hence what most copies of the variables hold, and which changes no result here."""
 PR_SET_CHILD_SUBREAPER = 36
 IS_FULL = os.environ.get("TIDE_CACHE_TESTS") == "full"
 
@@ -100,7 +102,7 @@ def line_to(imports: str) -> Line:
 def have_read_others(variables: Mapping[str, str], line: Line) -> bool:
     """Return whether the server's libraries have read other values of these variables as they were imported."""
     both = variables.keys() | line.variables.keys()
-    differ = (name for name in both if variables.get(name) != line.variables.get(name))
+    differ = {name for name in both if variables.get(name) != line.variables.get(name)} - OF_NO_CONSEQUENCE
     return any(name.startswith(READ_AT_IMPORT) and name != "PYTHONPATH" for name in differ)
 
 
