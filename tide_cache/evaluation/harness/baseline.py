@@ -1,4 +1,4 @@
-"""Finds the undistilled checkpoint that a student was trained from: a score says nothing without its baseline's."""
+"""The undistilled checkpoint that a student was trained from: a score means little without its baseline's."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def start_checkpoint(student: str) -> str:
         student: Checkpoint that `train` wrote.
 
     Raises:
-        RunFileError: It does not say so, or what it says is not there any more.
+        RunFileError: It does not say so, or that checkpoint no longer exists.
     """
     provenance = Path(student, "tide_cache.json")
     try:

@@ -1,4 +1,4 @@
-"""What a task says of how its answers are written, read as lm-eval's own models read it."""
+"""A task's settings for writing answers, read as lm-eval's own models read them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from tide_cache.errors import RunFileError
 
 BUDGET = 256
-"""New tokens where neither the settings nor the task says how many; lm-eval's own default too."""
+"""New tokens if neither the settings nor the task says how many; also lm-eval's default."""
 
 BUDGETS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names of the most tokens of an answer; where several are given the first of them holds, as in lm-eval."""
+"""Names for the most tokens of an answer; if several are given, the first one applies, as in lm-eval."""
 
 _READ = {*BUDGETS, "until", "do_sample", "temperature", "steps"}
 _WHEN_DRAWN = {"top_p", "top_k", "min_p", "typical_p"}
@@ -17,18 +17,18 @@ _NEUTRAL = {"num_beams": 1, "top_p": 1, "repetition_penalty": 1, "num_return_seq
 
 
 def normalised(settings: Mapping[str, Any], budget: int, where: str) -> dict[str, Any]:
-    """Return the settings with the budget as `max_gen_toks` and `do_sample` where a temperature asks for draws.
+    """Return the settings with the budget as `max_gen_toks`, and with `do_sample` if a temperature asks for draws.
 
-    A temperature above 0 draws where `do_sample` is not said; `do_sample: false` takes the likeliest, whatever the
-    temperature. What says so already stays as it is.
+    A temperature above 0 means draws if `do_sample` is not stated; `do_sample: false` means the likeliest token at any
+    temperature.
 
     Args:
         settings: `generation_kwargs` of a task.
-        budget: Where none is given.
+        budget: The default.
         where: Name of the task, for messages.
 
     Raises:
-        RunFileError: The budget or the temperature is no number that can be used.
+        RunFileError: The budget or the temperature is not a usable number.
     """
     rest = {key: value for key, value in settings.items() if key not in BUDGETS}
     name = next((name for name in BUDGETS if settings.get(name) is not None), None)
@@ -40,12 +40,12 @@ def normalised(settings: Mapping[str, Any], budget: int, where: str) -> dict[str
 
 
 def temperature_of(settings: Mapping[str, Any]) -> float:
-    """Return the temperature of draws, 0 for the likeliest token; of normalised settings."""
+    """Return the temperature of draws, by normalised settings; 0 for the likeliest token."""
     return float(settings.get("temperature", 1.0)) if settings.get("do_sample") else 0.0
 
 
 def without_effect(settings: Mapping[str, Any]) -> list[str]:
-    """Name the settings that the block sampler has no use for, and that would change an answer elsewhere."""
+    """Return the names of settings that the block sampler ignores, and that would change another sampler's answer."""
     is_drawn = temperature_of(settings) > 0
     return [
         f"{key} = {value!r}"

@@ -1,10 +1,10 @@
 """Log-likelihood of a continuation under a masked diffusion model, which has no exact one: an unbiased estimate.
 
 The quantity is the any-order likelihood: the mean, over all orders in which the tokens of a block can be revealed, of
-the sum of log p(token | what is revealed), block after block. Revealed in a random order, a token's turn comes with l
-tokens still masked for each l from 1 to N alike, so with l drawn uniformly and l of the N tokens masked at random,
-N / l times the sum of log p over the masked tokens is unbiased: the weight 1 / t at t = l / N. A block of which every
-set of masked tokens can be tried within the number of samples is computed exactly.
+the sum of log p(token | revealed tokens), block after block. In a random order, a token is revealed with l tokens still
+masked with the same probability for each l from 1 to N. So with l drawn uniformly and l of the N tokens masked at
+random, N / l times the sum of log p over the masked tokens is unbiased: the weight 1 / t at t = l / N. A block whose
+sets of masked tokens can all be tried within the number of samples is computed exactly.
 
 Shape suffixes: L tokens, N tokens of the continuation in one block, M sets of masked tokens, B sequences.
 """
@@ -29,7 +29,7 @@ from tide_cache.views.random import KeyedRandom
 
 
 class Continuation(NamedTuple):
-    """Tokens to score, and those before them."""
+    """Tokens to score, and the tokens before them."""
 
     context: Sequence[int]
     tokens: Sequence[int]
@@ -37,11 +37,11 @@ class Continuation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class WeightedMasks:
-    """Sets of masked tokens of one block, and how much the sum of log p over each counts.
+    """Sets of masked tokens of one block, and the weight of the sum of log p over each.
 
     Attributes:
-        is_masked_MN: Which tokens each set masks; never none.
-        weight_M: Float64.
+        is_masked_MN: Which tokens each set masks; at least one.
+        weight_M: Weights, float64.
     """
 
     is_masked_MN: Bools
@@ -64,13 +64,13 @@ def every_mask(num_tokens: int) -> WeightedMasks:
 def drawn_masks(num_tokens: int, num_samples: int, random: KeyedRandom) -> WeightedMasks:
     """Draw sets of masked tokens whose weighted sum is an unbiased estimate.
 
-    The sizes are spread evenly over 1 to N from a common random start, which lowers the variance and leaves each of
-    them uniform.
+    The sizes are spread evenly over 1 to N from a common random start. This lowers the variance, and each size alone
+    is still uniform.
 
     Args:
         num_tokens: N.
-        num_samples: How many sets.
-        random: Where the numbers come from.
+        num_samples: Number of sets.
+        random: Source of random numbers.
     """
     places_M = (random.uniform(1).astype(np.float64) + np.arange(num_samples) / num_samples) % 1
     sizes_M = 1 + np.floor(places_M * num_tokens).astype(np.int64)
@@ -90,7 +90,7 @@ def continuation_logprobs(
 ) -> list[float]:
     """Estimate log p(continuation | context) of each text, in nats.
 
-    Each block sees the clean blocks before it, the context in it, and nothing of what follows: the rest of the last
+    Each block sees the clean blocks before it, the context in it, and nothing that follows: the rest of the last
     block is masked, as it is when the sampler gets there.
 
     Args:
@@ -98,10 +98,10 @@ def continuation_logprobs(
         texts: An empty continuation has log-likelihood 0.
         mask_id: The mask token.
         block_size: Tokens per block, counted from the first token of the context.
-        num_samples: Sets of masked tokens per block that has more of them; a block of N tokens with 2^N - 1 sets or
+        num_samples: Sets of masked tokens per block, if it has more; a block of N tokens with 2^N - 1 sets or
             fewer is exact.
-        seed: Of the sets, which else depend on nothing but the text's tokens.
-        batch_tokens: Tokens per forward, both copies of a sequence counted.
+        seed: Seed of the sets, which otherwise depend only on the text's tokens.
+        batch_tokens: Tokens per forward, counting both copies of a sequence.
 
     Raises:
         ModelError: The model's output is not finite.
@@ -125,10 +125,10 @@ class _Masked:
     """One text with one set of masked tokens in each of its blocks.
 
     Attributes:
-        text: Its number.
+        text: Number of the text.
         ids_L: All its tokens.
-        positions: Of the masked ones.
-        weights: Of their log p.
+        positions: Positions of the masked tokens.
+        weights: Weights of their log p.
     """
 
     text: int
@@ -138,7 +138,7 @@ class _Masked:
 
 
 def _masked(k: int, text: Continuation, block_size: int, num_samples: int, seed: int) -> Iterator[_Masked]:
-    """Mask all blocks of a text at once: the x_t copy of one does not see that of another."""
+    """Yield masked versions of a text, with all blocks masked at once: the x_t copies do not see each other."""
     ids_L = np.array([*text.context, *text.tokens], np.int64)
     random = KeyedRandom("likelihood", seed, len(text.context), ids_L.tobytes().hex())
     first, stop = len(text.context), len(ids_L)
@@ -156,7 +156,7 @@ def _masked(k: int, text: Continuation, block_size: int, num_samples: int, seed:
 
 
 def _batches(masked: Iterator[_Masked], block_size: int, batch_tokens: int) -> Iterator[list[_Masked]]:
-    """Put texts of one length in whole blocks together."""
+    """Yield batches of texts with the same length in whole blocks."""
     waiting = next(masked, None)
     while waiting is not None:
         length = _in_blocks(waiting, block_size)
@@ -175,7 +175,7 @@ def _in_blocks(entry: _Masked, block_size: int) -> int:
 
 
 def _student_batch(batch: Sequence[_Masked], mask_id: int, block_size: int) -> StudentBatch:
-    """Lay out [x_t, x_0]; what follows the continuation in its last block is masked and not scored."""
+    """Return [x_t, x_0] of a batch; what follows the continuation in its last block is masked and not scored."""
     shape = (len(batch), _in_blocks(batch[0], block_size))
     x_0_BL = np.full(shape, mask_id, np.int64)
     x_t_BL = np.full(shape, mask_id, np.int64)

@@ -1,7 +1,7 @@
-"""Task data from a folder of the user's, for machines without a network.
+"""Task data from a local folder, for machines without a network.
 
-A folder holds data sets in the layout in which the hub has them, so `hf download --repo-type dataset NAME --local-dir
-FOLDER/NAME` fills it; plain JSON lines will do too, and GSM8K and HumanEval under the names that their authors gave.
+A folder holds data sets in the hub's layout: `hf download --repo-type dataset NAME --local-dir FOLDER/NAME` fills it.
+Plain JSON lines are also read, and GSM8K and HumanEval under their authors' names.
 """
 
 import fnmatch
@@ -23,7 +23,7 @@ AUTHORS_NAMES = {
     ("openai/gsm8k", "train"): "gsm8k_train",
     ("openai/openai_humaneval", "test"): "HumanEval",
 }
-"""Files as their authors published them, without suffix; looked for in the folder itself."""
+"""Files as their authors published them, without suffix; searched in the folder itself."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Wanted:
 
     Attributes:
         dataset: Name on the hub.
-        config: Its configuration; None for the only one.
+        config: Its configuration; None if there is only one.
         split: For example `test`.
     """
 
@@ -46,7 +46,7 @@ class Wanted:
         return self.dataset.rpartition("/")[2]
 
     def patterns(self) -> list[str]:
-        """Return the names that are looked for, in this order, relative to the folder and without suffix."""
+        """Return the names to search for, in this order, relative to the folder and without suffix."""
         name = self.short_name
         authors = AUTHORS_NAMES.get((self.dataset, self.split))
         folders = [f"{name}/{self.config}"] if self.config else [f"{name}/data", f"{name}/{name}", name]
@@ -54,11 +54,11 @@ class Wanted:
 
 
 def find_files(folder: Path, wanted: Iterable[Wanted]) -> dict[Wanted, tuple[Path, ...]]:
-    """Find the files of each split; the pieces of one are taken in the order of their names.
+    """Return the files of each split; pieces of a split are ordered by name.
 
     Raises:
-        EvaluationError: Some are not there; lists all, with the places looked at.
-        UnreadableError: A folder cannot be looked into now.
+        EvaluationError: Files are missing; lists all, with the places searched.
+        UnreadableError: A folder cannot be read now.
     """
     found = {entry: _files(folder, entry) for entry in wanted}
     if missing := [entry for entry, files in found.items() if not files]:
@@ -74,7 +74,7 @@ def find_files(folder: Path, wanted: Iterable[Wanted]) -> dict[Wanted, tuple[Pat
 
 
 def _describe_missing(folder: Path, missing: Sequence[Wanted]) -> Iterator[str]:
-    """Yield a line for each data set and split; of many configurations only the first is written out."""
+    """Yield a line for each data set and split; only the first of many configurations is written out."""
     for (dataset, split), entries in groupby(missing, key=lambda entry: (entry.dataset, entry.split)):
         first, *others = entries
         places = ", ".join(str(folder / pattern) for pattern in first.patterns())
@@ -83,10 +83,10 @@ def _describe_missing(folder: Path, missing: Sequence[Wanted]) -> Iterator[str]:
 
 
 def read_rows(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """Read the rows of one split.
+    """Return the rows of one split.
 
     Raises:
-        EvaluationError: A file is not what its name says, or there is no row.
+        EvaluationError: A file does not have the format of its name, or there are no rows.
         UnreadableError: A file cannot be read now.
     """
     files = list(files)

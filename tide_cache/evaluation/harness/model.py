@@ -27,18 +27,18 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is asked; what changes an answer is part of the identity of a result.
+    """How a model is asked; options that change an answer are part of the identity of a result.
 
     Attributes:
         block_size: Tokens per block.
-        seed: Of masks, and of draws where a task asks for them.
+        seed: Seed of masks, and of draws if a task asks for them.
         num_samples: Sets of masked tokens per block of a likelihood.
         think_prefix: See `ThinkPrefix`.
-        threshold: Probability above which answers keep tokens at once; None for a fixed number a step.
-        temperature: Of draws; None for what the task says.
+        threshold: Probability above which answers keep tokens at once; None for a fixed number per step.
+        temperature: Temperature of draws; None for the task's.
         top_k: Draw from this many likeliest tokens; needs a temperature.
         top_p: Draw from the likeliest tokens that reach this probability; needs a temperature.
-        steps_per_block: Most forwards per block of an answer; None for what the task's settings say.
+        steps_per_block: Most forwards per block of an answer; None for the task's.
     """
 
     block_size: int
@@ -52,7 +52,7 @@ class ModelOptions:
     steps_per_block: int | None = None
 
     def faults(self) -> list[str]:
-        """Return what is wrong with how answers are decoded, one line each, before weights are loaded."""
+        """Return the faults of the decoding options, one line each, before weights are loaded."""
         return decoding_faults(
             {
                 "block_size": self.block_size,
@@ -69,7 +69,7 @@ class ModelOptions:
 class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """One model for one task; lm-eval gives each rank its share of the questions."""
 
-    backend = "causal"  # how lm-eval splits a context from its continuation: of both encoded together
+    backend = "causal"  # lm-eval then splits context and continuation after encoding both together
 
     def __init__(
         self,
@@ -80,15 +80,15 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         world: World,
         progress: Progress | None = None,
     ) -> None:
-        """Put a loaded model behind lm-eval's interface.
+        """Wrap a loaded model in lm-eval's interface.
 
         Args:
-            backbone: Weights loaded.
-            tokenizer: The model's own.
-            options: How it is asked.
-            settings: The task's budget.
-            world: This process among all.
-            progress: Told how many requests of this rank are done.
+            backbone: The model, with its weights.
+            tokenizer: The model's tokenizer.
+            options: How to ask it.
+            settings: Settings of the task.
+            world: This process among all processes.
+            progress: Hears how many requests of this rank are done.
         """
         super().__init__()
         self.backbone = backbone
@@ -96,7 +96,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         self.num_cut = 0
         """Prompts that lost their beginning because they were above the model's limit."""
         self.counts = DecodingCounts()
-        """How parallel the decoding of answers was; likelihoods are not in it."""
+        """Counts of the decoding of answers; likelihoods are not counted."""
         self._options = options
         self._settings = settings
         self._progress = progress or (lambda done, total: None)
@@ -105,7 +105,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
 
     @property
     def eot_token_id(self) -> int:
-        """The end-of-text token, which stands in for an empty context."""
+        """The end-of-text token, which replaces an empty context."""
         return self.tokenizer.eos_id
 
     @property
@@ -114,12 +114,12 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         return self.tokenizer.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokenize a text as it stands: nothing is put around it."""
+        """Tokenize a text as it is; nothing is added."""
         ids: list[int] = self.tokenizer.encode(string).ids_L.tolist()
         return ids
 
     def apply_chat_template(self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render a conversation; the beginning of an answer is written behind the generation prompt, as it is."""
+        """Render a conversation; the given start of an answer follows the generation prompt unchanged."""
         messages = [Message(message["role"], message["content"]) for message in chat_history]
         begun = ""
         if not add_generation_prompt and messages[-1].role == "assistant":
@@ -130,7 +130,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         return text + begun
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answer each prompt, up to its budget, a special token, or the first of its stop strings."""
+        """Return the answer to each prompt, up to its budget, a special token, or its first stop string."""
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         answers = [""] * len(requests)
         order = sorted(range(len(requests)), key=lambda k: (str(requests[k].args[1]), len(prompts[k])))
@@ -172,7 +172,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         )
 
     def _fitting(self, ids: Sequence[int], room: int) -> Sequence[int]:
-        """Leave out the beginning of what is too long, as lm-eval does for other models, and count it."""
+        """Return prompts without the beginning of those that are too long, as lm-eval does, and count these."""
         if len(ids) <= room:
             return ids
         self.num_cut += 1
@@ -181,7 +181,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Estimate log p(continuation | context), and say whether the sampler would write the continuation."""
+        """Return estimates of log p(continuation | context), and whether the sampler would write the continuation."""
         limit = self._limit // self._options.block_size * self._options.block_size
         texts = [Continuation(self._fitting(context, limit - len(tokens)), tokens) for _, context, tokens in requests]
         logprobs = self._logprobs(texts)
@@ -189,7 +189,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         return list(zip(logprobs, greedy, strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Estimate log p of whole texts, in windows of the model's length that do not overlap."""
+        """Return estimates of log p of whole texts, in windows of the model's length that do not overlap."""
         length = self._limit // self._options.block_size * self._options.block_size - 1
         windows = []
         for k, request in enumerate(requests):
@@ -216,7 +216,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         return values
 
     def _greedy(self, texts: Sequence[Continuation]) -> list[bool]:
-        """Sample once after each context, as long as its longest continuation; blocks do not look ahead."""
+        """Sample once after each context, up to its longest continuation; blocks do not look ahead."""
         longest: dict[tuple[int, ...], int] = {}
         for context, tokens in texts:
             longest[tuple(context)] = max(longest.get(tuple(context), 1), len(tokens))
@@ -241,13 +241,13 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return this rank's number of questions for every rank.
 
-        lm-eval asks only in order to give all ranks equally many, for models whose ranks run in step; it would have
-        the shorter ranks answer a question twice.
+        lm-eval only uses it to give all ranks the same number, for models whose ranks run in step; shorter ranks would
+        answer a question twice.
         """
         return tensor.repeat(self._world_size)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """Collect what the ranks have on one of them."""
+        """Return on one rank what all ranks have."""
         parts: list[Any] | None = [None] * self._world_size if self._rank == dst else None
         dist.gather_object(obj, parts, dst)
         return parts
@@ -258,7 +258,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
 
 
 def cut_at(text: str, stops: str | Iterable[str]) -> str:
-    """Return a text up to the first of several stop strings.
+    """Return a text up to the first of some stop strings.
 
     Args:
         text: What was generated.
@@ -271,7 +271,7 @@ def cut_at(text: str, stops: str | Iterable[str]) -> str:
 
 
 def _alike(order: Sequence[int], kinds: Sequence[str], batch_size: int) -> Iterable[list[int]]:
-    """Cut an order into batches of one kind."""
+    """Yield an order in batches of one kind."""
     batch: list[int] = []
     for k in order:
         if batch and (len(batch) == batch_size or kinds[k] != kinds[batch[0]]):

@@ -1,7 +1,7 @@
-"""Our models under the harness's own command: `lm_eval --model tide_cache --model_args pretrained=...`.
+"""Our models in the harness's own command: `lm_eval --model tide_cache --model_args pretrained=...`.
 
-lm-eval finds the class by the entry point `lm_eval.models` of this distribution, from the release after 0.4.13 on.
-0.4.13 looks for no plug-in at all: there `tide_cache.lm_eval_hook` puts the name into its registry.
+Releases after 0.4.13 find the class by the entry point `lm_eval.models` of this distribution. 0.4.13 has no plug-ins:
+there `tide_cache.lm_eval_hook` adds the name to its registry.
 """
 
 from dataclasses import asdict
@@ -49,15 +49,15 @@ class TideCacheLM(BlockDiffusionLM):
             top_k: Draw from this many likeliest tokens.
             top_p: Draw from the likeliest tokens that reach this probability.
             num_samples: Sets of masked tokens per block of a likelihood.
-            think_prefix: What stands before an answer when a chat template is applied.
-            seed: Of masks and draws.
-            dtype: Of the weights: float32 or bfloat16.
-            device: Where they go; by default this process's GPU, or the CPU.
+            think_prefix: What precedes an answer if a chat template is applied.
+            seed: Seed of masks and draws.
+            dtype: Type of the weights: float32 or bfloat16.
+            device: Their device; by default this process's GPU, or the CPU.
             batch_size: Sequences per forward. `auto` is 32.
-            max_batch_size: Unused; lm-eval hands it to every model.
+            max_batch_size: Unused; lm-eval passes it to every model.
 
         Raises:
-            RunFileError: An option that cannot be; lists all, before weights are loaded.
+            RunFileError: An option is impossible; lists all, before weights are loaded.
             TideCacheError: There is no usable model or tokenizer.
         """
         size = _whole(batch_size)
@@ -72,12 +72,12 @@ class TideCacheLM(BlockDiffusionLM):
         world = find_world()
         place = rank_device(world, resolve_device(device or "auto"))
         if world.size > 1:
-            join(world, "cpu")  # what ranks exchange is small and not on the GPU
+            join(world, "cpu")  # ranks exchange little, and nothing on the GPU
         backbone = load_backbone(model.info, DTYPES[dtype], place)
         super().__init__(backbone, model.tokenizer, options, TaskSettings("--tasks", batch_size=size), world)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what lm-eval writes into its results: how answers were decoded, and how parallel that was."""
+        """Return what lm-eval writes into its results: the options of decoding, and its counts."""
         return {"tide_cache_options": asdict(self._options), "tide_cache_decoding": self.counts.figures()}
 
 

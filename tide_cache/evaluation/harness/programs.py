@@ -1,4 +1,4 @@
-"""Code tasks: from an answer to a program, and its score; lm-eval's own metric comes from the hub and is unguarded."""
+"""Code tasks: from an answer to a program and its score; lm-eval's own metric is from the hub and has no sandbox."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ def code_of(answer: str) -> str:
     """Return the code of an answer whose prompt ended in an opening fence: up to the closing one, or all of it.
 
     Args:
-        answer: May open a fence of its own first.
+        answer: May start with its own fence.
     """
     return _OPENING_FENCE.sub("", answer).partition("```")[0]
 
@@ -35,7 +35,7 @@ PROGRAMS: dict[str, Callable[[list[list[str]], list[dict[str, Any]]], list[list[
 
 
 def scored_by(sandbox: Sandbox, task: str) -> dict[str, Any]:
-    """Return the entries of a task's configuration that put our filter and metric in the place of lm-eval's.
+    """Return the entries of a task's configuration that replace lm-eval's filter and metric by ours.
 
     Args:
         sandbox: Where programs run.
@@ -43,7 +43,7 @@ def scored_by(sandbox: Sandbox, task: str) -> dict[str, Any]:
     """
 
     def pass_at_1(references: Sequence[str], predictions: Sequence[Sequence[str]]) -> float:
-        """Share of programs that pass the tests."""
+        """Return the share of programs that pass the tests."""
         programs = [f"{p}\n\n{test}" for test, row in zip(references, predictions, strict=True) for p in row]
         return sum(sandbox.run(program).is_passed for program in programs) / len(programs)
 

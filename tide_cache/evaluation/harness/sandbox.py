@@ -1,9 +1,9 @@
-"""Runs programs that a model wrote: in a process of their own, for a limited time, with little memory and no network.
+"""Runs programs that a model wrote: each in a separate process, for a limited time, with little memory and no network.
 
-With `namespaces` the process also gets Linux namespaces of its own, through `unshare`: no network at all, every file
-read-only but a small folder in memory, no other process in sight, and all of its own end with it. With `limits` it
-has the limits alone, and can reach the network and write the user's files. Neither keeps a program from reading the
-user's files; with `namespaces` it has no way to send them anywhere.
+With `namespaces` the process also gets separate Linux namespaces, through `unshare`: it has no network, all files are
+read-only except a small folder in memory, it sees no other process, and its own processes end with it. With `limits` it
+only has the limits, and can reach the network and write the user's files. Neither prevents a program from reading the
+user's files; with `namespaces` it cannot send them anywhere.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ _SHOWN_BYTES = 200
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use.
+    """Limits of one program.
 
     Attributes:
-        wall_s: Seconds until it is killed, start included; more than `cpu_s`, since the machine may be busy.
+        wall_s: Seconds until it is killed, including the start; more than `cpu_s`, since the machine may be busy.
         cpu_s: Seconds of processor time.
         memory_bytes: Address space of each of its processes.
-        file_bytes: Size of a file, and with namespaces of all it writes.
-        num_processes: Its processes and threads; with namespaces alone, and not where the user is root.
+        file_bytes: Size of a file; with namespaces, of all files that it writes.
+        num_processes: Its processes and threads; only with namespaces, and not if the user is root.
     """
 
     wall_s: float = 20.0
@@ -53,7 +53,7 @@ class Outcome:
     """How a program ended.
 
     Attributes:
-        is_passed: It came to its end without an exception.
+        is_passed: Whether it ended without an exception.
         reason: `passed`, the exception's name, `timed out`, or how the process ended.
     """
 
@@ -72,7 +72,7 @@ class Sandbox:
         """Run a program to its end or to a limit.
 
         Raises:
-            EvaluationError: This machine does not give the isolation that was asked for.
+            EvaluationError: This machine does not provide the isolation that was asked for.
         """
         with tempfile.TemporaryDirectory(prefix="tide-cache-code-") as scratch:
             written, message, code = self._run(program, scratch)
@@ -86,10 +86,10 @@ class Sandbox:
         return Outcome(False, f"killed by signal {-code}" if code < 0 else f"left early with exit code {code}")
 
     def require_works(self) -> None:
-        """Refuse a machine on which the sandbox cannot be had, before anything else is done.
+        """Check that the sandbox works on this machine, before anything else is done.
 
         Raises:
-            EvaluationError: It cannot; says why and what to do.
+            EvaluationError: It does not; says why, and what to do.
         """
         if self.isolation == "namespaces" and shutil.which(_UNSHARE[0]) is None:
             raise EvaluationError(_no_isolation("found no program `unshare`, which comes with util-linux"))
@@ -98,7 +98,7 @@ class Sandbox:
             raise EvaluationError(_no_isolation(f"an empty program did not pass: {outcome.reason}"))
 
     def _run(self, program: str, scratch: str) -> tuple[str, str, int | None]:
-        """Return what the runner wrote, what it said to stderr, and its exit code, None after a time-out."""
+        """Return the runner's output, its stderr, and its exit code; None after a time-out."""
         is_isolated = self.isolation == "namespaces"
         command = [*(_UNSHARE if is_isolated else ()), sys.executable, "-I", "-W", "ignore", str(_RUNNER)]
         read_end, write_end = os.pipe()
@@ -117,7 +117,7 @@ class Sandbox:
                 code = _wait(process, program, self.limits.wall_s)
                 stderr.seek(0)
                 message = stderr.read(_SHOWN_BYTES).decode(errors="replace").strip()
-            os.set_blocking(read_end, False)  # a process that got away may still hold the other end
+            os.set_blocking(read_end, False)  # an escaped process may still hold the other end
             try:
                 written = os.read(read_end, _SHOWN_BYTES).decode(errors="replace")
             except BlockingIOError:
@@ -135,7 +135,7 @@ class Sandbox:
             "RLIMIT_FSIZE": limits.file_bytes,
             "RLIMIT_CORE": 0,
         }
-        if is_isolated:  # elsewhere all processes of the user count
+        if is_isolated:  # otherwise all processes of the user would count
             rlimits["RLIMIT_NPROC"] = limits.num_processes
         return {
             "verdict": verdict,
@@ -147,7 +147,7 @@ class Sandbox:
 
 
 def _wait(process: "subprocess.Popen[bytes]", program: str, wall_s: float) -> int | None:
-    """Feed a process and wait for it; afterwards nothing of its session is left. None after a time-out."""
+    """Run a process with an input, and end its whole session; return None after a time-out."""
     with process:
         try:
             process.communicate(program.encode("utf-8", "replace"), timeout=wall_s)

@@ -1,7 +1,7 @@
-"""Runs one untrusted program; started by `sandbox.py` as a script of its own, never imported.
+"""Runs one untrusted program; started by `sandbox.py` as a separate script, never imported.
 
-The program comes on stdin. What is found goes to a file descriptor of its own: `ready` once all doors are closed, then
-`passed` when the program has come to its end, or the name of the exception. One that leaves by `os._exit` gives none.
+The program comes on stdin. The result goes to a separate file descriptor: `ready` once the process is shut in, then
+`passed` when the program has ended, or the name of the exception. A program that calls `os._exit` gives no result.
 """
 
 import ctypes
@@ -20,14 +20,14 @@ CAPABILITY_VERSION_3 = 0x20080522
 
 
 def require_done(result: int, what: str) -> None:
-    """Raise what the C library says when a call failed."""
+    """Raise the C library's error if a call failed."""
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def close_files(scratch: str, scratch_bytes: int) -> None:
-    """Make all files read-only but those of a new, small folder in memory, hide /proc, and give up all privileges."""
+    """Make all files read-only except a new, small folder in memory, hide /proc, and drop all privileges."""
     libc = ctypes.CDLL(None, use_errno=True)
     read_only = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)
     arguments = (MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, ctypes.byref(read_only), ctypes.sizeof(read_only))
@@ -41,7 +41,7 @@ def close_files(scratch: str, scratch_bytes: int) -> None:
 
 
 def main() -> None:
-    """Close the doors, then run the program."""
+    """Shut the process in, then run the program."""
     settings = json.loads(sys.argv.pop())
     program = sys.stdin.buffer.read()
     verdict = os.fdopen(settings["verdict"], "wb", buffering=0)

@@ -1,7 +1,7 @@
-"""Scores models on tasks: one after the other, each result kept in its own file, so that a rerun continues.
+"""Scores models on tasks, one after the other; each result is kept in a file, so that a rerun continues.
 
-A result file says what it is a result of: the weights, the tokenizer, the questions and all that shapes an answer. A
-rerun takes it as done if all of that is the same, and refuses the folder otherwise.
+A result file states what it is a result of: the weights, the tokenizer, the questions and everything that affects an
+answer. A rerun reuses it if all of that is the same, and refuses the folder otherwise.
 """
 
 import gc
@@ -44,9 +44,9 @@ class Contestant:
     Attributes:
         role: `student` or `baseline`; names its folder.
         location: Folder or hub name, as given.
-        tokenizer: Its own.
-        fingerprint: Of its weights.
-        options: How it is asked.
+        tokenizer: The model's tokenizer.
+        fingerprint: Fingerprint of its weights.
+        options: How to ask it.
         load: Loads the weights.
     """
 
@@ -73,13 +73,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """What is the same for all models and tasks.
+    """Options for all models and tasks.
 
     Attributes:
-        limit: Questions at most of each of lm-eval's tasks; None for all.
+        limit: Most questions of each of lm-eval's tasks; None for all.
         chat_template: Whether prompts are rendered as conversations.
-        dtype: Of the weights.
-        thresholds: At which every task is decoded, one result each; none for the threshold of the model's options.
+        dtype: Type of the weights.
+        thresholds: Thresholds at which every task is decoded, one result each; none for the one in the model's options.
     """
 
     limit: int | None
@@ -88,7 +88,7 @@ class ScoringOptions:
     thresholds: tuple[float, ...] = ()
 
     def identity(self) -> Document:
-        """Return what results must agree in; each has its own threshold."""
+        """Return the values in which results must agree; each has its own threshold."""
         return {name: value for name, value in asdict(self).items() if name != "thresholds"}
 
 
@@ -100,23 +100,23 @@ def score_all(
     world: World,
     report: Callable[[str], Progress] | None = None,
 ) -> dict[str, dict[str, Document]]:
-    """Score each model on each task, but for what `out` holds already.
+    """Score each model on each task, except for results that `out` already holds.
 
     Args:
-        contestants: The student, and what it is compared with.
+        contestants: The student, and the models to compare it with.
         tasks: From `define_tasks`.
-        out: Folder of results, one for all ranks; made if missing.
-        options: What is the same for all.
-        world: This process; every rank calls this alike.
-        report: Gives who is told about the progress of what it is named.
+        out: Folder of results, the same for all ranks; created if missing.
+        options: Options for all models and tasks.
+        world: This process; every rank makes the same call.
+        report: Returns the listener for the progress of a name.
 
     Returns:
         Results by role and name: the task's, or `TASK@THRESHOLD`.
 
     Raises:
-        EvaluationError: The folder holds results of something else, or a task's data cannot be had.
+        EvaluationError: The folder holds results of something else, or a task's data is not available.
         RunFileError: There are more ranks than questions.
-        Interrupted: Ctrl-C; finished tasks are kept.
+        Interrupted: Ctrl-C was pressed; finished tasks are kept.
     """
     entries = [entry for contestant in contestants for entry in _entries(contestant, tasks, options.thresholds)]
     identities = {entry.key: _identity(entry.contestant, entry.task, options) for entry in entries}
@@ -125,8 +125,8 @@ def score_all(
     opened = {name: task.open() for name, task in missing.items()}
     _require_enough(opened, options.limit, world)
     if world.size > 1:
-        join(world, "cpu")  # what ranks exchange is small and not on the GPU
-        dist.barrier()  # nobody writes before all have read what is done
+        join(world, "cpu")  # ranks exchange little, and nothing on the GPU
+        dist.barrier()  # no rank writes before all have read the finished results
     try:
         for contestant in contestants:
             left = [e for e in entries if e.contestant.role == contestant.role and e.key not in done]
@@ -177,10 +177,10 @@ def _identity(contestant: Contestant, task: DefinedTask, options: ScoringOptions
 
 
 def _done(out: Path, identities: Mapping[tuple[str, str], Document]) -> dict[tuple[str, str], Document]:
-    """Read the results that are there already.
+    """Return the existing results.
 
     Raises:
-        EvaluationError: Some are of another evaluation; lists every difference.
+        EvaluationError: Some are from another evaluation; lists every difference.
     """
     done, faults = {}, []
     for (role, name), identity in identities.items():
@@ -208,7 +208,7 @@ def _done(out: Path, identities: Mapping[tuple[str, str], Document]) -> dict[tup
 
 
 def _require_enough(opened: Mapping[str, Mapping[str, Any]], limit: int | None, world: World) -> None:
-    """Refuse more ranks than a task has questions: lm-eval fails on a rank without any."""
+    """Raise an error if there are more ranks than questions: lm-eval fails on a rank without any."""
     for tasks in opened.values():
         for name, task in tasks.items():
             num_questions = min(len(task.eval_docs), limit or len(task.eval_docs))
@@ -219,7 +219,7 @@ def _require_enough(opened: Mapping[str, Mapping[str, Any]], limit: int | None, 
 
 
 def score_task(lm: BlockDiffusionLM, task: DefinedTask, opened: Mapping[str, Any], options: ScoringOptions) -> Document:
-    """Ask one model all questions of one task; only the first rank gets figures."""
+    """Return a model's figures on all questions of a task; None except on the first rank."""
     begin_s = time.monotonic()
     for single in opened.values():
         single.set_fewshot_seed(FEWSHOT_SEED)
@@ -258,7 +258,7 @@ def score_task(lm: BlockDiffusionLM, task: DefinedTask, opened: Mapping[str, Any
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """Keep lm-eval's numbers by `metric,filter`; what is not one, such as `N/A`, becomes None."""
+    """Return lm-eval's numbers by `metric,filter`; what is not a number, such as `N/A`, becomes None."""
     numbers = {}
     for key, value in result.items():
         if "," in key:
@@ -270,7 +270,7 @@ def _figures(result: Mapping[str, Any]) -> dict[str, float | None]:
 def _pooled(
     figures: Mapping[str, Mapping[str, float | None]], sizes: Mapping[str, int], metric: str
 ) -> tuple[float | None, float | None]:
-    """Average a metric over all questions, with its standard error; None where a part has none."""
+    """Return the mean of a metric over all questions, with its standard error; None if a part has none."""
     name, _, filter_name = metric.partition(",")
     total = sum(sizes.values())
     scores = [(size, figures[task].get(metric)) for task, size in sizes.items()]
@@ -282,7 +282,7 @@ def _pooled(
 
 
 def _keep(folder: Path, name: str, document: Document, samples: Mapping[str, Sequence[Document]]) -> None:
-    """Write a result, and what the model was asked and answered; the result last, since it says done."""
+    """Write questions and answers, and then the result, which marks the task as done."""
     with new_folder(folder), (folder / f"{name}.samples.jsonl").open("w", encoding="utf-8") as stream:
         for task, entries in samples.items():
             for entry in sorted(entries, key=lambda entry: (entry["doc_id"], entry["filter"])):

@@ -1,7 +1,7 @@
-"""The tasks by which the paper compares students, and the budget each of them gives the sampler.
+"""The tasks by which the paper compares students, with their settings.
 
-Names, budgets and shots are those of the paper's evaluation script (arXiv:2604.26951, Table 6 for the batches). Where
-lm-eval gives several figures for a task, `metric` names the one that is shown; all are kept in the results.
+Names, budgets and shots are those of the paper's evaluation script (arXiv:2604.26951, Table 6 for the batches). If
+lm-eval gives several figures for a task, `metric` names the one to show; all are kept in the results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ class TaskSettings:
 
     Attributes:
         name: As given on the command line and in the results.
-        new_tokens: Most tokens of an answer; None for what the task says.
-        steps: Denoising steps for `new_tokens` of them; None for as many.
-        shots: Examples in the prompt; None for what the task says.
+        new_tokens: Most tokens of an answer; None for the task's number.
+        steps: Denoising steps for these tokens; None for one per token.
+        shots: Examples in the prompt; None for the task's number.
         batch_size: Sequences per forward.
-        metric: `metric,filter` of the figure that is shown; None for the task's first.
-        folders: Of lm-eval's tasks, those to look through; empty for all.
-        source: Name there; None for a task of our own.
-        overlay: File of ours whose entries replace those of the source.
+        metric: `metric,filter` of the figure to show; None for the task's first.
+        folders: Folders of lm-eval's tasks to search; empty for all.
+        source: The task's name in lm-eval; None for one of our tasks.
+        overlay: One of our files, whose entries replace those of the source.
     """
 
     name: str
@@ -45,7 +45,7 @@ class TaskSettings:
 
         Args:
             block_size: Blocks are always sampled whole.
-            new_tokens: Of an answer.
+            new_tokens: Tokens of an answer.
         """
         steps = new_tokens if self.steps is None else self.steps
         return min(block_size, max(1, -(-block_size * steps // new_tokens)))
@@ -68,14 +68,14 @@ SUITES = {"tide": TIDE}
 
 
 def choose_tasks(suite: str | None, names: Sequence[str]) -> tuple[TaskSettings, ...]:
-    """Choose tasks: those of a suite, or those named; a name of a suite's task brings the suite's budget with it.
+    """Return the tasks of a suite, or those named; the name of a suite's task has the suite's budget.
 
     Args:
         suite: Name of a suite; None for none.
-        names: Of tasks; with a suite, only these of it.
+        names: Names of tasks; with a suite, only these of its tasks are returned.
 
     Raises:
-        RunFileError: There is no such suite, a name is not in it, or there is none, or two tasks of one name.
+        RunFileError: There is no such suite, a name is not in it, there is no name, or a name occurs twice.
     """
     if suite is not None and suite not in SUITES:
         raise RunFileError(f"--suite {suite!r}: no such suite; expected {', '.join(SUITES)}")
@@ -92,7 +92,7 @@ def choose_tasks(suite: str | None, names: Sequence[str]) -> tuple[TaskSettings,
 
 
 def _any_tasks(names: Sequence[str], known: Mapping[str, TaskSettings]) -> tuple[TaskSettings, ...]:
-    """Take tasks as they come; one of a file is named after the file, since results are kept by name."""
+    """Return the named tasks; a task from a file has the file's name, since results are kept by name."""
     if not names:
         raise RunFileError("--tasks names no task; expected names joined by commas")
     chosen = []

@@ -1,6 +1,6 @@
-"""From task names to lm-eval tasks: their definitions, the protocol laid over them, and their data.
+"""From task names to lm-eval tasks: their definitions, our settings for them, and their data.
 
-A task of the command line may be many of lm-eval's: MMLU has one for each subject.
+A task of the command line may consist of many of lm-eval's: MMLU has one for each subject.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from tide_cache.unreadable import told_apart
 Config = dict[str, Any]
 _ROOT = Path(lm_eval.tasks.__file__).parent
 
-logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every task whose defaults it uses
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every task with default settings
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class DefinedTask:
     """A task as it will be run, before its data is opened.
 
     Attributes:
-        settings: From the suite.
-        configs: lm-eval configurations, complete but for the data's place.
-        files: Local files of each split; empty where the hub's are used.
+        settings: Its settings, from the suite.
+        configs: lm-eval configurations, complete except for the location of the data.
+        files: Local files of each split; empty if the hub's are used.
     """
 
     settings: TaskSettings
@@ -49,7 +49,7 @@ class DefinedTask:
     files: Mapping[Wanted, tuple[Path, ...]]
 
     def identity(self) -> str:
-        """Return a digest of prompts, budgets, metrics and local data: equal ones are the same questions."""
+        """Return a digest of prompts, budgets, metrics and local data: equal digests mean the same questions."""
         digest = hashlib.sha256(json.dumps(self.configs, sort_keys=True, default=_name_of).encode())
         for wanted in sorted(self.files, key=str):
             for path in self.files[wanted]:
@@ -63,15 +63,15 @@ class DefinedTask:
         return any(config.get("output_type") == "generate_until" for config in self.configs)
 
     def without_effect(self) -> list[str]:
-        """Name the generation settings that the sampler has no use for."""
+        """Return the names of generation settings that the sampler ignores."""
         named = [name for config in self.configs for name in without_effect(config.get("generation_kwargs") or {})]
         return list(dict.fromkeys(named))
 
     def open(self) -> dict[str, ConfigurableTask]:
-        """Read the data and make lm-eval's tasks, by name.
+        """Read the data and return lm-eval's tasks, by name.
 
         Raises:
-            EvaluationError: The data cannot be had.
+            EvaluationError: The data is not available.
         """
         return {config["task"]: self._open(config) for config in self.configs}
 
@@ -94,16 +94,16 @@ class DefinedTask:
 
 
 def define_tasks(chosen: Sequence[TaskSettings], task_data: Path | None, sandbox: Sandbox | None) -> list[DefinedTask]:
-    """Define all tasks and find their local data; nothing is read yet.
+    """Return definitions of all tasks, with the places of local data; nothing is read yet.
 
     Args:
         chosen: From `choose_tasks`.
         task_data: Folder of local data; None for the hub.
-        sandbox: Where programs of a model are run; None when the user has not allowed that.
+        sandbox: Runs a model's programs; None if the user has not allowed that.
 
     Raises:
         RunFileError: There is no such task, it cannot be run, or it runs code without consent.
-        EvaluationError: Local data is missing; lists all that is. Or the sandbox does not work on this machine.
+        EvaluationError: Local data is missing; lists all of it. Or the sandbox does not work on this machine.
     """
     configs = {task: tuple(_configs(task)) for task in chosen}
     for task in chosen:
@@ -138,7 +138,7 @@ def _configs(settings: TaskSettings) -> Iterator[Config]:
             raise RunFileError(
                 f"--tasks {settings.name}: {entry.name} is written as a Python class, which cannot be run"
             )
-        # The functions of a code task are not loaded: its module runs a program and asks the hub for the metric.
+        # a code task's functions are not loaded: its module runs a program, and gets the metric from the hub
         functions = not entry.cfg.get("unsafe_code", False)
         try:
             definition = load_yaml(entry.yaml_path, resolve_func=functions)
@@ -148,7 +148,7 @@ def _configs(settings: TaskSettings) -> Iterator[Config]:
 
 
 def _leaves(index: Mapping[str, Any], name: str, changes: Config) -> Iterator[tuple[Any, Config]]:
-    """Go down groups and tags to single tasks, with what the groups change in them."""
+    """Yield the single tasks of groups and tags, with what the groups change in them."""
     entry = index[name]
     if entry.kind is Kind.TAG:
         for child in sorted(entry.tags):
@@ -191,7 +191,7 @@ def _require_safe_code(settings: TaskSettings, configs: Sequence[Config], sandbo
 
 
 def _with_protocol(settings: TaskSettings, config: Config, sandbox: Sandbox | None) -> Config:
-    """Lay budget, shots and our way of running code over a definition."""
+    """Return a definition with our budget, shots and sandbox."""
     config = {key: value for key, value in config.items() if key not in {"tag", "group", "task_list"}}
     shots = config.get("num_fewshot") or 0 if settings.shots is None else settings.shots
     if shots == 0:
@@ -207,7 +207,7 @@ def _with_protocol(settings: TaskSettings, config: Config, sandbox: Sandbox | No
 
 
 def _wanted(config: Config) -> list[Wanted]:
-    """Name the splits that a task reads: those it asks about, and those its examples come from."""
+    """Return the splits that a task reads: that of its questions and that of its examples."""
     splits = [config.get("test_split") or config.get("validation_split")]
     if config["num_fewshot"] > 0:
         few = config.get("fewshot_config") or {}
@@ -218,5 +218,5 @@ def _wanted(config: Config) -> list[Wanted]:
 
 
 def _name_of(value: Any) -> str:
-    """Stand for a function in a digest."""
+    """Return what represents a function in a digest."""
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
