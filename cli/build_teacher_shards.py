@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -91,16 +92,32 @@ def build_teacher_shards(
     if shards is not None:
         check_shard_range(shards, os.environ)
     if dry_run:
-        _dry_run(run, json)
+        tell_dry_run(run, json)
         return
     with chatter_to_stderr():
-        from tide_cache.building.driver import PartialBuild, build_shards, prepare_with_room
-
         hands = _executor(workers or 1, executor or "process", ray_address)
         hands.check(run)
 
-        def choose(num_shards: int) -> range:
-            return range(num_shards) if shards is None else shard_range(shards, num_shards, os.environ)
+    def choose(num_shards: int) -> range:
+        return range(num_shards) if shards is None else shard_range(shards, num_shards, os.environ)
+
+    build_and_tell(run, hands, choose, check_disk, json)
+
+
+def build_and_tell(
+    run: BuildRun, hands: "Executor", choose: Callable[[int], range], check_disk: bool, json: bool
+) -> None:
+    """Build some shards of a cache, show how far it is, and print what there is in the end.
+
+    Args:
+        run: The run file.
+        hands: Where to build.
+        choose: Returns the shards to build, given the number of all.
+        check_disk: Refuse a build that may not fit on the disk.
+        json: Print one JSON document.
+    """
+    with chatter_to_stderr():
+        from tide_cache.building.driver import PartialBuild, build_shards, prepare_with_room
 
         build = prepare_with_room(run, choose, check_disk)
         for remark in build.remarks:
@@ -133,14 +150,20 @@ def _executor(workers: int, name: ExecutorName, ray_address: str | None) -> "Exe
     return LocalProcesses(workers) if workers > 1 else InProcess()
 
 
-def _dry_run(run: BuildRun, json: bool) -> None:
+def tell_dry_run(run: BuildRun, json: bool) -> None:
+    """Check a build, and print the resolved run file and a rough estimate.
+
+    Args:
+        run: The run file.
+        json: Print one JSON document.
+    """
     with chatter_to_stderr():
         from tide_cache.building.estimate import estimate_build
         from tide_cache.building.prepare import prepare_build
         from tide_cache.manifest import CacheFolder
 
         build = prepare_build(run, weights="stated")
-        is_known = build.identity.teacher["weights_sha256"] is not None
+        is_known = build.identity.teacher.get("weights_sha256", "") is not None
         if is_known:
             CacheFolder(run.build.out).require_fits(build.identity, build.plan)
         estimate = estimate_build(build)

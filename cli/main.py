@@ -22,6 +22,7 @@ from .evaluate_tasks import evaluate_tasks
 from .export import export
 from .export_model import export_model
 from .generate import generate
+from .import_topk import import_topk
 from .inspect_cache import inspect_cache
 from .plan import plan
 from .repair import repair
@@ -124,6 +125,13 @@ app.command(
         "tide-cache answers answers.toml --workers 8 --seed 1",
     ),
 )(answers)
+app.command(
+    "import-topk",
+    epilog=_example(
+        "tide-cache import-topk --run build.toml --write-prompts prompts.jsonl --top-k 64",
+        "tide-cache import-topk topk.jsonl --run build.toml --engine 'vllm 0.11.0' --out cache",
+    ),
+)(import_topk)
 app.command("convert", epilog=_example("tide-cache convert Qwen/Qwen3-0.6B --out students/qwen3-0.6b"))(convert)
 app.command(
     "train",

@@ -106,8 +106,11 @@ def read_build_run(
     out: str | None,
     passes: str | None,
     allow_untrained: bool,
+    **further: object,
 ) -> BuildRun:
     """Read the run file of a build with the short options over it, and `--set` over both.
+
+    `further` are entries of one command's own options, with two underscores for a dot.
 
     Raises:
         RunFileError: It cannot be used, or there is no such checkpoint.
@@ -119,9 +122,11 @@ def read_build_run(
         **corpus_flags("corpus", dataset, on_bad_row),
         "build.out": out,
         "build.passes": passes.split(",") if passes is not None else None,
+        **{name.replace("__", "."): value for name, value in further.items()},
     }
     run = load_run_file(BuildRun, run_file, {**given(flags), **parse_assignments(assignments or ())})
-    require_checkpoint(run.teacher.model)
+    if run.teacher.topk is None:
+        require_checkpoint(run.teacher.model)
     return run
 
 

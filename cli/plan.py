@@ -7,6 +7,7 @@ import typer
 
 from tide_cache.building.budget import Budget
 from tide_cache.config.build import BuildRun
+from tide_cache.errors import RunFileError
 from tide_cache.wording import shared_views
 
 from .console import chatter_to_stderr, number, percent, print_fields, print_json, print_table, say, size
@@ -56,6 +57,11 @@ def plan(
     """
     given = (teacher, student, dataset, on_bad_row, out, passes, allow_untrained)
     run = read_build_run(run_file, assignments, *given)
+    if run.teacher.topk is not None:
+        raise RunFileError(
+            "teacher.topk: found a file of an engine, which costs no teacher time, so that there is nothing to "
+            "predict; tide-cache import-topk --dry-run says how large the cache will be"
+        )
     clock = Budget(budget)
     say(f"Measuring up to {sample_rows} rows and a few forwards, in about {budget:g} s (--budget) ...")
     with chatter_to_stderr():

@@ -40,6 +40,12 @@ class ModelError(TideCacheError):
     exit_code = 3
 
 
+class EngineFileError(TideCacheError):
+    """A file of top-k that an engine wrote is damaged, contradicts itself, or is about other texts."""
+
+    exit_code = 3
+
+
 class CacheMismatchError(TideCacheError):
     """A cache was built from other inputs than the run declares, or lacks what an objective needs."""
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
+from helpers.teacher_examples import write_causal
 from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.worker import load_teacher
@@ -31,19 +32,8 @@ NUM_VIEWS = 4
 @pytest.fixture(scope="module")
 def causal_model(tmp_path_factory, vocabularies):
     """A stock Qwen3 as transformers saves it, with a tokenizer that names no mask token."""
-    folder = tmp_path_factory.mktemp("causal")
     tokenizer = TextTokenizer.load(str(vocabularies.second))
-    tokenizer.save(folder)
-    path = folder / "tokenizer_config.json"
-    stated = json.loads(path.read_text())
-    path.write_text(json.dumps({name: value for name, value in stated.items() if name != "mask_token"}))
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, initializer_range=0.2,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    return folder
+    return write_causal(tmp_path_factory.mktemp("causal"), "qwen3", tokenizer)
 
 
 @pytest.fixture(scope="module")

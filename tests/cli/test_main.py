@@ -13,8 +13,8 @@ from tide_cache.modeling.backbone import ADAPTERS
 from tide_cache_cli.main import app
 
 COMMANDS = [
-    "demo", "build-teacher-shards", "answers", "convert", "train", "inspect", "verify", "eval", "generate", "doctor",
-    "schema",
+    "demo", "build-teacher-shards", "answers", "import-topk", "convert", "train", "inspect", "verify", "eval",
+    "generate", "doctor", "schema",
 ]  # fmt: skip
 
 

@@ -31,6 +31,7 @@ DRY = {
     "generate": IN_SHORT["generate"],
     "sweep": None,
     "eval-tasks": None,
+    "import-topk": None,
 }
 """What makes a command of the docs run without paying for it; with None it is parsed, for there are no files for it."""
 VARIABLES = {"$TRAIN": "chats.jsonl", "$TEST": "held-out.jsonl"}

@@ -5,7 +5,7 @@ import re
 
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from tide_cache.modeling.backbone import ADAPTERS, new_backbone
 from tide_cache.modeling.checkpoint import save_student
@@ -111,3 +111,27 @@ def as_llada(name):
         if re.match(plain, name):
             return re.sub(plain, published, name)
     raise AssertionError(name)
+
+
+CAUSAL = {
+    "qwen3": (Qwen3Config, {"head_dim": 16}),
+    "qwen2": (Qwen2Config, {}),
+    "llama": (LlamaConfig, {}),
+}
+
+
+def write_causal(folder, name, tokenizer):
+    """Write a stock causal model as transformers saves it, with a tokenizer that names no mask token."""
+    tokenizer.save(folder)
+    path = folder / "tokenizer_config.json"
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in stated.items() if name != "mask_token"}))
+    torch.manual_seed(0)
+    kind, further = CAUSAL[name]
+    config = kind(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, initializer_range=0.2, max_position_embeddings=2048,
+        bos_token_id=None, eos_token_id=tokenizer.eos_id, **further,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder

@@ -6,6 +6,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tide_cache.building.engine_topk import (
+    described_teacher,
+    kept_signals,
+    open_topk,
+    teacher_identity,
+    topk_faults,
+    topk_remarks,
+    with_vocabulary,
+)
 from tide_cache.building.paired_corpus import PairedCorpus, pair_corpus
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.run_record import begun_on
@@ -24,7 +33,7 @@ from tide_cache.manifest import (
     ViewsIdentity,
     VocabSizes,
 )
-from tide_cache.manifest.identity import version_for
+from tide_cache.manifest.identity import Scalar, version_for
 from tide_cache.manifest.manifest import read_plan
 from tide_cache.modeling.backbone import (
     CheckpointInfo,
@@ -57,6 +66,7 @@ def prepare_build(
     weights: Weights = "hashed",
     pairs_all: bool = True,
     before_weights: Callable[[PreparedBuild], None] | None = None,
+    reads_topk: bool = True,
 ) -> PreparedBuild:
     """Check a build, open its corpus, and pair every row; the teacher's weights are looked at last.
 
@@ -66,27 +76,32 @@ def prepare_build(
             their hash; `unread` leaves the hash out, so that the identity names no cache.
         pairs_all: False for a worker of a build whose rows were paired where it began, and for whoever pairs some.
         before_weights: Called with all but the weights' hash, before they are fetched and hashed, which takes minutes.
+        reads_topk: False where an engine has yet to write `teacher.topk`.
 
     Raises:
         RunFileError: Something in the run file cannot work; lists every fault.
+        EngineFileError: What an engine wrote cannot be used, or is about other texts.
         PairingError: Rows cannot be rendered, or none becomes a sample.
         TideCacheError: Corpus, tokenizer or checkpoint cannot be read.
     """
-    checkpoint = read_checkpoint(run.teacher.model, run.teacher.revision)
+    is_imported = run.teacher.topk is not None
+    checkpoint = described_teacher(run) if is_imported else read_checkpoint(run.teacher.model, run.teacher.revision)
     section = run.teacher.tokenizer or TokenizerConfig(path=str(checkpoint.folder))
     if run.teacher.context == "causal" and section.mask_token is None:  # it never sees one, so that any will do
         section = section.model_copy(update={"add_mask_token": True})
     teacher = TextTokenizer.load(**dict(section), mask_id=checkpoint.mask_id)
     student = TextTokenizer.load(**dict(run.student.tokenizer))
     shared = shared_vocab_size(teacher, student)
-    faults = _context_faults(run, checkpoint)
     is_mask_alone = run.teacher.context == "causal" and teacher.is_mask_added
+    if is_imported:
+        checkpoint = with_vocabulary(checkpoint, teacher.vocab_size - is_mask_alone)
+    faults = _context_faults(run, checkpoint)
     faults += checkpoint.fit_faults(teacher.vocab_size - is_mask_alone, run.teacher.max_length, "teacher")
     if run.teacher.context != "causal":
         faults += checkpoint.mask_faults(teacher.mask_id, teacher.mask_token, "teacher.tokenizer")
     if run.teacher.context == "block":
         faults += checkpoint.block_faults(run.teacher.block_size, "teacher")
-    faults += unsupported_loading(checkpoint, run.teacher.loading)
+    faults += topk_faults(run) if is_imported else unsupported_loading(checkpoint, run.teacher.loading)
     faults += _setting_faults(run, checkpoint, shared) + _untrained_faults(run, checkpoint)
     day, day_faults = _fix_day(run, teacher, student)
     faults += day_faults
@@ -110,13 +125,25 @@ def prepare_build(
     if run.teacher.context == "causal" and paired is not None:
         for shard in range(plan.num_shards):
             require_prefixes(paired.shard(shard).pairs)
+    topk, topk_notes = None, tuple[str, ...]()
+    if run.teacher.topk is not None and reads_topk:
+        topk = open_topk(run, run.teacher.topk.path, teacher, checkpoint.vocab_size)
+        if paired is not None:
+            for shard in range(plan.num_shards):
+                topk.require(paired.shard(shard).pairs)
+        topk_notes = topk_remarks(run.signals, topk)
+        run = run.model_copy(update={"signals": kept_signals(run.signals, topk)})
+
+    def said(fingerprint: dict[str, str | None]) -> dict[str, Scalar]:
+        return teacher_identity(run, checkpoint, topk) if is_imported else _loaded_teacher(run, checkpoint, fingerprint)
+
     # For a folder `revision` is as given, since nothing resolves it.
     unknown = {"revision": checkpoint.commit or run.teacher.revision, "config_sha256": None, "weights_sha256": None}
     build = PreparedBuild(
         corpus=corpus,
         pairer=pairer,
         checkpoint=checkpoint,
-        identity=_identity(run, corpus, checkpoint, unknown, teacher, student, shared, day),
+        identity=_identity(run, corpus, checkpoint, said(unknown), teacher, student, shared, day),
         plan=plan,
         views=run.views,
         passes=run.build.passes,
@@ -133,12 +160,17 @@ def prepare_build(
         ),
         special_tokens={"teacher": teacher.special_tokens, "student": student.special_tokens},
         paired=paired,
-        remarks=() if paired is None else build_remarks(run, corpus, paired.report, paired.lengths, paired.faults),
+        remarks=()
+        if paired is None
+        else build_remarks(run, corpus, paired.report, paired.lengths, paired.faults) + topk_notes,
+        topk=topk,
     )
     if before_weights is not None:
         before_weights(build)
+    if is_imported:
+        return build
     fingerprint = unknown | _weights_hash(checkpoint, weights)
-    identity = _identity(run, corpus, checkpoint, fingerprint, teacher, student, shared, day)
+    identity = _identity(run, corpus, checkpoint, said(fingerprint), teacher, student, shared, day)
     return replace(build, identity=identity)
 
 
@@ -247,8 +279,8 @@ def _context_faults(run: BuildRun, checkpoint: CheckpointInfo) -> list[str]:
     """List a causal context for a model that is none, and what has no meaning under it."""
     if run.teacher.context != "causal":
         return []
-    faults, family = [], FAMILIES[checkpoint.model_type]
-    if "causal" not in family.contexts:
+    faults, family = [], FAMILIES.get(checkpoint.model_type)
+    if run.teacher.topk is None and family is not None and "causal" not in family.contexts:
         way_out = f"use teacher.context = {family.native!r}"
         if checkpoint.converted_from is not None:
             way_out = f"give the causal model that it was converted from ({checkpoint.converted_from})"
@@ -294,11 +326,21 @@ def _setting_faults(run: BuildRun, checkpoint: CheckpointInfo, shared: int) -> l
     return faults
 
 
+def _loaded_teacher(run: BuildRun, checkpoint: CheckpointInfo, fingerprint: dict[str, str | None]) -> dict[str, Scalar]:
+    return {
+        "model_type": checkpoint.model_type,
+        **fingerprint,
+        **run.teacher.model_dump(include={"context", "block_size", "max_length", "dtype"}),
+        # Unwritten when there is none, so that a cache from before it could be chosen keeps its id.
+        **({} if run.teacher.quantisation == "none" else {"quantisation": run.teacher.quantisation}),
+    }
+
+
 def _identity(
     run: BuildRun,
     corpus: Corpus[Any],
     checkpoint: CheckpointInfo,
-    fingerprint: dict[str, str | None],
+    said: dict[str, Scalar],
     teacher: TextTokenizer,
     student: TextTokenizer,
     shared: int,
@@ -308,13 +350,7 @@ def _identity(
         format_version=version_for(run.teacher.context, run.signals.kinds),
         corpus_hash=corpus.content_hash,
         num_rows=len(corpus),
-        teacher={
-            "model_type": checkpoint.model_type,
-            **fingerprint,
-            **run.teacher.model_dump(include={"context", "block_size", "max_length", "dtype"}),
-            # Unwritten when there is none, so that a cache from before it could be chosen keeps its id.
-            **({} if run.teacher.quantisation == "none" else {"quantisation": run.teacher.quantisation}),
-        },
+        teacher=said,
         teacher_tokenizer=teacher.fingerprint(),
         student_tokenizer=student.fingerprint(),
         vocab_sizes=VocabSizes(student=student.vocab_size, teacher=checkpoint.vocab_size),

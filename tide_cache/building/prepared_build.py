@@ -13,6 +13,7 @@ from tide_cache.pairing import Pairer, Spelling
 from tide_cache.progress import doing
 from tide_cache.records import MaskedView, SamplePair
 from tide_cache.teacher.capture import CaptureSettings
+from tide_cache.teacher.engine_topk import EngineTopK
 from tide_cache.views import draw_view, whole_view
 
 
@@ -32,6 +33,7 @@ class PreparedBuild:
         special_tokens: What teacher's and student's tokenizers call their special tokens.
         paired: The samples of all rows; None where somebody else has paired them.
         remarks: Remarks for the user about the rows.
+        topk: What an engine wrote, which takes the place of the teacher's weights.
     """
 
     corpus: Corpus[Any]
@@ -45,6 +47,7 @@ class PreparedBuild:
     special_tokens: dict[str, dict[str, str | list[str]]]
     paired: PairedCorpus | None = None
     remarks: tuple[str, ...] = ()
+    topk: EngineTopK | None = None
 
     def draw_views(self, pair: SamplePair) -> list[MaskedView]:
         """Draw the views of a sample that are captured and stored."""

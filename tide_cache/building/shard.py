@@ -9,8 +9,8 @@ from tide_cache.manifest import CacheFolder, Statistics, tables_of
 from tide_cache.pairing import PairingReport
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.shards import EncodedShard, PassName, ShardHeader, TableName, encode_pairs, encode_signals
-from tide_cache.teacher.capture import Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
+from tide_cache.teacher.sorting import AnyTeacher
 
 SHOWINGS: dict[TableName, int] = {"pairs": 0, "plain": 1, "compdemo": 2}
 """How often the teacher sees a view, at most, for each table."""
@@ -30,14 +30,14 @@ Encode = Callable[[], tuple[EncodedShard, Statistics]]
 
 
 def build_shard(
-    build: PreparedBuild, teacher: Teacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
+    build: PreparedBuild, teacher: AnyTeacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
 ) -> BuiltShard:
     """Compute and commit the missing tables of a shard; see `capture_shard`."""
     return capture_shard(build, teacher, folder, shard, on_views)()
 
 
 def capture_shard(
-    build: PreparedBuild, teacher: Teacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
+    build: PreparedBuild, teacher: AnyTeacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
 ) -> Callable[[], BuiltShard]:
     """Capture the missing tables of a shard; calling the result encodes and commits them.
 
@@ -69,7 +69,7 @@ def pair_rows(build: PreparedBuild, shard: int) -> PairedShard:
 
 def encode_table(
     build: PreparedBuild,
-    teacher: Teacher | None,
+    teacher: AnyTeacher | None,
     paired: PairedShard,
     header: ShardHeader,
     on_views: Callable[[int], None],
@@ -80,7 +80,7 @@ def encode_table(
 
 def capture_table(
     build: PreparedBuild,
-    teacher: Teacher | None,
+    teacher: AnyTeacher | None,
     paired: PairedShard,
     header: ShardHeader,
     on_views: Callable[[int], None],
@@ -109,7 +109,11 @@ def capture_table(
 
 
 def capture_records(
-    build: PreparedBuild, teacher: Teacher, pairs: Sequence[SamplePair], name: PassName, on_views: Callable[[int], None]
+    build: PreparedBuild,
+    teacher: AnyTeacher,
+    pairs: Sequence[SamplePair],
+    name: PassName,
+    on_views: Callable[[int], None],
 ) -> list[list[ViewRecord]]:
     """Return the records of all views of each sample, with signals.
 

@@ -35,7 +35,8 @@ def samples_per_shard(run: BuildRun, config: Any, device: str, num_rows: int) ->
     try:
         return read_plan(run.build.out).plan.samples_per_shard
     except CacheIncompleteError:
-        size = fitting(config, run.teacher.max_length * reads_per_sample(run), device)
+        is_asked = run.teacher.topk is None
+        size = fitting(config, run.teacher.max_length * reads_per_sample(run), device) if is_asked else MOST
         while size * MAX_SHARDS < num_rows:
             size *= 2
         return size

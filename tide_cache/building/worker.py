@@ -17,10 +17,17 @@ from tide_cache.errors import CacheIncompleteError
 from tide_cache.manifest import CacheFolder, tables_of
 from tide_cache.modeling.backbone import DTYPES, load_backbone
 from tide_cache.teacher.capture import Teacher
+from tide_cache.teacher.imported import ImportedTeacher
+from tide_cache.teacher.sorting import AnyTeacher
 
 
-def load_teacher(run: BuildRun, build: PreparedBuild, device: str) -> Teacher:
-    """Load the teacher's weights onto a device."""
+def load_teacher(run: BuildRun, build: PreparedBuild, device: str) -> AnyTeacher:
+    """Load the teacher's weights onto a device; none where an engine wrote down what it says."""
+    if build.topk is not None:
+        settings = build.capture
+        return ImportedTeacher(
+            build.topk, build.checkpoint.vocab_size, settings.signals, settings.shared_vocab_size, build.spelling()
+        )
     backbone = load_backbone(build.checkpoint, DTYPES[run.teacher.dtype], device, **asdict(run.teacher.loading))
     return Teacher(backbone, build.capture, build.spelling())
 
@@ -31,7 +38,7 @@ class ShardWorker:
     def __init__(self, run: BuildRun, build: PreparedBuild, device: str) -> None:
         self._run, self._build, self._device = run, build, device
         self._folder = CacheFolder(run.build.out)
-        self._teacher: Teacher | None = None
+        self._teacher: AnyTeacher | None = None
         self._writer = ThreadPoolExecutor(1, "writer")
         self._written: Future[BuiltShard] | None = None
 

@@ -2,7 +2,8 @@
 
 import datetime
 from dataclasses import dataclass, fields
-from typing import Annotated, Self
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from annotated_types import Ge
 from pydantic import Field, model_validator
@@ -41,6 +42,18 @@ class ShownTeacher(Setting):
     """auto, cpu, cuda or cuda:N."""
 
 
+class EngineTopKConfig(Frozen):
+    """Top-k of the true text that an engine wrote, in place of forwards."""
+
+    path: Path = Field(
+        description="File, or folder of files: vLLM's prompt_logprobs as JSON lines or Parquet, DistillKit's Parquet."
+    )
+    engine: str | None = Field(
+        default=None, description="What wrote it, with its release: vllm 0.11.0. By default what its format tells."
+    )
+    name: str | None = Field(default=None, description="Name of the model that it served; by default teacher.model.")
+
+
 # Fields come in the order of the bases, the last one first.
 class TeacherConfig(Frozen, LoadingConfig, ShownTeacher):  # type: ignore[misc]  # `Frozen` is frozen by its configuration
     """The teacher, and what it is shown."""
@@ -48,6 +61,18 @@ class TeacherConfig(Frozen, LoadingConfig, ShownTeacher):  # type: ignore[misc] 
     allow_untrained: bool = Field(
         default=False, description="Take a model that `convert` made and nobody trained; it predicts nothing useful."
     )
+    topk: EngineTopKConfig | None = Field(
+        default=None, description="Import what an engine said under context causal; `model` then needs no weights."
+    )
+
+    @model_validator(mode="after")
+    def _causal_topk(self) -> Self:
+        if self.topk is not None and self.context != "causal":
+            raise ValueError(
+                f"context: found {self.context!r}, but topk is what a causal model says of the true text; use "
+                "'causal', or leave it out"
+            )
+        return self
 
     @property
     def loading(self) -> LoadingConfig:
@@ -120,3 +145,15 @@ class BuildRun(Frozen):
     views: BuildViewsConfig = BuildViewsConfig()
     signals: SignalsConfig = SignalsConfig()
     build: BuildConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_topk_is(cls, values: Any) -> Any:
+        """Fill in what top-k of an engine leaves no choice about: it is causal, and has tails at T = 1 alone."""
+        teacher = values.get("teacher") if isinstance(values, dict) else None
+        if not isinstance(teacher, dict) or teacher.get("topk") is None:
+            return values
+        signals = values.get("signals", {})
+        if isinstance(signals, dict):
+            values = values | {"signals": {"temperatures": (1.0,)} | signals}
+        return values | {"teacher": {"context": "causal"} | teacher}

@@ -61,8 +61,10 @@ def _data(data: Mapping[str, Any]) -> str:
 
 def _teacher(teacher: Mapping[str, Any]) -> str:
     revision = f", commit `{teacher['revision']}`" if teacher.get("revision") else ""
-    weights = str(teacher.get("weights_sha256", ""))[:16]
     kind, context = teacher.get("model_type", "unknown"), teacher.get("context", "unknown")
+    if topk := teacher.get("topk_sha256"):
+        return f"{teacher['name']} ({kind}{revision}), top-k by {teacher['engine']}, sha256 `{str(topk)[:16]}…`"
+    weights = str(teacher.get("weights_sha256", ""))[:16]
     return f"{kind}{revision}, weights sha256 `{weights}…`, {context} context"
 
 

@@ -192,7 +192,7 @@ def _statistics(
     log_z_N = torch.cat([top_NK, log_others_NT[:, :1]], dim=1).logsumexp(dim=1)
     truth_N = true_logit_N - log_z_N
     logprobs_NK = top_NK - log_z_N[:, None]
-    counts_N = _counts(logprobs_NK, mass_N)
+    counts_N = kept_counts(logprobs_NK, mass_N)
     is_kept_NK = torch.arange(top_k, device=counts_N.device) < counts_N[:, None]
     log_tail_NT, log_partition_NT = (logits_NV.new_zeros((len(logits_NV), len(signals.temperatures))) for _ in range(2))
     for index, temperature in enumerate(signals.temperatures if top_k else ()):
@@ -270,7 +270,7 @@ def _log_others(
     return torch.stack([sums[temperature] for temperature in temperatures], dim=1).log() + shifts_NT
 
 
-def _counts(logprobs_NK: torch.Tensor, mass_N: torch.Tensor) -> torch.Tensor:
+def kept_counts(logprobs_NK: torch.Tensor, mass_N: torch.Tensor) -> torch.Tensor:
     """Return the fewest ids of each row that reach its mass, 0 where none are wanted."""
     is_short_NK = (logprobs_NK.exp().cumsum(dim=1) < mass_N[:, None]) | (mass_N[:, None] >= 1)
     counts_N = (is_short_NK.sum(dim=1) + 1).clamp_max(logprobs_NK.shape[1])

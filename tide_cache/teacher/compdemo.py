@@ -8,7 +8,7 @@ import numpy as np
 
 from tide_cache.records import Bools, Int32s, MaskedView, SamplePair, TeacherSignal
 from tide_cache.signal_table import concat, take, take_positions
-from tide_cache.teacher.capture import Teacher
+from tide_cache.teacher.sorting import AnyTeacher
 from tide_cache.views import draw_shown_first, partial_views
 
 
@@ -27,7 +27,7 @@ def demo_parts(
 
 
 def compdemo_signals(
-    teacher: Teacher,
+    teacher: AnyTeacher,
     pairs: Sequence[SamplePair],
     views: Sequence[Sequence[MaskedView]],
     seed: int,

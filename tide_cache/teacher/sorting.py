@@ -3,9 +3,10 @@
 Shape suffixes as in `tide_cache.records`; n views of a sample, L padded teacher tokens, S chunks of one teacher token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,18 @@ from tide_cache.teacher.projection import Starts, projected_topk
 
 Batch = Sequence[tuple[SamplePair, list[MaskedView]]]
 """Samples with the views that share a forward; equally many of each."""
+
+
+class AnyTeacher(Protocol):
+    """What answers for masked views: a model that is asked, or what was written of one."""
+
+    def signals(
+        self,
+        pairs: Sequence[SamplePair],
+        views: Sequence[Sequence[MaskedView]],
+        on_views: Callable[[int], None] | None = None,
+    ) -> list[list[TeacherSignal]]:
+        """Return the signal of every view of every sample; see `Teacher.signals`."""
 
 
 class Sorter:

@@ -11,8 +11,8 @@ from tide_cache.modeling.batches import ViewGroup
 from tide_cache.progress import doing
 from tide_cache.records import MaskedView, SamplePair
 from tide_cache.shards import PassName
-from tide_cache.teacher.capture import Teacher
 from tide_cache.teacher.compdemo import demo_parts
+from tide_cache.teacher.sorting import AnyTeacher
 
 from .timing import timed
 
@@ -36,7 +36,7 @@ class Timing:
 
 def time_forwards(
     build: PreparedBuild,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     pairs: Sequence[SamplePair],
     views: Views,
     kept: float,

@@ -22,7 +22,7 @@ from tide_cache.shards import (
     encode_signals,
 )
 from tide_cache.shards.layout import SAMPLES_PER_GROUP
-from tide_cache.teacher.capture import Teacher
+from tide_cache.teacher.sorting import AnyTeacher
 
 from .timing import timed
 
@@ -44,7 +44,7 @@ class Table:
 
 def measure_tables(
     build: PreparedBuild,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     pairs: Sequence[SamplePair],
     num_masked: Sequence[int],
     kept: float,
@@ -104,7 +104,7 @@ def measure_tables(
 
 def _capture_some(
     build: PreparedBuild,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     pairs: Sequence[SamplePair],
     name: PassName,
     wanted: Sequence[int],
