@@ -61,6 +61,16 @@ class TeacherConfig(Frozen, LoadingConfig, ShownTeacher):  # type: ignore[misc] 
     allow_untrained: bool = Field(
         default=False, description="Take a model that `convert` made and nobody trained; it predicts nothing useful."
     )
+
+    @property
+    def loading(self) -> LoadingConfig:
+        """How its weights are loaded."""
+        return LoadingConfig(**self.model_dump(include={field.name for field in fields(LoadingConfig)}))
+
+
+class BuildTeacherConfig(TeacherConfig):  # type: ignore[misc]  # `Frozen` is frozen by its configuration
+    """The teacher of a cache: it is asked, or what an engine wrote of it is imported."""
+
     topk: EngineTopKConfig | None = Field(
         default=None, description="Import what an engine said under context causal; `model` then needs no weights."
     )
@@ -73,11 +83,6 @@ class TeacherConfig(Frozen, LoadingConfig, ShownTeacher):  # type: ignore[misc] 
                 "'causal', or leave it out"
             )
         return self
-
-    @property
-    def loading(self) -> LoadingConfig:
-        """How its weights are loaded."""
-        return LoadingConfig(**self.model_dump(include={field.name for field in fields(LoadingConfig)}))
 
 
 class BuildStudentConfig(Frozen):
@@ -139,7 +144,7 @@ class BuildRun(Frozen):
     """A whole run file of stage 1."""
 
     corpus: CorpusConfig
-    teacher: TeacherConfig
+    teacher: BuildTeacherConfig
     student: BuildStudentConfig
     pairing: PairingConfig = PairingConfig()
     views: BuildViewsConfig = BuildViewsConfig()
