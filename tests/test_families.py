@@ -12,7 +12,8 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from tide_cache.errors import ModelError
 from tide_cache.families import FAMILIES, nearest_family
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint, student_faults
-from tide_cache.modeling.packing import Kept, PackedInput, pack_block, pack_full
+from tide_cache.modeling.kept import keep_blocks
+from tide_cache.modeling.packing import PackedInput, pack_block, pack_full
 from tide_cache.modeling.stock import StockBackbone
 
 RECORDED = {
@@ -119,8 +120,9 @@ def test_views_packed_or_cut_or_side_by_side_give_the_rows_of_one_alone(golden, 
     alone = [backbone(pack_block(views_BnL[:, v : v + 1], x_0_BL, real_BL, size))[:, :length] for v in range(2)]
     wanted_BL = torch.zeros_like(real_BL)
     wanted_BL[:, size : size + 3] = wanted_BL[:, -1] = True  # the first block has none
-    kept = Kept(wanted_BL, size)
     row_N, position_N = wanted_BL.nonzero(as_tuple=True)
+    of_both = row_N.repeat(2), torch.cat([position_N, length + position_N])
+    kept = keep_blocks(*of_both, x_0_BL.shape, size)
     together = backbone(pack_block(views_BnL, x_0_BL, real_BL, size))
     cut = backbone(pack_block(views_BnL, x_0_BL, real_BL, size, kept=kept))
     sample_BL = torch.arange(2).repeat_interleave(length)[None]
@@ -128,7 +130,7 @@ def test_views_packed_or_cut_or_side_by_side_give_the_rows_of_one_alone(golden, 
     beside = backbone(pack_block(io["ids"].reshape(1, 1, -1), *rows, size, sample_BL))
     for v in range(2):
         torch.testing.assert_close(together[:, v * length : (v + 1) * length], alone[v], atol=1e-5, rtol=0)
-        place_N = kept.places(row_N, torch.full_like(row_N, v), position_N)
+        place_N = kept.place_N.chunk(2)[v]
         torch.testing.assert_close(cut[row_N, place_N], alone[v][row_N, position_N], atol=1e-5, rtol=0)
     torch.testing.assert_close(beside[:, : 2 * length].view(2, length, -1), alone[0], atol=1e-5, rtol=0)
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tide_cache.manifest import CacheIdentity
     from tide_cache.modeling.backbone import Backbone, load_backbone, read_checkpoint
     from tide_cache.modeling.checkpoint import save_student
+    from tide_cache.modeling.moving import on_device
     from tide_cache.modeling.rows import masked_hidden
     from tide_cache.modeling.stock import StockBackbone
     from tide_cache.objectives import OBJECTIVES, Needs, Objective, ids_to_gather, union_of_needs
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from tide_cache.student.model import Student
     from tide_cache.student.row_statistics import row_statistics
     from tide_cache.training.run import train
-    from tide_cache.training.step import on_device
 
 __all__ = [
     "OBJECTIVES",
@@ -142,6 +142,7 @@ _MODULES = {
     "manifest": "CacheIdentity",
     "modeling.backbone": "Backbone load_backbone read_checkpoint",
     "modeling.checkpoint": "save_student",
+    "modeling.moving": "on_device",
     "modeling.rows": "masked_hidden",
     "modeling.stock": "StockBackbone",
     "objectives": "OBJECTIVES Needs Objective ids_to_gather union_of_needs",
@@ -155,7 +156,6 @@ _MODULES = {
     "student.model": "Student",
     "student.row_statistics": "row_statistics",
     "training.run": "train",
-    "training.step": "on_device",
 }
 _MODULE_OF = {name: f"tide_cache.{module}" for module, names in _MODULES.items() for name in names.split()}
 

@@ -283,6 +283,34 @@ class ViewRecord:
 
 
 @dataclass(frozen=True, eq=False)
+class KeptBlocks:
+    """What of the masked and clean copies has a part in the hidden states of masked rows; the rest is not computed.
+
+    A block of a masked copy is seen by itself alone, so that one without a masked row, as those of a prompt, can be
+    left out. A block of the clean copy is seen by later blocks: none is after the last that is kept. What is left gives
+    the same hidden states as the whole.
+
+    Attributes:
+        block_size: Tokens per block.
+        index_BR: Position in L of each of the R tokens that a masked copy keeps, int64; 0 where a sample has fewer.
+        is_kept_BR: False there.
+        clean_length: Tokens of the clean copy that are kept.
+        place_N: Where in the packed sequence each masked row lies, int64.
+    """
+
+    block_size: int
+    index_BR: torch.Tensor
+    is_kept_BR: torch.Tensor
+    clean_length: int
+    place_N: torch.Tensor
+
+    @property
+    def view_length(self) -> int:
+        """Tokens that a masked copy keeps."""
+        return self.index_BR.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
 class StudentBatch:
     """One micro-batch for the student, padded to a multiple of the block size, without the targets.
 
@@ -297,6 +325,7 @@ class StudentBatch:
         row_position_N: Where in the second, int64.
         sample_BL: Where several samples share a row: which of them each token belongs to, int64, -1 at the row's end;
             a sample begins at a multiple of the block size. None where each sample has its own row.
+        kept: What of the copies is computed in the `block` context; None where that is still to be found.
     """
 
     x_0_BL: torch.Tensor
@@ -305,6 +334,7 @@ class StudentBatch:
     row_sample_N: torch.Tensor
     row_position_N: torch.Tensor
     sample_BL: torch.Tensor | None = None
+    kept: KeptBlocks | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,7 +357,7 @@ class TopKTargets:
     """The teacher's candidates for single tokens, padded.
 
     Attributes:
-        has_topk_N: Rows that carry teacher candidates.
+        rows_R: Rows that carry teacher candidates, increasing, int64.
         kept_ids_NK: Kept ids, -1 where a row has fewer than K, int64.
         kept_logprobs_NK: Their teacher log-probs at T = 1, -inf at padding, float32.
         log_tail_NT: As in `TopK`; 0 where a row has no candidates.
@@ -337,7 +367,7 @@ class TopKTargets:
         drawn_share_ND: Its share of the row's draws, float32; 0 where there is none.
     """
 
-    has_topk_N: torch.Tensor
+    rows_R: torch.Tensor
     kept_ids_NK: torch.Tensor
     kept_logprobs_NK: torch.Tensor
     log_tail_NT: torch.Tensor
@@ -345,6 +375,11 @@ class TopKTargets:
     drawn_column_ND: torch.Tensor
     drawn_logprob_ND: torch.Tensor
     drawn_share_ND: torch.Tensor
+
+    @property
+    def has_topk_N(self) -> torch.Tensor:
+        """Tell of each row whether it carries teacher candidates."""
+        return torch.zeros_like(self.kept_ids_NK[:, :0]).any(dim=1).index_fill(0, self.rows_R, True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -211,13 +211,13 @@ def test_a_record_gives_the_same_targets_alone_as_in_a_batch(records):
     assert together.num_supervised == sum(targets.num_supervised for targets in alone)
 
 
-PER_ROW = ("true_id_N", "t_N", "time_weight_N", "mask_weight_N", "has_topk_N", "log_tail_NT", "log_partition_NT")
+PER_ROW = ("true_id_N", "t_N", "time_weight_N", "mask_weight_N", "log_tail_NT", "log_partition_NT")
 PER_CHUNK = ("chunk_logprob_C", "chunk_t_C")
 INTEGERS = (
-    "true_id_N", "kept_ids_NK", "chunk_of_row_N", "extra_ids_NX", "drawn_column_ND", "candidate_chunk_J",
+    "true_id_N", "rows_R", "kept_ids_NK", "chunk_of_row_N", "extra_ids_NX", "drawn_column_ND", "candidate_chunk_J",
     "token_candidate_F", "token_row_F", "token_column_F",
 )  # fmt: skip
-DTYPES = {"has_topk_N": torch.bool} | dict.fromkeys(INTEGERS, torch.int64)
+DTYPES = dict.fromkeys(INTEGERS, torch.int64)
 
 
 @pytest.mark.parametrize("with_signal", [True, False])

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tide_cache.errors import ShardCorruptError
-from tide_cache.loading.prefetch import Prefetcher, with_tensors
+from tide_cache.loading.prefetch import Prefetcher
+from tide_cache.modeling.moving import with_tensors
 
 
 def threads():

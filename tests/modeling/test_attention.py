@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tide_cache.modeling.attention import Copies, attend, block_diffusion_mask, prepare_mask, with_padding
-from tide_cache.modeling.packing import Kept, pack_block
+from tide_cache.modeling.kept import keep_blocks
+from tide_cache.modeling.packing import pack_block
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -83,13 +84,13 @@ def test_what_is_kept_attends_as_in_the_whole(kind, num_views, has_many_samples)
     ids_BL = torch.arange(2 * length).view(2, length)
     ids_BnL = ids_BL[:, None] + 100 * torch.arange(1, num_views + 1)[:, None]
     whole = pack_block(ids_BnL, ids_BL, is_real_BL, block_size, sample_BL)
-    kept = Kept(wanted_BL, block_size)
+    row_N, view_N, position_N = wanted_BL[:, None].expand(-1, num_views, -1).nonzero(as_tuple=True)
+    kept = keep_blocks(row_N, view_N * length + position_N, (2, length), block_size)
     packed = pack_block(ids_BnL, ids_BL, is_real_BL, block_size, sample_BL, kept)
     assert (kept.view_length, kept.clean_length) == (8, 8)
     assert packed.ids_BS.shape == packed.positions_BS.shape == (2, num_views * 8 + 8)
 
-    row_N, view_N, position_N = wanted_BL[:, None].expand(-1, num_views, -1).nonzero(as_tuple=True)
-    place_N = kept.places(row_N, view_N, position_N)
+    place_N = kept.place_N
     assert torch.equal(packed.ids_BS[row_N, place_N], ids_BnL[row_N, view_N, position_N])
     tables = [torch.randn(1000, heads, 16, generator=generator) for heads in (4, 2, 2)]
     outcomes = []
@@ -105,7 +106,8 @@ def test_what_is_kept_attends_as_in_the_whole(kind, num_views, has_many_samples)
 
 def test_nothing_wanted_still_packs():
     ids_BL = torch.zeros(2, 6, dtype=torch.int64)
-    kept = Kept(torch.zeros(2, 6, dtype=torch.bool), 4)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    kept = keep_blocks(nothing, nothing, (2, 6), 4)
     packed = pack_block(ids_BL[:, None], ids_BL, torch.ones_like(ids_BL, dtype=torch.bool), 4, kept=kept)
     assert packed.ids_BS.shape == (2, 8)
     assert not kept.is_kept_BR.any()

@@ -25,7 +25,8 @@ from tide_cache.modeling.backbone import (
     resolve_device,
 )
 from tide_cache.modeling.checkpoint import published_config, save_student
-from tide_cache.modeling.packing import Kept, pack_block, pack_full
+from tide_cache.modeling.kept import keep_blocks
+from tide_cache.modeling.packing import pack_block, pack_full
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +84,11 @@ def test_copies_without_their_unwanted_blocks_give_the_published_logits(golden):
     block_size, length = int(io["block_size"]), x_0_BL.shape[1]
     wanted_BL = torch.zeros_like(is_real_BL)
     wanted_BL[:, length // 2 : -block_size] = True
-    kept = Kept(wanted_BL, block_size)
     row_N, position_N = wanted_BL.nonzero(as_tuple=True)
+    kept = keep_blocks(row_N, position_N, x_0_BL.shape, block_size)
     with torch.no_grad():
         packed = pack_block(x_t_BL[:, None], x_0_BL, is_real_BL, block_size, kept=kept)
-        hidden_ND = backbone(packed)[row_N, kept.places(row_N, torch.zeros_like(row_N), position_N)]
+        hidden_ND = backbone(packed)[row_N, kept.place_N]
         logits_NV = hidden_ND @ backbone.head_VD.T
     assert packed.ids_BS.shape[1] < 1.5 * length
     np.testing.assert_allclose(logits_NV, io["logits_block"][row_N, position_N], atol=1e-5)

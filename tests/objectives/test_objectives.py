@@ -86,13 +86,13 @@ def test_ragged_rows_equal_each_row_alone(example, objective, top_p):
                 "t_N",
                 "time_weight_N",
                 "mask_weight_N",
-                "has_topk_N",
                 "log_tail_NT",
                 "extra_ids_NX",
             )
         }
         kept = {name: arrays[name][n : n + 1, : counts_N[n]] for name in ("kept_ids_NK", "kept_logprobs_NK")}
         partition = {"log_partition_NT": case.targets.topk.log_partition_NT[n : n + 1]}
+        partition["rows_R"] = case.targets.topk.has_topk_N[n : n + 1].nonzero().squeeze(1)
         row = replace(
             case, targets=changed(case.targets, **one, **kept, **partition), logits_NV=case.logits_NV[n : n + 1]
         )
@@ -117,7 +117,7 @@ def test_rows_that_no_signal_reaches_give_a_zero_and_no_gradient(example, object
     num_rows = len(case.logits_NV)
     targets = changed(
         case.targets,
-        has_topk_N=torch.zeros(num_rows, dtype=torch.bool),
+        rows_R=torch.zeros(0, dtype=torch.int64),
         kept_ids_NK=torch.zeros(num_rows, 0, dtype=torch.int64),
         kept_logprobs_NK=torch.zeros(num_rows, 0),
         chunk_of_row_N=torch.full((num_rows,), -1),

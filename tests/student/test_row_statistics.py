@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from tide_cache.student import row_statistics as module
+from tide_cache.student import tiles
 from tide_cache.student.row_statistics import row_statistics
 
 TEMPERATURES = (1.0, 2.0, 0.5)
@@ -37,7 +37,7 @@ def naive(hidden, head, ids, temperatures, is_kept=None):
 @pytest.mark.parametrize("slice_rows", [1, 3, 100])
 @pytest.mark.parametrize("tile_logits", [1, 5, 1 << 20])
 def test_values_and_gradients_equal_the_plain_head(slice_rows, tile_logits, monkeypatch):
-    monkeypatch.setitem(module._TILE_LOGITS, "cpu", tile_logits)
+    monkeypatch.setattr(tiles, "_TILE_LOGITS", tile_logits)
     hidden, head, ids = inputs()
     ids[3, 0] = ids[3, 1]  # the true token, asked for once as such and once as a kept id
     is_kept = torch.arange(ids.shape[1]) > 0
@@ -103,7 +103,7 @@ def test_bfloat16_inputs_give_float32_statistics_close_to_float32():
 
 def test_the_largest_logit_may_come_first_or_last_or_be_far_from_the_rest(monkeypatch):
     """Sums are kept relative to the largest logit so far, tile by tile."""
-    monkeypatch.setitem(module._TILE_LOGITS, "cpu", 6)
+    monkeypatch.setattr(tiles, "_TILE_LOGITS", 6)
     logits = torch.tensor([[500.0, -500, 0, 3, 1, 2], [-500, 0, 3, 1, 2, 500], [-900, -901, -902, -903, -904, -905]])
     stats = row_statistics(logits, torch.eye(6), torch.zeros(3, 0, dtype=torch.int64), (1.0, 2.0))
     want = torch.stack([(logits / t).logsumexp(1) for t in (1.0, 2.0)], 1)

@@ -13,6 +13,7 @@ import torch
 
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.head import apply_head
+from tide_cache.modeling.moving import moved
 from tide_cache.modeling.packing import PackedInput
 
 
@@ -37,19 +38,23 @@ class BlockContext:
         self._num_cached = 0
         length = max(map(len, prefixes))
         device = backbone.device
-        self._padding_B = torch.tensor([length - len(prefix) for prefix in prefixes], device=device)
+        padding = [length - len(prefix) for prefix in prefixes]
+        self._padding_B = moved(torch.tensor(padding), device)
         padded = [[0] * (length - len(prefix)) + list(prefix) for prefix in prefixes]
-        self._pending_BP = torch.tensor(padded, dtype=torch.int64, device=device)
+        self._pending_BP = moved(torch.tensor(padded, dtype=torch.int64), device)
         """Clean columns that are not in the cache; without a cache, all of them."""
 
-    def masked_row_logits(self, ids_BK: torch.Tensor, is_masked_BK: torch.Tensor) -> torch.Tensor:
+    def masked_row_logits(
+        self, ids_BK: torch.Tensor, rows: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
         """Return float32 logits [N, V] at the masked positions of the current block.
 
         Clean blocks that are not in the cache run in the same forward and are added to it.
 
         Args:
             ids_BK: Tokens of the block, with the mask token where masked.
-            is_masked_BK: Which rows are wanted.
+            rows: Which are wanted: sequence and place in the block of each, [N] both; or a mask [B, K], to look into
+                which the host waits for a GPU.
         """
         num_clean = self._num_cached + self._pending_BP.shape[1]
         num_open = ids_BK.shape[1]
@@ -65,7 +70,7 @@ class BlockContext:
         if cache is not None:
             cache.crop(-num_open)
             self._pending_BP, self._num_cached = self._pending_BP[:, :0], num_clean
-        return apply_head(hidden_BQD[:, -num_open:][is_masked_BK], self._backbone.head_VD)
+        return apply_head(hidden_BQD[:, -num_open:][rows], self._backbone.head_VD)
 
     def extend(self, block_BK: torch.Tensor) -> None:
         """Append a finished block of every sequence; it is computed with the next one."""
@@ -77,7 +82,7 @@ class BlockContext:
         Args:
             rows: Their indexes, in their new order.
         """
-        row_R = torch.tensor(rows, dtype=torch.int64, device=self._padding_B.device)
+        row_R = moved(torch.tensor(rows, dtype=torch.int64), self._padding_B.device)
         self._padding_B, self._pending_BP = self._padding_B[row_R], self._pending_BP[row_R]
         if self._cache is not None:
             self._cache.batch_select_indices(row_R)

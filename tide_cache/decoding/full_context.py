@@ -9,6 +9,7 @@ import torch
 
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.head import apply_head
+from tide_cache.modeling.moving import moved
 from tide_cache.modeling.packing import pack_full
 
 
@@ -26,22 +27,24 @@ class FullContext:
         self._backbone = backbone
         device, length = backbone.device, max(map(len, canvases))
         padded = [[*canvas, *[0] * (length - len(canvas))] for canvas in canvases]
-        self._ids_BS = torch.tensor(padded, dtype=torch.int64, device=device)
-        lengths_B = torch.tensor([len(canvas) for canvas in canvases], device=device)
+        self._ids_BS = moved(torch.tensor(padded, dtype=torch.int64), device)
+        lengths_B = moved(torch.tensor([len(canvas) for canvas in canvases]), device)
         self._is_real_BS = torch.arange(length, device=device) < lengths_B[:, None]
-        self._start_B = torch.tensor(starts, dtype=torch.int64, device=device)
+        self._start_B = moved(torch.tensor(starts, dtype=torch.int64), device)
 
-    def masked_row_logits(self, ids_BK: torch.Tensor, is_masked_BK: torch.Tensor) -> torch.Tensor:
+    def masked_row_logits(
+        self, ids_BK: torch.Tensor, rows: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
         """Return float32 logits [N, V] at the masked positions of the current block.
 
         Args:
             ids_BK: Tokens of the block, with the mask token where masked.
-            is_masked_BK: Which rows are wanted.
+            rows: As for `BlockContext`.
         """
         place_BK = self._places(ids_BK.shape[1])
         hidden_BSD = self._backbone(pack_full(self._ids_BS.scatter(1, place_BK, ids_BK), self._is_real_BS))
-        sample_N = is_masked_BK.nonzero()[:, 0]
-        return apply_head(hidden_BSD[sample_N, place_BK[is_masked_BK]], self._backbone.head_VD)
+        sample_N, in_block_N = rows.nonzero(as_tuple=True) if isinstance(rows, torch.Tensor) else rows
+        return apply_head(hidden_BSD[sample_N, place_BK[sample_N, in_block_N]], self._backbone.head_VD)
 
     def extend(self, block_BK: torch.Tensor) -> None:
         """Write a finished block of every sequence, and go on to the next."""
@@ -54,7 +57,7 @@ class FullContext:
         Args:
             rows: Their indexes, in their new order.
         """
-        row_R = torch.tensor(rows, dtype=torch.int64, device=self._start_B.device)
+        row_R = moved(torch.tensor(rows, dtype=torch.int64), self._start_B.device)
         self._ids_BS, self._is_real_BS = self._ids_BS[row_R], self._is_real_BS[row_R]
         self._start_B = self._start_B[row_R]
 

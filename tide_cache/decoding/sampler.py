@@ -27,6 +27,7 @@ from tide_cache.decoding.step import Commit, DecodingCounts, Draw, is_ended
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.modeling.adapter import evaluating
 from tide_cache.modeling.backbone import Backbone
+from tide_cache.modeling.moving import moved
 from tide_cache.views.random import KeyedRandom
 
 OnBlock = Callable[[int, list[int]], None]
@@ -148,8 +149,8 @@ def generate(
         generator = torch.Generator(backbone.device).manual_seed(0)
     device = backbone.device
     banned = {mask_id} | ({pad_id} - set(stop_ids))
-    draw = Draw(temperature, top_k, top_p, remasking, torch.tensor(sorted(banned), device=device), generator)
-    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=device)
+    banned_ids, stops = (moved(torch.tensor(sorted(ids), dtype=torch.int64), device) for ids in (banned, stop_ids))
+    draw = Draw(temperature, top_k, top_p, remasking, banned_ids, generator)
     commit = Commit(block_size, steps_per_block, threshold)
     rules = _Rules(mask_id, stops, commit, cfg_scale, use_cache, context, max_new_tokens, seed)
     counts = DecodingCounts() if counts is None else counts
@@ -259,40 +260,43 @@ class _Batch:
         """
         commit = self._rules.commit
         shape = len(self.sequences), commit.block_size
-        ids_BK = torch.full(shape, self._rules.mask_id, device=self._device)
-        is_masked_BK = torch.ones(shape, dtype=torch.bool, device=self._device)
-        is_prompt_BK = torch.zeros_like(is_masked_BK)
+        is_masked = torch.ones(shape, dtype=torch.bool)
+        is_prompt, ids = torch.zeros_like(is_masked), torch.full(shape, self._rules.mask_id)
         step_BK = torch.full(shape, -1, device=self._device)
         for b, sequence in enumerate(self.sequences):
             start = sequence.block_start(commit.block_size)
             known = sequence.ids[start:]
-            ids_BK[b, : len(known)] = torch.tensor(known, dtype=torch.int64)
-            is_masked_BK[b, : len(known)] = False
-            is_prompt_BK[b, : max(0, sequence.prompt_length - start)] = True
-        num_open = int(is_masked_BK.any(dim=1).sum())
+            ids[b, : len(known)] = torch.tensor(known, dtype=torch.int64)
+            is_masked[b, : len(known)] = False
+            is_prompt[b, : max(0, sequence.prompt_length - start)] = True
+        ids_BK, is_masked_BK, is_prompt_BK = (moved(tensor, self._device) for tensor in (ids, is_masked, is_prompt))
         for step in range(commit.steps_per_block):
             start_s = time.perf_counter()
+            row_N, place_N = (moved(index_N, self._device) for index_N in is_masked.nonzero(as_tuple=True))
             uniform_2BK = self._uniform(step) if draw.is_random else None
-            uniform_2N = None if uniform_2BK is None else uniform_2BK[:, is_masked_BK]
-            token_N, confidence_N = draw(self._logits(ids_BK, is_masked_BK, is_prompt_BK), uniform_2N)
-            token_BK = ids_BK.masked_scatter(is_masked_BK, token_N)
+            uniform_2N = None if uniform_2BK is None else moved(uniform_2BK[:, is_masked], self._device)
+            token_N, confidence_N = draw(self._logits(ids_BK, (row_N, place_N), is_prompt_BK), uniform_2N)
+            token_BK = ids_BK.index_put((row_N, place_N), token_N)
             confidence_BK = torch.full(shape, -torch.inf, device=self._device)
-            confidence_BK = confidence_BK.masked_scatter(is_masked_BK, confidence_N)
+            confidence_BK = confidence_BK.index_put((row_N, place_N), confidence_N)
             is_committed_BK = commit(confidence_BK, is_masked_BK, step)
             ids_BK = torch.where(is_committed_BK, token_BK, ids_BK)
             step_BK = torch.where(is_committed_BK, step, step_BK)
             is_masked_BK = is_masked_BK & ~is_committed_BK
             is_stop_BK = torch.isin(ids_BK, self._rules.stop_ids) & ~is_prompt_BK & ~is_masked_BK
             is_masked_BK &= ~is_ended(is_stop_BK, is_masked_BK)[:, None]
-            counts.forwards += num_open
-            num_open = int(is_masked_BK.any(dim=1).sum())
-            self._count_time(counts, time.perf_counter() - start_s, is_committed_BK)
-            if num_open == 0:
+            counts.forwards += int(is_masked.any(dim=1).sum())
+            # All that the host must know of a step comes in one copy, for which it waits.
+            of_step = torch.stack([ids_BK, step_BK, is_masked_BK.long(), is_committed_BK.long()]).cpu()
+            ids, steps, *flags = of_step
+            is_masked, is_committed = (flag_BK.bool() for flag_BK in flags)
+            self._count_time(counts, time.perf_counter() - start_s, int(is_committed.sum()))
+            if not is_masked.any():
                 break
         self._context.extend(ids_BK)
         if self._unconditional is not None:
             self._unconditional.extend(ids_BK.where(~is_prompt_BK, self._rules.mask_id))
-        blocks, steps = torch.stack([ids_BK, step_BK]).tolist()
+        blocks, steps = torch.stack([ids, steps]).tolist()
         return list(zip(blocks, steps, strict=True))
 
     def drop_finished(self) -> None:
@@ -305,7 +309,7 @@ class _Batch:
                 self._unconditional.keep(running)
 
     def _uniform(self, step: int) -> torch.Tensor | None:
-        """Return the numbers [2, B, K] of a step, keyed by sequence and block; None where sequences have no keys."""
+        """Return the numbers [2, B, K] of a step, keyed by sequence and block, on the CPU; None where sequences have no keys."""
         block_size = self._rules.commit.block_size
         drawn = [
             KeyedRandom("answer", self._rules.seed, sequence.key, sequence.block_start(block_size), step).uniform(
@@ -316,24 +320,26 @@ class _Batch:
         ]
         if not drawn:
             return None
-        uniform_B2K = torch.from_numpy(np.stack(drawn)).to(self._device).view(len(drawn), 2, block_size)
+        uniform_B2K = torch.from_numpy(np.stack(drawn)).view(len(drawn), 2, block_size)
         return uniform_B2K.transpose(0, 1)
 
-    def _count_time(self, counts: DecodingCounts, seconds: float, is_committed_BK: torch.Tensor) -> None:
+    def _count_time(self, counts: DecodingCounts, seconds: float, num_committed: int) -> None:
         if self._is_prefilled:
             counts.decode_s += seconds
             return
         self._is_prefilled = True
         counts.prefill_s += seconds
-        counts.prefill_tokens += int(is_committed_BK.sum())
+        counts.prefill_tokens += num_committed
 
-    def _logits(self, ids_BK: torch.Tensor, is_masked_BK: torch.Tensor, is_prompt_BK: torch.Tensor) -> torch.Tensor:
-        """Return guided logits [N, V] at the masked positions."""
-        logits_NV = self._context.masked_row_logits(ids_BK, is_masked_BK)
+    def _logits(
+        self, ids_BK: torch.Tensor, rows: tuple[torch.Tensor, torch.Tensor], is_prompt_BK: torch.Tensor
+    ) -> torch.Tensor:
+        """Return guided logits [N, V] at the masked positions, given by sequence and place."""
+        logits_NV = self._context.masked_row_logits(ids_BK, rows)
         if self._unconditional is None:
             return logits_NV
         without_prompt_BK = ids_BK.where(~is_prompt_BK, self._rules.mask_id)
-        free_NV = self._unconditional.masked_row_logits(without_prompt_BK, is_masked_BK)
+        free_NV = self._unconditional.masked_row_logits(without_prompt_BK, rows)
         return free_NV + (1 + self._rules.cfg_scale) * (logits_NV - free_NV)
 
 

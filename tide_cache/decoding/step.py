@@ -44,13 +44,15 @@ class Draw:
             uniform_2N: Numbers in [0, 1) that choose the tokens, and the order of random remasking; by default the
                 generator draws.
         """
-        logits_NV[:, self.banned_ids] = -torch.inf
+        logits_NV.index_fill_(1, self.banned_ids, -torch.inf)
         if self.temperature == 0:
             token_N = logits_NV.argmax(dim=1)
         else:
             kept_NV = keep_likeliest(logits_NV / self.temperature, self.top_k, self.top_p)
             if uniform_2N is None:
-                token_N = kept_NV.softmax(dim=1).multinomial(1, generator=self.generator).squeeze(1)
+                # `multinomial` does the same, and has the host wait to look for negative probabilities.
+                race_NV = torch.empty_like(kept_NV).exponential_(generator=self.generator)
+                token_N = kept_NV.softmax(dim=1).div_(race_NV).argmax(dim=1)
             else:
                 token_N = chosen_by(kept_NV, uniform_2N[0])
         if self.remasking == "random":

@@ -17,6 +17,7 @@ from tide_cache.modeling.adapter import evaluating
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.batches import plan_batches
 from tide_cache.modeling.head import apply_head
+from tide_cache.modeling.moving import moved
 from tide_cache.modeling.rows import masked_hidden
 from tide_cache.objectives.base import (
     grouped_kl,
@@ -121,8 +122,8 @@ def _measure(backbone: Backbone, records: Sequence[ViewRecord], layout: BatchLay
     batch, targets = collate(records, layout)
     hidden_ND = masked_hidden(backbone, batch, layout.block_size, "block")
     student = _statistics(hidden_ND, backbone.head_VD, targets)
-    rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
-    best_R = _most_likely(hidden_ND[rows_R.to(hidden_ND.device)], backbone.head_VD)
+    rows_R = targets.topk.rows_R
+    best_R = _most_likely(hidden_ND[moved(rows_R, hidden_ND.device)], backbone.head_VD)
     is_first_R1 = targets.topk.kept_ids_NK[rows_R, :1] == best_R[:, None]
     return _Measured(
         t_R=targets.t_N[rows_R].numpy(),
@@ -135,7 +136,7 @@ def _measure(backbone: Backbone, records: Sequence[ViewRecord], layout: BatchLay
 
 def _statistics(hidden_ND: torch.Tensor, head_VD: torch.Tensor, targets: Targets) -> RowStatistics:
     """Return the student's statistics at T = 1, on the CPU."""
-    ids_NK, is_kept_NK = (part.to(hidden_ND.device) for part in ids_to_gather(targets))
+    ids_NK, is_kept_NK = (moved(part, hidden_ND.device) for part in ids_to_gather(targets))
     student = row_statistics(hidden_ND, head_VD, ids_NK, (1.0,), is_kept_NK, HEAD_ROWS)
     return RowStatistics(student.gathered_NK.cpu(), student.log_z_NT.cpu(), student.log_rest_NT.cpu(), (1.0,))
 

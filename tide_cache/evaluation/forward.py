@@ -7,6 +7,7 @@ import torch
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.config.settings import Context
 from tide_cache.modeling.backbone import Backbone
+from tide_cache.modeling.moving import moved
 from tide_cache.modeling.row_signals import RowSignals, row_signals
 from tide_cache.modeling.rows import masked_hidden
 from tide_cache.records import SamplePair, StudentBatch
@@ -19,9 +20,9 @@ TRUTH_ONLY = SignalsConfig(kinds=("truth",), temperatures=(1.0,))
 
 def truth_rows(backbone: Backbone, batch: StudentBatch, block_size: int, context: Context = "block") -> RowSignals:
     """Return log p(true) at each masked row, and whether the true token is the most likely one."""
-    true_N = batch.x_0_BL[batch.row_sample_N, batch.row_position_N].to(backbone.device)
+    true_N = moved(batch.x_0_BL[batch.row_sample_N, batch.row_position_N], backbone.device)
     hidden_ND = masked_hidden(backbone, batch, block_size, context)
-    nothing_N = torch.zeros_like(true_N, dtype=torch.float32)
+    nothing_N = torch.zeros(len(true_N))
     return row_signals(hidden_ND, backbone.head_VD, true_N, nothing_N, TRUTH_ONLY, HEAD_ROWS)
 
 

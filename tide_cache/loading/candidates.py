@@ -38,7 +38,7 @@ def candidate_targets(
     Returns:
         Both parts of `Targets`, and its `extra_ids_NX`.
     """
-    has_topk_N, kept_ids_NK, kept_logprobs_NK, log_tail_NT, log_partition_NT = _kept(
+    rows_R, kept_ids_NK, kept_logprobs_NK, log_tail_NT, log_partition_NT = _kept(
         num_rows, None if shared is None else shared.topk, num_temperatures
     )
     drawn_row_D, drawn_id_D, drawn = _drawn(shared)
@@ -50,7 +50,7 @@ def candidate_targets(
         num_rows, drawn_row_D, column_W[: len(drawn_row_D)], drawn
     )
     topk = TopKTargets(
-        has_topk_N=_tensor(has_topk_N),
+        rows_R=_tensor(rows_R),
         kept_ids_NK=_tensor(kept_ids_NK),
         kept_logprobs_NK=_tensor(kept_logprobs_NK),
         log_tail_NT=_tensor(log_tail_NT),
@@ -124,7 +124,7 @@ def _kept(num_rows: int, topk: TopK | None, num_temperatures: int) -> tuple[Arra
     width = 0 if topk is None else int(topk.counts_R.max(initial=0))
     log_tail_NT = np.zeros((num_rows, num_temperatures), np.float32)
     log_partition_NT = np.zeros((num_rows, num_temperatures), np.float32)
-    has_topk_N = np.zeros(num_rows, bool)
+    rows_R = np.zeros(0, np.int64)
     if topk is None:
         ids_NK, logprobs_NK = np.zeros((num_rows, 0), np.int64), np.zeros((num_rows, 0), np.float32)
     elif len(topk.rows_R) == num_rows and (topk.counts_R == width).all():  # as ever at a fixed k with one tokenizer
@@ -141,8 +141,8 @@ def _kept(num_rows: int, topk: TopK | None, num_temperatures: int) -> tuple[Arra
     if topk is not None:
         log_tail_NT[topk.rows_R] = topk.log_tail_RT
         log_partition_NT[topk.rows_R] = topk.log_partition_RT
-        has_topk_N[topk.rows_R] = True
-    return has_topk_N, ids_NK, logprobs_NK, log_tail_NT, log_partition_NT
+        rows_R = topk.rows_R.astype(np.int64)
+    return rows_R, ids_NK, logprobs_NK, log_tail_NT, log_partition_NT
 
 
 def _drawn(shared: SharedTopK | None) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:

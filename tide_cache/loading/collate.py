@@ -15,6 +15,7 @@ from tide_cache.config.settings import Schedule
 from tide_cache.loading.candidates import candidate_targets
 from tide_cache.loading.joining import ActiveChunks, JoinedViews, join_views
 from tide_cache.loading.sharing import told_topk
+from tide_cache.modeling.kept import keep_blocks
 from tide_cache.records import StudentBatch, Targets, TruthTargets, ViewRecord
 from tide_cache.views.masking import is_complement
 from tide_cache.views.schedule import time_weight
@@ -88,13 +89,15 @@ def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], layout: BatchLa
                 is_masked_BnL[b, n, inside] = record.view.is_student_masked_L
     row_sample_N, row_position_N = np.nonzero(is_masked_BnL.reshape(shape[0], -1))
     x_t_BnL = np.where(is_masked_BnL, layout.mask_id, x_0_BL[:, None])
+    row_sample_N, row_position_N = torch.from_numpy(row_sample_N), torch.from_numpy(row_position_N)
     batch = StudentBatch(
         x_0_BL=torch.from_numpy(x_0_BL),
         x_t_BL=torch.from_numpy(x_t_BnL.reshape(shape[0], -1)),
         is_real_BL=torch.from_numpy(is_real_BL),
-        row_sample_N=torch.from_numpy(row_sample_N),
-        row_position_N=torch.from_numpy(row_position_N),
+        row_sample_N=row_sample_N,
+        row_position_N=row_position_N,
         sample_BL=torch.from_numpy(sample_BL) if any(len(row) > 1 for row in rows) else None,
+        kept=keep_blocks(row_sample_N, row_position_N, shape, layout.block_size),
     )
     records = [views[n] for row in rows for n in range(num_views) for views in row]
     return batch, _targets(records, layout)

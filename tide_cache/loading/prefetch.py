@@ -7,15 +7,13 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import fields, is_dataclass, replace
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 Item = TypeVar("Item")
-Record = TypeVar("Record")
 
 
 class Prefetcher(AbstractContextManager["Prefetcher[Item]"], Generic[Item]):
@@ -67,27 +65,3 @@ class Prefetcher(AbstractContextManager["Prefetcher[Item]"], Generic[Item]):
     def _choose_device(self) -> None:
         if self._device is not None and self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-
-
-def pinned(record: Record) -> Record:
-    """Copy a record's tensors to pinned memory, from which a GPU fetches them while it computes."""
-    return with_tensors(record, torch.Tensor.pin_memory)
-
-
-def with_tensors(record: Record, change: Callable[[torch.Tensor], torch.Tensor]) -> Record:
-    """Return a record with changed tensors, also those of its parts; everything else is the same.
-
-    Args:
-        record: A dataclass.
-        change: Returns the new tensor for each one.
-    """
-    dataclass: Any = record
-    changed: dict[str, Any] = {}
-    for field in fields(dataclass):
-        value = getattr(dataclass, field.name)
-        if isinstance(value, torch.Tensor):
-            changed[field.name] = change(value)
-        elif is_dataclass(value):
-            changed[field.name] = with_tensors(value, change)
-    result: Record = replace(dataclass, **changed)
-    return result

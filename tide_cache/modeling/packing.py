@@ -5,12 +5,11 @@ C tokens of the clean copy, M = R + C.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 
 from tide_cache.modeling.attention import Copies, block_diffusion_mask, with_padding
+from tide_cache.records import KeptBlocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,65 +30,17 @@ class PackedInput:
     copies: Copies | None = None
 
 
-class Kept:
-    """The parts of the copies that affect the wanted hidden states; the rest need not be computed.
-
-    A block of a masked copy is seen only by itself, so a block without a wanted position, such as those of a prompt,
-    can be left out. A block of the clean copy is seen by later blocks; those after the last kept block can be left out.
-    The rest gives the same hidden states as the whole.
-    """
-
-    def __init__(self, wanted_BL: torch.Tensor, block_size: int):
-        """Find the blocks to keep.
-
-        Args:
-            wanted_BL: True at positions whose hidden states are wanted, in any view. On the CPU: sizes depend on its
-                values.
-            block_size: Tokens per block.
-        """
-        rows, length = wanted_BL.shape
-        has_wanted_BK = F.pad(wanted_BL, (0, -length % block_size)).view(rows, -1, block_size).any(dim=2)
-        counts_B = has_wanted_BK.sum(dim=1)
-        num_kept = max(1, int(counts_B.max()))
-        blocks_BK = has_wanted_BK.int().argsort(dim=1, descending=True, stable=True)[:, :num_kept]
-        offset = torch.arange(block_size)
-        index_BR = (blocks_BK[:, :, None] * block_size + offset).flatten(1)
-        is_kept_BK = torch.arange(num_kept) < counts_B[:, None]
-        self.is_kept_BR = is_kept_BK.repeat_interleave(block_size, dim=1) & (index_BR < length)
-        self.index_BR = torch.where(self.is_kept_BR, index_BR, 0)
-        last_B = (has_wanted_BK * torch.arange(has_wanted_BK.shape[1])).amax(dim=1)
-        self.clean_length = min(length, max(1, int(last_B.max())) * block_size)
-        self._length = length
-
-    @property
-    def view_length(self) -> int:
-        """R."""
-        return self.index_BR.shape[1]
-
-    @cached_property
-    def _place_BL(self) -> torch.Tensor:
-        """The place in R of each kept position."""
-        place_BL = torch.zeros(len(self.index_BR), self._length, dtype=torch.int64)
-        row_N, place_N = self.is_kept_BR.nonzero(as_tuple=True)
-        place_BL[row_N, self.index_BR[row_N, place_N]] = place_N
-        return place_BL
-
-    def places(self, row_N: torch.Tensor, view_N: torch.Tensor, position_N: torch.Tensor) -> torch.Tensor:
-        """Return the places in S of wanted positions of views, [N]; everything on the CPU."""
-        return view_N * self.view_length + self._place_BL[row_N, position_N]
-
-
 def pack_block(
     x_t_BnL: torch.Tensor,
     x_0_BL: torch.Tensor,
     is_real_BL: torch.Tensor,
     block_size: int,
     sample_BL: torch.Tensor | None = None,
-    kept: Kept | None = None,
+    kept: KeptBlocks | None = None,
 ) -> PackedInput:
     """Pack masked views of each sample in front of its clean copy: the `block` context.
 
-    Row (view v, position l) of the output has index v * L + l, or the one that `kept.places` gives.
+    Row (view v, position l) of the output has index v * L + l, or the one that `kept.place_N` gives.
 
     Args:
         x_t_BnL: n masked views, int64.
@@ -98,7 +49,7 @@ def pack_block(
         block_size: Tokens per block.
         sample_BL: If several samples share a row, the sample of each token. Each sample begins at a multiple of the
             block size, has separate positions, and sees no other.
-        kept: The parts of the copies to compute; None for all.
+        kept: The parts of the copies to compute, on the device of the tokens; None for all.
     """
     num_rows, num_views, length = x_t_BnL.shape
     device = x_0_BL.device
@@ -116,10 +67,10 @@ def pack_block(
             mask_B1SS=with_padding(mask_SS, is_real_BS, sample_BL),
             copies=Copies(num_views, length),
         )
-    index_BR, clean_length = kept.index_BR.to(device, non_blocking=True), kept.clean_length
+    index_BR, clean_length = kept.index_BR, kept.clean_length
     index_BM = torch.cat([index_BR, length + torch.arange(clean_length, device=device).expand(num_rows, -1)], dim=1)
     is_real_BM = is_real_BS.gather(1, index_BM)
-    is_real_BM[:, : kept.view_length] &= kept.is_kept_BR.to(device, non_blocking=True)
+    is_real_BM[:, : kept.view_length] &= kept.is_kept_BR
     x_t_BnR = x_t_BnL.gather(2, index_BR[:, None].expand(-1, num_views, -1))
     view_positions_BR = positions_BL.gather(1, index_BR)
     return PackedInput(

@@ -13,6 +13,7 @@ import torch
 
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.modeling.head import apply_head
+from tide_cache.modeling.moving import moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,8 @@ def row_signals(
         hidden_ND: Final hidden states of the masked rows, any float dtype.
         head_VD: Output weight, same dtype.
         true_ids_N: Teacher token under each mask.
-        mass_N: Mass that the kept ids of each row must reach, float32: 0 where none are wanted, 1 to keep `top_k`.
+        mass_N: Mass that the kept ids of each row must reach, float32: 0 where none are wanted, 1 to keep `top_k`. On
+            the CPU.
         signals: What to keep.
         slice_rows: Rows whose logits exist at a time.
         uniform_ND: Numbers in [0, 1) that choose D ids drawn from the rest of each row; none by default.
@@ -113,18 +115,12 @@ def start_row_signals(
     """Begin what `row_signals` does; a GPU is left to its work, and calling the result waits for it."""
     if uniform_ND is None:
         uniform_ND = hidden_ND.new_zeros((len(hidden_ND), 0), dtype=torch.float32)
+    mass_here_N = moved(mass_N, hidden_ND.device)
+    inputs = _Inputs(true_ids_N, mass_here_N, uniform_ND, _wanted(mass_N, uniform_ND), projection)
     slices = [
         part
-        for rows in _slices(len(hidden_ND), slice_rows)
-        for part in _parts(
-            hidden_ND[rows],
-            head_VD,
-            true_ids_N[rows],
-            mass_N[rows],
-            uniform_ND[rows],
-            signals,
-            projection and projection.of(rows),
-        )
+        for rows in _slices(0, len(hidden_ND), slice_rows)
+        for part in _parts(hidden_ND[rows], head_VD, rows, inputs, signals)
     ]
     # Without waiting, tensors of a GPU are copied to pinned memory, which is filled when the event has come.
     rows = RowSignals(*(torch.cat(parts).to("cpu", non_blocking=True) for parts in zip(*slices, strict=True)))
@@ -143,47 +139,71 @@ _CACHED_LOGITS = 1 << 20
 """Logits that are worked on at a time on a CPU: 4 MiB, which stay near its cores from one step to the next."""
 
 
-def _slices(num_rows: int, size: int) -> list[slice]:
+def _slices(start: int, stop: int, size: int) -> list[slice]:
     """Cut rows; no rows are one empty slice."""
-    return [slice(start, start + size) for start in range(0, max(num_rows, 1), size)]
+    return [slice(first, min(first + size, stop)) for first in range(start, max(stop, start + 1), size)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """Rows that draw from their tails, increasing: on the host, where they are cut, and on the device."""
+
+    on_host_R: torch.Tensor
+    rows_R: torch.Tensor
+
+    def within(self, rows: slice) -> torch.Tensor:
+        """Return those of some rows, counted from the first of these."""
+        start, stop = torch.searchsorted(self.on_host_R, torch.tensor([rows.start, rows.stop])).tolist()
+        return self.rows_R[start:stop] - rows.start
+
+
+def _wanted(mass_N: torch.Tensor, uniform_ND: torch.Tensor) -> _Wanted | None:
+    """Find on the host which rows draw: a GPU would have to be waited for."""
+    if not uniform_ND.shape[1]:
+        return None
+    on_host_R = (mass_N > 0).nonzero().squeeze(1)
+    return _Wanted(on_host_R, moved(on_host_R, uniform_ND.device))
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """What is given for all rows, beside their hidden states."""
+
+    true_ids_N: torch.Tensor
+    mass_N: torch.Tensor
+    uniform_ND: torch.Tensor
+    drawing: _Wanted | None
+    projection: Projection | None
 
 
 def _parts(
-    hidden_ND: torch.Tensor,
-    head_VD: torch.Tensor,
-    true_ids_N: torch.Tensor,
-    mass_N: torch.Tensor,
-    uniform_ND: torch.Tensor,
-    signals: SignalsConfig,
-    projection: Projection | None,
+    hidden_RD: torch.Tensor, head_VD: torch.Tensor, rows: slice, inputs: _Inputs, signals: SignalsConfig
 ) -> list[tuple[torch.Tensor, ...]]:
     """Apply the head to a slice of rows, and keep what is wanted: on a GPU of all at once, on a CPU of a few."""
-    logits_NV = apply_head(hidden_ND, head_VD)
-    size = len(logits_NV) if logits_NV.is_cuda else _CACHED_LOGITS // logits_NV.shape[1]
+    logits_RV = apply_head(hidden_RD, head_VD)
+    size = len(logits_RV) if logits_RV.is_cuda else _CACHED_LOGITS // logits_RV.shape[1]
 
-    def in_vocabulary(rows: slice) -> torch.Tensor:
-        return projection.of(rows).logprobs(logits_NV[rows], true_ids_N[rows]) if projection else logits_NV[rows]
+    def in_vocabulary(part: slice) -> torch.Tensor:
+        logits_NV = logits_RV[part.start - rows.start : part.stop - rows.start]
+        projection = inputs.projection
+        return projection.of(part).logprobs(logits_NV, inputs.true_ids_N[part]) if projection else logits_NV
 
     return [
-        _statistics(in_vocabulary(rows), true_ids_N[rows], mass_N[rows], uniform_ND[rows], signals)
-        for rows in _slices(len(logits_NV), max(size, 1))
+        _statistics(in_vocabulary(part), part, inputs, signals)
+        for part in _slices(rows.start, rows.stop, max(size, 1))
     ]
 
 
 def _statistics(
-    logits_NV: torch.Tensor,
-    true_ids_N: torch.Tensor,
-    mass_N: torch.Tensor,
-    uniform_ND: torch.Tensor,
-    signals: SignalsConfig,
+    logits_NV: torch.Tensor, rows: slice, inputs: _Inputs, signals: SignalsConfig
 ) -> tuple[torch.Tensor, ...]:
-    """Keep what `signals` asks of each row.
+    """Keep what `signals` asks of some rows.
 
     The vocabulary is passed once for the largest logits and once for each T over all others. Everything else, which
     ids are kept and what that leaves, follows from these few numbers.
     """
     top_k = min(signals.ids_per_row, logits_NV.shape[1])
-    true_logit_N = logits_NV.gather(1, true_ids_N[:, None]).squeeze(1)
+    true_logit_N = logits_NV.gather(1, inputs.true_ids_N[rows, None]).squeeze(1)
     # One id more than can be kept: the largest of the others, from which these are added up.
     top_NK, ids_NK = largest(logits_NV, min(top_k + 1, logits_NV.shape[1]))
     is_top1_N = true_logit_N >= top_NK[:, 0]
@@ -192,7 +212,7 @@ def _statistics(
     log_z_N = torch.cat([top_NK, log_others_NT[:, :1]], dim=1).logsumexp(dim=1)
     truth_N = true_logit_N - log_z_N
     logprobs_NK = top_NK - log_z_N[:, None]
-    counts_N = kept_counts(logprobs_NK, mass_N)
+    counts_N = kept_counts(logprobs_NK, inputs.mass_N[rows])
     is_kept_NK = torch.arange(top_k, device=counts_N.device) < counts_N[:, None]
     log_tail_NT, log_partition_NT = (logits_NV.new_zeros((len(logits_NV), len(signals.temperatures))) for _ in range(2))
     for index, temperature in enumerate(signals.temperatures if top_k else ()):
@@ -204,7 +224,9 @@ def _statistics(
             log_partition_NT[:, index] = whole_N - log_z_N / temperature
     is_wanted_N1 = counts_N[:, None] > 0
     of_rest_NT = (torch.where(is_wanted_N1, x_NT, 0) for x_NT in (log_tail_NT, log_partition_NT))
-    drawn = _draw(logits_NV, ids_NK, is_kept_NK, log_z_N, uniform_ND)
+    uniform_ND, drawing = inputs.uniform_ND[rows], inputs.drawing
+    rows_R = None if drawing is None or not top_k else drawing.within(rows)
+    drawn = _draw(logits_NV, ids_NK, is_kept_NK, log_z_N, uniform_ND, rows_R)
     return truth_N, is_top1_N, counts_N, ids_NK, logprobs_NK, *of_rest_NT, *drawn
 
 
@@ -283,13 +305,13 @@ def _draw(
     is_kept_NK: torch.Tensor,
     log_z_N: torch.Tensor,
     uniform_ND: torch.Tensor,
+    every_row: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw ids from what is not kept of the rows that keep something, with replacement, in proportion to p."""
+    """Draw ids from what is not kept of some rows, with replacement, in proportion to p."""
     ids_ND = torch.full(uniform_ND.shape, -1, dtype=torch.int64, device=logits_NV.device)
     logprobs_ND = logits_NV.new_zeros(uniform_ND.shape)
-    if not uniform_ND.shape[1]:
+    if every_row is None:
         return ids_ND, logprobs_ND
-    every_row = is_kept_NK.any(dim=1).nonzero().squeeze(1)
     for start in range(0, len(every_row), _DRAW_ROWS):
         rows = every_row[start : start + _DRAW_ROWS]
         logprobs_RV = logits_NV[rows] - log_z_N[rows, None]

@@ -111,7 +111,7 @@ def untold(student: RowStatistics, is_told_N: torch.Tensor) -> torch.Tensor:
 def student_logprobs(student: RowStatistics, targets: Targets, temperature: float) -> RowLogProbs:
     """Return the student's distribution at T on the rows that carry teacher candidates."""
     index = student.temperatures.index(temperature)
-    rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
+    rows_R = targets.topk.rows_R
     log_z_R = student.log_z_NT[rows_R, index]
     is_kept_RK = targets.topk.kept_ids_NK[rows_R] >= 0
     num_kept = is_kept_RK.shape[1]
@@ -126,7 +126,7 @@ def student_logprobs(student: RowStatistics, targets: Targets, temperature: floa
 def teacher_logprobs(targets: Targets, temperature: float) -> RowLogProbs:
     """Return the teacher's distribution at T on the rows that carry candidates."""
     index = targets.temperatures.index(temperature)
-    rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
+    rows_R = targets.topk.rows_R
     log_partition_R = targets.topk.log_partition_NT[rows_R, index]
     return RowLogProbs(
         targets.topk.kept_logprobs_NK[rows_R] / temperature - log_partition_R[:, None],
@@ -191,10 +191,11 @@ def has_candidates(targets: Targets) -> torch.Tensor:
 
 def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Tensor:
     """Sum the student's log-probs of the true tokens over each active chunk, in nats [C]."""
-    rows = (targets.truth.chunk_of_row_N >= 0).nonzero().squeeze(1)
     truth_N = student_truth(student)  # float64 if the student's statistics are, while targets stay float32
-    nothing_C = truth_N.new_zeros(targets.truth.chunk_logprob_C.shape)
-    return nothing_C.index_add(0, targets.truth.chunk_of_row_N[rows], truth_N[rows])
+    num_chunks, chunk_N = len(targets.truth.chunk_logprob_C), targets.truth.chunk_of_row_N
+    # rows of no chunk go to a place of their own: to look for the others, the host would wait for a GPU
+    sums = truth_N.new_zeros(num_chunks + 1).index_add(0, torch.where(chunk_N < 0, num_chunks, chunk_N), truth_N)
+    return sums[:num_chunks]
 
 
 def chunk_likelihoods(

@@ -43,16 +43,14 @@ class Calm(CalmConfig, _ChunkLikelihood):
 
     def count(self, targets: Targets) -> float:
         """Return the number of active chunks that are compared."""
-        return float(self._is_compared(targets).sum())
+        num_chunks = len(targets.truth.chunk_logprob_C)
+        return float(num_chunks if self.chunks == "all" else num_chunks - int(has_candidates(targets).sum()))
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Return the sum in nats."""
         student_C, teacher_C = self._likelihoods(student, targets)
-        return binary_cross_entropy(teacher_C, student_C)[self._is_compared(targets)].sum()
-
-    def _is_compared(self, targets: Targets) -> torch.Tensor:
-        has_C = has_candidates(targets)
-        return ~has_C if self.chunks == "without_candidates" else torch.ones_like(has_C)
+        loss_C = binary_cross_entropy(teacher_C, student_C)
+        return (loss_C if self.chunks == "all" else loss_C.masked_fill(has_candidates(targets), 0)).sum()
 
 
 @dataclass(frozen=True)

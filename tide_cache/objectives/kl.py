@@ -40,7 +40,7 @@ class _GroupedKL(Objective):
 
     def count(self, targets: Targets) -> float:
         """Return the number of rows that carry teacher candidates."""
-        return float(targets.topk.has_topk_N.sum())
+        return float(len(targets.topk.rows_R))
 
     def _ordered(self, teacher: Side, student: Side) -> tuple[Side, Side]:
         """Return the two sides as (P, Q) of KL(P || Q)."""
@@ -134,7 +134,7 @@ class _Drawn:
 
 
 def _drawn(student: RowStatistics, targets: Targets, temperature: float) -> _Drawn:
-    rows_R = targets.topk.has_topk_N.nonzero().squeeze(1)
+    rows_R = targets.topk.rows_R
     of_teacher, of_student = targets.temperatures.index(temperature), student.temperatures.index(temperature)
     tail_mass_R1 = targets.topk.log_tail_NT[rows_R, targets.temperatures.index(1.0)].exp()[:, None]
     logprob_RD, share_RD = targets.topk.drawn_logprob_ND[rows_R], targets.topk.drawn_share_ND[rows_R]

@@ -49,14 +49,14 @@ class Tidal(TidalConfig, Objective):
 
     def count(self, targets: Targets) -> float:
         """Return the sum of the weights of rows with candidates, or of active chunks; or their number, as published."""
-        t = targets.t_N[targets.topk.has_topk_N] if self.over == "kl" else targets.truth.chunk_t_C
+        t = targets.t_N[targets.topk.rows_R] if self.over == "kl" else targets.truth.chunk_t_C
         return float(len(t)) if self.normalise == "count" else float(self._weight(t.double()).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Return the weighted sum in nats."""
         if self.over == "calm":
             return (self._weight(targets.truth.chunk_t_C) * self._calm_C(student, targets, progress)).sum()
-        t_R = targets.t_N[targets.topk.has_topk_N]
+        t_R = targets.t_N[targets.topk.rows_R]
         return self.temperature**2 * (self._weight(t_R) * self._kl_R(student, targets, t_R, progress)).sum()
 
     def trust(self, t: torch.Tensor, progress: float) -> torch.Tensor:

@@ -2,24 +2,20 @@
 
 The head is applied tile by tile, forward and again in backward, and the gradient of the logits is written down
 analytically: for log_z it is softmax(logits / T) / T, for log_rest the same over the ids outside the kept ones, and
-for a gathered logit one. A tile is a slice of rows by a range of the vocabulary, small enough to stay in a processor's
-cache: most of the time of a plain head goes into fresh memory, not into arithmetic.
+for a gathered logit one.
 
 Shape suffixes: N masked rows, R rows of a slice, D hidden size, V vocabulary, W ids of a tile, K ids asked for,
-E those of them that fall into a tile, T temperatures.
+T temperatures.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from tide_cache.modeling.head import apply_head
 from tide_cache.records import RowStatistics
-
-_TILE_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits of a tile: on a processor they stay in its cache (4 MiB); a GPU would rather have few and large kernels."""
+from tide_cache.student.tiles import tiles
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # fused already; a compiler would break at every tile
@@ -55,54 +51,6 @@ def row_statistics(
     return RowStatistics(gathered_NK, log_z_NT, log_rest_NT, tuple(temperatures))
 
 
-@dataclass(frozen=True, eq=False)
-class _Tile:
-    """Some rows by a range of the vocabulary, and which of the ids asked for lie in it.
-
-    Attributes:
-        rows: Of the hidden states.
-        ids: Of the vocabulary.
-        row_E: Row of each id, counted within the slice.
-        rank_E: Which of the row's ids it is.
-        column_E: Where it lies in the tile.
-        is_kept_E: Whether it is one of the kept ones.
-    """
-
-    rows: slice
-    ids: slice
-    row_E: torch.Tensor
-    rank_E: torch.Tensor
-    column_E: torch.Tensor
-    is_kept_E: torch.Tensor
-
-    def logits(self, hidden_ND: torch.Tensor, head_VD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Apply the head, [R, W]."""
-        return apply_head(hidden_ND[self.rows], head_VD[self.ids], dtype)
-
-    def hide(self, logits_RW: torch.Tensor) -> torch.Tensor:
-        """Set the kept ids' logits to -inf, in place."""
-        logits_RW[self.row_E[self.is_kept_E], self.column_E[self.is_kept_E]] = -torch.inf
-        return logits_RW
-
-
-def _tiles(vocab: int, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, slice_rows: int) -> Iterator[_Tile]:
-    """Cut the logits into tiles, slice by slice of the rows."""
-    for start in range(0, len(ids_NK), slice_rows):
-        rows = slice(start, min(start + slice_rows, len(ids_NK)))
-        width = max(1, _TILE_LOGITS.get(ids_NK.device.type, _TILE_LOGITS["cuda"]) // (rows.stop - rows.start))
-        firsts = torch.arange(0, vocab, width)
-        row_E, rank_E = (ids_NK[rows] >= 0).nonzero(as_tuple=True)
-        id_E = ids_NK[rows][row_E, rank_E]
-        id_E, order_E = id_E.sort()
-        row_E, rank_E = row_E[order_E], rank_E[order_E]
-        is_kept_E = is_kept_NK[rows][row_E, rank_E]
-        bounds = [*torch.searchsorted(id_E, firsts.to(id_E.device)).tolist(), len(id_E)]
-        for number, first in enumerate(firsts.tolist()):
-            of_tile = slice(bounds[number], bounds[number + 1])
-            ids = slice(first, min(first + width, vocab))
-            yield _Tile(rows, ids, row_E[of_tile], rank_E[of_tile], id_E[of_tile] - first, is_kept_E[of_tile])
-
-
 class _RowStatistics(torch.autograd.Function):
     """Tile by tile: one matrix product forward, three backward."""
 
@@ -121,12 +69,12 @@ class _RowStatistics(torch.autograd.Function):
         gathered_NK = hidden_ND.new_zeros(ids_NK.shape, dtype=stats_dtype)
         largest_N = hidden_ND.new_full((num_rows,), -torch.inf, dtype=stats_dtype)
         sum_NT = hidden_ND.new_zeros((num_rows, len(temperatures)), dtype=stats_dtype)
-        for tile in _tiles(len(head_VD), ids_NK, is_kept_NK, slice_rows):
+        for tile in tiles(len(head_VD), ids_NK, is_kept_NK, slice_rows):
             logits_RW = tile.logits(hidden_ND, head_VD, stats_dtype)
-            gathered_NK[tile.rows][tile.row_E, tile.rank_E] = logits_RW[tile.row_E, tile.column_E]
+            tile.gather(logits_RW, gathered_NK)
             _add_exp(tile.hide(logits_RW), largest_N[tile.rows], sum_NT[tile.rows], temperatures)
-        temperatures_T = sum_NT.new_tensor(temperatures)
-        log_rest_NT = sum_NT.log() + _finite(largest_N)[:, None] / temperatures_T
+        shift_N = _finite(largest_N)
+        log_rest_NT = sum_NT.log() + torch.stack([shift_N / temperature for temperature in temperatures], dim=1)
         kept_NK = gathered_NK.masked_fill(~is_kept_NK, -torch.inf)
         log_z_NT = log_rest_NT
         if kept_NK.shape[1]:
@@ -134,12 +82,16 @@ class _RowStatistics(torch.autograd.Function):
             log_z_NT = torch.logaddexp(log_rest_NT, torch.stack(log_kept, dim=1))
         ctx.save_for_backward(hidden_ND, head_VD, ids_NK, is_kept_NK, gathered_NK, log_z_NT, log_rest_NT)
         ctx.temperatures, ctx.slice_rows = temperatures, slice_rows
+        ctx.set_materialize_grads(False)  # `backward` makes them where it computes
         return gathered_NK, log_z_NT.clone(), log_rest_NT
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_gathered_NK, grad_z_NT, grad_rest_NT = gradients
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         hidden_ND, head_VD, ids_NK, is_kept_NK, gathered_NK, log_z_NT, log_rest_NT = ctx.saved_tensors
+        grad_gathered_NK, grad_z_NT, grad_rest_NT = (
+            torch.zeros_like(result) if gradient is None else gradient
+            for gradient, result in zip(gradients, (gathered_NK, log_z_NT, log_rest_NT), strict=True)
+        )
         stats_dtype = gathered_NK.dtype
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=stats_dtype)
         grad_head_VD = torch.zeros_like(head_VD, dtype=stats_dtype)
@@ -147,12 +99,11 @@ class _RowStatistics(torch.autograd.Function):
         safe_rest_NT = torch.where(has_rest_NT, log_rest_NT, 0)
         coefficient_NT = grad_z_NT * (log_rest_NT - log_z_NT).exp() + torch.where(has_rest_NT, grad_rest_NT, 0)
         at_ids_NK = _gradient_at_ids(grad_gathered_NK, grad_z_NT, gathered_NK, is_kept_NK, log_z_NT, ctx.temperatures)
-        for tile in _tiles(len(head_VD), ids_NK, is_kept_NK, ctx.slice_rows):
+        for tile in tiles(len(head_VD), ids_NK, is_kept_NK, ctx.slice_rows):
             rows = tile.rows
             logits_RW = tile.hide(tile.logits(hidden_ND, head_VD, stats_dtype))
             grad_RW = _softmax_part(logits_RW, safe_rest_NT[rows], coefficient_NT[rows], ctx.temperatures)
-            # accumulate: an id may be asked for twice, as the true token and as a kept one
-            grad_RW.index_put_((tile.row_E, tile.column_E), at_ids_NK[rows][tile.row_E, tile.rank_E], accumulate=True)
+            tile.add(at_ids_NK, grad_RW)
             grad_RW = grad_RW.to(hidden_ND.dtype)
             _add_product(grad_hidden_ND[rows], grad_RW, head_VD[tile.ids])
             _add_product(grad_head_VD[tile.ids], grad_RW.T, hidden_ND[rows])

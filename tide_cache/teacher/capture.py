@@ -12,7 +12,9 @@ from tide_cache.config.settings import TeacherContext
 from tide_cache.errors import PairingError, TeacherOutputError
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.batches import ViewGroup, plan_batches
-from tide_cache.modeling.packing import Kept, pack_block, pack_causal, pack_full
+from tide_cache.modeling.kept import keep_blocks
+from tide_cache.modeling.moving import moved, on_device
+from tide_cache.modeling.packing import pack_block, pack_causal, pack_full
 from tide_cache.modeling.row_signals import Projection, RowSignals, start_row_signals
 from tide_cache.records import MaskedView, SamplePair, TeacherSignal
 from tide_cache.teacher.chunks import Speller
@@ -160,15 +162,15 @@ class Teacher:
         sample_N, view_N, position_N = np.nonzero(is_masked_BnL)
         x_t, x_0, is_real = (self._moved(array) for array in (x_t_BnL, x_0_BL, is_real_BL))
         if self._settings.context == "block":
-            kept = Kept(torch.from_numpy(is_masked_BnL.any(axis=1)), self._settings.block_size)
-            place_N = kept.places(*(torch.from_numpy(x) for x in (sample_N, view_N, position_N))).numpy()
-            packed = pack_block(x_t, x_0, is_real, self._settings.block_size, kept=kept)
+            rows = torch.from_numpy(sample_N), torch.from_numpy(view_N * length + position_N)
+            kept = on_device(keep_blocks(*rows, x_0_BL.shape, self._settings.block_size), self._backbone.device)
+            place_N, packed = kept.place_N, pack_block(x_t, x_0, is_real, self._settings.block_size, kept=kept)
         elif self._settings.context == "causal":
-            place_N, packed = position_N - 1, pack_causal(x_0, is_real)
+            place_N, packed = self._moved(position_N - 1), pack_causal(x_0, is_real)
         else:
-            place_N, packed = position_N, pack_full(x_t[:, 0], is_real)
+            place_N, packed = self._moved(position_N), pack_full(x_t[:, 0], is_real)
         hidden_BSD = self._backbone(packed)
-        hidden_ND = hidden_BSD[self._moved(sample_N), self._moved(place_N)]
+        hidden_ND = hidden_BSD[self._moved(sample_N), place_N]
         true_N = x_0_BL[sample_N, position_N]
         pairs = [pair for pair, _ in batch]
         mass_N = self._sorter.wanted_mass(pairs, length)[sample_N, position_N]
@@ -176,7 +178,7 @@ class Teacher:
             hidden_ND,
             self._backbone.head_VD,
             self._moved(true_N),
-            self._moved(mass_N),
+            torch.from_numpy(mass_N),
             self._settings.signals,
             self._settings.head_rows,
             self._moved(self._uniform(batch)) if self._settings.signals.tail_samples else None,
@@ -203,16 +205,14 @@ class Teacher:
             hidden_ND[self._moved(start_row_S)],
             self._backbone.head_VD,
             self._moved(true_student_N[start_row_S]),
-            hidden_ND.new_full((len(start_row_S),), signals.top_p, dtype=torch.float32),
+            torch.full((len(start_row_S),), signals.top_p),
             signals,
             self._settings.head_rows,
             projection=Projection(self._first_V, self._spelling.num_student_ids, true_S),
         )
 
     def _moved(self, array: np.ndarray) -> torch.Tensor:
-        """Put an array where the model is; a GPU fetches it while it computes."""
-        tensor, device = torch.from_numpy(array), self._backbone.device
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+        return moved(torch.from_numpy(array), self._backbone.device)
 
     def _sorted_back(self, batch: Batch, answered: _Answered) -> list[list[TeacherSignal]]:
         """Cut what a forward said into the signals of its views."""

@@ -15,10 +15,11 @@ from tide_cache.disk import new_folder, write_whole
 from tide_cache.errors import DeviceMemoryError, ModelError, WriteError, fault_list
 from tide_cache.interruption import StopRequest
 from tide_cache.loading.micro_batches import step_micro_batches
-from tide_cache.loading.prefetch import Prefetcher, pinned
+from tide_cache.loading.prefetch import Prefetcher
 from tide_cache.modeling.attention import flex_problem
 from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_backbone, resolve_device
 from tide_cache.modeling.checkpoint import save_student
+from tide_cache.modeling.moving import pinned
 from tide_cache.modeling.stock import StockBackbone
 from tide_cache.objectives import Objective
 from tide_cache.objectives.tidal import Tidal

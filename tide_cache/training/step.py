@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from tide_cache.loading.prefetch import with_tensors
+from tide_cache.modeling.moving import moved, on_device
 from tide_cache.objectives import Objective, ids_to_gather, union_of_needs
 from tide_cache.objectives.base import student_truth
 from tide_cache.records import RowStatistics, StudentBatch, Targets
 from tide_cache.training.distributed import World, sum_over_ranks
-
-Record = TypeVar("Record", StudentBatch, Targets)
 
 T_BUCKETS = 10
 
@@ -57,11 +55,12 @@ def train_step(
         [sum(objective.count(targets) for _, targets in micro_batches) for objective in objectives],
         dtype=torch.float64,
     )
-    counts_O = sum_over_ranks(counts_O.to(device))
-    scale_O = [
-        objective.weight * world.size / (count or 1.0)
-        for objective, count in zip(objectives, counts_O.tolist(), strict=True)
-    ]
+    counts_O = moved(counts_O, device)
+    if world.size > 1:
+        counts_O = sum_over_ranks(counts_O)
+    weights = [objective.weight * world.size for objective in objectives]
+    weight_O = moved(torch.tensor(weights, dtype=torch.float64), device)
+    scale_O = (weight_O / counts_O.masked_fill(counts_O == 0, 1)).unbind()
     temperatures = tuple(sorted(union_of_needs(objective.needs for objective in objectives).student_temperatures))
     totals_O = torch.zeros(len(objectives), dtype=torch.float64, device=device)
     nll_B = torch.zeros(T_BUCKETS, dtype=torch.float64, device=device)
@@ -71,7 +70,9 @@ def train_step(
         gathered_NK, log_z_NT, log_rest_NT = engine(here, *ids_to_gather(there), temperatures)
         statistics = RowStatistics(gathered_NK, log_z_NT, log_rest_NT, temperatures)
         totals = [objective.total(statistics, there, progress) for objective in objectives]
-        engine.backward(sum(total * scale for total, scale in zip(totals, scale_O, strict=True)), scale_wrt_gas=False)
+        # scales stay on the device: to read them, the host would wait for all that was launched before
+        loss = sum(total * scale.to(total.dtype) for total, scale in zip(totals, scale_O, strict=True))
+        engine.backward(loss, scale_wrt_gas=False)
         engine.step()
         totals_O += torch.stack([total.detach() for total in totals])
         nll_N = -student_truth(statistics).detach().double()
@@ -79,8 +80,3 @@ def train_step(
         nll_B.index_add_(0, bucket_N, nll_N)
         rows_B.index_add_(0, bucket_N, torch.ones_like(nll_N))
     return StepSums(totals_O, counts_O, nll_B, rows_B)
-
-
-def on_device(record: Record, device: torch.device) -> Record:
-    """Move a record's tensors to a device; the rest stays."""
-    return with_tensors(record, lambda tensor: tensor.to(device, non_blocking=True))

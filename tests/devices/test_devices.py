@@ -1,0 +1,267 @@
+"""On a GPU that is pretended: no operation mixes devices, and the host waits for the device only where it is listed."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from helpers.pretended_gpu import GPU, OnGpu, Pretended, on_gpu
+from helpers.teacher_examples import DREAM, FAST_DLLM, LLADA, LLADA2, LLADA_MOE, SDAR, SDAR_MOE, SMALL, WEDLM
+from tide_cache.config.objectives import AnyObjective
+from tide_cache.config.presets import PRESETS
+from tide_cache.config.sections import SignalsConfig, ViewsConfig
+from tide_cache.evaluation.agreement import teacher_agreement
+from tide_cache.evaluation.decoding import DecodingCounts
+from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
+from tide_cache.evaluation.sampler import generate
+from tide_cache.families import FAMILIES
+from tide_cache.loading.collate import BatchLayout, collate
+from tide_cache.modeling.backbone import ADAPTERS, new_backbone
+from tide_cache.modeling.mixture import Mixture, MixtureBackbone
+from tide_cache.modeling.moving import pinned
+from tide_cache.modeling.stock import StockBackbone
+from tide_cache.objectives import objective_of
+from tide_cache.records import SampleId, SamplePair, ViewRecord
+from tide_cache.student.model import Student
+from tide_cache.teacher.capture import CaptureSettings, Teacher
+from tide_cache.teacher.compdemo import compdemo_signals
+from tide_cache.training.distributed import World
+from tide_cache.training.step import train_step
+from tide_cache.views import draw_view
+
+MASK_ID, VOCAB, BLOCK = 63, 64, 4
+HEAD_ROWS = 8
+VIEWS = ViewsConfig(num_views=2, seed=1)
+SIGNALS = SignalsConfig(
+    kinds=("truth", "topk", "chunks"), temperatures=(1.0, 2.0), top_k=6, top_p=0.9, chunk_k=4, tail_samples=3
+)
+PLAN = CaptureSettings("block", BLOCK, MASK_ID, VOCAB, 2, 160, HEAD_ROWS, SIGNALS)
+
+ALLOWED = {
+    "tide_cache/modeling/row_signals.py:wait": (
+        1,
+        "signals are sorted on the host; it waits for an event, not for all",
+    ),
+    "tide_cache/evaluation/sampler.py:sample_block": (1, "whether a block is done decides what is launched next"),
+    "tide_cache/evaluation/agreement.py:_statistics": (3, "figures are summed on the host, and nothing is launched"),
+    "tide_cache/evaluation/agreement.py:_most_likely": (1, "likewise"),
+}
+"""Where the host may wait for the device: how often in a forward, and why. A training step never does."""
+
+
+class Speller:
+    """Every teacher token is the student's of the same id."""
+
+    def single(self, ids_J, sizes_J):
+        result_JP = np.full((len(ids_J), int(sizes_J.max(initial=1))), -1, np.int32)
+        result_JP[sizes_J == 1, 0] = ids_J[sizes_J == 1]
+        return result_JP
+
+    def several(self, tuples):
+        return tuples
+
+
+def sample(name, sizes):
+    """A sample of chunks of (teacher, student) tokens behind two tokens of a prompt."""
+    random = np.random.default_rng(len(sizes))
+    sizes = np.array([(2, 2), *sizes])
+    teacher, student = (np.concatenate([[0], np.cumsum(sizes[:, side])]) for side in (0, 1))
+    student_ids = random.integers(0, MASK_ID, student[-1]).astype(np.int32)
+    teacher_ids = random.integers(0, MASK_ID, teacher[-1]).astype(np.int32)
+    for at, size in enumerate(sizes.tolist()):
+        if size == [1, 1]:
+            teacher_ids[teacher[at]] = student_ids[student[at]]
+    chunks = np.stack([teacher[1:-1], teacher[2:], student[1:-1], student[2:]], axis=1).astype(np.int32)
+    return SamplePair(SampleId(name), student_ids, np.arange(student[-1]) >= 2, teacher_ids, chunks)
+
+
+PAIRS = [
+    sample("long", [(1, 1), (1, 1), (2, 1), (1, 1), (2, 2), (1, 2), (1, 1), (1, 1), (2, 2), (1, 1)] * 2),
+    sample("short", [(1, 1), (2, 2), (1, 1)]),
+    sample("middle", [(1, 1), (1, 1), (1, 1), (2, 2), (1, 1), (1, 2)]),
+]
+OF_VIEWS = [[draw_view(pair, view, VIEWS) for view in range(2)] for pair in PAIRS]
+
+CONFIGS = {
+    "llada2_moe": LLADA2, "llada_moe": LLADA_MOE, "sdar_moe": SDAR_MOE, "llada": LLADA, "Dream": SMALL | DREAM,
+    "Fast_dLLM_Qwen": SMALL | FAST_DLLM, "sdar": SMALL | SDAR, "wedlm": SMALL | WEDLM,
+}  # fmt: skip
+
+
+def model_of(name, dtype=torch.float32):
+    """A tiny model of a family, the same each time."""
+    config = CONFIGS.get(name, SMALL | {"model_type": name}) | {"vocab_size": VOCAB, "pad_token_id": 0}
+    adapter = ADAPTERS[name]
+    if FAMILIES[name].is_stock:
+        model = new_backbone(adapter.read_config(config, "new"), dtype, "cpu", seed=3).model
+        return StockBackbone(model, is_shifted=FAMILIES[name].is_shifted)
+    model = Mixture(adapter.config_class.model_validate(config))
+    generator = torch.Generator().manual_seed(3)
+    for weight in model.state_dict().values():
+        weight.copy_(torch.randn(weight.shape, generator=generator) / 5)
+    return MixtureBackbone(model.to(dtype).requires_grad_(False), is_shifted=FAMILIES[name].is_shifted)
+
+
+def said(backbone, plan, passes=("plain", "compdemo")):
+    """What a teacher says in each pass."""
+    teacher = Teacher(backbone, plan, Speller())
+    ask = {
+        "plain": lambda: teacher.signals(PAIRS, OF_VIEWS),
+        "compdemo": lambda: compdemo_signals(teacher, PAIRS, OF_VIEWS, 0, 0.5),
+    }
+    return {name: ask[name]() for name in passes}
+
+
+def arrays(value):
+    """All arrays of nested records."""
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, (list, dict)):
+        return [array for one in (value.values() if isinstance(value, dict) else value) for array in arrays(one)]
+    return [array for one in vars(value).values() if one is not None for array in arrays(one)]
+
+
+@contextmanager
+def pretending():
+    """A GPU; afterwards, fail for a mixture of devices, and for a wait beyond those of the table."""
+    num_forwards = 0
+
+    def count(*_):
+        nonlocal num_forwards
+        num_forwards += 1
+
+    with Pretended() as gpu:
+        yield lambda model: (model.register_forward_hook(count), on_gpu(model))[1]
+    assert not gpu.mixes
+    assert num_forwards
+    allowed = {place: per_forward * num_forwards for place, (per_forward, _) in ALLOWED.items()}
+    beyond = {place for place, waits in gpu.counts().items() if waits > allowed.get(place, 0)}
+    assert [seen for seen in gpu.waits if seen.place in beyond] == []
+
+
+CONTEXTS = [(name, family.native) for name, family in FAMILIES.items()]
+CONTEXTS += [(name, "block") for name in ("llama", "llada", "Dream", "llada_moe")] + [
+    ("sdar", "full"),
+    ("sdar_moe", "full"),
+]
+
+
+@pytest.mark.parametrize(("name", "context"), CONTEXTS)
+def test_a_capture_waits_once_for_each_forward(name, context):
+    is_mixture = not FAMILIES[name].is_stock
+    dtype = torch.bfloat16 if is_mixture else torch.float32  # in float32 a mixture asks for the sizes of its groups
+    passes = ("plain", "compdemo") if name in ("sdar", "llada2_moe") else ("plain",)
+    plan = replace(PLAN, context=context)
+    expected = said(model_of(name, dtype), plan, passes)
+    with pretending() as gpu:
+        found = said(gpu(model_of(name, dtype)), plan, passes)
+    if is_mixture:  # sums of bfloat16 numbers in another order
+        found, expected = (
+            [signal.truth_logprobs_N for views in of["plain"] for signal in views] for of in (found, expected)
+        )
+    for one, other in zip(arrays(found), arrays(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.1 if is_mixture else 1e-4, atol=0.1 if is_mixture else 1e-5)
+
+
+class Engine:
+    """What a step needs of an engine."""
+
+    def __init__(self, student, device):
+        self.student, self.device = student, device
+
+    def __call__(self, *arguments):
+        return self.student(*arguments)
+
+    def backward(self, loss, scale_wrt_gas):
+        loss.backward()
+
+    def step(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Views with the signals of both passes, by pass."""
+    return {
+        name: [
+            ViewRecord(pair, view, signal)
+            for pair, views, signals in zip(PAIRS, OF_VIEWS, of_pass, strict=True)
+            for view, signal in zip(views, signals, strict=True)
+        ]
+        for name, of_pass in said(model_of("a2d-llama"), PLAN).items()
+    }
+
+
+def stepped(model, entries, records, device, world):
+    """Take a step of two micro-batches; gives its sums and the gradients."""
+    plan = BatchLayout(MASK_ID, 0, BLOCK, VOCAB, SIGNALS.temperatures)
+    batches = [collate(part, plan) for part in (records[:4], records[4:])]
+    if device == GPU:
+        batches = [(pinned(batch), pinned(targets)) for batch, targets in batches]
+    student = Student(model, BLOCK, HEAD_ROWS)
+    objectives = [objective_of(entry) for entry in entries]
+    sums = train_step(Engine(student, device), batches, objectives, world, 0.5)
+    held = [value.held if isinstance(value, OnGpu) else value for value in (*vars(sums).values(),)]
+    gradients = [weight.grad for weight in student.parameters()]
+    return held + [gradient.held if isinstance(gradient, OnGpu) else gradient for gradient in gradients]
+
+
+ENTRIES = TypeAdapter(list[AnyObjective])
+FURTHER = {
+    "sampled": [{"kind": "kl", "tail": "sampled"}, {"kind": "reverse_kl", "tail": "sampled", "temperature": 2.0}],
+    "others": [{"kind": "kl", "tail": "renormalise"}, {"kind": "bernoulli_kl"}, {"kind": "reverse_calm"}],
+    "weighted": [{"kind": "ce", "time_weight": "realised_ratio"}, {"kind": "tidal", "normalise": "weights"}],
+}
+RUNS = {name: preset.objectives for name, preset in PRESETS.items() if name.startswith("shared")} | FURTHER
+WORLDS = [(name, 2 if name == "shared/tide-chunk" else 1) for name in RUNS]
+
+
+@pytest.mark.parametrize(("name", "size"), WORLDS)
+def test_a_step_never_waits(monkeypatch, records, name, size):
+    monkeypatch.setattr("tide_cache.training.step.sum_over_ranks", lambda values: values * size)
+    preset, world = PRESETS.get(name), World(0, size, 0)
+    of_pass = records[preset.signal_pass if preset else "plain"]
+    entries = ENTRIES.validate_python(RUNS[name])
+    expected = stepped(model_of("a2d-qwen3"), entries, of_pass, torch.device("cpu"), world)
+    with pretending() as gpu:
+        found = stepped(gpu(model_of("a2d-qwen3")), entries, of_pass, GPU, world)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def written(backbone, counts, **options):
+    """Continue two prompts of unlike lengths."""
+    prompts = [[1, 2, 3, 4, 5, 6], [7]]
+    return generate(
+        backbone, prompts, mask_id=MASK_ID, pad_id=0, stop_ids={11}, block_size=BLOCK, max_new_tokens=7,
+        steps_per_block=3, generator=torch.Generator().manual_seed(1), counts=counts, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{"threshold": 0.3, "cfg_scale": 0.5}, {"temperature": 1.0, "top_p": 0.9}])
+@pytest.mark.parametrize("name", ["a2d-qwen3", "Dream"])
+def test_the_sampler_waits_once_a_step(name, options):
+    expected = written(model_of(name), DecodingCounts(), **options)
+    with pretending() as gpu:
+        found = written(gpu(model_of(name)), DecodingCounts(), **options)
+    assert found == expected
+
+
+def test_a_likelihood_waits_once_a_forward():
+    texts = [Continuation([1, 2, 3], [4, 5, 6, 7, 8]), Continuation([9], [10, 11])]
+    options = {"mask_id": MASK_ID, "block_size": BLOCK, "num_samples": 4, "seed": 0}
+    expected = continuation_logprobs(model_of("a2d-qwen3"), texts, **options)
+    with pretending() as gpu:
+        found = continuation_logprobs(gpu(model_of("a2d-qwen3")), texts, **options)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_measuring_agreement(records):
+    plan = BatchLayout(MASK_ID, 0, BLOCK, VOCAB, SIGNALS.temperatures)
+    expected = teacher_agreement(model_of("a2d-qwen3"), records["plain"], plan)
+    with pretending() as gpu:
+        found = teacher_agreement(gpu(model_of("a2d-qwen3")), records["plain"], plan)
+    assert found.overall.kl == pytest.approx(expected.overall.kl, rel=1e-4)
