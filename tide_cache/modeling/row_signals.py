@@ -189,8 +189,7 @@ def _parts(
         return projection.of(part).logprobs(logits_NV, inputs.true_ids_N[part]) if projection else logits_NV
 
     return [
-        _statistics(in_vocabulary(part), part, inputs, signals)
-        for part in _slices(rows.start, rows.stop, max(size, 1))
+        _statistics(in_vocabulary(part), part, inputs, signals) for part in _slices(rows.start, rows.stop, max(size, 1))
     ]
 
 
