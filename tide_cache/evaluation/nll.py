@@ -148,7 +148,8 @@ def _batch(pairs: Sequence[SamplePair], masks: Sequence[Bools], mask_id: int, pa
         is_real_BL[b, : len(mask)] = True
         is_masked_BL[b, : len(mask)] = mask
     arrays = (x_0_BL, np.where(is_masked_BL, mask_id, x_0_BL), is_real_BL, *np.nonzero(is_masked_BL))
-    return StudentBatch(*(torch.from_numpy(array) for array in arrays))
+    x_0, x_t, is_real, row_sample_N, row_position_N = (torch.from_numpy(array) for array in arrays)
+    return StudentBatch(x_0, x_t, is_real, row_sample_N, row_position_N)
 
 
 def _report(

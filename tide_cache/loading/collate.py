@@ -87,9 +87,10 @@ def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], layout: BatchLa
             x_0_BL[b, inside], is_real_BL[b, inside], sample_BL[b, start:end] = pair.student_ids_L, True, number
             for n, record in enumerate(views):
                 is_masked_BnL[b, n, inside] = record.view.is_student_masked_L
-    row_sample_N, row_position_N = np.nonzero(is_masked_BnL.reshape(shape[0], -1))
+    row_sample_N, row_position_N = (
+        torch.from_numpy(place_N) for place_N in np.nonzero(is_masked_BnL.reshape(shape[0], -1))
+    )
     x_t_BnL = np.where(is_masked_BnL, layout.mask_id, x_0_BL[:, None])
-    row_sample_N, row_position_N = torch.from_numpy(row_sample_N), torch.from_numpy(row_position_N)
     batch = StudentBatch(
         x_0_BL=torch.from_numpy(x_0_BL),
         x_t_BL=torch.from_numpy(x_t_BnL.reshape(shape[0], -1)),

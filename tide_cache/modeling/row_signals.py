@@ -154,7 +154,8 @@ class _Wanted:
     def within(self, rows: slice) -> torch.Tensor:
         """Return those of some rows, counted from the first of these."""
         start, stop = torch.searchsorted(self.on_host_R, torch.tensor([rows.start, rows.stop])).tolist()
-        return self.rows_R[start:stop] - rows.start
+        within_R: torch.Tensor = self.rows_R[start:stop] - rows.start
+        return within_R
 
 
 def _wanted(mass_N: torch.Tensor, uniform_ND: torch.Tensor) -> _Wanted | None:

@@ -185,4 +185,5 @@ def _student_batch(batch: Sequence[_Masked], mask_id: int, block_size: int) -> S
     sample_N = np.repeat(np.arange(len(batch)), [len(entry.positions) for entry in batch])
     position_N = np.concatenate([entry.positions for entry in batch])
     arrays = (x_0_BL, x_t_BL, np.ones(shape, bool), sample_N, position_N)
-    return StudentBatch(*(torch.from_numpy(array) for array in arrays))
+    x_0, x_t, is_real, row_sample_N, row_position_N = (torch.from_numpy(array) for array in arrays)
+    return StudentBatch(x_0, x_t, is_real, row_sample_N, row_position_N)
