@@ -13,10 +13,10 @@ from helpers.teacher_examples import DREAM, FAST_DLLM, LLADA, LLADA2, LLADA_MOE,
 from tide_cache.config.objectives import AnyObjective
 from tide_cache.config.presets import PRESETS
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
+from tide_cache.decoding.sampler import generate
+from tide_cache.decoding.step import DecodingCounts
 from tide_cache.evaluation.agreement import teacher_agreement
-from tide_cache.evaluation.decoding import DecodingCounts
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
-from tide_cache.evaluation.sampler import generate
 from tide_cache.families import FAMILIES
 from tide_cache.loading.collate import BatchLayout, collate
 from tide_cache.modeling.backbone import ADAPTERS, new_backbone
@@ -46,7 +46,7 @@ ALLOWED = {
         2,
         "signals are sorted on the host, which waits for an event; `projected` has its own",
     ),
-    "tide_cache/evaluation/sampler.py:sample_block": (1, "whether a block is done decides what is launched next"),
+    "tide_cache/decoding/sampler.py:sample_block": (1, "whether a block is done decides what is launched next"),
     "tide_cache/evaluation/agreement.py:_statistics": (3, "figures are summed on the host, and nothing is launched"),
     "tide_cache/evaluation/agreement.py:_most_likely": (1, "likewise"),
 }
@@ -244,8 +244,14 @@ def written(backbone, counts, **options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [{"threshold": 0.3, "cfg_scale": 0.5}, {"temperature": 1.0, "top_p": 0.9}])
-@pytest.mark.parametrize("name", ["a2d-qwen3", "Dream"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a2d-qwen3", {"threshold": 0.3, "cfg_scale": 0.5}),
+        ("Dream", {"temperature": 1.0, "top_p": 0.9}),
+        ("a2d-qwen3", {"temperature": 1.0, "context": "full", "keys": ["a", "b"]}),
+    ],
+)
 def test_the_sampler_waits_once_a_step(name, options):
     expected = written(model_of(name), DecodingCounts(), **options)
     with pretending() as gpu:

@@ -309,7 +309,7 @@ class _Batch:
                 self._unconditional.keep(running)
 
     def _uniform(self, step: int) -> torch.Tensor | None:
-        """Return the numbers [2, B, K] of a step, keyed by sequence and block, on the CPU; None where sequences have no keys."""
+        """Return the numbers [2, B, K] of a step, on the CPU, keyed by sequence and block; None without keys."""
         block_size = self._rules.commit.block_size
         drawn = [
             KeyedRandom("answer", self._rules.seed, sequence.key, sequence.block_start(block_size), step).uniform(
