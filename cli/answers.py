@@ -99,7 +99,7 @@ def answers(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Have a teacher, diffusion or causal, write the answers to a corpus's prompts: a corpus of its own making.
+    """Let a teacher, diffusion or causal, write the answers to a corpus's prompts, as a new corpus.
 
     Run the same command again to continue an interrupted run.
     """

@@ -26,12 +26,12 @@ from tide_cache.progress import doing
 ROWS_AT_ONCE = 512
 FORMAT_VERSION = 1
 _WITHOUT_MEANING = {"steps_per_block": None, "threshold": None, "remasking": "low_confidence", "cfg_scale": 0.0}
-"""Settings that a causal model has no use for, and their defaults."""
+"""Settings that a causal model does not use, and their defaults."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row with the tokens that the teacher goes on from."""
+    """A row with the tokens that the teacher continues."""
 
     row: PromptRow
     ids: list[int]
@@ -43,12 +43,12 @@ class PreparedAnswers:
 
     Attributes:
         run: The run file, with what the checkpoint decided.
-        checkpoint: Of the teacher.
-        tokenizer: Its own.
+        checkpoint: The teacher's checkpoint.
+        tokenizer: The teacher's tokenizer.
         corpus: The prompts.
-        identity: All that determines the answers, as plain values by name; hashes of the weights are None at first.
+        identity: What determines the answers, as plain values by name; hashes of the weights are None at first.
         skipped: One message for each row that is left out.
-        notes: What was not kept of the rows.
+        notes: The parts of rows that were not kept.
     """
 
     run: AnswersRun
@@ -61,7 +61,7 @@ class PreparedAnswers:
 
     @property
     def num_shards(self) -> int:
-        """Number of parts."""
+        """Number of parts of the file."""
         return -(-len(self.corpus) // self.run.answers.samples_per_shard)
 
     @property
@@ -81,21 +81,21 @@ class PreparedAnswers:
         return replace(self, identity={**self.identity, **hashes})
 
     def prompts(self, rows: range) -> list[Prompt | str]:
-        """Return prompts of some rows; in place of one that cannot be answered, what is wrong with it."""
+        """Return prompts of some rows; a fault in place of a row that cannot be answered."""
         found = list(self.corpus.rows(rows.start, rows.stop))
         limit = int(self.checkpoint.config.max_position_embeddings)
         return _prompts(found, self.tokenizer, self.run, limit)
 
 
 def prepare_answers(run: AnswersRun, day: datetime.date | None = None) -> PreparedAnswers:
-    """Check a run, and read and tokenise its prompts; the teacher's weights are not looked at.
+    """Check a run, and read and tokenise its prompts; the teacher's weights are not read.
 
     Args:
         run: The run file.
-        day: What a template that writes the date takes for today where the run file says nothing; by default today.
+        day: The date for a template that writes it, if the run file states none; by default today.
 
     Raises:
-        RunFileError: Something in the run file cannot work; lists every fault.
+        RunFileError: The run file has faults; lists all.
         PairingError: Prompts cannot be rendered, are empty, or too long.
         TideCacheError: Corpus, tokenizer or checkpoint cannot be read.
     """
@@ -103,7 +103,7 @@ def prepare_answers(run: AnswersRun, day: datetime.date | None = None) -> Prepar
     run = _resolved(run, checkpoint)
     section = run.teacher.tokenizer or TokenizerConfig(path=str(checkpoint.folder))
     is_causal = run.teacher.context == "causal"
-    if is_causal and section.mask_token is None:  # it never sees one, so that any will do
+    if is_causal and section.mask_token is None:  # it never sees one, so any will do
         section = section.model_copy(update={"add_mask_token": True})
     tokenizer = TextTokenizer.load(**dict(section), mask_id=checkpoint.mask_id)
     if faults := _faults(run, checkpoint, tokenizer):
@@ -126,7 +126,7 @@ def prepare_answers(run: AnswersRun, day: datetime.date | None = None) -> Prepar
 
 
 def _resolved(run: AnswersRun, checkpoint: CheckpointInfo) -> AnswersRun:
-    """Fill in what the checkpoint decides: its context and block size, and how long a sequence may be."""
+    """Return the run with what the checkpoint decides: context, block size, and the longest sequence."""
     stated = run.teacher.model_fields_set
     changes: dict[str, Any] = {"max_length": int(checkpoint.config.max_position_embeddings)}
     if "context" not in stated:
@@ -235,7 +235,7 @@ def _identity(
     corpus: Corpus[PromptRow],
     day: datetime.date,
 ) -> dict[str, Any]:
-    """Return what determines the answers, flat; how they are batched and who writes them has no part in it."""
+    """Return what determines the answers, as a flat dict; batching and workers are not part of it."""
     teacher = run.teacher.model_dump(mode="json", include={"context", "block_size", "dtype", "quantisation"})
     if run.teacher.context != "block" and run.teacher.context != "full":
         del teacher["block_size"]

@@ -26,13 +26,13 @@ class AnswersResult(Frozen):
     """A finished file.
 
     Attributes:
-        sha256: Of the file.
+        sha256: Hash of the file.
         answers: Number of its rows.
         unfinished: Answers that did not end within the limit, kept or not.
         empty: Answers without text, which are left out.
         dropped: Unfinished answers that were left out.
-        tokens: That the teacher wrote.
-        forwards: Of sequences, summed.
+        tokens: Number of tokens that the teacher wrote.
+        forwards: Number of forwards, summed over sequences.
         left_out: Sample ids of rows whose answer is not in the file.
     """
 
@@ -47,10 +47,10 @@ class AnswersResult(Frozen):
 
 
 class AnswersRecord(Frozen):
-    """What made a file of answers.
+    """How a file of answers was made.
 
     Attributes:
-        identity: All that determines the answers, by name.
+        identity: What determines the answers, by name.
         run: The resolved run file.
         tide_cache_version: Release that began it.
         result: None until it is finished.
@@ -64,25 +64,25 @@ class AnswersRecord(Frozen):
 
 
 def record_path(out: Path) -> Path:
-    """Return where the record of a file of answers lies."""
+    """Return the path of the record of a file of answers."""
     return out.with_name(out.name + ".record")
 
 
 def parts_folder(out: Path) -> Path:
-    """Return where the parts of a file of answers lie until it is finished."""
+    """Return the folder of the parts of a file of answers, until it is finished."""
     return out.with_name(out.name + ".parts")
 
 
 def part_path(out: Path, shard: int) -> Path:
-    """Return where one part lies."""
+    """Return the path of a part."""
     return parts_folder(out) / f"part-{shard:06}.jsonl"
 
 
 def read_record(out: Path) -> AnswersRecord | None:
-    """Read the record of a file of answers; None where none is begun.
+    """Read the record of a file of answers; None if no file was begun.
 
     Raises:
-        TideCacheError: It cannot be read, or is no such document.
+        TideCacheError: It cannot be read, or is not such a document.
     """
     path = record_path(out)
     try:
@@ -97,18 +97,18 @@ def read_record(out: Path) -> AnswersRecord | None:
 
 
 def day_begun(out: Path) -> datetime.date | None:
-    """Return the day that the template wrote when a file was begun; None where nothing is begun, or it writes none."""
+    """Return the day that the template wrote when a file was begun; None if none was begun, or it writes none."""
     record = read_record(out)
     day = None if record is None else record.identity.get("answers.date")
     return None if day is None else datetime.date.fromisoformat(day)
 
 
 def require_fits(out: Path, identity: dict[str, Any]) -> None:
-    """Refuse to go on in a file that other settings made, or that nothing here made.
+    """Raise an error if a file was made with other settings, or not by this command.
 
     Args:
         out: The file of answers.
-        identity: All that determines the answers; what is None on either side is not compared, unless both know it.
+        identity: What determines the answers; a value that is None on either side is not compared.
 
     Raises:
         CorpusError: The record has other settings; lists them.
@@ -132,7 +132,7 @@ def require_fits(out: Path, identity: dict[str, Any]) -> None:
 
 
 def begin(out: Path, identity: dict[str, Any], run: dict[str, Any]) -> AnswersRecord:
-    """Write the record of a file, unless that was done, and make the folder of its parts."""
+    """Write the record of a file, unless that was done, and create the folder of its parts."""
     record = read_record(out)
     if record is None:
         record = AnswersRecord(format_version=identity["format_version"], identity=identity, run=run)
@@ -145,10 +145,10 @@ def begin(out: Path, identity: dict[str, Any], run: dict[str, Any]) -> AnswersRe
 
 
 def finished(out: Path) -> AnswersResult | None:
-    """Return what a finished file holds; None where it is not finished, or is gone.
+    """Return what a finished file holds; None if it is not finished, or was removed.
 
     Raises:
-        CorpusError: It is there and has other bytes than when it was finished.
+        CorpusError: It exists and has other bytes than when it was finished.
     """
     record = read_record(out)
     if record is None or record.result is None or not is_there(out):

@@ -1,4 +1,4 @@
-"""`answers` as a whole: find which parts are missing, have workers write them, and join all parts into one file."""
+"""`answers` as a whole: find the missing parts, let workers write them, and join all parts into one file."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ STOP_WITHIN_S = 8.0
 WORKER = "tide_cache.answering.worker"
 
 OnProgress = Callable[[int, int], None]
-"""Hears how many answers this run has written, and how many it has to write at most."""
+"""Hears how many answers this run has written, and the most that it has to write."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class AnswersSummary:
     Attributes:
         out: The file.
         result: What it holds.
-        num_prompts: Rows that were to be answered.
-        num_shards: Its parts.
+        num_prompts: Number of rows to answer.
+        num_shards: Number of its parts.
         shards_reused: Parts that already existed.
         skipped_rows: Rows that could not be used.
         elapsed_s: Seconds that this run took.
@@ -54,7 +54,7 @@ class AnswersSummary:
 def write_answers(
     prepared: PreparedAnswers, num_workers: int = 1, on_progress: OnProgress | None = None
 ) -> AnswersSummary:
-    """Write a file of answers, or what is missing of it.
+    """Write a file of answers, or its missing parts.
 
     Args:
         prepared: The checked run.
@@ -62,7 +62,7 @@ def write_answers(
         on_progress: Called as answers are written.
 
     Raises:
-        Interrupted: A stop was asked for; finished parts stay, the same command writes the rest.
+        Interrupted: A stop was asked for; finished parts are kept, and the same command writes the rest.
         TideCacheError: The file was begun with other settings, or a worker failed.
     """
     started_s, run, out = time.monotonic(), prepared.run, prepared.run.answers.out
@@ -83,10 +83,10 @@ def write_answers(
 
 
 def require_devices(run: AnswersRun, num_workers: int) -> list[str]:
-    """Return a device for each worker; refuse what this machine does not have.
+    """Return a device for each worker.
 
     Raises:
-        TideCacheError: A device, or what the teacher needs on it, is missing.
+        TideCacheError: A device, or what the teacher needs on it, is missing here.
     """
     devices = worker_devices(run.teacher, num_workers)
     require_means(devices[0], run.teacher.loading)
@@ -141,7 +141,7 @@ class _Log:
 
 
 def _joined(prepared: PreparedAnswers) -> AnswersResult:
-    """Join the parts into the file, which appears whole or not at all."""
+    """Join the parts into the file, which appears complete or not at all."""
     out, total, digest = prepared.run.answers.out, PartCounts(), hashlib.sha256()
     with whole_file(out) as temporary, temporary.open("wb") as target:
         for shard in range(prepared.num_shards):

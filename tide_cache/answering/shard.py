@@ -1,6 +1,6 @@
 """One part of a file of answers: a pure function of the prepared run and the number of the part.
 
-A part is JSON lines: first what was counted, then the answered rows. It is published whole or not at all.
+A part is JSON lines: first the counts, then the answered rows. It is published complete or not at all.
 """
 
 import json
@@ -24,7 +24,7 @@ OnAnswers = Callable[[int], None]
 
 @dataclass
 class PartCounts:
-    """What was counted of a part; attributes as those of `AnswersResult`."""
+    """The counts of a part; attributes as in `AnswersResult`."""
 
     answers: int = 0
     unfinished: int = 0
@@ -41,8 +41,8 @@ class Answer:
 
     Attributes:
         ids: New tokens, without a stop id.
-        steps: When each was kept, and the stop id where there is one.
-        is_stopped: A stop id ended it.
+        steps: The step at which each was kept, also for a stop id.
+        is_stopped: Whether a stop id ended it.
     """
 
     ids: list[int]
@@ -81,7 +81,7 @@ def write_part(prepared: PreparedAnswers, backbone: Backbone, shard: int, on_ans
 def _answer(
     prepared: PreparedAnswers, backbone: Backbone, prompts: list[Prompt], counts: DecodingCounts, on_answers: OnAnswers
 ) -> list[Answer]:
-    """Have the teacher go on from some prompts."""
+    """Let the teacher continue some prompts."""
     tokenizer, decoding = prepared.tokenizer, prepared.run.decoding
     ids, keys = [prompt.ids for prompt in prompts], [prompt.row.sample_id for prompt in prompts]
     stop_ids = set(tokenizer.is_special_V.nonzero()[0].tolist())
@@ -107,7 +107,7 @@ def _answer(
 
 
 def _line(prepared: PreparedAnswers, prompt: Prompt, answer: Answer, counts: PartCounts) -> dict[str, Any] | None:
-    """Return the row with its answer; None where it is left out."""
+    """Return the row with its answer; None if it is left out."""
     whole = prepared.tokenizer.decode(answer.ids)
     text = cut(whole, prepared.run.decoding.stop)
     is_finished = answer.is_stopped or len(text) < len(whole)

@@ -1,4 +1,4 @@
-"""In which order an answer was revealed, told by the bytes of its text, so that any tokenizer can read it."""
+"""The order in which an answer was revealed, by the bytes of its text, so that any tokenizer can read it."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,13 +11,13 @@ from tide_cache.pairing import TextTokenizer
 def pieces_of(tokenizer: TextTokenizer, ids: Sequence[int], steps: Sequence[int], text: str) -> list[list[int]]:
     """Return the tokens of an answer as pairs: bytes of its text, and the step at which it was revealed.
 
-    The bytes add up to those of the text. A last pair without bytes is the end of the turn, where the model wrote it.
+    The bytes add up to those of the text. A last pair without bytes is the end of the turn, if the model wrote it.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's tokenizer.
         ids: The tokens that it wrote, without a stop id.
-        steps: When each was revealed, and the stop id where there is one.
-        text: What of them is the answer: all, or the beginning.
+        steps: The step at which each was revealed, also for a stop id.
+        text: The answer: all of their text, or its beginning.
     """
     ends = np.minimum(_ends(tokenizer, ids), len(text.encode()))
     pairs = zip(pairwise([0, *ends.tolist()]), steps, strict=False)
@@ -32,7 +32,7 @@ def _ends(tokenizer: TextTokenizer, ids: Sequence[int]) -> np.ndarray:
     if tokenizer.token_bytes.join(ids) == tokenizer.decode(ids).encode():
         ends_L: np.ndarray = np.asarray(tokenizer.token_bytes.ends(ids_L))
         return ends_L
-    # A decoder that drops a space, or half a character at the end: ask it for every beginning of the text.
+    # a decoder that drops a space, or half a character at the end: decode every prefix
     lengths = [len(tokenizer.decode(ids[: count + 1]).rstrip("\ufffd").encode()) for count in range(len(ids))]
     lengths[-1:] = [len(tokenizer.decode(ids).encode())] if ids else []
     return np.maximum.accumulate(np.array(lengths, dtype=np.int64)) if lengths else np.zeros(0, np.int64)

@@ -1,4 +1,4 @@
-"""One worker of `answers`; as a process of its own it is `python -m` this file."""
+"""One worker of `answers`; as a separate process it is `python -m` this file."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -24,10 +24,10 @@ class AnswersWorker:
 
     @classmethod
     def elsewhere(cls, task: dict[str, Any]) -> "AnswersWorker":
-        """Make a worker in another process, which reads prompts, tokenizer and checkpoint by itself.
+        """Return a worker in another process, which reads prompts, tokenizer and checkpoint itself.
 
         Raises:
-            TideCacheError: What is read here is not what the run began with.
+            TideCacheError: What it reads differs from what the run began with.
         """
         run = AnswersRun.model_validate(task["run"])
         prepared = prepare_answers(run, day_begun(run.answers.out))
@@ -35,7 +35,7 @@ class AnswersWorker:
         return cls(prepared, task["device"])
 
     def build(self, shard: int, on_views: Callable[[int], None]) -> "Future[BuiltShard]":
-        """Write a part, unless it is there.
+        """Write a part, unless it exists.
 
         Args:
             shard: Its number.

@@ -1,6 +1,6 @@
-"""Rows of a corpus as prompts: what stands before the last answer, which a model is to write anew.
+"""Rows of a corpus as prompts: the turns before the last answer, which a model will write again.
 
-The answer that a row has is kept, and so are all fields that are no part of the conversation.
+The answer of a row is kept, and so are all fields that are not part of the conversation.
 """
 
 import json
@@ -22,7 +22,7 @@ from tide_cache.errors import RunFileError
 from tide_cache.records import Message, SampleId
 
 REFERENCE = "reference_answer"
-"""Field of an answered row that holds the answer it had before."""
+"""Field of an answered row with its earlier answer."""
 _WAY_OUT = (
     'Fix the row, declare its column in corpus.columns, for example {user = "question_text"}, or leave such rows out '
     "with --on-bad-row skip."
@@ -42,10 +42,10 @@ class PromptRow:
 
     Attributes:
         sample_id: As in `ChatRow`; keys the draws of its answer.
-        messages: What stands before the answer; the last one is not the assistant's.
+        messages: The turns before the answer; the last one is not the assistant's.
         origin: As in `ChatRow`.
         tools: As in `ChatRow`.
-        fields: JSON object of the row's other fields, among them the answer that it had.
+        fields: JSON object of the row's other fields, including its earlier answer.
     """
 
     sample_id: SampleId
@@ -55,7 +55,7 @@ class PromptRow:
     fields: str
 
     def answered(self, answer: str, **further: Any) -> dict[str, Any]:
-        """Return the row with an answer, as it is written to a corpus: earlier answers are shown and not learned.
+        """Return the row with an answer, as written to a corpus: earlier answers are shown but not learned.
 
         Args:
             answer: What the model wrote.
@@ -81,7 +81,7 @@ def open_prompts(
     on_bad_row: OnBadRow = "error",
     format: str = "chat",
 ) -> Corpus[PromptRow]:
-    """Read a mix of files, saved datasets and hub datasets into prompts.
+    """Read a mix of files, saved datasets and hub datasets as prompts.
 
     Args:
         spec: As for `open_corpus`.

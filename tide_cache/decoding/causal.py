@@ -1,4 +1,4 @@
-"""Sampling from a causal model: one token after another, each from what the model says after all tokens before it.
+"""Sampling from a causal model: one token after another, each from the model's output after all earlier tokens.
 
 Shape suffixes: B sequences, P prompt columns, S key columns, V vocabulary.
 """
@@ -41,19 +41,18 @@ def generate_causal(
     Args:
         backbone: A causal model; its mode is left as it was.
         prompts: Token ids, at least one each; may have different lengths.
-        keys: Names of the prompts. A draw depends on `seed`, name and place alone: neither on the batch nor on other
-            prompts.
+        keys: Names of the prompts. A draw depends only on `seed`, name and place, not on the batch or other prompts.
         stop_ids: A sequence ends before the first of these.
         banned_ids: Never produced.
         max_new_tokens: Most tokens per prompt.
         temperature: 0 takes the most likely token; above, tokens are drawn from softmax(logits / temperature).
         top_k: As for `generate`.
         top_p: As for `generate`.
-        seed: For all draws.
+        seed: Seed of all draws.
         batch_size: Sequences per forward; prompts of about the same length run together.
         is_complete: As for `generate`; called after each token.
         counts: As for `generate`.
-        stopped: The numbers of prompts that ended with a stop id are added.
+        stopped: Gets the numbers of prompts that ended with a stop id.
 
     Returns:
         New tokens of each prompt, without the stop id.
@@ -106,7 +105,7 @@ class _Sequence:
 
 
 class _Batch:
-    """Sequences that run together; prompts are padded in front, and padding is seen by nobody."""
+    """Sequences that run together; prompts are padded in front, and no token attends to padding."""
 
     def __init__(self, backbone: Backbone, sequences: Sequence[_Sequence]) -> None:
         self.sequences = list(sequences)
@@ -118,7 +117,7 @@ class _Batch:
         self._num_cached = 0
 
     def logits(self) -> torch.Tensor:
-        """Return float32 logits [B, V] of the next token; keys and values of all before it are kept."""
+        """Return float32 logits [B, V] of the next token; keys and values of earlier tokens are cached."""
         num_known = self._num_cached + self._pending_BP.shape[1]
         column_S = torch.arange(num_known, device=self._pending_BP.device)
         column_Q = column_S[self._num_cached :]
@@ -137,7 +136,7 @@ class _Batch:
         self._pending_BP = token_B[:, None]
 
     def drop_finished(self) -> None:
-        """Leave out the sequences that are done."""
+        """Remove the sequences that are done."""
         running = [b for b, sequence in enumerate(self.sequences) if not sequence.is_done]
         if len(running) < len(self.sequences):
             self.sequences = [self.sequences[b] for b in running]

@@ -1,4 +1,4 @@
-"""What a block under sampling is computed from where a model sees everything: the whole text, later masks included.
+"""What a sampled block is computed from if a model sees everything: the whole text, including later masks.
 
 Shape suffixes: B sequences, S columns, K columns of the current block, N masked rows, V vocabulary.
 """
@@ -14,14 +14,14 @@ from tide_cache.modeling.packing import pack_full
 
 
 class FullContext:
-    """The texts of a batch, each with its current block; gives logits of the block. As `BlockContext`, without keys."""
+    """The texts of a batch, with their current blocks; returns logits of these. Like `BlockContext`, without keys."""
 
     def __init__(self, backbone: Backbone, canvases: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
-        """Take the texts; nothing is computed yet.
+        """Keep the texts; nothing is computed yet.
 
         Args:
             backbone: The model, in evaluation mode.
-            canvases: All tokens of each sequence, masks where it is not written.
+            canvases: All tokens of each sequence, with masks where nothing is written yet.
             starts: Where the current block of each begins.
         """
         self._backbone = backbone
@@ -47,12 +47,12 @@ class FullContext:
         return apply_head(hidden_BSD[sample_N, place_BK[sample_N, in_block_N]], self._backbone.head_VD)
 
     def extend(self, block_BK: torch.Tensor) -> None:
-        """Write a finished block of every sequence, and go on to the next."""
+        """Write a finished block of every sequence, and move to the next."""
         self._ids_BS = self._ids_BS.scatter(1, self._places(block_BK.shape[1]), block_BK)
         self._start_B = self._start_B + block_BK.shape[1]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Leave out all sequences but these.
+        """Keep only these sequences.
 
         Args:
             rows: Their indexes, in their new order.

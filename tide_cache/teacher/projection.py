@@ -1,16 +1,16 @@
 """The teacher's distribution in the student's vocabulary, at each token of a chunk: what `kl` reads across tokenizers.
 
-At the first token of a chunk a teacher's text counts for the student token that its bytes begin with. For a chunk of
-one teacher token this is exact over the whole vocabulary: the probabilities of all ids are added up by student token
-(`modeling.row_signals.Projection`). For one of several it is a sum over the likeliest tuples, and all others are tail.
-At a later token, the likeliest texts that agree with the true one so far are compared, and nothing is tail.
+At the first token of a chunk, a teacher's text counts for the student token with which its bytes begin. For a chunk of
+one teacher token this is exact over the whole vocabulary: the probabilities of all ids are summed by student token
+(`modeling.row_signals.Projection`). For a chunk of several it is a sum over the likeliest tuples, and all others join
+the tail. At a later token, the likeliest texts that agree with the true one so far are compared, and there is no tail.
 
-What the student cannot write is tail as well. At a T other than 1, the tail of a chunk of several teacher tokens is a
-sum over tuples of which many may begin alike, so it is too large there.
+What the student cannot write also joins the tail. At a T other than 1, the tail of a chunk of several teacher tokens is
+a sum over tuples, many of which may begin alike, so it is too large there.
 
-Shape suffixes: A chunks, G chunks of equally many teacher tokens, J tuples, M teacher tokens of a tuple, P student
-tokens of a text, R rows of the result, E kept ids of all rows, S chunks of one teacher token, K kept ids of a row, T
-temperatures.
+Shape suffixes: A chunks, G chunks with the same number of teacher tokens, J tuples, M teacher tokens of a tuple,
+P student tokens of a text, R rows of the result, E kept ids of all rows, S chunks of one teacher token, K kept ids of a
+row, T temperatures.
 """
 
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Starts:
-    """What the teacher says of the first tokens of chunks of one teacher token, in student ids.
+    """The teacher's signals at the first tokens of chunks of one teacher token, in student ids.
 
     Attributes:
-        chunks_S: Which of the asked chunks they are.
+        chunks_S: Their places among the chunks asked for.
         rows: Their signals.
-        num_ids: Student ids; the id behind the last one stands for what has none.
+        num_ids: Number of student ids; the next id stands for texts that have none.
     """
 
     chunks_S: Ints
@@ -56,11 +56,11 @@ def projected_topk(
     """Return the teacher's candidates at the student tokens of all chunks of a batch.
 
     Args:
-        chunks: Active chunks; rows of chunks of several tokens keep `top_k` ids, or all that the vocabulary has.
+        chunks: Active chunks; rows of chunks of several tokens keep `top_k` ids, or the whole vocabulary.
         first_row_A: Number of the first masked student token of each; the others follow it.
-        true_ids_N: True teacher token of each masked one.
+        true_ids_N: True teacher token under each mask.
         rows: Signals of the masked teacher tokens.
-        starts: What is said of chunks of one teacher token.
+        starts: Signals at the chunks of one teacher token.
         spelling: From teacher to student tokens.
         signals: What to keep.
     """
@@ -78,7 +78,7 @@ def projected_topk(
 
 
 def _of_starts(first_row_A: Ints, starts: Starts, signals: SignalsConfig) -> ProjectedTopK:
-    """Return rows for the chunks of one teacher token; what the student cannot write moves to the tail."""
+    """Return rows for the chunks of one teacher token; what the student cannot write joins the tail."""
     ids_SK, logprobs_SK = starts.rows.ids_NK.numpy(), starts.rows.logprobs_NK.numpy()
     is_kept_SK = np.arange(ids_SK.shape[1]) < starts.rows.counts_N.numpy()[:, None]
     is_written_SK = is_kept_SK & (ids_SK < starts.num_ids) & (logprobs_SK > -np.inf)
@@ -105,7 +105,7 @@ class _Texts:
         group_J: Chunk of each text.
         spelled_JP: Its student tokens, -1 beyond.
         logprob_J: Its log-prob at T = 1.
-        log_tail_GT: log of the sum of p^(1/T) over all texts that are not here.
+        log_tail_GT: log of the sum of p^(1/T) over all other texts.
         true_GP: True student tokens of each chunk, -1 beyond.
     """
 
@@ -126,7 +126,7 @@ class _Texts:
         spelling: Speller,
         signals: SignalsConfig,
     ) -> "_Texts":
-        """Spell the likeliest tuples of chunks of `size` teacher tokens; the chunk's own text keeps its tokens."""
+        """Return the likeliest tuples of chunks of `size` teacher tokens, spelled; the chunk's own text keeps its tokens."""
         rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
         tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(rows_GM, rows, signals)
         found_J = np.flatnonzero(logprobs_GJ > -np.inf)
@@ -157,14 +157,14 @@ class _Texts:
 
 
 def _padded(values_F: npt.NDArray[np.integer], sizes_X: Ints) -> Ints:
-    """Return lists laid end to end as rows, -1 beyond each."""
+    """Return concatenated lists as rows, -1 beyond each."""
     result_XP = np.full((len(sizes_X), int(sizes_X.max(initial=1))), -1, np.int64)
     result_XP[np.arange(result_XP.shape[1]) < sizes_X[:, None]] = values_F
     return result_XP
 
 
 def _of_texts(texts: _Texts, place: int, row_G: Ints, signals: SignalsConfig) -> ProjectedTopK:
-    """Return rows for the student tokens at a place of the chunks; chunks that say nothing of it have none."""
+    """Return rows for the student tokens at a place of the chunks; a chunk without texts for it has none."""
     group_I, token_I, mass_I = texts.at(place)
     key_E, of_I = np.unique(group_I << 32 | token_I, return_inverse=True)
     mass_E = np.bincount(of_I, weights=mass_I, minlength=len(key_E))

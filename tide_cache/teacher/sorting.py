@@ -1,4 +1,4 @@
-"""From what is said of masked rows to the signals of views: rows are sorted back, top-k is cut, chunks are spelled.
+"""From signals of masked rows to the signals of views: rows are sorted back, top-k is cut, chunks are spelled.
 
 Shape suffixes as in `tide_cache.records`; n views of a sample, L padded teacher tokens, S chunks of one teacher token.
 """
@@ -29,7 +29,7 @@ from tide_cache.teacher.chunks import AskedChunks, Speller, chunk_candidates
 from tide_cache.teacher.projection import Starts, projected_topk
 
 Batch = Sequence[tuple[SamplePair, list[MaskedView]]]
-"""Samples with the views that share a forward; equally many of each."""
+"""Samples with the views that share a forward; all have the same number of views."""
 
 
 class AnyTeacher(Protocol):
@@ -45,15 +45,15 @@ class AnyTeacher(Protocol):
 
 
 class Sorter:
-    """Cuts what is said of masked rows into the signals of views."""
+    """Cuts signals of masked rows into the signals of views."""
 
     def __init__(self, signals: SignalsConfig, shared_vocab_size: int, spelling: Speller | None = None):
-        """Remember what is kept.
+        """Keep the settings.
 
         Args:
             signals: What to keep.
             shared_vocab_size: Ids below it mean the same for teacher and student.
-            spelling: Writes teacher tokens in student tokens; the signals `chunks` and `projected` need it.
+            spelling: Spells teacher tokens in student tokens; the signals `chunks` and `projected` need it.
         """
         assert spelling is not None or not signals.tuples_per_chunk, "candidate chunks cannot be spelled"
         self._signals = signals
@@ -74,14 +74,14 @@ class Sorter:
             batch: The samples and their views.
             is_masked_BnL: Masked teacher tokens.
             true_N: True tokens of the masked rows, by sample, view and position.
-            rows: What is said of them, in the same order.
-            starts: Rows [S] that are a whole chunk of the teacher's, and what is said of them in student ids, where the
-                signal `projected` is wanted.
+            rows: Their signals, in the same order.
+            starts: Rows [S] that are a whole chunk of the teacher's, and their signals in student ids, if the signal
+                `projected` is wanted.
         """
         return self._with_chunks(batch, self._split(rows, is_masked_BnL, batch), rows, true_N, starts)
 
     def wanted_mass(self, pairs: Sequence[SamplePair], length: int) -> np.ndarray:
-        """Mass that the kept ids of each teacher position must reach, [B, L]; a position without loss is never masked.
+        """Return the mass that the kept ids of each teacher position must reach, [B, L]; 0 where no ids are wanted.
 
         Aligned pairs and chunks of one token keep `top_p`. Chunks of several keep all of `top_k`, so that the likeliest
         tuples over their positions are found.
@@ -97,12 +97,12 @@ class Sorter:
         return mass_BL
 
     def _pair_positions(self, pair: SamplePair) -> Int32s:
-        """Teacher positions of aligned pairs."""
+        """Return the teacher positions of aligned pairs."""
         positions: Int32s = pair.chunks_C4[pair.is_aligned_pair_C(self._shared_vocab_size), 0]
         return positions
 
     def _split(self, rows: RowSignals, is_masked_BnL: np.ndarray, batch: Batch) -> list[list[TeacherSignal]]:
-        """Cut rows in (sample, view, position) order into one signal per view."""
+        """Return one signal per view, from rows in (sample, view, position) order."""
         stop = 0
         result: list[list[TeacherSignal]] = []
         for (pair, _), is_masked_nL in zip(batch, is_masked_BnL, strict=True):
@@ -142,7 +142,7 @@ class Sorter:
         true_N: np.ndarray,
         starts: tuple[np.ndarray, RowSignals] | None,
     ) -> list[list[TeacherSignal]]:
-        """Add what is said of active chunks, where it is wanted: candidates of the whole, and of student tokens."""
+        """Return the signals with those of active chunks, if wanted: for whole chunks and for student tokens."""
         wanted, spelling = self._signals, self._spelling
         if spelling is None or not wanted.tuples_per_chunk:
             return signals
@@ -176,9 +176,9 @@ class _Asked:
 
     Attributes:
         chunks: View by view.
-        num_chunks_V: How many each view has.
+        num_chunks_V: Number of chunks of each view.
         first_student_row_A: First masked student token of each chunk, among those of all views.
-        student_row_V: First masked student token of each view, and the end of all.
+        student_row_V: First masked student token of each view, then the number of all.
     """
 
     chunks: AskedChunks
@@ -188,7 +188,7 @@ class _Asked:
 
     @classmethod
     def of(cls, batch: Batch) -> "_Asked":
-        """Find them."""
+        """Find the active chunks of a batch."""
         active = [(pair, view, _active(pair, view)) for pair, views in batch for view in views]
         teacher_row_V, student_row_V = (
             sums_before([int(masked(view).sum()) for _, view, _ in active]) for masked in (_of_teacher, _of_student)
@@ -220,7 +220,7 @@ class _Asked:
         return cls(chunks, [len(index_A) for _, _, index_A in active], first_student_A, student_row_V)
 
     def of_rows(self, row_S: np.ndarray) -> np.ndarray:
-        """Return the chunks that begin at some masked teacher tokens."""
+        """Return the chunks that start at some masked teacher tokens."""
         return np.searchsorted(self.chunks.first_row_A, row_S)
 
 
@@ -239,7 +239,7 @@ def _from_row(every: ProjectedTopK, start: int, end: int) -> ProjectedTopK:
 
 
 def first_student_ids(pairs: Sequence[SamplePair], length: int) -> np.ndarray:
-    """First student token of each distillable chunk of one teacher token, at that token; -1 elsewhere: [B, L]."""
+    """Return the first student token of each distillable chunk of one teacher token, at that token; else -1: [B, L]."""
     result_BL = np.full((len(pairs), length), -1, np.int64)
     for row_L, pair in zip(result_BL, pairs, strict=True):
         is_single_C = pair.is_distillable_C & (pair.chunks_C4[:, 1] - pair.chunks_C4[:, 0] == 1)
@@ -248,7 +248,7 @@ def first_student_ids(pairs: Sequence[SamplePair], length: int) -> np.ndarray:
 
 
 def _active(pair: SamplePair, view: MaskedView) -> Int32s:
-    """Chunks that carry a loss and that the teacher does not see; in a partial view of CompDemo a part of them."""
+    """Return the chunks with a loss that the teacher does not see; a part of them in a partial view of CompDemo."""
     is_hidden_C = view.is_teacher_masked_M[pair.chunks_C4[:, 0]]
     return np.flatnonzero(pair.is_distillable_C & is_hidden_C).astype(np.int32)
 
