@@ -1,6 +1,6 @@
 """What a position of a top-k row costs on disk and in time, what rounding loses, and what `top_p` saves.
 
-The synthetic set is fixed: 1,000 views of 512 positions, 64 ids a position, a vocabulary of 151,936. Beside it, the
+The synthetic set is fixed: 1,000 views of 512 positions, 64 ids a position, a vocabulary of 151,936. In addition, the
 rows of a small cache; and, of a teacher that is named, what `top_p` saves on its own rows of held-out text. Speed is
 per core, so by seconds of computing: one thread, whatever else the machine does.
 

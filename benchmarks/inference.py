@@ -1,4 +1,4 @@
-"""What a student saves when it is used: tokens per second and memory of sampling, beside its teachers.
+"""What a student saves when it is used: tokens per second and memory of sampling, compared with its teachers.
 
 One sequence, one token a step, as the paper times it; each model also without kept keys and values; and the student by
 threshold (`thresholds.py`). Time: all take their turn in every round. Memory: each model in a process of its own, what

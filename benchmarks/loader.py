@@ -1,8 +1,8 @@
 """How fast a cache becomes batches, and how long a step waits for them.
 
 Rates are per second of processor time of the one thread that loads: what else runs on the machine takes none of it.
-Memory is as in a long run: a warm-up epoch fills the row groups that are held. Beside `topk` stands what pyarrow alone
-takes to decode the same columns: no loader over this format and library is faster.
+Memory is as in a long run: a warm-up epoch fills the row groups that are held. `topk` is compared with the time that
+pyarrow alone takes to decode the same columns: no loader over this format and library is faster.
 """
 
 import tempfile

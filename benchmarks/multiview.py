@@ -19,7 +19,7 @@ NUM_VIEWS, BLOCK_SIZE, BATCH_TOKENS = 4, 32, 4096
 MAX_ROWS = 4
 """Samples of a round: a Qwen3 of some layers takes seconds for them on one core."""
 VOCAB = 4096
-"""Ids are folded into it, the last one is the mask: beside layers this small a real vocabulary's head, which costs
+"""Ids are folded into it, the last one is the mask: with layers this small a real vocabulary's head, which costs
 the same for both, would hide them; in a teacher of 8 billion weights it has a share of 8 %."""
 
 

@@ -1,8 +1,8 @@
 """What is compared: the arms, and the stages in which they are run, the most telling first.
 
-An arm is cross-entropy plus what a teacher says, as strongly as the validation rows like it best. The cross-entropy is
-the unweighted one in every arm but those that say otherwise: with 1/t it is so noisy at this size that anything beside
-it would help, a teacher or not.
+An arm is cross-entropy plus the teacher's signals, with the weight that is best on the validation rows. The
+cross-entropy is unweighted unless an arm says otherwise: with 1/t it is so noisy at this size that any additional term
+would help, with a teacher or without.
 """
 
 from dataclasses import dataclass, replace
@@ -37,12 +37,12 @@ class TunedArm:
     Attributes:
         name: As tables show it.
         pipeline: `shared`: the teacher's tokenizer; `cross`: another one.
-        taught: Entries of `[[objective]]` beside the cross-entropy; all of them are multiplied by the tuned weight.
+        taught: Entries of `[[objective]]` besides the cross-entropy; all are multiplied by the tuned weight.
         ce: The cross-entropy; None for none.
         tunes: What the grid holds: weights of what is taught, or shares of the steps.
         grid: Every value is tried with the first seed, and the best on the validation rows is used with all seeds.
         source: `cache`; `certain`: the cache with every teacher probability set to 1, so that no teacher is left; or
-            `live`: the teacher beside the student, with fresh masks in every epoch.
+            `live`: the teacher next to the student, with fresh masks in every epoch.
         signal_pass: Of the cache.
         num_views: Of the cache's views.
         views_per_step: Of a sample, at a time; None for the size's own.

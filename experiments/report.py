@@ -1,4 +1,4 @@
-"""What was found: one JSON file of all figures, tables in docs/experiments.md, and plots beside it."""
+"""The results: one JSON file with all figures, tables in docs/experiments.md, and plots next to it."""
 
 import json
 import re

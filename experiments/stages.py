@@ -128,7 +128,7 @@ class Experiment:
         return NUM_VIEWS if samples else self.size.all_views
 
     def capture(self, arm: TunedArm, samples: int | None) -> None:
-        """Ask the teacher what an arm needs; how long it took is kept beside the cache."""
+        """Ask the teacher what an arm needs; the time it took is kept next to the cache."""
         cache = self.cache(arm, samples)
         timing = cache.parent / f"{cache.name}-{arm.signal_pass}.json"
         if timing.exists():

@@ -127,12 +127,12 @@ def test_views_packed_or_cut_or_side_by_side_give_the_rows_of_one_alone(golden, 
     cut = backbone(pack_block(views_BnL, x_0_BL, real_BL, size, kept=kept))
     sample_BL = torch.arange(2).repeat_interleave(length)[None]
     rows = (x.reshape(1, -1) for x in (x_0_BL, real_BL))
-    beside = backbone(pack_block(io["ids"].reshape(1, 1, -1), *rows, size, sample_BL))
+    packed = backbone(pack_block(io["ids"].reshape(1, 1, -1), *rows, size, sample_BL))
     for v in range(2):
         torch.testing.assert_close(together[:, v * length : (v + 1) * length], alone[v], atol=1e-5, rtol=0)
         place_N = kept.place_N.chunk(2)[v]
         torch.testing.assert_close(cut[row_N, place_N], alone[v][row_N, position_N], atol=1e-5, rtol=0)
-    torch.testing.assert_close(beside[:, : 2 * length].view(2, length, -1), alone[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(packed[:, : 2 * length].view(2, length, -1), alone[0], atol=1e-5, rtol=0)
 
 
 # Stock shapes under other names

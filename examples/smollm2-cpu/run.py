@@ -1,7 +1,7 @@
 """A pretrained model on two CPU cores: SmolLM2-135M becomes a diffusion teacher, and students learn from its cache.
 
 Every step is a command that a person could type, printed before it runs; what is finished is not run again, so an
-interrupted run goes on where it stopped. README.md beside this file says what was chosen, and why.
+interrupted run goes on where it stopped. README.md next to this file says what was chosen, and why.
 From the repository's root: `.venv/bin/python examples/smollm2-cpu/run.py`.
 """
 
@@ -126,7 +126,7 @@ def compare(out: Path) -> None:
 
 
 def solve(out: Path, run_folder: Path) -> None:
-    """Answer the problems, and write what was answered beside the true answers."""
+    """Answer the problems, and write the answers next to the true ones."""
     if not (run_folder / "answers.json").exists():
         run("python", str(HERE / "solve.py"), str(run_folder), str(out / "corpus/problems.jsonl"))
 

@@ -1,4 +1,4 @@
-"""The guess before a build, held against the build."""
+"""The estimate before a build, compared with the build."""
 
 import shutil
 from collections import namedtuple

@@ -169,7 +169,7 @@ build_cache(BuildRun.model_validate(json.load(sys.stdin)))
 
 
 def test_surroundings_do_not_change_a_byte(dated, tiny_teacher, tmp_path, tree):
-    """Locale, time zone, hash seed, other files beside the weights: one cache, to the bit."""
+    """Locale, time zone, hash seed, other files next to the weights: one cache, to the bit."""
     run = dated("a", pairing__date="2026-01-31")
     torch.set_num_threads(1)
     build_cache(run)

@@ -1,4 +1,4 @@
-"""What a plan says of a build, held against the build."""
+"""What a plan says about a build, compared with the build."""
 
 import json
 import shutil

@@ -51,7 +51,7 @@ def test_tokens_count_views_clean_copies_and_passes(run_in, tmp_path):
 
 
 def test_a_build_that_goes_on_keeps_the_size_it_was_planned_with(run_in, tmp_path):
-    """Whatever machine it goes on on; a stated size is held against the plan as ever."""
+    """On whatever machine it continues; a stated size is checked against the plan as before."""
     begun = prepare_build(run_in(tmp_path / "cache"))
     CacheFolder(tmp_path / "cache").begin(begun.identity, begun.plan, begun.passes)
     left_out = run_in(tmp_path / "cache", build__samples_per_shard=None)

@@ -49,7 +49,7 @@ def flat(nested: list[list[Any]]) -> list[Any]:
 
 
 def require_equal(row: dict[str, Any], record: ViewRecord) -> None:
-    """Flatten a row again, and hold it against what training reads."""
+    """Flatten a row again, and compare it with what training reads."""
     pair, view, signal = record.pair, record.view, record.signal
     assert signal is not None
     assert signal.topk is not None

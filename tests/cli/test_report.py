@@ -11,7 +11,7 @@ from tide_cache.reporting.page import GENERATOR
 
 @pytest.fixture
 def student(student_run, call):
-    """The run of a student with an evaluation beside it."""
+    """The run of a student with an evaluation in its folder."""
     out = student_run.out / "eval.json"
     if not out.exists():
         options = ("--dataset", "held-out.jsonl", "--max-length", "64", "--limit", "3", "--out", out)

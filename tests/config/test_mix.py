@@ -1,4 +1,4 @@
-"""A mix of caches in a run file: one kind of data at a time, and what belongs to a cache stands beside it."""
+"""A mix of caches in a run file: one kind of data at a time, and settings of a cache are in its entry."""
 
 import pytest
 

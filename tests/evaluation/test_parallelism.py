@@ -20,8 +20,8 @@ def test_a_loss_is_weighed_by_the_best_accuracy_of_all_models():
     points = curve((1.0, 0.80), (2.0, 0.78))
     own = 80 + (80 + 78 * exp(-3 * (1 - 78 / 80))) / 2
     assert accuracy_under_parallelism(points) == pytest.approx(own)
-    beside = 80 + (80 * exp(-3 * (1 - 80 / 90)) + 78 * exp(-3 * (1 - 78 / 90))) / 2
-    assert accuracy_under_parallelism(points, best=0.9) == pytest.approx(beside)
+    expected = 80 + (80 * exp(-3 * (1 - 80 / 90)) + 78 * exp(-3 * (1 - 78 / 90))) / 2
+    assert accuracy_under_parallelism(points, best=0.9) == pytest.approx(expected)
 
 
 def test_points_more_than_five_per_cent_below_the_first_are_left_out():

@@ -27,7 +27,7 @@ FIELDS = {
     "signal": ("truth_logprobs_N", "is_top1_N", "topk"),
     "topk": ("rows_R", "counts_R", "ids_E", "logprobs_E", "log_tail_RT", "log_partition_RT"),
 }
-"""What a record of format v1 with truth and topk holds, by name; later releases may add fields beside these."""
+"""What a record of format v1 with truth and topk holds, by name; later releases may add fields."""
 
 
 def digest(records: Sequence[ViewRecord]) -> str:

@@ -317,7 +317,7 @@ ACCUMULATED = [CE, CrossEntropy("realised_ratio"), ForwardKL(T), Calm(T), Tidal(
 def test_unequal_micro_batches_give_the_loss_and_gradient_of_one_batch(example, objective):
     """The reference divides each micro-batch by its own count and averages the quotients.
 
-    A token then counts the more, the fewer stand beside it in its micro-batch. Right: all sums over all counts.
+    A token then counts the more, the fewer others are in its micro-batch. Right: all sums over all counts.
     """
     whole = example(3, num_samples=6)
     parts = [example(3, num_samples=6, samples=samples) for samples in (range(1), range(1, 6))]

@@ -186,11 +186,11 @@ def test_an_interrupted_student_goes_on_from_its_checkpoint(root, tmp_path, monk
 def test_side_by_side_gives_what_one_after_the_other_gives(root, call, tmp_path, forking):
     command = ("arms.toml", "--held-out", "held-out.jsonl", "--json")
     alone = json.loads(call(*command, "--out", tmp_path / "alone").stdout)["arms"]
-    result = call(*command, "--out", tmp_path / "beside", "--jobs", 2)
+    result = call(*command, "--out", tmp_path / "together", "--jobs", 2)
     assert result.exit_code == 1
-    beside = json.loads(result.stdout)["arms"]
-    assert beside[0]["nll"]["value"]["mean"] == pytest.approx(alone[0]["nll"]["value"]["mean"], rel=1e-5)
-    assert beside[1]["students"][0]["error"] == alone[1]["students"][0]["error"]
+    together = json.loads(result.stdout)["arms"]
+    assert together[0]["nll"]["value"]["mean"] == pytest.approx(alone[0]["nll"]["value"]["mean"], rel=1e-5)
+    assert together[1]["students"][0]["error"] == alone[1]["students"][0]["error"]
 
 
 NOTE = """

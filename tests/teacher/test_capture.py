@@ -179,11 +179,11 @@ def test_candidates_are_left_out_where_none_are_wanted(backbone):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("beside", [[], [one_to_one("b", 5, MASK_ID)]])
-def test_a_sample_without_teacher_tokens_says_nothing(backbone, context, beside):
+@pytest.mark.parametrize("others", [[], [one_to_one("b", 5, MASK_ID)]])
+def test_a_sample_without_teacher_tokens_says_nothing(backbone, context, others):
     empty = np.zeros(0, np.int32)
     alone = SamplePair(SampleId("a"), np.arange(5, dtype=np.int32), np.ones(5, bool), empty, empty.reshape(0, 4))
-    signals = Teacher(backbone, replace(SETTINGS, context=context)).signals([alone, *beside], drawn([alone, *beside]))
+    signals = Teacher(backbone, replace(SETTINGS, context=context)).signals([alone, *others], drawn([alone, *others]))
     assert [signal.truth_logprobs_N.shape for signal in signals[0]] == [(0,)] * 3
     assert all(len(signal.truth_logprobs_N) for of_sample in signals[1:] for signal in of_sample[1:])
 

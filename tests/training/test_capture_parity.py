@@ -1,4 +1,4 @@
-"""A student taught by a cache is the student that the teacher beside it would have taught: for every objective."""
+"""A student trained from a cache equals one trained with the teacher in the loop, for every objective."""
 
 import json
 from dataclasses import replace

@@ -66,7 +66,7 @@ full = pytest.mark.skipif(not IS_FULL, reason="takes half a minute: TIDE_CACHE_F
 
 @pytest.fixture
 def command(tmp_path, tiny_teacher, tiny_cache, vocabularies):
-    """Return a command that trains into a folder, and leave its run file beside it."""
+    """Return a command that trains into a folder, and write its run file next to it."""
 
     def make(out, *options, own_shape=False, values=()):
         student = f"shape = {SHAPE}" if own_shape else f'model = "{tiny_teacher}"'

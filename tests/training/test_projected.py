@@ -1,4 +1,4 @@
-"""The signal `projected` from a build to a loss: `kl` across tokenizers, alone and beside a teacher that shares one."""
+"""The signal `projected` from a build to a loss: `kl` across tokenizers, alone and in a mix."""
 
 import json
 

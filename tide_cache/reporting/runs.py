@@ -1,4 +1,4 @@
-"""What a training run left behind, as figures: its run file, its lines of metrics, and the evaluations beside them."""
+"""The results of a training run as figures: its run file, its lines of metrics, and its evaluations."""
 
 import json
 from collections.abc import Iterator, Sequence

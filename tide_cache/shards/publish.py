@@ -94,5 +94,5 @@ def _require_same_bytes(path: CachePath, data: bytes, files: Files) -> None:
         raise OtherBytesError(
             f"{path}: already there with other bytes: found sha256 {found}, this run computed {expected}.\n"
             "Shards are a pure function of the cache's identity, so one of the two is damaged or was computed on "
-            "another machine. Delete this file and the .json beside it, and run the same build command again."
+            "another machine. Delete this file and the .json next to it, and run the same build command again."
         )

@@ -201,7 +201,7 @@ def _require_own_tokenizer(info: CheckpointInfo, tokenizer: TextTokenizer, named
     if num_known > info.vocab_size:
         raise ModelError(
             f"{named}: the tokenizer has ids up to {num_known - 1}, the embedding has {info.vocab_size} rows; "
-            "put the checkpoint's own tokenizer beside it"
+            "put the checkpoint's own tokenizer next to it"
         )
 
 

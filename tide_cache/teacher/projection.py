@@ -126,7 +126,7 @@ class _Texts:
         spelling: Speller,
         signals: SignalsConfig,
     ) -> "_Texts":
-        """Return the likeliest tuples of chunks of `size` teacher tokens, spelled; the chunk's own text keeps its tokens."""
+        """Spell the likeliest tuples of chunks of `size` teacher tokens; the chunk's own text keeps its tokens."""
         rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
         tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(rows_GM, rows, signals)
         found_J = np.flatnonzero(logprobs_GJ > -np.inf)

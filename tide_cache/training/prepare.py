@@ -145,7 +145,7 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
 
 
 def student_tokenizer_config(student: StudentConfig) -> TokenizerConfig:
-    """Return the student's tokenizer section, by default the one beside its checkpoint."""
+    """Return the student's tokenizer section, by default that of its checkpoint."""
     if student.tokenizer is not None:
         return student.tokenizer
     assert student.model is not None, "the run-file model requires one of the two"

@@ -166,13 +166,13 @@ def test_shards_that_changed_places_are_refused(cache, table):
     one, other = SHARDS[2 * table : 2 * table + 2]
     swap = {one: cache.content[other], other: cache.content[one]}
     records = {name.replace(".parquet", ".json"): cache.content[name.replace(".parquet", ".json")] for name in swap}
-    beside = dict(zip(records, reversed(records.values()), strict=True))
-    for swapped in (cache.changed(**swap), cache.changed(**swap, **beside)):
+    others = dict(zip(records, reversed(records.values()), strict=True))
+    for swapped in (cache.changed(**swap), cache.changed(**swap, **others)):
         for name in swap:
             with pytest.raises(ShardCorruptError):
                 swapped.read_group(name, 0, 0, found=cache.records, manifest=cache.manifest)
     with pytest.raises(ShardCorruptError, match="found the record of"):
-        CacheFolder(ROOT, cache.changed(**beside)).is_committed(("pairs", "plain")[table], 0)
+        CacheFolder(ROOT, cache.changed(**others)).is_committed(("pairs", "plain")[table], 0)
 
 
 def test_row_groups_that_changed_places_are_refused(cache):
