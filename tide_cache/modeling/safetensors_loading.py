@@ -152,8 +152,9 @@ def weight_names(folder: Path) -> list[str]:
             content = index.read_text(encoding="utf-8")
         names = sorted(set(json.loads(content)["weight_map"].values()))
         if strange := [name for name in names if not _PLAIN_NAME.fullmatch(name)]:
-            fault = f"found the file name {strange[0]!r}, expected one like {SINGLE!r}, in its folder"
-            raise ModelError(f"{index}: {fault}")
+            raise ModelError(
+                f"{index}: found the file name {strange[0]!r}, expected one like {SINGLE!r}, in its folder"
+            )
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(
             f"{index}: no usable index ({type(error).__name__}: {error}); expected an object with weight_map, from "
