@@ -186,27 +186,54 @@ QWEN3_MOE = {
 }  # fmt: skip
 
 
+SCALINGS = (
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "dynamic", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"norm_topk_prob": True},
         {"norm_topk_prob": False, "attention_bias": True, "decoder_sparse_step": 2, "mlp_only_layers": []},
         {"norm_topk_prob": True, "tie_word_embeddings": True},
+        *({"norm_topk_prob": True, "rope_scaling": {"rope_theta": 5e5, **scaling}} for scaling in SCALINGS),
     ],
-    ids=["published", "biases and every second layer", "tied"],
+    ids=["published", "biases and every second layer", "tied", *(scaling["rope_type"] for scaling in SCALINGS)],
 )
 @torch.no_grad()
 def test_sdar_moe_equals_the_stock_qwen3_moe(tmp_path, golden, changes):
     """SDAR-MoE is a Qwen3-MoE under another mask, which transformers has; its own expert loop is the reference."""
+    config = SDAR | {"model_type": "sdar_moe", "architectures": ["SDARMoeForCausalLM"]} | changes
+    require_equal_to_stock(tmp_path, golden, changes, config)
+
+
+@torch.no_grad()
+def test_llada_moe_with_normalised_weights_equals_the_stock_qwen3_moe(tmp_path, golden):
+    """LLaDA-MoE names its tensors as Qwen3-MoE does."""
+    config = {
+        "model_type": "llada_moe", "architectures": ["LLaDAMoEModelLM"], "expert_intermediate_size": 24,
+        "dense_intermediate_size": 80, "moe_layer_freq": [0, 1, 1, 1],
+    }  # fmt: skip
+    require_equal_to_stock(tmp_path, golden, {"norm_topk_prob": True}, config)
+
+
+def require_equal_to_stock(tmp_path, golden, changes, config):
+    """Save transformers' Qwen3-MoE, and load it under another family's configuration."""
     torch.manual_seed(5)
-    model = Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(**(QWEN3_MOE | changes), rope_parameters={"rope_type": "default", "rope_theta": 5e5})
-    )
+    rope = changes.get("rope_scaling", {"rope_type": "default", "rope_theta": 5e5})
+    shape = QWEN3_MOE | {name: value for name, value in changes.items() if name != "rope_scaling"}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, rope_parameters=dict(rope)))
     for weight in model.parameters():
         weight.copy_(torch.randn_like(weight) / 6 + (weight.dim() == 1))
     model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text()) | SDAR | {"model_type": "sdar_moe"} | changes
-    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["SDARMoeForCausalLM"]}))
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((tmp_path / "config.json").read_text()) | config))
     ours = load_backbone(read_checkpoint(str(tmp_path)), torch.float32, "cpu")
     _, io, _ = golden("dream_tiny")
     for form in ("full", "block_xt_x0"):
@@ -291,13 +318,14 @@ def test_layers_without_experts_have_a_dense_part(tmp_path, golden):
         ("llada", {"d_model": "(absent)", "rope_theta": "x"}, r"d_model: missing, expected .*rope_theta: found 'x'"),
         ("llada", {"alibi": True, "scale_logits": True}, r"alibi: found True.*scale_logits: found True"),
         ("llada", {"mlp_hidden_size": None, "mlp_ratio": None}, r"mlp_hidden_size: missing, and mlp_ratio too"),
-        ("llada_moe", {"norm_topk_prob": True}, r"norm_topk_prob: found True"),
+        ("llada_moe", {"norm_topk_prob": 7}, r"norm_topk_prob: found 7"),
         ("llada_moe", {"moe_router_score_function": "sigmoid"}, r"moe_router_score_function: found 'sigmoid'"),
         ("llada_moe", {"shared_expert_intermediate_size": 32}, r"shared_expert_intermediate_size: found 32"),
         ("llada_moe", {"moe_layer_freq": [1, 1]}, r"expected a 0 or 1 for each of 3 layers"),
         ("llada_moe", {"moe_layer_freq": [0, 1, 1], "dense_intermediate_size": None}, r"dense_intermediate_size: miss"),
         ("llada_moe", {"num_experts_per_tok": 9}, r"num_experts_per_tok 9 is more than 8 experts"),
-        ("llada_moe", {"rope_scaling": {"type": "yarn"}}, r"rope_scaling: found .*yarn"),
+        ("llada_moe", {"rope_scaling": {"type": "yarn"}}, r"rope_scaling: found .*yarn.*expected numbers for factor"),
+        ("llada_moe", {"rope_scaling": {"type": "longrope"}}, r"found rope_type 'longrope', expected one of linear"),
         ("llada_moe", {"num_attention_heads": 3}, r"num_attention_heads 3 is no multiple"),
     ],
 )

@@ -90,6 +90,12 @@ LLADA = {
 
 def write_family(folder, name, tokenizer):
     """Write a tiny checkpoint of random weights as a family is published."""
+    if name in CAUSAL:
+        return write_causal(folder, name, tokenizer)
+    if name == "wedlm":
+        return write_wedlm(folder, tokenizer)
+    if name.startswith("a2d-"):
+        return write_denoiser(folder, name.removeprefix("a2d-"), tokenizer)
     mixtures = {"llada2_moe": (LLaDA2Config, LLADA2), "llada_moe": (LLaDAMoEConfig, LLADA_MOE)}
     mixtures["sdar_moe"] = (SDARMoEConfig, SDAR_MOE)
     if name in mixtures:
@@ -111,6 +117,16 @@ def as_llada(name):
         if re.match(plain, name):
             return re.sub(plain, published, name)
     raise AssertionError(name)
+
+
+def write_denoiser(folder, stock, tokenizer):
+    """Write a student of random weights."""
+    kind, further = CAUSAL[stock]
+    shape = {name: value for name, value in SMALL.items() if name not in ("rope_theta", "hidden_act")}
+    config = kind(vocab_size=tokenizer.vocab_size, bos_token_id=None, eos_token_id=tokenizer.eos_id, **shape, **further)
+    weights = new_backbone(config, torch.float32, "cpu", seed=3).model.state_dict()
+    save_student(folder, {name: tensor * 3 for name, tensor in weights.items()}, config, tokenizer, {})
+    return folder
 
 
 CAUSAL = {

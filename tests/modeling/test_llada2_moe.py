@@ -187,7 +187,7 @@ def test_files_that_are_cut_or_absent_are_refused(folder, tmp_path):
         ({"hidden_act": "gelu"}, r"hidden_act: found 'gelu': .*'silu'"),
         ({"use_sliding_window": True}, r"use_sliding_window: found True"),
         ({"rope_scaling": {"type": "yarn"}}, r"rope_scaling: found .*yarn"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, r"found rope_type 'yarn', expected 'default'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, r"found \{'rope_type': 'yarn'\}, expected numbers for factor"),
         ({"rope_parameters": [1]}, r"rope_parameters: found \[1\], expected an object"),
         ({"n_group": 3}, r"num_experts 8 is no multiple of n_group 3"),
         ({"num_key_value_heads": 3}, r"num_attention_heads 4 is no multiple of num_key_value_heads 3"),

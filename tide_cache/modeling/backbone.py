@@ -209,7 +209,11 @@ def student_faults(info: CheckpointInfo) -> list[str]:
     if family.is_student:
         return []
     trained = ", ".join(sorted(name for name, adapter in ADAPTERS.items() if adapter.family.is_student))
-    why = " (its rows speak of the next token, and a saved student's of their own)" if family.is_shifted else ""
+    why = ""
+    if family.is_shifted:
+        why = " (its rows speak of the next token, and a saved student's of their own)"
+    elif family.has_experts:
+        why = " (a student is trained and saved as a stock dense model, and its experts are in a module of our own)"
     return [f"student.model: {info.model_type} can be a teacher, not a student{why}; expected one of {trained}"]
 
 

@@ -29,6 +29,7 @@ from tide_cache.modeling.mixture_configs import (
     read_mixture_config,
 )
 from tide_cache.modeling.packing import PackedInput
+from tide_cache.modeling.rope import scaled_frequencies
 from tide_cache.modeling.safetensors_loading import load_tensors
 
 
@@ -186,6 +187,11 @@ class _Trunk(nn.Module):
     def __init__(self, config: MixtureConfig):
         super().__init__()
         self._config = config
+        self._scaled = None
+        if config.rope_scaling is not None:
+            self._scaled = scaled_frequencies(
+                config.rope_scaling, config.rope_theta, config.rotary_dim, config.max_position_embeddings
+            )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(_Layer(config, number) for number in range(config.num_hidden_layers))
         self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -199,7 +205,7 @@ class _Trunk(nn.Module):
         cache: Cache | None = None,
     ) -> torch.Tensor:
         x_BSD = self.embed_tokens(ids_BS)
-        rotary = _rotary(positions_BS, self._config, x_BSD.dtype)
+        rotary = _rotary(positions_BS, self._config, self._scaled, x_BSD.dtype)
         for layer in self.layers:
             x_BSD = layer(x_BSD, rotary, mask, copies, cache)
         result_BSD: torch.Tensor = self.norm(x_BSD)
@@ -226,12 +232,18 @@ class Mixture(nn.Module):
         return {self.config.published_name(name): tensor for name, tensor in result.items()}
 
 
-def _rotary(positions_BS: torch.Tensor, config: MixtureConfig, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosine and sine of the angles, [B, 1, S, rotary dimensions]."""
-    exponent = torch.arange(0, config.rotary_dim, 2, device=positions_BS.device).float() / config.rotary_dim
-    angle = positions_BS[:, None, :, None].float() * config.rope_theta**-exponent
+def _rotary(
+    positions_BS: torch.Tensor, config: MixtureConfig, scaled: tuple[torch.Tensor, float] | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosine and sine of the angles, [B, 1, S, rotary dimensions]; `scaled` as of `scaled_frequencies`."""
+    if scaled is None:
+        exponent = torch.arange(0, config.rotary_dim, 2, device=positions_BS.device).float() / config.rotary_dim
+        frequencies, factor = config.rope_theta**-exponent, 1.0
+    else:
+        frequencies, factor = scaled[0].to(positions_BS.device, non_blocking=True), scaled[1]
+    angle = positions_BS[:, None, :, None].float() * frequencies
     angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    return (angle.cos() * factor).to(dtype), (angle.sin() * factor).to(dtype)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

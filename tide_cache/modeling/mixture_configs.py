@@ -57,18 +57,18 @@ class MixtureConfig(BaseModel):
     tie_word_embeddings: bool = False
 
     hidden_act: Literal["silu"]
-    rope_scaling: None = None
+    rope_scaling: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _rope_of_newer_files(cls, raw: dict[str, Any]) -> dict[str, Any]:
         """Read the numbers of RoPE, which transformers 5 writes into a separate object."""
-        rope = raw.get("rope_parameters") or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"rope_parameters: found {rope!r}, expected an object")
-        if rope.get("rope_type", "default") != "default":
-            raise ValueError(f"rope_parameters: found rope_type {rope['rope_type']!r}, expected 'default'")
-        return {**{k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if k in rope}, **raw}
+        rope, older = (raw.get(name) or {} for name in ("rope_parameters", "rope_scaling"))
+        for name, found in (("rope_parameters", rope), ("rope_scaling", older)):
+            if not isinstance(found, dict):
+                raise ValueError(f"{name}: found {found!r}, expected an object")
+        numbers = {k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if k in rope}
+        return {**numbers, **raw, "rope_scaling": _scaling_of({**older, **rope})}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -125,6 +125,29 @@ class MixtureConfig(BaseModel):
     def dense_size(self, layer: int) -> int:
         """Return the inner size of a layer without experts; 0 for one with."""
         raise NotImplementedError
+
+
+SCALED_ROPES = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Kinds of scaled RoPE that transformers computes, and the numbers that each needs."""
+
+
+def _scaling_of(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return `rope_type` and its numbers; None where nothing is scaled."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in SCALED_ROPES:
+        raise ValueError(f"rope_scaling: found rope_type {kind!r}, expected one of {', '.join(SCALED_ROPES)}")
+    lacking = [name for name in SCALED_ROPES[kind] if not isinstance(rope.get(name), int | float)]
+    if lacking:
+        raise ValueError(f"rope_scaling: found {dict(rope)}, expected numbers for {', '.join(lacking)}")
+    outside = ("type", "rope_theta", "partial_rotary_factor")
+    return {"rope_type": kind, **{name: value for name, value in rope.items() if name not in outside}}
 
 
 class LLaDA2Config(MixtureConfig):
@@ -250,7 +273,7 @@ class LLaDAMoEConfig(_SoftmaxConfig):
     moe_layer_freq: int | list[int] = Field(default=1)
     qk_layernorm: bool = True
 
-    norm_topk_prob: Literal[False, None] = False
+    norm_topk_prob: bool | None = False
     moe_router_score_function: Literal["softmax"] = "softmax"
     moe_router_enable_expert_bias: Literal[False] = False
     shared_expert_intermediate_size: Literal[None, 0] = None
@@ -281,8 +304,8 @@ class LLaDAMoEConfig(_SoftmaxConfig):
 
     @property
     def routing(self) -> Routing:
-        """A softmax over all experts; the largest are used without normalising."""
-        return Routing(self.num_experts_per_tok, is_normalised=False)
+        """A softmax over all experts; the published checkpoint uses the largest without normalising."""
+        return Routing(self.num_experts_per_tok, bool(self.norm_topk_prob))
 
     @property
     def expert_size(self) -> int:
