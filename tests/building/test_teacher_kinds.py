@@ -21,8 +21,6 @@ from tide_cache.training.distributed import World
 from tide_cache.training.prepare import prepare
 from tide_cache.training.run import train
 
-CONTEXTS = ("full", "block")
-
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory, vocabularies):
