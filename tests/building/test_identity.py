@@ -1,16 +1,13 @@
 """A cache's name covers the contents of everything that shapes it: each changed input is another cache."""
 
 import json
-import os
 import re
 import shutil
-import sys
 
 import huggingface_hub.constants
 import pytest
 from safetensors.torch import load_file, save_file
 
-from helpers import fresh
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
 from tide_cache.errors import ModelError
@@ -125,19 +122,9 @@ def test_token_mapping_and_template_are_in_the_name(base, build_values, vocabula
 
 
 COMMITS = ("1" * 39 + "a", "2" * 39 + "b")
-CHILD = """
-import json, sys
-from tide_cache.building.prepare import prepare_build
-from tide_cache.config.build import BuildRun
-values = json.load(sys.stdin)
-for revision in (None, "main", "v2", sys.argv[1], sys.argv[2]):
-    values["teacher"]["revision"] = revision
-    identity = prepare_build(BuildRun.model_validate(values)).identity
-    print(json.dumps([revision, identity.teacher["revision"], identity.cache_id]))
-"""
 
 
-def test_a_hub_name_is_resolved_to_the_commit_that_was_read(build_values, tiny_teacher, tmp_path):
+def test_a_hub_name_is_resolved_to_the_commit_that_was_read(build_values, tiny_teacher, tmp_path, monkeypatch):
     """A branch moves; the cache's name holds what it pointed to. No network: the hub's local folder is made here."""
     repository = tmp_path / "home/hub/models--owner--teacher"
     (repository / "refs").mkdir(parents=True)
@@ -145,18 +132,13 @@ def test_a_hub_name_is_resolved_to_the_commit_that_was_read(build_values, tiny_t
         (repository / "refs" / branch).write_text(commit)
         shutil.copytree(tiny_teacher, repository / "snapshots" / commit)
     values = build_values(tmp_path / "cache", teacher__model="owner/teacher")
-    hub = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = fresh.run(
-        [sys.executable, "-c", CHILD, *COMMITS],
-        imports="torch",
-        input=json.dumps(values),
-        env={**os.environ, **hub},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "home/hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    found = []
+    for revision in (None, "main", "v2", *COMMITS):
+        values["teacher"]["revision"] = revision
+        identity = prepare_build(BuildRun.model_validate(values)).identity
+        found.append((revision, identity.teacher["revision"], identity.cache_id))
     first, second = COMMITS
     expected = [(None, first), ("main", first), ("v2", second), (first, first), (second, second)]
     assert [(given, recorded) for given, recorded, _ in found] == expected

@@ -23,8 +23,12 @@ from typing import Any
 
 SERVER = Path(__file__).with_name("fresh_server.py")
 READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "OMP_", "MKL_", "LD_", "PYTHON")
-OF_NO_CONSEQUENCE = {"HF_XET_HIGH_PERFORMANCE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "OMP_WAIT_POLICY"}
-"""What lm_eval and the commands set, hence what most copies of the variables hold, and which changes no result here."""
+OF_NO_CONSEQUENCE = {
+    *("HF_XET_HIGH_PERFORMANCE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "OMP_WAIT_POLICY"),
+    *("PYTHONPATH", "PYTHONIOENCODING"),
+}
+"""What lm_eval and the commands set, hence what most copies of the variables hold, and which changes no result here;
+servers have the first of these two from `sys.path`, and obey the second."""
 PR_SET_CHILD_SUBREAPER = 36
 IS_FULL = os.environ.get("TIDE_CACHE_TESTS") == "full"
 
@@ -68,8 +72,8 @@ def _adopt_orphans(is_asked: bool) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(is_asked), 0, 0, 0)
 
 
-lines: dict[str, Line] = {}
-"""By what their servers have imported."""
+lines: dict[tuple[object, ...], Line] = {}
+"""By what their servers have imported, and with which variables of their own."""
 servers: dict[int, "subprocess.Popen[bytes]"] = {}
 """By process id."""
 
@@ -82,11 +86,16 @@ def _close() -> None:
         server.wait()
 
 
-def line_to(imports: str) -> Line:
-    """Return the line to the server that has imported this much, started when it is first asked for."""
-    if imports not in lines:
+def line_to(imports: str, variables: Mapping[str, str] | None = None) -> Line:
+    """Return the line to the server that has imported this much, started when it is first asked for.
+
+    variables: What libraries read as they are imported, where it is not what it was at first.
+    """
+    read = {name: value for name, value in (variables or {}).items() if _is_read_at_import(name)}
+    key = (imports, *sorted((read.items() - _AT_FIRST.items()) if read else ()))
+    if key not in lines:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        variables = _AT_FIRST | {"OMP_NUM_THREADS": "1"}
+        variables = _AT_FIRST | {"OMP_NUM_THREADS": "1"} | read
         path = os.pathsep.join(part for part in sys.path if part)
         with theirs:
             server = subprocess.Popen(
@@ -94,16 +103,19 @@ def line_to(imports: str) -> Line:
                 env={**variables, "PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}, pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        lines[imports] = Line(ours, variables)
+        lines[key] = Line(ours, variables)
         servers[server.pid] = server
-    return lines[imports]
+    return lines[key]
+
+
+def _is_read_at_import(name: str) -> bool:
+    return name.startswith(READ_AT_IMPORT) and name not in OF_NO_CONSEQUENCE
 
 
 def have_read_others(variables: Mapping[str, str], line: Line) -> bool:
     """Return whether the server's libraries have read other values of these variables as they were imported."""
     both = variables.keys() | line.variables.keys()
-    differ = {name for name in both if variables.get(name) != line.variables.get(name)} - OF_NO_CONSEQUENCE
-    return any(name.startswith(READ_AT_IMPORT) and name != "PYTHONPATH" for name in differ)
+    return any(_is_read_at_import(name) and variables.get(name) != line.variables.get(name) for name in both)
 
 
 def restore_variables() -> None:
@@ -118,8 +130,9 @@ def restore_variables() -> None:
 class Process(subprocess.Popen):  # type: ignore[type-arg]
     """As `subprocess.Popen`, for the installed command or Python with `-c`, `-m` or a file.
 
-    `imports`: what the server has imported: "everything", or "torch" when the test sets variables that other libraries
-    read as they are imported; a process with such variables is started, not forked, by the former.
+    `imports`: what the server has imported: "everything", or "hub" for a test that sets variables which libraries read
+    as they are imported. A process with such variables is started, not forked, by the former; each set of them has a
+    server of the latter.
     """
 
     def __init__(self, command: Sequence[Any], *, imports: str = "everything", **how: Any):
@@ -130,8 +143,8 @@ class Process(subprocess.Popen):  # type: ignore[type-arg]
         if IS_FULL:
             return _start_really(self, args, *rest)
         (_, _, _, _, cwd, env, _, _, _, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *last) = rest
-        line = line_to(self._imports)
         variables = dict(os.environ if env is None else env)
+        line = line_to(self._imports, variables if self._imports == "hub" else None)
         if self._imports == "everything" and have_read_others(variables, line):
             return _start_really(self, args, *rest)
         question = {

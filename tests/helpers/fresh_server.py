@@ -19,7 +19,10 @@ import warnings
 from typing import Any
 
 IMPORTS = {
-    "torch": ("numpy", "torch", "pyarrow.parquet", "pydantic", "typer", "rich.console", "fsspec"),
+    "hub": (
+        "torch", "transformers", "datasets", "tide_cache_cli.main", "tide_cache.building.driver",
+        "tide_cache.evaluation.nll", "transformers.models.qwen3.modeling_qwen3", "safetensors.torch",
+    ),
     "everything": (
         "torch", "transformers", "tokenizers", "datasets", "tide_cache_cli.main", "tide_cache.training.run",
         "tide_cache.building.driver", "deepspeed", "transformers.models.qwen3.modeling_qwen3", "safetensors.torch",
@@ -66,7 +69,9 @@ def become(question: dict[str, Any], streams: list[int]) -> None:
         os.dup2(stream, number)
     for stream in streams:
         os.close(stream)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    encoding = question["variables"].get("PYTHONIOENCODING")
+    sys.stdout.reconfigure(encoding=encoding, line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    sys.stderr.reconfigure(encoding=encoding)  # type: ignore[union-attr]
     os.environ.clear()
     os.environ.update(question["variables"])
     os.chdir(question["cwd"])
@@ -83,7 +88,7 @@ def have_own_server(variables: dict[str, str]) -> dict[str, Any] | None:
     theirs.close()
     from helpers import fresh
 
-    fresh.lines["everything"] = fresh.Line(ours, variables)
+    fresh.lines["everything",] = fresh.Line(ours, variables)
     fresh.subprocess.Popen._execute_child = fresh.start  # type: ignore[assignment]
     return None
 

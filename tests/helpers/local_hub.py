@@ -7,7 +7,10 @@ It answers as the real one does: commits, branches, large files with their SHA-2
 import hashlib
 import json
 import re
+import socket
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,8 +43,12 @@ class LocalHub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     served: list[str] = field(default_factory=list)
 
+    port: int = 0
+    home: Path = Path()
+
     def __enter__(self) -> "LocalHub":
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), type("Handler", (_Handler,), {"hub": self}))
+        self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
@@ -49,10 +56,23 @@ class LocalHub:
         self._server.shutdown()
         self._server.server_close()
 
+    @contextmanager
+    def away(self, is_silent: bool = False) -> Iterator[None]:
+        """Let nothing listen at its address for a while, or what takes every question and answers none."""
+        self.__exit__()
+        with ExitStack() as stack:
+            if is_silent:
+                silent = stack.enter_context(socket.socket())
+                silent.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                silent.bind(("127.0.0.1", self.port))
+                silent.listen()
+            yield
+        self.__enter__()
+
     @property
     def url(self) -> str:
         """For `HF_ENDPOINT`."""
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def find(self, name: str, revision: str) -> tuple[str, Path] | None:
         """Commit and folder of a branch or commit."""
