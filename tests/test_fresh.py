@@ -59,6 +59,15 @@ def test_variables_that_libraries_read_as_they_are_imported_need_a_process_that_
         assert done.stdout == is_forked
 
 
+def test_it_speaks_in_the_encoding_that_is_asked_for():
+    code = "import sys; print(ascii(sys.stderr.encoding)); print(chr(228), file=sys.stderr); print(chr(228))"
+    variables = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = fresh.run([sys.executable, "-c", code], env=variables, capture_output=True)
+    assert done.stdout == b"'ascii'\n"
+    assert done.stderr.startswith(b"\\xe4\n")
+    assert b"UnicodeEncodeError" in done.stderr
+
+
 def test_the_code_under_test_forks_where_it_is_asked_to(forking):
     code = "import sys; print('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"

@@ -6,6 +6,7 @@ import torch
 from benchmarks import thresholds
 from benchmarks.inference import InferenceSize, measure
 from benchmarks.published_shapes import SMALL_LLADA2, SMALL_STUDENT, SMALL_WEDLM
+from helpers.fresh import IS_FULL
 
 
 def test_thresholds_are_compared_with_one_token_a_step(tiny_teacher, shared):
@@ -23,6 +24,7 @@ def test_thresholds_are_compared_with_one_token_a_step(tiny_teacher, shared):
     assert thresholds.measure(trained, 1, (1.0,))["same_answers_1"] == 1.0
 
 
+@pytest.mark.skipif(not IS_FULL, reason="takes seconds: TIDE_CACHE_TESTS=full")
 def test_sampling_is_compared_with_the_teachers():
     torch.set_num_threads(1)
     tiny = {"num_hidden_layers": 2, "vocab_size": 256}

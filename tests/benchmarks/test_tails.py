@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 
 from benchmarks.__main__ import main
 from benchmarks.tails import Rows, Truncation, measure
+from helpers.fresh import IS_FULL
 
 SIZES = (4, 16, 64)
 
@@ -101,6 +102,7 @@ def test_models_of_two_tokenizers_are_refused(tiny_teacher: Path, tmp_path: Path
     assert "have different tokenizers; expected one for both" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not IS_FULL, reason="takes seconds: TIDE_CACHE_TESTS=full")
 @pytest.mark.usefixtures("shared")
 def test_the_command_looks_at_text(tiny_teacher: Path, tmp_path: Path):
     weights = {name: value * 0.5 for name, value in load_file(tiny_teacher / "model.safetensors").items()}

@@ -14,6 +14,7 @@ from benchmarks.published_shapes import LLADA2_MINI, SMALL_LLADA2, SMALL_WEDLM, 
 from benchmarks.scale import difference
 from benchmarks.step import StepSize, measure
 from benchmarks.students import PROXY
+from helpers.fresh import IS_FULL
 from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.manifest.verify import verify
 from tide_cache.modeling.backbone import ADAPTERS
@@ -112,7 +113,7 @@ class TestGpuSuite:
         assert all(value >= 0 for value in record["figures"].values())
         assert record["machine"]["cores"] >= 1
 
-    @pytest.mark.parametrize("name", ["step_cross", "online_shared", "amortise_cross"])
+    @pytest.mark.parametrize("name", ["step_cross", *(["online_shared", "amortise_cross"] if IS_FULL else [])])
     def test_every_kind_of_piece_runs_to_its_end(self, tmp_path, monkeypatch, name):
         """With one distilled run of each pipeline instead of all."""
         monkeypatch.setattr(step, "NAMES", ("cross/bd3lm", "cross/calm"))

@@ -124,6 +124,7 @@ def test_a_lost_head_is_told_and_what_is_committed_stays(tmp_path, run_in, clust
     assert all(json.loads(path.read_text())["table"] == "plain" for path in records)
 
 
+@pytest.mark.skipif(not IS_FULL, reason="starts a second cluster: TIDE_CACHE_TESTS=full")
 def test_without_an_address_a_cluster_starts_here_and_ends_with_the_build(tmp_path, run_in, undisturbed, tree):
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tide-cache[ray]'")
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

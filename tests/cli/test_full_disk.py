@@ -116,7 +116,7 @@ def test_results_and_messages_that_cannot_be_written(workshop):
     """Results are missed, and that is said; messages are not worth the run."""
     with FULL.open("w") as full:
         lost = subprocess.run(
-            [COMMAND, "inspect", "cache"], cwd=workshop.root, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE,
+            [COMMAND, "verify", "cache"], cwd=workshop.root, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE,
             text=True, timeout=LIMIT_S,
         )  # fmt: skip
         silent = subprocess.run(

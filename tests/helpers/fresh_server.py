@@ -13,6 +13,7 @@ import runpy
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
@@ -69,12 +70,14 @@ def become(question: dict[str, Any], streams: list[int]) -> None:
         os.dup2(stream, number)
     for stream in streams:
         os.close(stream)
-    encoding = question["variables"].get("PYTHONIOENCODING")
-    sys.stdout.reconfigure(encoding=encoding, line_buffering=os.isatty(1))  # type: ignore[union-attr]
-    sys.stderr.reconfigure(encoding=encoding)  # type: ignore[union-attr]
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    if encoding := question["variables"].get("PYTHONIOENCODING"):
+        sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(question["variables"])
     os.chdir(question["cwd"])
+    tempfile.tempdir = None  # it may be named by a variable
 
 
 def have_own_server(variables: dict[str, str]) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Training as a user starts it: by the command line, in processes that trained nothing before, one or several.
 
-Tests that share processes hide faults of the first run in a process. The riskiest ways run by default, every documented
-one with `TIDE_CACHE_FAULTS=full`.
+Tests that share processes hide faults of the first run in a process. The riskiest ways run by default, in processes
+that have only imported; every documented one with `TIDE_CACHE_FAULTS=full`, in processes that import too.
 """
 
 import json
@@ -81,7 +81,8 @@ def command(tmp_path, tiny_teacher, tiny_cache, vocabularies):
 
 
 def run(command, cwd):
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_S)
+    start_and_wait = subprocess.run if IS_FULL else fresh.run
+    return start_and_wait(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_S)
 
 
 @pytest.mark.parametrize(("stage", "processes", "way"), EVERY if IS_FULL else RISKY)

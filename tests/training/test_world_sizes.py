@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import Qwen3Config
 
 from helpers import fresh
+from helpers.fresh import IS_FULL
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
@@ -39,6 +40,10 @@ STAGES = {
     "lora 2 untied": {"lora": LORA, "zero_stage": 2, "head": "untied"},
 }
 LOW = {f"bfloat16 {stage}": {"precision": "bfloat16", "zero_stage": stage} for stage in (1, 2, 3)}
+if not IS_FULL:  # what each takes to a further place is in those that are left: the highest stage, with everything
+    for name in ("1", "1 offload", "untied 3", "untied 0", "lora 2 untied"):
+        del STAGES[name]
+    LOW = {name: LOW[name] for name in ("bfloat16 3",)}
 STEPS = 4
 
 
@@ -157,13 +162,13 @@ def assert_close_runs(first, second, rel, weights_within=1e-4):
             torch.testing.assert_close(found[name], expected[name], rtol=weights_within, atol=weights_within)
 
 
-@pytest.mark.parametrize(
-    ("name", "other"),
-    [
-        ("1", "0"), ("2", "0"), ("3", "0"), ("1 offload", "0"), ("3 offload", "0"), ("3 checkpointing", "0"),
-        ("untied 3", "untied 0"),
-    ],
-)  # fmt: skip
+PAIRS = [
+    ("1", "0"), ("2", "0"), ("3", "0"), ("1 offload", "0"), ("3 offload", "0"), ("3 checkpointing", "0"),
+    ("untied 3", "untied 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "other"), [pair for pair in PAIRS if pair[0] in STAGES])
 def test_stages_and_offload_change_no_loss(trained, name, other):
     assert_close_runs(trained[name], trained[other], rel=1e-4)
 
