@@ -53,8 +53,8 @@ class BlockContext:
 
         Args:
             ids_BK: Tokens of the block, with the mask token where masked.
-            rows: Which are wanted: sequence and place in the block of each, [N] both; or a mask [B, K], to look into
-                which the host waits for a GPU.
+            rows: The wanted rows: sequence and place in the block of each, both [N]; or a mask [B, K], for which the
+                host waits for a GPU.
         """
         num_clean = self._num_cached + self._pending_BP.shape[1]
         num_open = ids_BK.shape[1]

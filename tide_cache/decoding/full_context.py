@@ -22,7 +22,7 @@ class FullContext:
         Args:
             backbone: The model, in evaluation mode.
             canvases: All tokens of each sequence, with masks where nothing is written yet.
-            starts: Where the current block of each begins.
+            starts: Start of the current block of each.
         """
         self._backbone = backbone
         device, length = backbone.device, max(map(len, canvases))

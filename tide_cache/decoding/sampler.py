@@ -1,11 +1,11 @@
 """Block diffusion sampling: blocks from left to right, and inside a block the most confident tokens first.
 
-A block under sampling sees itself and the clean blocks before it, which is what the x_t copy sees in training with
-[x_t, x_0]: one model serves both. Blocks are counted from position 0 of the sequence, so the first generated tokens
-share the prompt's last, incomplete block. Blocks are always sampled whole, as the model was trained, and cut after.
+A sampled block sees itself and the clean blocks before it, as the x_t copy does in training with [x_t, x_0]: one model
+serves both. Blocks are counted from position 0 of the sequence, so the first generated tokens share the prompt's last,
+incomplete block. Blocks are always sampled as a whole, as in training, and cut afterwards.
 
-Two rules say what a step commits. Without a threshold: ceil(remaining / steps left) tokens, the surest first (SDAR's
-`low_confidence_static` on whole blocks). With one: every token surer than the threshold, and at least the step's share
+Two rules say what a step commits. Without a threshold: ceil(remaining / steps left) tokens, the most confident first
+(SDAR's `low_confidence_static` on whole blocks). With a threshold: every token above it, and at least the step's share
 (SDAR's `low_confidence_dynamic`, which SGLang and LMDeploy serve).
 
 Shape suffixes: B sequences, K positions of the block, N masked rows, V vocabulary.
@@ -35,7 +35,7 @@ IsComplete = Callable[[list[int]], bool]
 
 
 class SamplerOptions(TypedDict):
-    """Options of `generate`, for functions that hand them on; defaults are its own."""
+    """Options of `generate`, for functions that pass them on; the defaults are those of `generate`."""
 
     block_size: Required[int]
     max_new_tokens: Required[int]
@@ -83,8 +83,8 @@ def generate(
     """Continue each prompt until a stop id or `max_new_tokens`, block by block.
 
     A step predicts every masked token of the block and commits some of them: see `threshold`. A sequence ends as soon
-    as a stop id stands behind committed tokens only. At temperature 0 with `low_confidence`, a batch gives what its
-    prompts give one by one.
+    as all tokens before a stop id are committed. At temperature 0 with `low_confidence`, prompts have the same answers
+    in a batch as alone.
 
     Args:
         backbone: The model; its mode is left as it was.
@@ -95,8 +95,8 @@ def generate(
         block_size: Tokens per block.
         max_new_tokens: Most tokens per prompt.
         steps_per_block: Most forwards per block; equal to `block_size` commits one token at a time.
-        threshold: None commits ceil(remaining / steps left) tokens a step. Else a probability in (0, 1]: a step commits
-            every token above it, and at least block_size / steps_per_block (the remainder in the first steps).
+        threshold: None commits ceil(remaining / steps left) tokens per step. With a probability in (0, 1], a step
+            commits every token above it, and at least block_size / steps_per_block (the remainder in the first steps).
         temperature: 0 takes the most likely token; above, tokens are drawn from softmax(logits / temperature).
         top_k: Draw from this many likeliest tokens; None from all. Needs a temperature above 0, like `top_p`.
         top_p: Draw from the fewest tokens, of those, whose probabilities reach this sum; None from all.
@@ -107,17 +107,17 @@ def generate(
         on_block: Called after each block of each sequence with the prompt's index and all its tokens so far.
         cfg_scale: Classifier-free guidance: logits become un + (1 + cfg_scale) (cond - un), where un is what the model
             says when the prompt's tokens are masked. 0 samples without it; above, each step takes two forwards.
-        use_cache: Keep keys and values of finished blocks. Without, every step computes them anew: the same tokens,
-            slower, for a check or where memory is short.
-        is_complete: Called after each block with a sequence's tokens so far; where true, the sequence ends there.
+        use_cache: Keep keys and values of finished blocks. Without them every step computes them again: the same
+            tokens, but slower, for a check or if memory is short.
+        is_complete: Called after each block with a sequence's tokens so far; if true, the sequence ends there.
         counts: Tokens, forwards and seconds are added to it.
         context: What a step sees. `block`: the current block, and those before it. `full`: all `max_new_tokens`
-            positions, masked as yet, for a model that was trained so; nothing is kept, so every step computes it all.
-        keys: Names of the prompts. With them a draw depends on `seed`, name, block and step alone: neither on the batch
-            nor on other prompts. By default `generator` draws.
-        seed: For draws by `keys`.
-        reveal_steps: By the number of a prompt, filled with the step at which each of its new tokens was kept, and the
-            stop id where it has one: forwards that it had before, over all of its blocks.
+            positions, also those still masked, for a model that was trained so; nothing is cached.
+        keys: Names of the prompts. With keys, a draw depends only on `seed`, name, block and step, not on the batch or
+            other prompts. By default `generator` draws.
+        seed: Seed for draws by `keys`.
+        reveal_steps: Gets, by the number of a prompt, the step at which each of its new tokens was kept, and its stop
+            id: the number of earlier forwards, over all of its blocks.
 
     Returns:
         New tokens of each prompt, without the stop id.
@@ -196,7 +196,7 @@ class _Sequence:
 
     @property
     def written_steps(self) -> list[int]:
-        """When each new token was kept, and the stop id."""
+        """The step at which each new token was kept, and the stop id."""
         return self.steps[: len(self.new_tokens) + self.is_stopped]
 
     def extend(
@@ -214,7 +214,7 @@ class _Sequence:
 
 @dataclass(frozen=True)
 class _Rules:
-    """What is the same for every block; fields as the arguments of `generate`."""
+    """Options for all blocks; fields as the arguments of `generate`."""
 
     mask_id: int
     stop_ids: torch.Tensor
@@ -242,7 +242,7 @@ class _Batch:
             self._unconditional = self._shown(backbone, [[rules.mask_id] * len(prefix) for prefix in prefixes])
 
     def _shown(self, backbone: Backbone, prefixes: Sequence[Sequence[int]]) -> BlockContext | FullContext:
-        """Make what a step sees besides its block."""
+        """Return what a step sees in addition to its block."""
         rules, block_size = self._rules, self._rules.commit.block_size
         if rules.context == "block":
             return BlockContext(backbone, prefixes, block_size, rules.use_cache)
@@ -254,9 +254,9 @@ class _Batch:
         return FullContext(backbone, canvases, [len(prefix) for prefix in prefixes])
 
     def sample_block(self, draw: Draw, counts: DecodingCounts) -> list[tuple[list[int], list[int]]]:
-        """Fill the current block of every sequence; return its tokens, the prompt's own included, and their steps.
+        """Fill the current block of every sequence; return its tokens, including the prompt's, and their steps.
 
-        Behind a stop id the block is left masked. The step of what is not filled here is -1.
+        After a stop id the block is left masked. The step of a position that is not filled here is -1.
         """
         commit = self._rules.commit
         shape = len(self.sequences), commit.block_size
@@ -286,7 +286,7 @@ class _Batch:
             is_stop_BK = torch.isin(ids_BK, self._rules.stop_ids) & ~is_prompt_BK & ~is_masked_BK
             is_masked_BK &= ~is_ended(is_stop_BK, is_masked_BK)[:, None]
             counts.forwards += int(is_masked.any(dim=1).sum())
-            # All that the host must know of a step comes in one copy, for which it waits.
+            # the host waits once per step, for one copy of all that it must know
             of_step = torch.stack([ids_BK, step_BK, is_masked_BK.long(), is_committed_BK.long()]).cpu()
             ids, steps, *flags = of_step
             is_masked, is_committed = (flag_BK.bool() for flag_BK in flags)
@@ -300,7 +300,7 @@ class _Batch:
         return list(zip(blocks, steps, strict=True))
 
     def drop_finished(self) -> None:
-        """Leave out the sequences that are done."""
+        """Remove the sequences that are done."""
         running = [b for b, sequence in enumerate(self.sequences) if not sequence.is_done]
         if len(running) < len(self.sequences):
             self.sequences = [self.sequences[b] for b in running]
@@ -359,7 +359,7 @@ def _size_faults(
 
 
 def decoding_faults(options: SamplerOptions) -> list[str]:
-    """Return what is wrong with options of `generate`, one line each, for a check before weights are loaded."""
+    """Return the faults of options of `generate`, one line each, for a check before weights are loaded."""
     block_size, steps_per_block = options["block_size"], options["steps_per_block"]
     threshold, remasking = options.get("threshold"), options.get("remasking")
     temperature, cfg_scale = options.get("temperature", 0.0), options.get("cfg_scale", 0.0)

@@ -17,7 +17,7 @@ class Draw:
     """How tokens are drawn at masked rows.
 
     Fields as the arguments of `generate`; `banned_ids` are never drawn, `generator` is on the model's device and unused
-    where a call brings its own numbers.
+    if a call has its own numbers.
     """
 
     temperature: float
@@ -29,7 +29,7 @@ class Draw:
 
     @property
     def is_random(self) -> bool:
-        """Whether any number is drawn."""
+        """Whether any random number is needed."""
         return self.temperature > 0 or self.remasking == "random"
 
     def __call__(
@@ -37,7 +37,7 @@ class Draw:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a token and its confidence for each row.
 
-        The confidence is log p(token) at temperature 1 over all tokens that may be drawn, whatever the draw was.
+        The confidence is log p(token) at temperature 1 over all tokens that may be drawn, however it was drawn.
 
         Args:
             logits_NV: Overwritten.
@@ -50,7 +50,7 @@ class Draw:
         else:
             kept_NV = keep_likeliest(logits_NV / self.temperature, self.top_k, self.top_p)
             if uniform_2N is None:
-                # `multinomial` does the same, and has the host wait to look for negative probabilities.
+                # `multinomial` does the same, but the host waits to look for negative probabilities
                 race_NV = torch.empty_like(kept_NV).exponential_(generator=self.generator)
                 token_N = kept_NV.softmax(dim=1).div_(race_NV).argmax(dim=1)
             else:
@@ -63,11 +63,11 @@ class Draw:
 
 
 _ROWS_AT_A_TIME = 64
-"""Of float64 sums; 78 MB at a vocabulary of 151,936."""
+"""Rows of float64 sums; 78 MB at a vocabulary of 151,936."""
 
 
 def chosen_by(logits_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """Draw from softmax(logits) with given numbers: the token in whose part of the cumulated probability each lies.
+    """Draw from softmax(logits) with given numbers: each selects the token in whose part of the cumulative sum it lies.
 
     Args:
         logits_NV: At least one of a row is finite.
@@ -87,7 +87,7 @@ def keep_likeliest(logits_NV: torch.Tensor, top_k: int | None, top_p: float | No
 
     Args:
         logits_NV: Tempered logits.
-        top_k: Keep this many, and what is level with the last of them. None keeps all.
+        top_k: Keep this many, and those equal to the last of them. None keeps all.
         top_p: Of those, renormalised, keep the fewest whose probabilities reach this sum; at least one. None keeps all.
     """
     if top_k is not None and top_k < logits_NV.shape[1]:
@@ -117,7 +117,7 @@ class Commit:
     threshold: float | None
 
     def __call__(self, confidence_BK: torch.Tensor, is_masked_BK: torch.Tensor, step: int) -> torch.Tensor:
-        """Mark what is kept: the surest tokens of each sequence, ties to the first.
+        """Mark the tokens to keep: the most confident ones of each sequence, the first of equal ones.
 
         Args:
             confidence_BK: Log-probabilities (or random numbers); -inf where nothing is masked.

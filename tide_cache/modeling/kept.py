@@ -1,4 +1,4 @@
-"""Which blocks of a masked batch are computed, and where its masked rows lie then: found on the CPU, before a forward.
+"""Which blocks of a masked batch are computed, and the places of its masked rows: found on the CPU before a forward.
 
 Shape suffixes: B rows, L tokens of one copy, K blocks of one copy, N masked rows; R tokens that a masked copy keeps.
 """
@@ -11,11 +11,11 @@ from tide_cache.records import KeptBlocks
 def keep_blocks(
     row_sample_N: torch.Tensor, row_position_N: torch.Tensor, shape: tuple[int, int], block_size: int
 ) -> KeptBlocks:
-    """Find the blocks that masked rows lie in.
+    """Return the blocks that hold masked rows.
 
     Args:
-        row_sample_N: As in `StudentBatch`, on the CPU: sizes depend on what it holds.
-        row_position_N: Likewise; with several views, view v and position l are v * L + l.
+        row_sample_N: As in `StudentBatch`, on the CPU: sizes depend on its values.
+        row_position_N: Likewise; with several views, position l of view v is v * L + l.
         shape: [B, L].
         block_size: Tokens per block.
     """

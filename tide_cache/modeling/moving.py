@@ -1,4 +1,4 @@
-"""Putting tensors where a model is, without waiting for what the device is doing."""
+"""Transfers of tensors to a model's device, without waiting for the device."""
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
@@ -13,8 +13,8 @@ def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a tensor on a device; a GPU fetches it while it computes, which takes pinned memory.
 
     Args:
-        tensor: On that device already, or on the CPU, where it must not be changed afterwards.
-        device: Where to.
+        tensor: Already on that device, or on the CPU, where it must not be changed afterwards.
+        device: The target.
     """
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
@@ -22,27 +22,27 @@ def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def pinned(record: Record) -> Record:
-    """Copy a record's tensors to memory from which a GPU fetches them while it computes."""
+    """Copy a record's tensors to pinned memory, from which a GPU fetches them while it computes."""
     return with_tensors(record, torch.Tensor.pin_memory)
 
 
 def on_device(record: Record, device: torch.device | str) -> Record:
-    """Move a record's tensors to a device; the rest stays.
+    """Return a record with its tensors on a device; everything else is the same.
 
     Args:
         record: A dataclass.
-        device: Where to.
+        device: The target.
     """
     where = torch.device(device)
     return with_tensors(record, lambda tensor: moved(tensor, where))
 
 
 def with_tensors(record: Record, change: Callable[[torch.Tensor], torch.Tensor]) -> Record:
-    """Return a record whose tensors are changed, those of its parts too; the rest stays.
+    """Return a record with changed tensors, also those of its parts; everything else is the same.
 
     Args:
         record: A dataclass.
-        change: Of each tensor.
+        change: Returns the new tensor for each one.
     """
     dataclass: Any = record
     changed: dict[str, Any] = {}

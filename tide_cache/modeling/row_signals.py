@@ -1,9 +1,9 @@
-"""What is kept of a model's distribution at each masked row: truth, top-k, and the rest, exactly.
+"""What is kept of a model's distribution at each masked row: truth, top-k, and the exact rest.
 
 The head runs on masked rows only, in slices, in float32: the [B, L, V] tensor never exists.
 
 Shape suffixes: N masked rows, R rows of a slice that want candidates, V vocabulary, K top_k, T temperatures,
-D draws from the tail, W ids of the student and one more.
+D draws from the tail, W ids of the student plus one.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ class RowSignals:
     Attributes:
         truth_logprobs_N: log p(true), float32.
         is_top1_N: Whether the true id is the most likely one.
-        counts_N: Ids kept of each row, 0 where none are wanted, int64.
+        counts_N: Number of ids kept of each row, 0 if none are wanted, int64.
         ids_NK: Ids, most likely first; those from `counts_N` on are meaningless.
         logprobs_NK: Their log-probs at T = 1.
         log_tail_NT: log of the rest's sum of p^(1/T).
         log_partition_NT: log of the whole sum of p^(1/T).
-        tail_ids_ND: Ids drawn from the rest, in proportion to p; -1 where there is no rest or none are wanted.
+        tail_ids_ND: Ids drawn from the rest, in proportion to p; -1 if there is no rest or none are wanted.
         tail_logprobs_ND: Their log-probs at T = 1; 0 there.
     """
 
@@ -45,12 +45,12 @@ class RowSignals:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """What stands for a model's ids in another vocabulary; many may share one there.
+    """The ids of another vocabulary for a model's ids; several may map to the same one.
 
     Attributes:
-        to_V: For each id of the model, an id of the other vocabulary, int64; `num_ids` where there is none.
-        num_ids: Ids of the other vocabulary.
-        true_N: The model's id under each mask: it stands for the row's true id, whatever `to_V` says.
+        to_V: For each id of the model, an id of the other vocabulary, int64; `num_ids` if there is none.
+        num_ids: Number of ids of the other vocabulary.
+        true_N: The model's id under each mask: it maps to the row's true id, whatever `to_V` says.
     """
 
     to_V: torch.Tensor
@@ -58,14 +58,14 @@ class Projection:
     true_N: torch.Tensor
 
     def of(self, rows: slice) -> "Projection":
-        """Return it for some of the rows."""
+        """Return the projection for some of the rows."""
         return replace(self, true_N=self.true_N[rows])
 
     def logprobs(self, logits_NV: torch.Tensor, true_ids_N: torch.Tensor) -> torch.Tensor:
-        """Add up probabilities by id of the other vocabulary: their logs [N, W]; the last one is what has no id.
+        """Return logs of summed probabilities by id of the other vocabulary [N, W]; the last is of texts without an id.
 
         Args:
-            logits_NV: The model's.
+            logits_NV: The model's logits.
             true_ids_N: True ids in the other vocabulary.
         """
         probs_NV = logits_NV.softmax(dim=1)
@@ -92,12 +92,12 @@ def row_signals(
         hidden_ND: Final hidden states of the masked rows, any float dtype.
         head_VD: Output weight, same dtype.
         true_ids_N: Teacher token under each mask.
-        mass_N: Mass that the kept ids of each row must reach, float32: 0 where none are wanted, 1 to keep `top_k`. On
-            the CPU.
+        mass_N: Mass that the kept ids of each row must reach, float32: 0 if none are wanted, 1 to keep `top_k`. On the
+            CPU.
         signals: What to keep.
         slice_rows: Rows whose logits exist at a time.
         uniform_ND: Numbers in [0, 1) that choose D ids drawn from the rest of each row; none by default.
-        projection: To another vocabulary, in which all ids are then, the true ones too; by default none.
+        projection: Maps to another vocabulary, that of all ids then, including the true ones; by default none.
     """
     return start_row_signals(hidden_ND, head_VD, true_ids_N, mass_N, signals, slice_rows, uniform_ND, projection)()
 
@@ -112,7 +112,7 @@ def start_row_signals(
     uniform_ND: torch.Tensor | None = None,
     projection: Projection | None = None,
 ) -> Callable[[], RowSignals]:
-    """Begin what `row_signals` does; a GPU is left to its work, and calling the result waits for it."""
+    """Start what `row_signals` does, without waiting for a GPU; calling the result waits."""
     if uniform_ND is None:
         uniform_ND = hidden_ND.new_zeros((len(hidden_ND), 0), dtype=torch.float32)
     mass_here_N = moved(mass_N, hidden_ND.device)
@@ -122,7 +122,7 @@ def start_row_signals(
         for rows in _slices(0, len(hidden_ND), slice_rows)
         for part in _parts(hidden_ND[rows], head_VD, rows, inputs, signals)
     ]
-    # Without waiting, tensors of a GPU are copied to pinned memory, which is filled when the event has come.
+    # tensors of a GPU are copied to pinned memory without waiting; it is filled when the event has happened
     rows = RowSignals(*(torch.cat(parts).to("cpu", non_blocking=True) for parts in zip(*slices, strict=True)))
     if not hidden_ND.is_cuda:
         return lambda: rows
@@ -136,17 +136,17 @@ def start_row_signals(
 
 
 _CACHED_LOGITS = 1 << 20
-"""Logits that are worked on at a time on a CPU: 4 MiB, which stay near its cores from one step to the next."""
+"""Logits that are processed at a time on a CPU: 4 MiB, which stay in its caches from one step to the next."""
 
 
 def _slices(start: int, stop: int, size: int) -> list[slice]:
-    """Cut rows; no rows are one empty slice."""
+    """Return slices of rows; one empty slice if there are no rows."""
     return [slice(first, min(first + size, stop)) for first in range(start, max(stop, start + 1), size)]
 
 
 @dataclass(frozen=True, eq=False)
 class _Wanted:
-    """Rows that draw from their tails, increasing: on the host, where they are cut, and on the device."""
+    """Numbers of rows that draw from their tails, increasing: on the host, which cuts them, and on the device."""
 
     on_host_R: torch.Tensor
     rows_R: torch.Tensor
@@ -159,7 +159,7 @@ class _Wanted:
 
 
 def _wanted(mass_N: torch.Tensor, uniform_ND: torch.Tensor) -> _Wanted | None:
-    """Find on the host which rows draw: a GPU would have to be waited for."""
+    """Find on the host which rows draw; on a GPU the host would have to wait."""
     if not uniform_ND.shape[1]:
         return None
     on_host_R = (mass_N > 0).nonzero().squeeze(1)
@@ -168,7 +168,7 @@ def _wanted(mass_N: torch.Tensor, uniform_ND: torch.Tensor) -> _Wanted | None:
 
 @dataclass(frozen=True, eq=False)
 class _Inputs:
-    """What is given for all rows, beside their hidden states."""
+    """The inputs for all rows, except their hidden states."""
 
     true_ids_N: torch.Tensor
     mass_N: torch.Tensor
@@ -180,7 +180,7 @@ class _Inputs:
 def _parts(
     hidden_RD: torch.Tensor, head_VD: torch.Tensor, rows: slice, inputs: _Inputs, signals: SignalsConfig
 ) -> list[tuple[torch.Tensor, ...]]:
-    """Apply the head to a slice of rows, and keep what is wanted: on a GPU of all at once, on a CPU of a few."""
+    """Apply the head to a slice of rows, and keep what is wanted: all rows at once on a GPU, a few on a CPU."""
     logits_RV = apply_head(hidden_RD, head_VD)
     size = len(logits_RV) if logits_RV.is_cuda else _CACHED_LOGITS // logits_RV.shape[1]
 
@@ -197,14 +197,14 @@ def _parts(
 def _statistics(
     logits_NV: torch.Tensor, rows: slice, inputs: _Inputs, signals: SignalsConfig
 ) -> tuple[torch.Tensor, ...]:
-    """Keep what `signals` asks of some rows.
+    """Return what `signals` asks for of some rows.
 
-    The vocabulary is passed once for the largest logits and once for each T over all others. Everything else, which
-    ids are kept and what that leaves, follows from these few numbers.
+    There is one pass over the vocabulary for the largest logits, and one for each T over all others. Everything else
+    follows from these few numbers: which ids are kept, and what remains.
     """
     top_k = min(signals.ids_per_row, logits_NV.shape[1])
     true_logit_N = logits_NV.gather(1, inputs.true_ids_N[rows, None]).squeeze(1)
-    # One id more than can be kept: the largest of the others, from which these are added up.
+    # one id more than can be kept: the largest of the others, relative to which these are summed
     top_NK, ids_NK = largest(logits_NV, min(top_k + 1, logits_NV.shape[1]))
     is_top1_N = true_logit_N >= top_NK[:, 0]
     log_others_NT = _log_others(logits_NV, top_NK, ids_NK[:, :top_k], (1.0, *signals.temperatures))
@@ -231,9 +231,9 @@ def _statistics(
 
 
 def largest(values_NV: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the `count` largest values of each row, largest first, and where they are; of equal ones any.
+    """Return the `count` largest values of each row, largest first, and their places; any of equal ones.
 
-    They lie in the `count` segments with the largest maxima: a value outside these is below as many others. Sorting
+    They are in the `count` segments with the largest maxima: a value outside these is below as many others. Sorting
     among these alone is several times faster for a vocabulary than among all.
 
     Args:
@@ -254,18 +254,18 @@ def largest(values_NV: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
 
 
 _SEGMENT = 128
-"""Of 32 to 512, the size at which the maxima and the sorting among the best segments take the least time together."""
+"""The size, of 32 to 512, at which the maxima and the sorting in the best segments take the least time together."""
 
 
 def _log_others(
     logits_NV: torch.Tensor, top_NK: torch.Tensor, hidden_ids_NK: torch.Tensor, temperatures: tuple[float, ...]
 ) -> torch.Tensor:
-    """Return log sum exp(logits / T) over all ids but the hidden ones, [N, T]; -inf where there are no others.
+    """Return log sum exp(logits / T) over all ids except the hidden ones, [N, T]; -inf if there are no others.
 
     Args:
-        logits_NV: Left as they are.
-        top_NK: The largest logits; the first behind those of the hidden ids is the largest of the others.
-        hidden_ids_NK: Ids that are left out.
+        logits_NV: Not changed.
+        top_NK: The largest logits; the first one after the hidden ids is the largest of the others.
+        hidden_ids_NK: Ids to leave out.
         temperatures: The first is 1.
     """
     num_hidden = hidden_ids_NK.shape[1]
@@ -274,7 +274,7 @@ def _log_others(
     largest_N1 = top_NK[:, num_hidden : num_hidden + 1]
     shift_N1 = torch.where(largest_N1 > -torch.inf, largest_N1, 0)
 
-    scratch_NV = torch.empty_like(logits_NV)  # one for all: fresh memory costs as much as what is computed in it
+    scratch_NV = torch.empty_like(logits_NV)  # one buffer for all: fresh memory costs as much as the computation in it
 
     def powers(temperature: float) -> torch.Tensor:
         """Return exp(logit / T) of the others, the largest one 1; hidden ones overflow before they are taken away."""
@@ -307,7 +307,7 @@ def _draw(
     uniform_ND: torch.Tensor,
     every_row: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw ids from what is not kept of some rows, with replacement, in proportion to p."""
+    """Draw ids from the rest of some rows, with replacement, in proportion to p."""
     ids_ND = torch.full(uniform_ND.shape, -1, dtype=torch.int64, device=logits_NV.device)
     logprobs_ND = logits_NV.new_zeros(uniform_ND.shape)
     if every_row is None:
@@ -315,7 +315,7 @@ def _draw(
     for start in range(0, len(every_row), _DRAW_ROWS):
         rows = every_row[start : start + _DRAW_ROWS]
         logprobs_RV = logits_NV[rows] - log_z_N[rows, None]
-        # float64: a float32 running sum over a vocabulary would lose the small ones that the tail consists of.
+        # float64: a float32 running sum over a vocabulary would lose the small values in the tail
         mass_RV = logprobs_RV.double().exp()
         kept_RK = mass_RV.gather(1, ids_NK[rows]).masked_fill(is_kept_NK[rows], 0)
         reached_RV = mass_RV.scatter_(1, ids_NK[rows], kept_RK).cumsum(dim=1)

@@ -15,7 +15,7 @@ def masked_hidden(backbone: Backbone, batch: StudentBatch, block_size: int, cont
 
     Args:
         backbone: The model.
-        batch: On the CPU, or on the model's device; a GPU that has it is waited for unless `kept` is for `block_size`.
+        batch: On the CPU, or on the model's device; the host then waits for a GPU unless `kept` is for `block_size`.
         block_size: Tokens per block.
         context: What the model is shown.
     """

@@ -1,8 +1,8 @@
-"""The fused head: what objectives need of each masked row, without ever holding [rows, vocabulary] logits.
+"""The fused head: what objectives need of each masked row, without [rows, vocabulary] logits in memory.
 
-The head is applied tile by tile, forward and again in backward, and the gradient of the logits is written down
-analytically: for log_z it is softmax(logits / T) / T, for log_rest the same over the ids outside the kept ones, and
-for a gathered logit one.
+The head is applied tile by tile, in forward and again in backward, and the gradient of the logits is analytic: for
+log_z it is softmax(logits / T) / T, for log_rest the same over the ids outside the kept ones, and for a gathered logit
+it is one.
 
 Shape suffixes: N masked rows, R rows of a slice, D hidden size, V vocabulary, W ids of a tile, K ids asked for,
 T temperatures.
@@ -35,14 +35,14 @@ def row_statistics(
     Args:
         hidden_ND: Final hidden states of the masked rows.
         head_VD: Output weight.
-        ids_NK: Ids to gather, int64, -1 where a row has fewer than K.
+        ids_NK: Ids to gather, int64, -1 if a row has fewer than K.
         temperatures: Positive, dimensionless.
         is_kept_NK: Which of the ids make up the kept set that `log_rest` leaves out; by default all that are not -1.
             Kept ids of a row must be distinct.
-        slice_rows: Rows whose logits exist at a time, for a part of the vocabulary.
+        slice_rows: Rows whose logits exist at a time, over a part of the vocabulary.
 
     Returns:
-        Gathered logits are 0 at padding; `log_rest_NT` is -inf where nothing is left outside the kept set.
+        Gathered logits are 0 at padding; `log_rest_NT` is -inf if there is nothing outside the kept set.
     """
     is_kept_NK = ids_NK >= 0 if is_kept_NK is None else is_kept_NK & (ids_NK >= 0)
     gathered_NK, log_z_NT, log_rest_NT = _RowStatistics.apply(  # type: ignore[no-untyped-call]
@@ -82,7 +82,7 @@ class _RowStatistics(torch.autograd.Function):
             log_z_NT = torch.logaddexp(log_rest_NT, torch.stack(log_kept, dim=1))
         ctx.save_for_backward(hidden_ND, head_VD, ids_NK, is_kept_NK, gathered_NK, log_z_NT, log_rest_NT)
         ctx.temperatures, ctx.slice_rows = temperatures, slice_rows
-        ctx.set_materialize_grads(False)  # `backward` makes them where it computes
+        ctx.set_materialize_grads(False)  # `backward` creates them on its device
         return gathered_NK, log_z_NT.clone(), log_rest_NT
 
     @staticmethod
@@ -113,7 +113,7 @@ class _RowStatistics(torch.autograd.Function):
 def _add_exp(
     logits_RW: torch.Tensor, largest_R: torch.Tensor, sum_RT: torch.Tensor, temperatures: tuple[float, ...]
 ) -> None:
-    """Add exp(logits / T) of a tile to sums that are kept relative to the largest logit so far, in place."""
+    """Add exp(logits / T) of a tile, in place, to sums that are relative to the largest logit so far."""
     before_R = largest_R.clone()
     torch.maximum(largest_R, logits_RW.amax(dim=1), out=largest_R)
     shift_R = _finite(largest_R)
@@ -125,7 +125,7 @@ def _add_exp(
 
 
 def _finite(largest_R: torch.Tensor) -> torch.Tensor:
-    """Return what is subtracted before exp: nothing where there is no id yet."""
+    """Return what is subtracted before exp: 0 if there is no id yet."""
     return torch.where(largest_R > -torch.inf, largest_R, 0)
 
 
@@ -145,7 +145,7 @@ def _gradient_at_ids(
     log_z_NT: torch.Tensor,
     temperatures: tuple[float, ...],
 ) -> torch.Tensor:
-    """Return the gradient of gathered logits: their own, and their share in log_z where they are kept."""
+    """Return the gradient of gathered logits: their own, and for kept ones their share in log_z."""
     result_NK = grad_gathered_NK.clone()
     for index, temperature in enumerate(temperatures):
         softmax_NK = (gathered_NK / temperature - log_z_NT[:, index, None]).exp()
@@ -156,7 +156,7 @@ def _gradient_at_ids(
 def _softmax_part(
     logits_RW: torch.Tensor, log_rest_RT: torch.Tensor, coefficient_RT: torch.Tensor, temperatures: tuple[float, ...]
 ) -> torch.Tensor:
-    """Sum over T of coefficient * softmax over the rest / T; hidden (kept) ids get zero. May reuse `logits_RW`."""
+    """Return the sum over T of coefficient * softmax over the rest / T; hidden (kept) ids get 0. May reuse `logits_RW`."""
     parts = []
     for index, temperature in reversed(list(enumerate(temperatures))):
         is_last_use = index == 0

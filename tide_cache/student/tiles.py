@@ -1,9 +1,8 @@
-"""How the fused head cuts its logits: what exists of them at a time, and where the ids that were asked for lie in it.
+"""How the fused head cuts its logits into tiles, and the places in them of the ids that were asked for.
 
-On a processor a tile is a slice of rows by a range of the vocabulary, small enough to stay in its cache: most of the
-time of a plain head goes into fresh memory, not into arithmetic. Which ids fall into a tile is looked up. A GPU would
-rather have few and large kernels, and to look anything up its host would have to wait: there, a tile is a slice of rows
-by the whole vocabulary.
+On a CPU a tile is a slice of rows by a range of the vocabulary, small enough to stay in the cache: a plain head spends
+most of its time on fresh memory, not on arithmetic. The ids in a tile are looked up. A GPU prefers few and large
+kernels, and for a look-up its host would have to wait. There a tile is a slice of rows by the whole vocabulary.
 
 Shape suffixes: N masked rows, R rows of a slice, D hidden size, W ids of a tile, K ids asked for, E those of them that
 fall into a tile.
@@ -18,15 +17,15 @@ import torch
 from tide_cache.modeling.head import apply_head
 
 _TILE_LOGITS = 1 << 20
-"""Logits of a tile on a processor: 4 MiB, which stay in its cache."""
+"""Logits of a tile on a CPU: 4 MiB, which stay in its cache."""
 
 
 class Tile(Protocol):
     """Some rows by a range of the vocabulary.
 
     Attributes:
-        rows: Of the hidden states.
-        ids: Of the vocabulary.
+        rows: Rows of the hidden states.
+        ids: Range of the vocabulary.
     """
 
     @property
@@ -39,7 +38,7 @@ class Tile(Protocol):
         """Apply the head, [R, W]."""
 
     def gather(self, logits_RW: torch.Tensor, gathered_NK: torch.Tensor) -> None:
-        """Write the logits at the ids asked for into their places; others of the tile's rows may get zero."""
+        """Write the logits at the ids asked for to their places; other places of the tile's rows may get zero."""
 
     def hide(self, logits_RW: torch.Tensor) -> torch.Tensor:
         """Set the kept ids' logits to -inf, in place."""
@@ -49,11 +48,11 @@ class Tile(Protocol):
 
 
 def tiles(vocab: int, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, slice_rows: int) -> Iterator[Tile]:
-    """Cut the logits into tiles, slice by slice of the rows.
+    """Yield tiles of the logits, slice by slice of the rows.
 
     Args:
         vocab: V.
-        ids_NK: Ids asked for, -1 where a row has fewer than K.
+        ids_NK: Ids asked for, -1 if a row has fewer than K.
         is_kept_NK: Which of them are kept ones; never one of -1.
         slice_rows: Rows of a slice.
     """
@@ -75,7 +74,7 @@ class _Logits:
 
 @dataclass(frozen=True, eq=False)
 class _WholeVocabulary(_Logits):
-    """All ids at once; where a row has fewer than K, the places stand for id 0, and change nothing there."""
+    """All ids at once; if a row has fewer than K, the other places stand for id 0, and change nothing."""
 
     rows: slice
     ids: slice
@@ -92,13 +91,13 @@ class _WholeVocabulary(_Logits):
 
     def add(self, values_NK: torch.Tensor, grad_RW: torch.Tensor) -> None:
         values_RK = values_NK[self.rows].masked_fill(self.ids_RK < 0, 0)
-        # The true token apart: all others differ, so that no order of additions can change a bit.
+        # the true token separately: all others are distinct, so that no order of additions can change a bit
         for part in (slice(0, 1), slice(1, None)):
             grad_RW.scatter_add_(1, self.ids_RK[:, part].clamp_min(0), values_RK[:, part])
 
 
 def _ranges(vocab: int, rows: slice, ids_RK: torch.Tensor, is_kept_RK: torch.Tensor) -> Iterator[Tile]:
-    """Cut a slice of rows by ranges of the vocabulary, and find the ids that fall into each."""
+    """Yield the tiles of a slice of rows, by ranges of the vocabulary, each with its ids."""
     width = max(1, _TILE_LOGITS // len(ids_RK))
     firsts = torch.arange(0, vocab, width)
     row_E, rank_E = (ids_RK >= 0).nonzero(as_tuple=True)
@@ -118,8 +117,8 @@ class _Range(_Logits):
 
     Attributes:
         row_E: Row of each id, counted within the slice.
-        rank_E: Which of the row's ids it is.
-        column_E: Where it lies in the tile.
+        rank_E: Place of each id among those of its row.
+        column_E: Its column in the tile.
         is_kept_E: Whether it is one of the kept ones.
     """
 

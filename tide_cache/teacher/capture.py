@@ -29,7 +29,7 @@ class CaptureSettings:
 
     Attributes:
         context: `full` (x_t alone, bidirectional), `block` ([x_t, x_0] under the block mask) or `causal` (the true
-            tokens before each one; what is said of a token is the same in every view).
+            tokens before each one; the signal of a token is the same in every view).
         block_size: Tokens per block.
         mask_id: The teacher's mask token; a causal teacher never sees it.
         shared_vocab_size: Ids below it mean the same for teacher and student.
@@ -52,11 +52,11 @@ class CaptureSettings:
 
     @property
     def copies(self) -> int:
-        """Clean copies that are shown beside the views of a group."""
+        """Clean copies that are shown with the views of a group."""
         return int(self.context == "block")
 
     def batches(self, lengths: Sequence[int], num_views: Sequence[int]) -> list[list[ViewGroup]]:
-        """Cut views into forwards; see `plan_batches`.
+        """Return the views of each forward; see `plan_batches`.
 
         Args:
             lengths: Teacher tokens of each sample.
@@ -68,10 +68,10 @@ class CaptureSettings:
 
 @dataclass(frozen=True, eq=False)
 class _Answered:
-    """What one forward says: signals of all masked rows once they arrive, where they are [B, n, L], and true tokens.
+    """The result of one forward: signals of all masked rows once they arrive, their places [B, n, L], and true tokens.
 
     Attributes:
-        start_row_S: Rows that are a whole chunk of the teacher's, where the signal `projected` is wanted.
+        start_row_S: Rows that are a whole chunk of the teacher's, if the signal `projected` is wanted.
         arriving_starts: Their signals in student ids.
     """
 
@@ -83,7 +83,7 @@ class _Answered:
 
 
 class Teacher:
-    """A denoiser that says what it thinks of masked views."""
+    """A model that gives its signals for masked views."""
 
     def __init__(self, backbone: Backbone, settings: CaptureSettings, spelling: Speller | None = None):
         """Wrap a model.
@@ -91,7 +91,7 @@ class Teacher:
         Args:
             backbone: The model.
             settings: How to run it, and what to keep.
-            spelling: Writes teacher tokens in student tokens; the signals `chunks` and `projected` need it.
+            spelling: Spells teacher tokens in student tokens; the signals `chunks` and `projected` need it.
         """
         self._backbone = backbone.eval()
         self._settings = settings
@@ -131,7 +131,7 @@ class Teacher:
                 for view, signal in zip(group.views, signals, strict=True):
                     result[group.sample][view] = signal
 
-        # What a forward said is sorted back, and candidates are spelled, while the next forward runs.
+        # signals of a forward are sorted back, and candidates are spelled, while the next forward runs
         with ThreadPoolExecutor(max_workers=1) as sorter:
             previous: Future[None] | None = None
             for batch in batches:
@@ -147,7 +147,7 @@ class Teacher:
         return [[_present(signal) for signal in of_sample] for of_sample in result]
 
     def _forward(self, batch: Batch) -> _Answered:
-        """Run one forward; every sample of the batch has equally many views."""
+        """Run one forward; every sample of the batch has the same number of views."""
         length = max(1, *(len(pair.teacher_ids_M) for pair, _ in batch))  # attention refuses length 0
         num_views = len(batch[0][1])
         x_0_BL = np.zeros((len(batch), length), np.int64)
@@ -196,7 +196,7 @@ class Teacher:
     def _project(
         self, hidden_ND: torch.Tensor, start_row_S: np.ndarray, true_N: np.ndarray, true_student_N: np.ndarray
     ) -> Callable[[], RowSignals] | None:
-        """Begin what is said of some rows in student ids, where that is wanted."""
+        """Start the signals of some rows in student ids, if these are wanted."""
         if self._first_V is None or self._spelling is None:
             return None
         signals = self._settings.signals
@@ -215,14 +215,14 @@ class Teacher:
         return moved(torch.from_numpy(array), self._backbone.device)
 
     def _sorted_back(self, batch: Batch, answered: _Answered) -> list[list[TeacherSignal]]:
-        """Cut what a forward said into the signals of its views."""
+        """Return the result of a forward as the signals of its views."""
         rows = answered.arriving_rows()
         _require_finite(rows, batch, answered.is_masked_BnL)
         starts = None if answered.arriving_starts is None else (answered.start_row_S, answered.arriving_starts())
         return self._sorter.signals(batch, answered.is_masked_BnL, answered.true_N, rows, starts)
 
     def _uniform(self, batch: Batch) -> np.ndarray:
-        """Numbers that choose the ids drawn from tails, for every masked row; keyed by sample, view and position."""
+        """Return the numbers that draw ids from tails, for every masked row; keyed by sample, view and position."""
         draws = self._settings.signals.tail_samples
         every = [np.zeros((0, draws), np.float32)]
         for pair, views in batch:
@@ -234,7 +234,7 @@ class Teacher:
 
 
 def require_prefixes(pairs: Sequence[SamplePair]) -> None:
-    """Refuse samples whose first teacher token may be masked: a causal model says nothing of it.
+    """Raise an error for samples whose first teacher token may be masked: a causal model cannot predict it.
 
     Raises:
         PairingError: Names the first of them.
