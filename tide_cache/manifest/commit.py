@@ -21,10 +21,10 @@ Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
 
 
 def most_record_bytes(row_groups: int) -> int:
-    """Return about how long a commit record can become; most of a long one are the rows of its row groups.
+    """Return the approximate size of the longest commit record; most of a long one are the rows of its row groups.
 
     Args:
-        row_groups: Of the shard.
+        row_groups: Row groups of the shard.
     """
     return 4096 + 4 * row_groups
 
@@ -70,7 +70,7 @@ class CommitRecord(Frozen):
 
     @classmethod
     def of(cls, encoded: EncodedShard, statistics: Statistics) -> Self:
-        """Describe a shard that was just encoded."""
+        """Return the record of a shard that was just encoded."""
         return cls(
             cache_id=encoded.header.cache_id,
             plan_hash=encoded.header.plan_hash,
@@ -86,7 +86,7 @@ class CommitRecord(Frozen):
         ).sealed()
 
     def sealed(self) -> Self:
-        """Return the same record with the checksum that belongs to it."""
+        """Return the same record with its checksum."""
         return self.model_copy(update={"checksum": self._checksum()})
 
     def _checksum(self) -> str:
@@ -95,5 +95,5 @@ class CommitRecord(Frozen):
 
     @property
     def header(self) -> ShardHeader:
-        """What the file must say of itself."""
+        """What the file must say about itself."""
         return ShardHeader(self.cache_id, self.plan_hash, self.table, self.shard)

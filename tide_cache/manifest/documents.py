@@ -1,7 +1,7 @@
-"""How the JSON documents of a cache are read: capped, strict, and never from a newer format.
+"""How the JSON documents of a cache are read: with a size limit, strictly, and never from a newer format.
 
-A document is data from outside, possibly damaged or hostile: a size limit comes before reading, and nothing is
-coerced, defaulted or ignored.
+A document is external data, possibly damaged or hostile: its size is checked before it is read, and nothing is coerced,
+defaulted or ignored.
 """
 
 import json
@@ -29,19 +29,19 @@ def read_document(
 
     Args:
         path: The document.
-        model: Its model; has a field `format_version`. Or what chooses it by the version found.
-        max_bytes: Anything larger is refused unread.
+        model: Its model, which has a field `format_version`; or a function that returns it for the version found.
+        max_bytes: A larger document is refused unread.
         files: The file system.
         newest: The newest version of this document that this release reads.
 
     Raises:
         FileNotFoundError: There is no such document; the caller knows what that means.
         CacheMismatchError: It was written in a newer format.
-        ShardCorruptError: It is too large, no UTF-8, no JSON, repeats a key, or is not what the model says.
+        ShardCorruptError: It is too large, not UTF-8, not JSON, repeats a key, or does not fit the model.
     """
     try:
         size = files.size(path)
-        # As much as may be there, not `size`: a manifest can be replaced by a longer one in between.
+        # up to the limit, not `size`: a manifest can be replaced by a longer one in between
         data = files.read(path, 0, max_bytes) if size <= max_bytes else b""
     except (FileNotFoundError, NotADirectoryError):
         raise
@@ -65,7 +65,7 @@ def read_document(
 
 
 def parse_document(path: CachePath, model: type[Document], data: bytes) -> Document:
-    """Read what the format says of a document; its form was checked.
+    """Return a document by its model; its form was checked.
 
     Args:
         path: The document, for the message.
@@ -73,7 +73,7 @@ def parse_document(path: CachePath, model: type[Document], data: bytes) -> Docum
         data: UTF-8 of JSON.
 
     Raises:
-        ShardCorruptError: It is not what the model says.
+        ShardCorruptError: It does not fit the model.
     """
     try:
         return model.model_validate_json(data, strict=True)

@@ -1,4 +1,4 @@
-"""Make the manifest of a finished build from its commit records, in the form that its number of shards needs."""
+"""The manifest of a finished build, made from its commit records in the form that its number of shards needs."""
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
@@ -25,18 +25,18 @@ MOST_SHARDS_IN_ONE_FILE = 4096
 MOST_BYTES_IN_ONE_FILE = 60 << 20
 
 RecordOf = Callable[[TableName, int], CommitRecord]
-"""Reads the commit record of a shard; raises where it is missing."""
+"""Reads the commit record of a shard; raises if it is missing."""
 
 
 def make_document(
     root: CachePath, document: PlanDocument, tables: Collection[TableName], record_of: RecordOf, files: Files
 ) -> WholeManifest | ManifestHead:
-    """Make the manifest; the parts of a large one are published here, the document is left to the caller.
+    """Return the manifest; the parts of a large one are published here, the document by the caller.
 
     Args:
         root: Folder of the cache.
         document: What was built.
-        tables: Those to list; all of their shards are committed.
+        tables: Tables to list; all of their shards are committed.
         record_of: Reads a commit record.
         files: The file system.
 
@@ -58,7 +58,7 @@ def make_document(
 
 
 def is_in_parts(document: PlanDocument) -> bool:
-    """Return whether the records of a cache lie beside its manifest; the same for any number of passes."""
+    """Return whether the records of a cache are in separate parts; the same for any number of passes."""
     plan = document.plan
     row_groups = plan.most_row_groups(document.identity.stored_views)
     most_bytes = plan.num_shards * most_record_bytes(row_groups) * (1 + len(PASSES))
@@ -109,7 +109,7 @@ def _publish_part(
     path = folder / part_name(table, number, part.sha256)
     try:
         publish(path, data, files)
-    except OtherBytesError:  # the name is that of these bytes, so what lies there is damaged
+    except OtherBytesError:  # the name belongs to these bytes, so the existing file is damaged
         with naming_refusals(path):
             files.replace(path, data)
     return part

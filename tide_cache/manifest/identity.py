@@ -1,8 +1,8 @@
 """What a cache is made of, by content: equal identities mean equal shards, and any difference is refused.
 
-Paths, machines and the number of workers are not in it; whatever changes one stored number is. So views and signals
-repeat the fields of their settings (`config/sections.py`), which have defaults and may change them: a document says
-every value, and is read for ever. They are made of the settings by name, and a test holds the names equal.
+Paths, machines and the number of workers are not part of it; whatever changes one stored number is. So views and
+signals repeat the fields of their settings (`config/sections.py`), whose defaults may change: a document states every
+value, and is readable for ever. They are made from the settings by name, and a test checks that the names are equal.
 """
 
 import hashlib
@@ -115,7 +115,7 @@ class CacheIdentity(Frozen):
 
     @property
     def is_shared(self) -> bool:
-        """Whether one stored view serves all views of training: what a causal teacher says does not depend on masks."""
+        """Whether one stored view serves all views of training: a causal teacher's signals do not depend on masks."""
         return self.teacher.get("context") == "causal"
 
     @property
@@ -125,7 +125,7 @@ class CacheIdentity(Frozen):
 
     @property
     def cache_id(self) -> str:
-        """16 hex digits that stand for all of it."""
+        """Hash of the identity, 16 hex digits."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()[:16]
 
     @property
@@ -141,33 +141,33 @@ class CacheIdentity(Frozen):
         )
 
     def differences(self, other: "CacheIdentity") -> list[tuple[str, Any, Any]]:
-        """Fields that differ, as (dotted name, value here, value in `other`); empty exactly when the ids are equal."""
+        """Return differing fields as (dotted name, value here, value in `other`); empty if the ids are equal."""
         return differing_fields(self, other)
 
 
 def version_for(context: Scalar, kinds: Collection[str]) -> int:
-    """Return the format version of a cache whose teacher is shown this, and which holds these signals."""
+    """Return the format version of a cache with this context of the teacher and these signals."""
     if "projected" in kinds:
         return PROJECTED_VERSION
     return SHARED_VIEWS_VERSION if context == "causal" else FORMAT_VERSION
 
 
 def differing_fields(found: Frozen, expected: Frozen) -> list[tuple[str, Any, Any]]:
-    """Leaves in which two models differ, as (dotted name, found, expected)."""
+    """Yield the leaves in which two models differ, as (dotted name, found, expected)."""
     left, right = _leaves(found), _leaves(expected)
     names = sorted(left.keys() | right.keys())
     pairs = [(name, left.get(name, ABSENT), right.get(name, ABSENT)) for name in names]
-    # Compared as text: 1, 1.0 and true are equal in Python, and are three identities.
+    # compared as text: 1, 1.0 and true are equal in Python, but are three identities
     return [(name, one, other) for name, one, other in pairs if canonical_json(one) != canonical_json(other)]
 
 
 def require_same_identity(path: CachePath, found: Frozen, declared: Frozen) -> None:
-    """Refuse a cache that was built from other inputs than a run declares.
+    """Raise an error if a cache was built from other inputs than a run declares.
 
     Args:
         path: The document that says what the cache is, for the message.
-        found: What it says: an identity, or a whole plan document.
-        declared: The same as the run says it.
+        found: Its content: an identity, or a whole plan document.
+        declared: The same, as the run declares it.
 
     Raises:
         CacheMismatchError: Lists every differing field with both values, and the way out.

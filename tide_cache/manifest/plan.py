@@ -36,7 +36,7 @@ class ShardPlan(Frozen):
 
     @property
     def num_shards(self) -> int:
-        """Shards of each table."""
+        """Number of shards of each table."""
         return -(-self.num_rows // self.samples_per_shard)
 
     def most_row_groups(self, stored_views: int) -> int:
@@ -48,14 +48,14 @@ class ShardPlan(Frozen):
         return ShardLayout(min(self.samples_per_shard, self.num_rows), stored_views).num_row_groups
 
     def rows_of(self, shard: int) -> range:
-        """Rows of the corpus that a shard covers; rows that could not be paired leave no sample."""
+        """Return the rows of the corpus that a shard covers; rows that could not be paired have no sample."""
         if not 0 <= shard < self.num_shards:
             raise IndexError(f"shard {shard} of a plan with {self.num_shards} shards")
         start = shard * self.samples_per_shard
         return range(start, min(start + self.samples_per_shard, self.num_rows))
 
     def plan_hash(self, cache_id: str) -> str:
-        """16 hex digits that stand for this cut of that cache."""
+        """Return the hash of this cut of that cache, 16 hex digits."""
         document = {"cache_id": cache_id, "plan": self.model_dump(mode="json")}
         return hashlib.sha256(canonical_json(document)).hexdigest()[:16]
 
@@ -69,7 +69,7 @@ class PlanDocument(Frozen):
 
     @classmethod
     def of(cls, identity: CacheIdentity, plan: ShardPlan) -> Self:
-        """Make the document of a build, in the version that its identity needs."""
+        """Return the document of a build, in the version that its identity needs."""
         return cls(format_version=identity.format_version, identity=identity, plan=plan)
 
     @model_validator(mode="after")
@@ -84,10 +84,10 @@ class PlanDocument(Frozen):
 
     @property
     def cache_id(self) -> str:
-        """The identity in 16 hex digits."""
+        """Hash of the identity, 16 hex digits."""
         return self.identity.cache_id
 
     @property
     def plan_hash(self) -> str:
-        """Identity and cut in 16 hex digits."""
+        """Hash of identity and cut, 16 hex digits."""
         return self.plan.plan_hash(self.cache_id)

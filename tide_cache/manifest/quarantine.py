@@ -1,4 +1,4 @@
-"""Where a repair puts what is bad: a new folder inside the cache for every repair; nothing is ever deleted."""
+"""Where a repair moves bad files: a new folder inside the cache for every repair; nothing is ever deleted."""
 
 from tide_cache.locations import CachePath
 from tide_cache.manifest.folder import QUARANTINE
@@ -15,13 +15,13 @@ class Quarantine:
         self.moved: list[str] = []
 
     def take(self, name: str) -> None:
-        """Move a file aside; one that is missing is left missing.
+        """Move a file aside, if it exists.
 
         Args:
             name: Its path inside the cache.
 
         Raises:
-            OSError: The file system refused; the file is where it was.
+            OSError: The file system refused; the file is not moved.
         """
         source = self._root / name
         if source.name not in self._files.list_folder(source.parent):

@@ -156,7 +156,7 @@ def _gradient_at_ids(
 def _softmax_part(
     logits_RW: torch.Tensor, log_rest_RT: torch.Tensor, coefficient_RT: torch.Tensor, temperatures: tuple[float, ...]
 ) -> torch.Tensor:
-    """Return the sum over T of coefficient * softmax over the rest / T; hidden (kept) ids get 0. May reuse `logits_RW`."""
+    """Return the sum over T of coefficient * softmax over the rest / T; kept ids get 0. May reuse `logits_RW`."""
     parts = []
     for index, temperature in reversed(list(enumerate(temperatures))):
         is_last_use = index == 0
