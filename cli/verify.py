@@ -25,14 +25,17 @@ def verify_cache(
     """Check the manifest, every commit record, and the size, footer and hash of every shard; exit 3 on a fault."""
     require_cache(cache_path(cache))
     with chatter_to_stderr():
-        from tide_cache.manifest import verify
+        from tide_cache.manifest import Manifest, verify
 
         with ProgressReport("verify", "bytes") as report:
             found = verify(cache_path(cache), deep, report.update)
+        teacher = Manifest.load(cache_path(cache)).identity.teacher if found.ok else {}
+    shown = f"{teacher.get('model_type')}, {teacher.get('context')} context"
     if json:
         print_json(found.model_dump(mode="json"))
     elif found.ok:
-        print_fields("Whole", [("cache", str(cache)), ("shards", number(found.shards)), ("size", size(found.bytes))])
+        counts = [("shards", number(found.shards)), ("size", size(found.bytes))]
+        print_fields("Whole", [("cache", str(cache)), ("teacher", shown), *counts])
     else:
         print_table(
             f"Problems in {cache}: {number(len(found.problems))}",
