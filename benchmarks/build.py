@@ -115,7 +115,7 @@ def run(options: Options) -> dict[str, float]:
 
 
 def _growth() -> dict[str, float]:
-    """Return the peak of whole builds of few and of ten times as many rows, each in a process of its own."""
+    """Return the peak of whole builds of few and of ten times as many rows, each in a separate process."""
     peaks = []
     for num_rows in (FEW_ROWS, MANY_ROWS):
         with tempfile.TemporaryDirectory() as folder:

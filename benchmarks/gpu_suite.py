@@ -2,7 +2,7 @@
 
 `python -m benchmarks.gpu_suite --out benchmarks/results/gpu` runs all; `--list` names the pieces, `--piece NAME` runs
 some, `--tiny` tries their code on a CPU. Weights are random, in bfloat16, made on the GPU: time and memory do not
-depend on them. Each piece runs in a process of its own, which is ended when its time is up, and writes one JSON file.
+depend on them. Each piece runs in a separate process, which is ended when its time is up, and writes one JSON file.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run_piece(name: str, out: Path, is_tiny: bool, budget_s: float) -> bool:
-    """Run a piece in a process of its own; gives whether its figures were written.
+    """Run a piece in a separate process; return whether its figures were written.
 
     Args:
         name: The piece.

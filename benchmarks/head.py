@@ -1,7 +1,7 @@
 """The fused head against the plain one that holds all logits: memory and time of a forward and its backward.
 
 Both give what objectives ask for at T = 1 and 2: 64 gathered logits, logsumexp over all ids and over the others. Memory
-is the process's peak above its weights and their gradient, each in a process of its own. `ce_time_ratio` sets the fused
+is the process's peak above its weights and their gradient, each in a separate process. `ce_time_ratio` sets the fused
 head at T = 1 against a plain cross-entropy, which needs far less than the objectives do.
 """
 

@@ -1,7 +1,7 @@
 """What a student saves when it is used: tokens per second and memory of sampling, compared with its teachers.
 
 One sequence, one token a step, as the paper times it; each model also without kept keys and values; and the student by
-threshold (`thresholds.py`). Time: all take their turn in every round. Memory: each model in a process of its own, what
+threshold (`thresholds.py`). Time: all take their turn in every round. Memory: each model in a separate process, what
 it grew by from before the weights were made; on a GPU the allocator's peak.
 """
 

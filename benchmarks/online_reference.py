@@ -2,7 +2,7 @@
 
 Every step runs the teacher. Student and teacher give the logits of every position of what they are shown, [x_t, x_0]
 where that is both halves, the student's in float32; losses are taken from the masked rows of these. CompDemo shows the
-teacher two partial views, each in a forward of its own. Sources: arXiv:2604.26951 and the behaviour of its code
+teacher two partial views, each in a separate forward. Sources: arXiv:2604.26951 and the behaviour of its code
 (TIDE@da47bac); nothing here is copied from it.
 
 Shape suffixes as in `tide_cache.records`; S packed tokens, V vocabulary, P aligned pairs that are masked.

@@ -1,4 +1,4 @@
-"""Measuring in a process of its own, whose peak of memory is nobody else's."""
+"""Measurements in a separate process, so that its peak of memory is its own."""
 
 import multiprocessing
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """What a distillation step costs compared with a step of cross-entropy alone: same student, same batches.
 
 Time: every preset takes its turn in each round, and is compared within the round. Memory: each preset steps in a
-process of its own, whose peak is read; on a GPU the allocator's peak.
+separate process, whose peak is read; on a GPU the allocator's peak.
 """
 
 import tempfile

@@ -63,7 +63,7 @@ def pretrain(
 ) -> None:
     """Train a causal Qwen3 on a file's conversations and save it with its tokenizer; go on where a run was cut.
 
-    Wants a process of its own, whose environment and threads it sets.
+    Needs a separate process, whose environment and threads it sets.
 
     Args:
         out: Folder of the checkpoint.

@@ -149,7 +149,7 @@ def _read_elsewhere(path: CachePath | str, error: Exception) -> UnreadableError 
     """Make the error for a file that could not be read while it was being copied."""
     if not isinstance(error, OSError) or error.errno not in FORBIDDEN or not isinstance(error.filename, str):
         return None
-    if "://" in error.filename:  # a store's, which is read by a class of its own
+    if "://" in error.filename:  # a store's error, which a separate class reads
         return None
     named = Path(error.filename)
     is_target = isinstance(path, Path) and (named == path or path in named.parents)

@@ -11,7 +11,7 @@ MONO = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
 
 class Picture:
-    """A sheet with a light ground of its own, so that it reads the same on light and dark pages."""
+    """A sheet with its own light ground, so that it reads the same on light and dark pages."""
 
     def __init__(self, width: int, height: int, title: str) -> None:
         """Start a sheet; the title is for readers who do not see it."""

@@ -1,8 +1,8 @@
 """The global order of samples: a pure function of (key, seed, epoch), whatever the number of ranks.
 
-Samples lie in groups (the row groups of a cache). An epoch visits the groups in a keyed permutation, takes a window
-of them at a time, and shuffles the samples inside the window, so that reading stays local. The stream of samples goes
-on from epoch to epoch without a gap; its whole state is the number of samples consumed.
+Samples are in groups (the row groups of a cache). An epoch visits the groups in a keyed permutation, one window of
+groups at a time, and shuffles the samples inside the window, so that reading stays local. The stream of samples
+continues from epoch to epoch without a gap; its whole state is the number of samples consumed.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,9 +31,9 @@ class SampleOrder:
     """The order in which the samples of a source are visited.
 
     Attributes:
-        group_sizes: Samples of each group, in storage order; sample numbers run through them.
+        group_sizes: Number of samples of each group, in storage order; samples are numbered over all groups.
         key: Name of the data, for example the cache id.
-        seed: Of the order.
+        seed: Seed of the order.
         window_groups: Groups that are shuffled together and held in memory at a time.
     """
 
@@ -46,7 +46,7 @@ class SampleOrder:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_samples", sum(self.group_sizes))
-        # Each order holds its own epochs: those of one cache of a mix must not push out another's.
+        # each order caches its own epochs: those of one cache of a mix must not push out another's
         of_epoch = partial(_epoch_order, self.group_sizes, self.key, self.seed, self.window_groups)
         object.__setattr__(self, "_of_epoch", lru_cache(maxsize=2)(of_epoch))
 

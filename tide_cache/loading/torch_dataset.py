@@ -1,7 +1,7 @@
-"""A cache's micro-batches as a PyTorch dataset: order and batches of `tide-cache train`, for loops of one's own.
+"""A cache's micro-batches as a PyTorch dataset: order and batches of `tide-cache train`, for custom loops.
 
-Ranks and `DataLoader` workers share the stream without repeats. A worker prepares every so many-th micro-batch, and
-the loader asks its workers in turn, so the order that arrives is the same for any number of them.
+Ranks and `DataLoader` workers share the stream without repeats. Of n workers, each prepares every n-th micro-batch, and
+the loader asks them in turn, so the order of the batches is the same for any number of workers.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,12 +22,12 @@ from tide_cache.records import StudentBatch, Targets
 class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
     """One rank's micro-batches of some steps, in order; give it to a `DataLoader` with `batch_size=None`.
 
-    `Cache.torch_dataset` makes it. Every iteration begins at the first of its steps, but for the one after
-    `load_state_dict`, which begins where the state was taken. (Workers that a plain `DataLoader` starts each time get
-    the dataset as it was given: there every iteration begins there.)
+    `Cache.torch_dataset` creates it. Every iteration begins at the first of its steps, except the one after
+    `load_state_dict`, which begins where the state was taken. (If a plain `DataLoader` starts new workers each time,
+    they get the dataset as it was given, so that every iteration begins there.)
 
     Attributes:
-        micro_batches_per_step: Of this rank: so many together make an optimizer step.
+        micro_batches_per_step: Micro-batches of this rank in an optimizer step.
         layout: Block size, mask and padding ids of the batches.
     """
 
@@ -42,15 +42,15 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         rank: int = 0,
         world: int = 1,
     ):
-        """Keep what is needed to read; nothing is opened before the first batch is asked for.
+        """Keep the arguments; nothing is opened before the first batch is asked for.
 
         Args:
-            open_source: Opens the records; called once in each worker, so it must be possible to pickle it.
-            key: Of the order.
-            seed: Of the order.
+            open_source: Opens the records; called once in each worker, so it must be picklable.
+            key: Key of the order.
+            seed: Seed of the order.
             layout: How records become batches.
             config: How steps are cut; its global batch is a multiple of its micro-batch times the ranks.
-            steps: Which steps of the endless stream, one after the other.
+            steps: The steps of the endless stream to iterate over, in order.
             rank: This process.
             world: Number of processes.
         """
@@ -66,11 +66,11 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         """Where to begin, and whether that is this worker's own place."""
 
     def __len__(self) -> int:
-        """Micro-batches in all, of this rank and of all its workers."""
+        """Return the number of micro-batches of this rank, over all its workers."""
         return len(self._steps) * self.micro_batches_per_step
 
     def __iter__(self) -> Iterator[tuple[StudentBatch, Targets]]:
-        """Return this worker's micro-batches."""
+        """Yield this worker's micro-batches."""
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         begin, is_own = self._resume or (0, False)
@@ -82,30 +82,30 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         order = SampleOrder(source.group_sizes, self._key, self._seed)
         for number in range(self._next, len(self), stride):
             step, own = divmod(number, self.micro_batches_per_step)
-            # A micro-batch alone is the share of one of as many ranks as there are micro-batches.
+            # a single micro-batch is the share of a rank if there are as many ranks as micro-batches
             place = self._own_batches[own], self._batches_of_all_ranks
             (batch,) = step_micro_batches(source, order, self.layout, self._config, self._steps[step], *place)
             self._next = number + stride
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far the iteration has come, as plain numbers; in a loader's worker, that of the worker.
+        """Return the progress of the iteration as plain numbers; in a loader's worker, the worker's.
 
         `StatefulDataLoader` of torchdata asks its workers. The workers of a plain `DataLoader` run ahead of what it has
-        given and do not say so: there count what was taken, and use `state_after`.
+        returned: count the batches taken, and use `state_after`.
         """
         worker = get_worker_info()
         return self.state_after(self._next) | ({} if worker is None else {"workers": [worker.id, worker.num_workers]})
 
     def state_after(self, num_taken: int) -> dict[str, Any]:
-        """Return the state after so many micro-batches of this rank, for any number of workers."""
+        """Return the state after this number of micro-batches of this rank, for any number of workers."""
         return {"next": num_taken, "stream": self._stream()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration begin where a state was taken, in this process or, before they start, in workers.
+        """Let the next iteration begin where a state was taken: in this process, or in workers that start later.
 
         Raises:
-            RunFileError: It is of other batches, or of a worker among another number of them.
+            RunFileError: It is from other batches, or from a worker of another number of workers.
         """
         found = dict(state.get("stream", {}))
         expected = self._stream()
@@ -126,6 +126,6 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         self._resume = int(state["next"]), "workers" in state
 
     def _stream(self) -> dict[str, Any]:
-        """Say what is iterated over."""
+        """Return the settings of the iteration."""
         steps, ranks = [self._steps.start, self._steps.stop], [self._rank, self._world]
         return {"key": self._key, "seed": self._seed, "steps": steps, "ranks": ranks} | asdict(self._config)

@@ -193,7 +193,7 @@ def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Te
     """Sum the student's log-probs of the true tokens over each active chunk, in nats [C]."""
     truth_N = student_truth(student)  # float64 if the student's statistics are, while targets stay float32
     num_chunks, chunk_N = len(targets.truth.chunk_logprob_C), targets.truth.chunk_of_row_N
-    # rows of no chunk go to a place of their own: to look for the others, the host would wait for a GPU
+    # rows of no chunk go to an extra place: to look for the others, the host would wait for a GPU
     sums = truth_N.new_zeros(num_chunks + 1).index_add(0, torch.where(chunk_N < 0, num_chunks, chunk_N), truth_N)
     return sums[:num_chunks]
 
