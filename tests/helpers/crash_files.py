@@ -169,3 +169,41 @@ def _files(folder: Inode, path: PurePosixPath) -> Iterator[tuple[str, bytes]]:
             yield str(path / name), inode.data
         else:
             yield from _files(inode, path / name)
+
+
+class DyingFiles(LocalFiles):
+    """Dies at the n-th change of the file system; a dead process cleans nothing up."""
+
+    def __init__(self, lives: int) -> None:
+        self.lives = lives
+
+    def _live(self) -> None:
+        self.lives -= 1
+        if self.lives < 0:
+            raise KilledError
+
+    def write_new(self, path: Path, data: bytes) -> None:
+        if self.lives == 0:
+            path.write_bytes(data[: len(data) // 2])
+        self._live()
+        super().write_new(path, data)
+
+    def link(self, source: Path, target: Path) -> None:
+        self._live()
+        super().link(source, target)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._live()
+        super().rename(source, target)
+
+    def sync_folder(self, folder: Path) -> None:
+        self._live()
+        super().sync_folder(folder)
+
+    def make_folder(self, folder: Path) -> None:
+        self._live()
+        super().make_folder(folder)
+
+    def remove(self, path: Path) -> None:
+        self._live()
+        super().remove(path)

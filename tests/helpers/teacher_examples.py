@@ -25,6 +25,16 @@ LLADA2 = {
 }  # fmt: skip
 
 
+def write_tiny(folder, tokenizer):
+    """Write a student's checkpoint of random weights: one layer of width 16."""
+    config = Qwen3Config(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,
+    )  # fmt: skip
+    save_student(folder, new_backbone(config, torch.float32, "cpu", seed=4).model.state_dict(), config, tokenizer, {})
+
+
 def write_wedlm(folder, tokenizer, **changes):
     """Write a checkpoint of random weights as WeDLM is published."""
     config = Qwen3Config(

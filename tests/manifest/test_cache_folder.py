@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from helpers.cache_examples import IDENTITY, PLAN, Builder
+from helpers.crash_files import DyingFiles, KilledError
 from helpers.shard_examples import assert_pairs_equal, assert_records_equal, make_compdemo, make_shard
 from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ShardCorruptError, TideCacheError
 from tide_cache.manifest import CacheFolder, Manifest, tables_of, verify
@@ -41,48 +42,6 @@ def test_a_resumed_build_is_byte_identical(builder, tmp_path):
     other = Builder(tmp_path / "undisturbed")
     other.finish()
     assert builder.tree() == other.tree()
-
-
-class KilledError(Exception):
-    """Stands for a kill: no handler of ours catches it."""
-
-
-class DyingFiles(LocalFiles):
-    """Dies at the n-th change of the file system; a dead process cleans nothing up."""
-
-    def __init__(self, lives: int) -> None:
-        self.lives = lives
-
-    def _live(self) -> None:
-        self.lives -= 1
-        if self.lives < 0:
-            raise KilledError
-
-    def write_new(self, path, data):
-        if self.lives == 0:
-            path.write_bytes(data[: len(data) // 2])
-        self._live()
-        super().write_new(path, data)
-
-    def link(self, source, target):
-        self._live()
-        super().link(source, target)
-
-    def rename(self, source, target):
-        self._live()
-        super().rename(source, target)
-
-    def sync_folder(self, folder):
-        self._live()
-        super().sync_folder(folder)
-
-    def make_folder(self, folder):
-        self._live()
-        super().make_folder(folder)
-
-    def remove(self, path):
-        self._live()
-        super().remove(path)
 
 
 def build_with(files, root, plan, shards, passes):

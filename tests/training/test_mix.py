@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Qwen3Config
 
+from helpers.teacher_examples import write_tiny
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
@@ -16,8 +16,6 @@ from tide_cache.loading.collate import collate
 from tide_cache.loading.micro_batches import visited_records
 from tide_cache.loading.order import SampleOrder
 from tide_cache.manifest import Manifest
-from tide_cache.modeling.backbone import new_backbone
-from tide_cache.modeling.checkpoint import save_student
 from tide_cache.pairing import TextTokenizer
 from tide_cache.training.distributed import World
 from tide_cache.training.prepare import prepare
@@ -33,14 +31,7 @@ def caches(tmp_path_factory, build_values, vocabularies):
     """One student tokenizer, two teachers: `same` shares the tokenizer and keeps top-k, `other` keeps chunks."""
     root = tmp_path_factory.mktemp("mix")
     tokenizer = TextTokenizer.load(str(vocabularies.first))
-    config = Qwen3Config(
-        vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,
-    )  # fmt: skip
-    save_student(
-        root / "teacher", new_backbone(config, torch.float32, "cpu", seed=4).model.state_dict(), config, tokenizer, {}
-    )
+    write_tiny(root / "teacher", tokenizer)
     of_other = {"teacher__model": str(root / "teacher"), "signals__kinds": ("truth", "chunks")}
     build_cache(BuildRun.model_validate(build_values(root / "same")))
     other = build_values(

@@ -4,17 +4,14 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from transformers import Qwen3Config
 
+from helpers.teacher_examples import write_tiny
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
 from tide_cache.loading.cache import CacheSource
 from tide_cache.loading.collate import collate
 from tide_cache.manifest import Manifest, verify
-from tide_cache.modeling.backbone import new_backbone
-from tide_cache.modeling.checkpoint import save_student
 from tide_cache.pairing import TextTokenizer
 from tide_cache.training.distributed import World
 from tide_cache.training.prepare import prepare
@@ -28,13 +25,7 @@ def cache(tmp_path_factory, build_values, vocabularies):
     """Another tokenizer's teacher, both passes, packed."""
     root = tmp_path_factory.mktemp("projected")
     tokenizer = TextTokenizer.load(str(vocabularies.first))
-    config = Qwen3Config(
-        vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,
-    )  # fmt: skip
-    weights = new_backbone(config, torch.float32, "cpu", seed=4).model.state_dict()
-    save_student(root / "teacher", weights, config, tokenizer, {})
+    write_tiny(root / "teacher", tokenizer)
     values = build_values(
         root / "cache", teacher__model=str(root / "teacher"), signals__kinds=KINDS, signals__codec="compact",
         views__num_views=2, build__passes=("plain", "compdemo"),

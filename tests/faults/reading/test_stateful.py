@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 )
 
 from helpers.cache_examples import IDENTITY, PLAN
+from helpers.crash_files import DyingFiles, KilledError
 from helpers.memory_cache import IS_FULL, alike
 from helpers.shard_examples import encode_both, make_shard
 from tide_cache.building import repair
@@ -33,44 +34,6 @@ NUM_SHARDS = 2
 IDENTITY_OF_ALL = IDENTITY.model_copy(update={"num_rows": 6})
 PLAN_OF_ALL = PLAN.model_copy(update={"num_rows": 6, "samples_per_shard": 3})
 RULES = IDENTITY_OF_ALL.shard_rules
-
-
-class KilledError(Exception):
-    """Stands for a kill: no handler of ours catches it."""
-
-
-class DyingFiles(LocalFiles):
-    """Dies at the n-th change of the file system; a dead process cleans nothing up."""
-
-    def __init__(self, lives):
-        self.lives = lives
-
-    def _live(self):
-        self.lives -= 1
-        if self.lives < 0:
-            raise KilledError
-
-    def write_new(self, path, data):
-        if self.lives == 0:
-            path.write_bytes(data[: len(data) // 2])
-        self._live()
-        super().write_new(path, data)
-
-    def link(self, source, target):
-        self._live()
-        super().link(source, target)
-
-    def rename(self, source, target):
-        self._live()
-        super().rename(source, target)
-
-    def sync_folder(self, folder):
-        self._live()
-        super().sync_folder(folder)
-
-    def remove(self, path):
-        self._live()
-        super().remove(path)
 
 
 def encode(table, shard, header):
