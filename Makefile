@@ -35,7 +35,7 @@ demo: $(BASE)
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# Every process is started as a user starts it, none forked; the rest as `make test`.
+# Every test in its full form, and every process started as a user starts it, none forked.
 test-full: $(DEV)
 	TIDE_CACHE_TESTS=full OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
