@@ -31,6 +31,8 @@ for number in (signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
+gc.disable()  # while much is imported, nearly all of which stays; from the end of the collection on it runs
+
 ROOT = Path(__file__).resolve().parent.parent
 
 TOGETHER = ("cli", "faults", "services")
@@ -55,9 +57,10 @@ LONGEST_FIRST = (
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector never look through all that was imported."""
+    """Let the garbage collector run, but never look through all that was imported."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ OF_NO_CONSEQUENCE = {
     *("PYTHONPATH", "PYTHONIOENCODING"),
 }
 """What lm_eval and the commands set, hence what most copies of the variables hold, and which changes no result here;
-servers have the first of these two from `sys.path`, and obey the second."""
+processes that are forked obey the last two."""
 PR_SET_CHILD_SUBREAPER = 36
 IS_FULL = os.environ.get("TIDE_CACHE_TESTS") == "full"
 

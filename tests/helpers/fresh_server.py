@@ -78,6 +78,7 @@ def become(question: dict[str, Any], streams: list[int]) -> None:
     os.environ.update(question["variables"])
     os.chdir(question["cwd"])
     tempfile.tempdir = None  # it may be named by a variable
+    sys.path[:0] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
 
 
 def have_own_server(variables: dict[str, str]) -> dict[str, Any] | None:
@@ -158,10 +159,12 @@ if __name__ == "__main__":
     sys.path.pop(0)  # this folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who asked
     early = dict(os.environ)
+    gc.disable()
     for name in IMPORTS[sys.argv[2]]:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what was imported is never looked through again, nor copied for it
+    gc.enable()
     asked = serve(socket.socket(fileno=int(sys.argv[1])))
     while sys.argv[2] == "everything" and (further := have_own_server(early)):
         asked = further

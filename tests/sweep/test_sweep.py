@@ -208,7 +208,7 @@ def note(job, on_step):
 """
 
 
-def test_a_process_takes_job_after_job_and_one_that_fails_costs_only_its_own(root, tmp_path, monkeypatch):
+def test_a_process_takes_job_after_job_and_one_that_fails_costs_only_its_own(root, tmp_path, monkeypatch, forking):
     (tmp_path / "noting.py").write_text(NOTE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     jobs = jobs_of(root, [CE], 6, **{"train.out": str(tmp_path)})[1]
