@@ -1,10 +1,13 @@
 """Every family from its published files to a student that learned from it: build, verify, train, eval."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from helpers.teacher_examples import write_family
 from tide_cache.building.driver import build_cache
@@ -23,6 +26,8 @@ from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.training.distributed import World
 from tide_cache.training.prepare import prepare
 from tide_cache.training.run import train
+from tide_cache_cli.main import app
+from tide_cache_cli.run_toml import run_toml
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
 
@@ -158,3 +163,44 @@ def test_a_shifted_family_is_no_student(tmp_path, teachers, corpus_file):
     run = train_values(tmp_path, {"model": str(teachers("Dream"))}, corpus={"spec": str(corpus_file)})
     with pytest.raises(RunFileError, match=r"Dream can be a teacher, not a student \(its rows speak of the next token"):
         prepare(TrainRun.model_validate(run | {"objective": [{"kind": "ce"}]}), World(0, 1, 0), resume=False)
+
+
+def as_another(source, folder, **changes):
+    """Write a copy of a checkpoint whose config.json says something else."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_command_line_refuses_each_with_its_exit_code(tmp_path, teachers, run_of, corpus_file):
+    """2 for what the invocation says, 3 for what the checkpoint is; nothing is loaded or written."""
+    dense = {"model_type": "sdar", "architectures": ["SDARForCausalLM"]}
+    experts = as_another(teachers("sdar_moe"), tmp_path / "experts", **dense)
+    unknown = as_another(teachers("sdar"), tmp_path / "unknown", model_type="sdar_next")
+    without_mask_token(teachers("sdar"), tmp_path / "maskless")
+    for teacher, options, code, message in (
+        (experts, {}, 3, "num_experts: found 8, but sdar is a dense model"),
+        (unknown, {}, 3, "model_type 'sdar_next' is not supported; .* The nearest is sdar "),
+        (tmp_path / "maskless", {}, 3, "the tokenizer has no mask token"),
+        (teachers("sdar"), {"teacher__block_size": 4}, 2, "teacher.block_size: found 4; .* with blocks of 8"),
+        (teachers("sdar"), {"teacher__context": "causal"}, 2, r"found 'causal', but .* \(sdar\) is a masked diffusion"),
+    ):
+        (tmp_path / "run.toml").write_text(run_toml(run_of(teacher, **options)))
+        result = CliRunner().invoke(app, ["build-teacher-shards", str(tmp_path / "run.toml")])
+        assert (result.exit_code, result.stdout) == (code, ""), result.stderr
+        assert re.search(message, " ".join(result.stderr.split())), result.stderr
+        assert not (tmp_path / "cache").exists()
+    options = (
+        "--dataset",
+        str(corpus_file),
+        "--objective",
+        "ce",
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        "train.steps=2",
+    )
+    result = CliRunner().invoke(app, ["train", "--student", str(teachers("sdar_moe")), *options])
+    assert result.exit_code == 2
+    assert "sdar_moe can be a teacher, not a student (a student is trained and saved as a stock dense" in result.stderr

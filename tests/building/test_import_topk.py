@@ -183,6 +183,26 @@ def test_distillkits_exact_logprobs_are_unpacked(tmp_path, pairs, logprobs_of, t
     assert "exact_k: found 0: all log-probs are approximated" in " ".join(result.stderr.split())
 
 
+def test_the_true_token_alone_is_enough_for_truth_and_fewer_ids_than_allowed_are_kept(tmp_path, rows, imported, direct):
+    bare = [
+        row | {"prompt_logprobs": [at and dict(list(at.items())[:1]) for at in row["prompt_logprobs"]]} for row in rows
+    ]
+    file = write_jsonl(tmp_path / "bare.jsonl", bare)
+    refused = imported(file)
+    assert refused.exit_code == 2
+    assert "bare.jsonl lists the true token alone; use ['truth']" in " ".join(refused.stderr.split())
+    assert imported(file, "--set", "signals.kinds=['truth']").exit_code == 0
+    for found, expected in zip(records_of(tmp_path / "cache"), records_of(direct.build.out), strict=True):
+        np.testing.assert_allclose(found.signal.truth_logprobs_N, expected.signal.truth_logprobs_N, atol=1e-5)
+        np.testing.assert_array_equal(found.signal.is_top1_N, expected.signal.is_top1_N)
+    wide = ("--set", "signals.top_k=64", "--dry-run")
+    result = imported(write_jsonl(tmp_path / "topk.jsonl", rows), *wide, out=tmp_path / "other")
+    assert result.exit_code == 0
+    assert "lists 12 ids at a position; signals.top_k allows 64, and 12 are kept" in " ".join(result.stderr.split())
+    assert "[teacher.topk]" in result.stdout
+    assert not (tmp_path / "other").exists()
+
+
 def test_what_to_ask_is_written_for_each_sample(tmp_path, imported, pairs):
     result = imported("--write-prompts", tmp_path / "prompts.jsonl", "--top-k", 20)
     assert result.exit_code == 0, result.stderr

@@ -182,6 +182,8 @@ def top_of(entries: Sequence[Entry], true_id: int, vocab_size: int, lists_truth:
     if all(entry.rank is not None for entry in entries):
         ordered, listed = _by_rank(entries, true)
     else:
+        if lists_truth and list(entries) == [true]:
+            raise RowFault("found the true token alone, without its rank, which tells whether it is the likeliest")
         ordered = [entry for entry in entries if entry is not true or not lists_truth]
         _require_falling(ordered)
         if true is not None and lists_truth:
@@ -193,7 +195,7 @@ def top_of(entries: Sequence[Entry], true_id: int, vocab_size: int, lists_truth:
     is_certain = not lists_truth or len(listed) < len(ordered) or ordered[-1] is not true
     return Top(
         truth_logprob=math.nan if true is None else true.logprob,
-        is_top1=true is not None and true.logprob >= ordered[0].logprob,
+        is_top1=true is not None and len(listed) > 0 and true.logprob >= listed[0].logprob,
         listed=listed,
         is_certain=is_certain,
     )
