@@ -80,6 +80,14 @@ def build_teacher_shards(
     check_disk: Annotated[
         bool, typer.Option("--disk-check/--no-disk-check", help="Refuse a build that may not fit on the disk.")
     ] = True,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read the corpus again and hash the shards that are there, in place of trusting what an earlier run "
+            "recorded.",
+        ),
+    ] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -101,11 +109,16 @@ def build_teacher_shards(
     def choose(num_shards: int) -> range:
         return range(num_shards) if shards is None else shard_range(shards, num_shards, os.environ)
 
-    build_and_tell(run, hands, choose, check_disk, json)
+    build_and_tell(run, hands, choose, check_disk, json, verify)
 
 
 def build_and_tell(
-    run: BuildRun, hands: "Executor", choose: Callable[[int], range], check_disk: bool, json: bool
+    run: BuildRun,
+    hands: "Executor",
+    choose: Callable[[int], range],
+    check_disk: bool,
+    json: bool,
+    is_verified: bool = False,
 ) -> None:
     """Build some shards of a cache, show how far it is, and print what there is in the end.
 
@@ -115,16 +128,19 @@ def build_and_tell(
         choose: Returns the shards to build, given the number of all.
         check_disk: Refuse a build that may not fit on the disk.
         json: Print one JSON document.
+        is_verified: Trust nothing that an earlier run recorded.
     """
     with chatter_to_stderr():
         from tide_cache.building.driver import PartialBuild, build_shards, prepare_with_room
 
-        build = prepare_with_room(run, choose, check_disk)
+        build = prepare_with_room(run, choose, check_disk, is_verified)
         for remark in build.remarks:
             say(remark)
         chosen = choose(build.plan.num_shards)
         with ProgressReport("build", "views") as report:
-            summary = build_shards(run, build, chosen, lambda progress: _show(report, progress), hands, check_disk)
+            summary = build_shards(
+                run, build, chosen, lambda progress: _show(report, progress), hands, check_disk, is_verified
+            )
     if json:
         print_json({**asdict(summary), "remarks": build.remarks, "is_complete": not isinstance(summary, PartialBuild)})
     elif isinstance(summary, PartialBuild):

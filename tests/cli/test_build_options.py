@@ -57,12 +57,12 @@ def test_two_workers_build_the_cache_of_one(installed, workshop, tmp_path, call)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_all_workers(workshop, tmp_path, number, code):
     out = tmp_path / "cache"
-    options = ("--workers", "2", "--set", "views.num_views=200", "--set", "build.batch_tokens=64")
+    options = ("--workers", "2", "--set", "views.num_views=60", "--set", "build.batch_tokens=64")
     command = [COMMAND, *map(str, build(*options, out=out))]
     process = fresh.Process(command, cwd=workshop.root, env={**os.environ, "OMP_NUM_THREADS": "1"},
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
     try:
-        while not any(out.glob("pairs/*.parquet")):
+        while not any(out.glob("signals/plain/*.parquet")):
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         process.send_signal(number)
@@ -77,11 +77,11 @@ def test_a_signal_stops_all_workers(workshop, tmp_path, number, code):
 
 def test_no_worker_outlives_a_command_that_is_killed(workshop, tmp_path):
     out = tmp_path / "cache"
-    options = ("--workers", "2", "--set", "views.num_views=200", "--set", "build.batch_tokens=64")
+    options = ("--workers", "2", "--set", "views.num_views=60", "--set", "build.batch_tokens=64")
     command = [COMMAND, *map(str, build(*options, out=out))]
     process = fresh.Process(command, cwd=workshop.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while not any(out.glob("pairs/*.parquet")):
+        while not any(out.glob("signals/plain/*.parquet")):
             assert process.poll() is None
             time.sleep(0.05)
         workers = [pid for pid in children_of(process.pid) if os.getsid(pid) == pid]  # not what forks them

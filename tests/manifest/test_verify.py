@@ -105,3 +105,25 @@ def test_an_unfinished_cache_is_refused(builder):
 def test_a_record_is_strict():
     with pytest.raises(ValueError, match="String should match pattern"):
         CommitRecord.model_validate_json('{"cache_id": "../../etc"}')
+
+
+@pytest.mark.usefixtures("forking")
+def test_processes_find_what_one_process_finds(cache, flip, monkeypatch):
+    monkeypatch.setattr("tide_cache.manifest.checkers.LEAST_BYTES_TO_SHARE", 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    flip(cache / "pairs/shard-000000.parquet", 30)
+    flip(cache / "signals/plain/shard-000001.parquet", -20)
+    (cache / "pairs/shard-000001.json").unlink()
+    found = verify(cache, deep=True)
+    monkeypatch.setattr("tide_cache.manifest.checkers.LEAST_BYTES_TO_SHARE", 1 << 40)
+    assert found == verify(cache, deep=True)
+    assert len(found.problems) == 4
+
+
+@pytest.mark.usefixtures("forking")
+def test_a_process_that_dies_takes_no_shard_with_it(cache, flip, monkeypatch):
+    monkeypatch.setattr("tide_cache.manifest.checkers.LEAST_BYTES_TO_SHARE", 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("tide_cache.manifest.checkers.CHECKER", "tide_cache.no_such_module")
+    flip(cache / "signals/plain/shard-000001.parquet", -20)
+    assert [problem.shard for problem in verify(cache, deep=True).problems] == ["signals/plain/shard-000001.parquet"]

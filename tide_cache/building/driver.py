@@ -1,13 +1,17 @@
 """Stage 1 as a whole: find what is missing, let an executor's workers build it, then write the manifest."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from tide_cache.building.estimate import require_disk
 from tide_cache.building.executors import Executor, InProcess
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.prepared_build import PreparedBuild
+from tide_cache.building.published_pairs import has_all_pairs, known_corpus, publish_pairs
 from tide_cache.building.run_record import keep_record, require_same_tokens
 from tide_cache.building.shard import SHOWINGS, BuiltShard
 from tide_cache.building.worker import load_teacher
@@ -17,6 +21,7 @@ from tide_cache.interruption import StopRequest
 from tide_cache.locations import CachePath
 from tide_cache.manifest import CacheFolder, Manifest, record_path, tables_of
 from tide_cache.manifest.manifest import table_folder
+from tide_cache.progress import doing
 from tide_cache.shards import TableName, files_of
 
 __all__ = [
@@ -122,13 +127,16 @@ def build_cache(run: BuildRun, on_progress: OnProgress | None = None, executor: 
     return build_prepared(run, prepare_with_room(run), on_progress, executor)
 
 
-def prepare_with_room(run: BuildRun, choose: Callable[[int], range] = range, check_disk: bool = True) -> PreparedBuild:
+def prepare_with_room(
+    run: BuildRun, choose: Callable[[int], range] = range, check_disk: bool = True, is_verified: bool = False
+) -> PreparedBuild:
     """Check a build, and whether it fits on the disk, before the teacher's weights are fetched and hashed.
 
     Args:
         run: The run file.
         choose: Returns the shards to build, given the number of all.
         check_disk: As for `build_shards`.
+        is_verified: Read the corpus, also where its samples are published and its files are those that they are of.
 
     Raises:
         WriteError: It may not fit on the disk.
@@ -139,7 +147,7 @@ def prepare_with_room(run: BuildRun, choose: Callable[[int], range] = range, che
         if check_disk:
             _require_room(run, build, choose(build.plan.num_shards))
 
-    return prepare_build(run, before_weights=require_room)
+    return prepare_build(run, before_weights=require_room, known=None if is_verified else known_corpus(run))
 
 
 def _require_room(run: BuildRun, build: PreparedBuild, shards: range) -> None:
@@ -149,10 +157,15 @@ def _require_room(run: BuildRun, build: PreparedBuild, shards: range) -> None:
 
 
 def build_prepared(
-    run: BuildRun, build: PreparedBuild, on_progress: OnProgress | None = None, executor: Executor | None = None
+    run: BuildRun,
+    build: PreparedBuild,
+    on_progress: OnProgress | None = None,
+    executor: Executor | None = None,
+    is_verified: bool = False,
 ) -> BuildSummary:
-    """Build the cache of a checked run; as `build_cache`."""
-    summary = build_shards(run, build, range(build.plan.num_shards), on_progress, executor)
+    """Build the cache of a checked run; as `build_cache`, and `build_shards` for `is_verified`."""
+    all_shards = range(build.plan.num_shards)
+    summary = build_shards(run, build, all_shards, on_progress, executor, is_verified=is_verified)
     assert isinstance(summary, BuildSummary), "all shards were asked for"
     return summary
 
@@ -164,6 +177,7 @@ def build_shards(
     on_progress: OnProgress | None = None,
     executor: Executor | None = None,
     check_disk: bool = True,
+    is_verified: bool = False,
 ) -> BuildSummary | PartialBuild:
     """Build some shards of a cache; whichever run completes the plan writes the manifest.
 
@@ -174,6 +188,7 @@ def build_shards(
         on_progress: As for `build_cache`.
         executor: As for `build_cache`.
         check_disk: Whether to refuse a build that may not fit on the disk.
+        is_verified: Hash the files of shards that are committed, in place of trusting their records.
     """
     started_s = time.monotonic()
     executor = executor or InProcess()
@@ -184,11 +199,15 @@ def build_shards(
     if check_disk:
         _require_room(run, build, shards)
     folder.begin(build.identity, build.plan, build.passes)
-    lacking = {s: [t for t in tables_of(build.passes) if not folder.is_committed(t, s)] for s in shards}
-    missing = {shard: tables for shard, tables in lacking.items() if tables}
-    if missing:
+    lacking = _lacking(folder, tables_of(build.passes), shards, is_verified)
+    if lacking:
         folder.require_exclusive()
     keep_record(run, build)
+    if build.paired is not None and (lacking or not has_all_pairs(folder)):
+        with StopRequest(STOP_WITHIN_S) as stop:
+            publish_pairs(run, build, folder, shards.start, partial(_stop_here, stop, folder))
+        lacking = {shard: [table for table in tables if table != "pairs"] for shard, tables in lacking.items()}
+    missing = {shard: tables for shard, tables in lacking.items() if tables}
     if missing:
         with StopRequest(STOP_WITHIN_S) as stop:
             log = _Log(build, folder, len(shards), missing, stop, on_progress)
@@ -210,6 +229,35 @@ def build_shards(
         shards_reused=num_reused,
         elapsed_s=elapsed_s,
     )
+
+
+def _lacking(
+    folder: CacheFolder, tables: Sequence[TableName], shards: range, is_hashed: bool
+) -> dict[int, list[TableName]]:
+    """Return the tables that shards lack, by shard; hashing uses all cores, since it runs outside of Python."""
+
+    def is_committed(place: tuple[TableName, int]) -> bool:
+        return folder.is_committed(*place, is_hashed)
+
+    places = [(table, shard) for shard in shards for table in tables]
+    lacking: dict[int, list[TableName]] = {}
+    with (
+        doing("Checking the shards that are there", len(places), "files") as phase,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0)) if is_hashed else 1, "check") as pool,
+    ):
+        for (table, shard), is_there in zip(places, pool.map(is_committed, places), strict=True):
+            if not is_there:
+                lacking.setdefault(shard, []).append(table)
+            phase.advance()
+    return lacking
+
+
+def _stop_here(stop: StopRequest, folder: CacheFolder) -> None:
+    if stop.is_set:
+        stop.raise_interrupted(
+            f"Stopped before the first forward; the pairs that are published in {folder.root} stay. Run the same "
+            "command again to continue."
+        )
 
 
 class _Log:

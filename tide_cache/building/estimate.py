@@ -4,13 +4,17 @@ from dataclasses import dataclass
 
 from tide_cache.arrays import evenly
 from tide_cache.building.prepared_build import PreparedBuild
+from tide_cache.building.shard import pair_rows
 from tide_cache.corpus import Corpus, Row
 from tide_cache.disk import free_bytes
 from tide_cache.errors import WriteError
 from tide_cache.locations import CachePath
+from tide_cache.pairing import PairingReport
+from tide_cache.records import SamplePair
 from tide_cache.views.masking import active_chunks
 
 ROWS_SAMPLED = 64
+SHARDS_SAMPLED = 4
 POSITION_BYTES = 12
 """Mask positions on both sides, log p(true) and the top-1 flag of a masked position, compressed."""
 KEPT_ID_BYTES = {"float16": 4, "float32": 6}
@@ -49,13 +53,12 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
     Raises:
         PairingError: A chat template cannot render one of the rows.
     """
-    rows = spread_rows(build.corpus, ROWS_SAMPLED)
-    paired = build.pairer.pair_many(rows)
+    num_rows, pairs, report = _sample(build)
     signals, num_temperatures = build.capture.signals, len(build.capture.signals.temperatures)
     id_bytes = KEPT_ID_BYTES[build.identity.signals.logprob_dtype]
     kept_row_bytes = (signals.ids_per_row + signals.tail_samples) * id_bytes + 8 * num_temperatures
     num_masked = num_kept_rows = num_tokens = num_chunks = num_chunk_tokens = 0
-    for pair in paired.pairs:
+    for pair in pairs:
         is_pair_C = pair.is_aligned_pair_C(build.capture.shared_vocab_size)
         student_size_C = pair.chunks_C4[:, 3] - pair.chunks_C4[:, 2]
         num_tokens += len(pair.student_ids_L)
@@ -67,7 +70,7 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
             num_kept_rows += of_chunks if signals.has_projected else 0
             num_chunks += int(is_active_C.sum())
             num_chunk_tokens += of_chunks
-    scale = len(build.corpus) / len(rows)
+    scale = len(build.corpus) / num_rows
     # A candidate is a log-prob and its tokens, each about half of an id with its log-prob.
     candidates_bytes = signals.chunk_k * (num_chunks + num_chunk_tokens) * id_bytes / 2
     candidates_bytes = candidates_bytes + 8 * num_temperatures * num_chunks if signals.has_chunks else 0
@@ -76,11 +79,25 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
     return BuildEstimate(
         num_rows=len(build.corpus),
         num_shards=build.plan.num_shards,
-        rows_sampled=len(rows),
-        coverage=paired.report.covered_tokens / max(paired.report.supervised_tokens, 1),
+        rows_sampled=num_rows,
+        coverage=report.covered_tokens / max(report.supervised_tokens, 1),
         masked_positions=round(num_masked * scale),
         cache_bytes=round(sampled_bytes * scale),
     )
+
+
+def _sample(build: PreparedBuild) -> tuple[int, list[SamplePair], PairingReport]:
+    """Pair some rows, or read published samples; return how many rows they stand for, the samples and a report."""
+    if build.published is None:
+        rows = spread_rows(build.corpus, ROWS_SAMPLED)
+        paired = build.pairer.pair_many(rows)
+        return len(rows), paired.pairs, paired.report
+    shards = [pair_rows(build, shard) for shard in evenly(build.plan.num_shards, SHARDS_SAMPLED)]
+    report = sum((shard.report for shard in shards), PairingReport())
+    found = [pair for shard in shards for pair in shard.pairs]
+    pairs = [found[index] for index in evenly(len(found), ROWS_SAMPLED)]
+    num_rows = (report.samples + sum(report.dropped.values())) * len(pairs) / max(len(found), 1)
+    return max(1, round(num_rows)), pairs, report
 
 
 def spread_rows(corpus: Corpus[Row], count: int) -> list[Row]:

@@ -3,6 +3,7 @@
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,12 @@ from tide_cache.building.shard_size import require_openable, samples_per_shard
 from tide_cache.config.build import BuildRun
 from tide_cache.config.common import TokenizerConfig
 from tide_cache.corpus import Corpus, open_corpus, open_preprocessed
+from tide_cache.corpus.stamps import stamps_of
+from tide_cache.corpus.unread import KnownCorpus, UnreadCorpus
 from tide_cache.errors import CorpusError, RunFileError, TideCacheError, fault_list
 from tide_cache.families import FAMILIES
 from tide_cache.manifest import (
+    CacheFolder,
     CacheIdentity,
     PairingIdentity,
     ShardPlan,
@@ -67,6 +71,7 @@ def prepare_build(
     pairs_all: bool = True,
     before_weights: Callable[[PreparedBuild], None] | None = None,
     reads_topk: bool = True,
+    known: KnownCorpus | None = None,
 ) -> PreparedBuild:
     """Check a build, open its corpus, and pair every row; the teacher's weights are looked at last.
 
@@ -77,6 +82,7 @@ def prepare_build(
         pairs_all: False for a worker of a build whose rows were paired where it began, and for whoever pairs some.
         before_weights: Called with all but the weights' hash, before they are fetched and hashed, which takes minutes.
         reads_topk: False where an engine has yet to write `teacher.topk`.
+        known: The corpus, where its samples are published in `build.out`; no row is read then.
 
     Raises:
         RunFileError: Something in the run file cannot work; lists every fault.
@@ -107,7 +113,8 @@ def prepare_build(
     faults += day_faults
     if faults:
         raise RunFileError(fault_list("The build cannot start:", faults, "Nothing was loaded or written."))
-    corpus, pairer = _rows_and_pairer(run, teacher, student)
+    stamps = stamps_of(run.corpus.spec, run.corpus.folder)  # before it is read: it may be changed meanwhile
+    corpus, pairer = _rows_and_pairer(run, teacher, student, known)
     if run.pairing.shared_vocab_size is not None:
         shared = run.pairing.shared_vocab_size
     # Only `auto` asks this machine: a plan is made, and a Ray cluster is driven, where no GPU is.
@@ -121,7 +128,7 @@ def prepare_build(
         head_rows=run.build.head_rows,
         views_per_forward=run.build.views_per_forward,
     )
-    paired = _paired(run, corpus, pairer, plan) if pairs_all else None
+    paired = _paired(run, corpus, pairer, plan) if pairs_all and known is None else None
     if run.teacher.context == "causal" and paired is not None:
         for shard in range(plan.num_shards):
             require_prefixes(paired.shard(shard).pairs)
@@ -160,6 +167,8 @@ def prepare_build(
         ),
         special_tokens={"teacher": teacher.special_tokens, "student": student.special_tokens},
         paired=paired,
+        stamps=stamps,
+        published=None if known is None else CacheFolder(run.build.out),
         remarks=()
         if paired is None
         else build_remarks(run, corpus, paired.report, paired.lengths, paired.faults) + topk_notes,
@@ -249,8 +258,10 @@ def _day_begun(run: BuildRun) -> datetime.date | None:
     return datetime.date.fromisoformat(day) if day else None
 
 
-def _rows_and_pairer(run: BuildRun, teacher: TextTokenizer, student: TextTokenizer) -> tuple[Corpus[Any], Pairer]:
-    """Open the corpus, and choose the pairer for its rows."""
+def _rows_and_pairer(
+    run: BuildRun, teacher: TextTokenizer, student: TextTokenizer, known: KnownCorpus | None
+) -> tuple[Corpus[Any], Pairer]:
+    """Open the corpus, unless it is known, and choose the pairer for its rows."""
     lengths = {
         "teacher_max_length": run.teacher.max_length,
         "student_max_length": run.student.max_length,
@@ -259,11 +270,18 @@ def _rows_and_pairer(run: BuildRun, teacher: TextTokenizer, student: TextTokeniz
     fills = run.student.fill_last_block
     if run.corpus.format == "chat":
         pairer = SamplePairer(teacher, student, **lengths, fill_last_block=fills, aligner=run.pairing.aligner)
-        return open_corpus(**dict(run.corpus)), pairer
-    corpus = open_preprocessed(
-        **dict(run.corpus), student_vocab_size=student.vocab_size, teacher_vocab_size=teacher.vocab_size
+        read = partial(open_corpus, **dict(run.corpus))
+        return (read() if known is None else UnreadCorpus(known, read)), pairer
+    read_preprocessed = partial(
+        open_preprocessed,
+        **dict(run.corpus),
+        student_vocab_size=student.vocab_size,
+        teacher_vocab_size=teacher.vocab_size,
     )
     preprocessed = PreprocessedPairer(teacher, student, **lengths, fill_last_block=fills)
+    if known is not None:
+        return UnreadCorpus(known, read_preprocessed), preprocessed
+    corpus = read_preprocessed()
     report = preprocessed.pair_many(list(corpus.rows(0, ROWS_CHECKED_FIRST))).report
     if report.spans_dropped and not report.chunks:
         raise CorpusError(

@@ -7,7 +7,8 @@ from tide_cache.building.paired_corpus import PairedCorpus
 from tide_cache.config.sections import BuildViewsConfig
 from tide_cache.config.settings import PassName
 from tide_cache.corpus import Corpus
-from tide_cache.manifest import CacheIdentity, ShardPlan
+from tide_cache.corpus.stamps import FileStamp
+from tide_cache.manifest import CacheFolder, CacheIdentity, ShardPlan
 from tide_cache.modeling.backbone import CheckpointInfo
 from tide_cache.pairing import Pairer, Spelling
 from tide_cache.progress import doing
@@ -32,6 +33,8 @@ class PreparedBuild:
         capture: How the teacher is run.
         special_tokens: What teacher's and student's tokenizers call their special tokens.
         paired: The samples of all rows; None where somebody else has paired them.
+        stamps: The files of the corpus as they were before it was read; None where it is on a hub.
+        published: The cache, where its pairs table holds the samples of all rows.
         remarks: Remarks for the user about the rows.
         topk: What an engine wrote, which takes the place of the teacher's weights.
     """
@@ -46,6 +49,8 @@ class PreparedBuild:
     capture: CaptureSettings
     special_tokens: dict[str, dict[str, str | list[str]]]
     paired: PairedCorpus | None = None
+    stamps: tuple[FileStamp, ...] | None = None
+    published: CacheFolder | None = None
     remarks: tuple[str, ...] = ()
     topk: EngineTopK | None = None
 

@@ -222,7 +222,7 @@ def _unvouched(root: CachePath, plan: PlanDocument, tables: Sequence[TableName],
     for table in tables:
         for shard in range(plan.plan.num_shards):
             try:
-                is_good = folder.is_committed(table, shard)
+                is_good = folder.is_committed(table, shard, is_hashed=True)
             except (ShardCorruptError, CacheMismatchError, OSError):
                 is_good = False
             if not is_good:

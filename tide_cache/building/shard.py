@@ -1,7 +1,7 @@
 """One shard from its corpus rows: pair, mask, ask the teacher, encode; a pure function of plan and number."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from tide_cache.building.paired_corpus import PairedShard, pair_range
 from tide_cache.building.prepared_build import PreparedBuild
@@ -60,9 +60,14 @@ def capture_shard(
 
 
 def pair_rows(build: PreparedBuild, shard: int) -> PairedShard:
-    """Return the samples of a shard: those made before the build began, or else pair the rows here."""
+    """Return the samples of a shard: those made before the build began, those published, or else pair the rows here."""
     if build.paired is not None:
         return build.paired.shard(shard)
+    if build.published is not None and (reader := build.published.reader("pairs", shard)) is not None:
+        groups = [reader.read_indexed_pairs(group) for group in range(reader.layout.num_groups)]
+        indexes = [index for found, _ in groups for index in found]
+        pairs = [pair for _, found in groups for pair in found]
+        return PairedShard(indexes, pairs, _report_of(build.published.statistics("pairs", shard)))
     indexes, paired = pair_range(build.corpus, build.pairer, build.plan.rows_of(shard))
     return PairedShard(indexes, paired.pairs, paired.report)
 
@@ -139,6 +144,14 @@ def _pairing_statistics(report: PairingReport) -> Statistics:
     counts = asdict(report)
     dropped = counts.pop("dropped")
     return {**counts, **{f"dropped.{reason}": count for reason, count in dropped.items()}}
+
+
+def _report_of(statistics: Statistics) -> PairingReport:
+    """Invert `_pairing_statistics`."""
+    dropped = {n.partition(".")[2]: int(count) for n, count in statistics.items() if n.startswith("dropped.")}
+    names = [field.name for field in fields(PairingReport) if field.name != "dropped"]
+    counts = {name: int(statistics.get(name, 0)) for name in names}
+    return PairingReport(dropped=dropped, **counts)
 
 
 def _signal_statistics(records_by_sample: list[list[ViewRecord]]) -> Statistics:

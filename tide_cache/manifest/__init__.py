@@ -14,7 +14,8 @@ from tide_cache.manifest.identity import (
 from tide_cache.manifest.manifest import Manifest, record_path, shard_path, tables_of
 from tide_cache.manifest.parts import ManifestHead
 from tide_cache.manifest.plan import PlanDocument, ShardPlan
-from tide_cache.manifest.verify import Problem, VerifyReport, verify
+from tide_cache.manifest.shard_check import Problem
+from tide_cache.manifest.verify import VerifyReport, verify
 from tide_cache.manifest.whole import WholeManifest
 
 __all__ = [

@@ -12,6 +12,7 @@ from tide_cache.manifest.documents import read_document
 from tide_cache.manifest.finishing import make_document
 from tide_cache.manifest.identity import CacheIdentity, require_same_identity
 from tide_cache.manifest.manifest import (
+    RECORD_NAME,
     Manifest,
     incomplete,
     read_plan,
@@ -28,6 +29,7 @@ from tide_cache.shards import (
     OtherBytesError,
     PassName,
     ShardHeader,
+    ShardReader,
     TableName,
     file_sha256,
     files_of,
@@ -101,8 +103,21 @@ class CacheFolder:
         """What a shard of this build says of itself; `encode_pairs` and `encode_signals` take it."""
         return ShardHeader(self.plan_document.cache_id, self.plan_document.plan_hash, table, shard)
 
-    def is_committed(self, table: TableName, shard: int) -> bool:
-        """Whether a shard needs no more work: its record is there, and its file has the recorded hash.
+    def listed(self, table: TableName) -> set[int]:
+        """Numbers of the shards of a table whose records and files are there, by their names alone."""
+        names = set(self._files.list_folder(table_folder(self.root, table)))
+        matches = (RECORD_NAME.fullmatch(name) for name in names)
+        return {int(match[1]) for match in matches if match and match[0].replace(".json", ".parquet") in names}
+
+    def is_committed(self, table: TableName, shard: int, is_hashed: bool = False) -> bool:
+        """Whether a shard needs no more work: its record is there, and its file has the recorded size.
+
+        A record is written after its file is durable, so it is trusted; readers check the hashes of what they read.
+
+        Args:
+            table: `pairs`, or a pass.
+            shard: Number of the shard.
+            is_hashed: Also compare the hash of the file's bytes.
 
         Raises:
             ShardCorruptError: There is a record, but not the file it describes.
@@ -114,7 +129,7 @@ class CacheFolder:
         try:
             found: object = self._files.size(path)
             if found == record.size:
-                found = file_sha256(path, self._files)
+                found = file_sha256(path, self._files) if is_hashed else record.sha256
         except FileNotFoundError:
             found = "no file"
         except OSError as error:
@@ -126,6 +141,18 @@ class CacheFolder:
                 "`tide-cache build-teacher-shards` command again: only what is missing is computed."
             )
         return True
+
+    def reader(self, table: TableName, shard: int) -> ShardReader | None:
+        """Return a reader of a shard; None where it is not committed."""
+        record = self._record(table, shard)
+        rules = self.plan_document.identity.shard_rules
+        return None if record is None else ShardReader(self.shard_path(table, shard), record, rules, self._files)
+
+    def statistics(self, table: TableName, shard: int) -> Statistics:
+        """Return the statistics of a committed shard."""
+        record = self._record(table, shard)
+        assert record is not None, "a shard that is not committed"
+        return record.statistics
 
     def commit(self, encoded: EncodedShard, statistics: Statistics) -> CommitRecord:
         """Publish a shard and then its commit record; committing the same bytes again changes nothing.

@@ -28,7 +28,7 @@ MAX_MANIFEST_BYTES = 64 << 20
 
 _SIGNALS_FOLDER = "signals"
 AnyPath = TypeVar("AnyPath", Path, RemotePath, CachePath)
-_RECORD_NAME = re.compile(r"shard-\d{6}\.json")
+RECORD_NAME = re.compile(r"shard-(\d{6})\.json")
 
 
 def tables_of(passes: Collection[PassName]) -> tuple[TableName, ...]:
@@ -202,7 +202,7 @@ def incomplete(root: CachePath, document: PlanDocument, files: Files) -> CacheIn
     """The error that says how far a build has come."""
     begun = tables_of([name for name in PASSES if name in files.list_folder(root / _SIGNALS_FOLDER)])
     committed = {
-        table: sum(bool(_RECORD_NAME.fullmatch(name)) for name in files.list_folder(table_folder(root, table)))
+        table: sum(bool(RECORD_NAME.fullmatch(name)) for name in files.list_folder(table_folder(root, table)))
         for table in begun
     }
     counts = ", ".join(f"{table} {count} of {document.plan.num_shards}" for table, count in committed.items())

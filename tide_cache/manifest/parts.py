@@ -141,6 +141,11 @@ class RecordParts(Sequence[CommitRecord]):
         """How many files the records lie in."""
         return len(self._parts)
 
+    def shards_of(self, number: int) -> range:
+        """Return the shards whose records are in a part."""
+        first = number * self._per_part
+        return range(first, min(first + self._per_part, len(self)))
+
     def path(self, number: int) -> CachePath:
         """Return the file of a part."""
         return self._folder / part_name(self._table, number, self._parts[number].sha256)
@@ -180,8 +185,7 @@ class RecordParts(Sequence[CommitRecord]):
             raise _damaged(path, f"cannot be read: {error.strerror}") from None
         if size != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
             raise _damaged(path, f"found {size} bytes, not the {part.size} bytes that the manifest lists")
-        first = number * self._per_part
-        shards = range(first, min(first + self._per_part, len(self)))
+        shards = self.shards_of(number)
         lines = data.splitlines()
         if len(lines) != len(shards):
             raise _damaged(path, f"found {len(lines)} records, expected {len(shards)}")

@@ -1,33 +1,19 @@
 """Whether a cache is what it says, file by file: collects every problem instead of stopping at the first."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from tide_cache.config.base import Frozen
-from tide_cache.errors import CacheMismatchError, ShardCorruptError, TideCacheError, UnreadableError, fault_list
+from tide_cache.errors import ShardCorruptError, TideCacheError, UnreadableError, fault_list
 from tide_cache.locations import CachePath
-from tide_cache.manifest.commit import MAX_RECORD_BYTES, CommitRecord
-from tide_cache.manifest.documents import read_document
+from tide_cache.manifest.checkers import Checkers, ShardRecords
+from tide_cache.manifest.commit import CommitRecord
 from tide_cache.manifest.entries import add_statistics
 from tide_cache.manifest.identity import differing_fields
-from tide_cache.manifest.manifest import Manifest, read_plan, record_path, shard_path
+from tide_cache.manifest.manifest import Manifest, read_plan
 from tide_cache.manifest.parts import PARTS_FOLDER, RecordParts
 from tide_cache.manifest.plan import PlanDocument
-from tide_cache.shards import Files, TableName, file_sha256, files_of
-
-
-class Problem(Frozen):
-    """One thing that is wrong.
-
-    Attributes:
-        shard: Path inside the cache of the shard (or document) that it concerns.
-        file: Path inside the cache of the file that is at fault: the shard, or the commit record beside it.
-        problem: What was found.
-    """
-
-    shard: str
-    file: str
-    problem: str
+from tide_cache.manifest.shard_check import Problem, ShardCheck
+from tide_cache.shards import Files, files_of
 
 
 class VerifyReport(Frozen):
@@ -58,7 +44,7 @@ def verify(
         CacheMismatchError: It was written in a newer format.
         UnreadableError: A file cannot be read now, so nothing can be said of it; tells what was wrong with others.
     """
-    files = files or files_of(root)
+    is_readable_elsewhere, files = files is None, files or files_of(root)
     try:
         manifest = Manifest.load(root, files)
     except ShardCorruptError as error:
@@ -67,27 +53,29 @@ def verify(
     total_bytes, done_bytes = manifest.cache_bytes, 0
     found = _plan_problems(root, manifest, files)
     problems = [Problem(shard="plan.json", file="plan.json", problem=problem) for problem in found]
-    for record in _listed(manifest, problems):
+    check = ShardCheck(root, manifest.identity, deep, files)
+    with Checkers(check, total_bytes, is_readable_elsewhere) as checkers:
         try:
-            problems += _problems_of(root, manifest, record, deep, files)
+            for record, found_of_shard in checkers.problems(_listed(manifest, problems)):
+                problems += found_of_shard
+                done_bytes += record.size
+                if progress is not None:
+                    progress(done_bytes, total_bytes)
         except UnreadableError as error:
             raise _with_problems(error, problems) from error
-        done_bytes += record.size
-        if progress is not None:
-            progress(done_bytes, total_bytes)
     num_shards = manifest.plan.num_shards * len(manifest.tables)
     return VerifyReport(ok=not problems, shards=num_shards, bytes=total_bytes, problems=tuple(problems))
 
 
-def _listed(manifest: Manifest, problems: list[Problem]) -> Iterator[CommitRecord]:
-    """Yield the manifest's entry of each shard; of a part that is damaged, and of totals that are wrong, add a problem.
+def _listed(manifest: Manifest, problems: list[Problem]) -> Iterator[ShardRecords]:
+    """Yield the manifest's entry of each shard and of its pairs; add problems of damaged parts and wrong totals.
 
     Nothing is known of the shards of a damaged part; a repair writes it anew from the commit records.
     """
     for table in manifest.tables:
         records, sums, num_bytes, is_whole = manifest.shards[table], dict[str, int | float](), 0, True
         if not isinstance(records, RecordParts):  # totals were compared when the manifest was read
-            yield from records
+            yield from zip(records, manifest.shards["pairs"], strict=True)
             continue
         for number in range(records.num_parts):
             try:
@@ -100,22 +88,19 @@ def _listed(manifest: Manifest, problems: list[Problem]) -> Iterator[CommitRecor
             for record in part:
                 add_statistics(sums, record.statistics)
                 num_bytes += record.size
-            yield from part
+            yield from zip(part, _pairs_of(manifest, number), strict=True)
         if is_whole and (sums, num_bytes) != (manifest.totals[table], manifest.shard_bytes[table]):
             problem = f"{table}: totals are not the sums of the shards' statistics and bytes"
             problems.append(Problem(shard="manifest.json", file="manifest.json", problem=problem))
 
 
-def _problems_of(
-    root: CachePath, manifest: Manifest, record: CommitRecord, deep: bool, files: Files
-) -> Iterator[Problem]:
-    """Check one shard and its record."""
-    shard = shard_path(Path(), record.table, record.shard)
-    record_file = shard.with_suffix(".json").as_posix()
-    for problem in _record_problems(root, record, files):
-        yield Problem(shard=shard.as_posix(), file=record_file, problem=problem)
-    for problem in _shard_problems(root, manifest, record, deep, files):
-        yield Problem(shard=shard.as_posix(), file=shard.as_posix(), problem=problem)
+def _pairs_of(manifest: Manifest, number: int) -> Sequence[CommitRecord | None]:
+    pairs = manifest.shards["pairs"]
+    assert isinstance(pairs, RecordParts)
+    try:
+        return pairs.part(number)
+    except ShardCorruptError:
+        return [None] * len(pairs.shards_of(number))
 
 
 def _with_problems(error: UnreadableError, problems: Sequence[Problem]) -> UnreadableError:
@@ -137,49 +122,3 @@ def _plan_problems(root: CachePath, manifest: Manifest, files: Files) -> Iterato
     expected = PlanDocument.of(manifest.identity, manifest.plan)
     for name, one, other in differing_fields(found, expected):
         yield f"{name}: found {one!r}, the manifest says {other!r}"
-
-
-def _record_problems(root: CachePath, record: CommitRecord, files: Files) -> Iterator[str]:
-    record_file = record_path(root, record.table, record.shard)
-    try:
-        if read_document(record_file, CommitRecord, MAX_RECORD_BYTES, files) != record:
-            yield f"{record_file.name} differs from its entry in manifest.json"
-    except FileNotFoundError:
-        yield f"{record_file.name} is missing"
-    except (ShardCorruptError, CacheMismatchError) as error:
-        yield str(error)
-
-
-def _shard_problems(
-    root: CachePath, manifest: Manifest, record: CommitRecord, deep: bool, files: Files
-) -> Iterator[str]:
-    try:
-        manifest.reader(root, record.table, record.shard, files).check_footer()
-    except (ShardCorruptError, CacheMismatchError) as error:
-        yield str(error)
-        return
-    found = file_sha256(shard_path(root, record.table, record.shard), files)
-    if found != record.sha256:
-        yield f"found sha256 {found}, the commit record says {record.sha256}"
-    if deep:
-        yield from _row_problems(root, manifest, record.table, record.shard, files)
-
-
-def _row_problems(root: CachePath, manifest: Manifest, table: TableName, shard: int, files: Files) -> Iterator[str]:
-    """Decode every row group; the views of samples that cannot be read are left out, their pairs are named."""
-    pairs_reader = manifest.reader(root, "pairs", shard, files)
-    reader = manifest.reader(root, table, shard, files)
-    for group in range(reader.layout.num_groups):
-        try:
-            pairs = pairs_reader.read_pairs(group)
-        except ShardCorruptError as error:
-            if table == "pairs":
-                yield str(error)
-            continue
-        if table == "pairs":
-            continue
-        for view in range(manifest.identity.stored_views):
-            try:
-                reader.read_signals(view, group, pairs, thorough=True)
-            except ShardCorruptError as error:
-                yield str(error)

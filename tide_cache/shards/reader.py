@@ -23,7 +23,7 @@ from tide_cache.locations import CachePath
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.shards.checks import ShardRules, check_pairs, check_signals
 from tide_cache.shards.codecs import CODECS
-from tide_cache.shards.columns import Columns, columns_of, names_of
+from tide_cache.shards.columns import Columns, columns_of, names_of, scalars
 from tide_cache.shards.files import LOCAL_FILES, Files
 from tide_cache.shards.layout import ShardLayout
 from tide_cache.shards.pages import PageFault, check_pages, damaged_column
@@ -91,12 +91,16 @@ class ShardReader:
             ShardCorruptError: The bytes are not the committed ones, or a value breaks a law of the format.
             CacheMismatchError: The shard was written in a newer format.
         """
+        return self.read_indexed_pairs(group)[1]
+
+    def read_indexed_pairs(self, group: int) -> tuple[list[int], list[SamplePair]]:
+        """Read the samples of a group, and each one's row number in the corpus; raises as `read_pairs`."""
         assert self._facts.header.table == "pairs"
         row_group = self.layout.row_group(0, group)
         columns = self._columns(row_group)
         with self._naming(row_group, names_of(columns)):
             check_pairs(columns, self._rules)
-        return columns_to_pairs(columns)
+        return scalars(columns, "sample_index").tolist(), columns_to_pairs(columns)
 
     def read_signals(
         self,
@@ -119,6 +123,21 @@ class ShardReader:
             ShardCorruptError: The bytes are not the committed ones, or a value breaks a law of the format.
             CacheMismatchError: The shard was written in a newer format.
         """
+        columns = self._signals(view, group, pairs, thorough, signals)
+        return columns_to_views(columns, pairs, len(self._rules.temperatures))
+
+    def check_signals(self, view: int, group: int, pairs: Sequence[SamplePair]) -> None:
+        """Check one view of the samples of a group, thoroughly, and make no records; raises as `read_signals`."""
+        self._signals(view, group, pairs, True, None)
+
+    def _signals(
+        self,
+        view: int,
+        group: int,
+        pairs: Sequence[SamplePair],
+        thorough: bool,
+        signals: Collection[SignalKind] | None,
+    ) -> Columns:
         assert self._facts.header.table != "pairs"
         assert len(pairs) == len(self.layout.samples_of(group)), "pairs of another group"
         row_group = self.layout.row_group(view, group)
@@ -126,7 +145,7 @@ class ShardReader:
         with self._naming(row_group, names_of(found)):
             columns = CODECS[self._rules.codec].unpack(found)
             check_signals(columns, view, pairs, self._rules, thorough)
-        return columns_to_views(columns, pairs, len(self._rules.temperatures))
+        return columns
 
     def _columns_of_signals(self, signals: Collection[SignalKind] | None) -> list[str] | None:
         if signals is None:
