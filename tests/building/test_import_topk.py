@@ -12,11 +12,14 @@ from typer.testing import CliRunner
 from helpers.engine_examples import vllm_positions, write_distillkit, write_jsonl, write_parquet_lists
 from helpers.teacher_examples import write_causal
 from tide_cache.building.driver import build_cache
+from tide_cache.building.executors.ray_actors import ShardActor
 from tide_cache.building.prepare import prepare_build
 from tide_cache.config.build import BuildRun
+from tide_cache.config.train import TrainRun
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
+from tide_cache.training.run import train
 from tide_cache_cli.main import app
 
 TOP_K = 12
@@ -138,10 +141,34 @@ def test_vllms_lines_give_the_rows_that_asking_the_teacher_gives(tmp_path, rows,
     assert (said["engine"], said["name"], said["topk_format"]) == ("vllm 0.11.0", "org/teacher", "vllm")
     assert len(said["topk_sha256"]) == 64
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "cache"), "--deep"]).exit_code == 0
+    record = json.loads((tmp_path / "cache/build.json").read_text())["run"]
+    actor = ShardActor({**record, "build": record["build"] | {"out": str(tmp_path / "cache")}})
+    assert actor.build(0).get("error") is None, "a worker elsewhere reads the file again"
     shard = next((tmp_path / "cache").glob("signals/plain/*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-9])
     assert CliRunner().invoke(app, ["repair", str(tmp_path / "cache")]).exit_code == 0
     require_equal(tmp_path / "cache", direct)
+
+
+def test_every_objective_at_t_1_learns_from_it(tmp_path, rows, imported, vocabularies):
+    assert imported(write_jsonl(tmp_path / "topk.jsonl", rows)).exit_code == 0
+    kinds = ("kl", "reverse_kl", "chunk_kl", "calm", "reverse_calm", "bernoulli_kl")
+    with_t = ("kl", "reverse_kl", "chunk_kl")
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
+    run = {
+        "student": {"shape": shape, "tokenizer": {"path": str(vocabularies.first)}},
+        "data": {"cache": str(tmp_path / "cache")},
+        "objective": [{"kind": kind} | ({"temperature": 1.0} if kind in with_t else {}) for kind in kinds],
+        "train": {
+            "out": str(tmp_path / "run"), "steps": 5, "global_batch": 4, "micro_batch": 4, "log_every": 5,
+            "precision": "float32", "device": "cpu",
+        },
+    }  # fmt: skip
+    train(TrainRun.model_validate(run))
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 5
+    assert len(last["losses"]) == len(kinds)
+    assert np.isfinite(list(last["losses"].values())).all()
 
 
 def test_answers_of_a_server_and_parquet_are_the_same(tmp_path, rows, imported, direct):
