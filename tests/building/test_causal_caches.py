@@ -77,7 +77,8 @@ def test_an_actor_and_a_repair_give_the_bytes_of_the_build(tmp_path, root, tree,
     actor = ShardActor(run.model_dump(mode="json"))
     assert [actor.build(shard)["num_samples"] for shard in (1, 0)] == [2, 4]
     folder.finish(build.passes)
-    shutil.copy(root / "causal/build.json", tmp_path / "cache")
+    for name in ("build.json", "corpus.json"):
+        shutil.copy(root / "causal" / name, tmp_path / "cache")
     expected = tree(root / "causal")
     assert tree(tmp_path / "cache") == expected
     for name in ("signals/plain/shard-000001.parquet", "pairs/shard-000000.parquet"):
