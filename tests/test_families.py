@@ -326,7 +326,7 @@ def test_layers_without_experts_have_a_dense_part(tmp_path, golden):
         ("llada_moe", {"num_experts_per_tok": 9}, r"num_experts_per_tok 9 is more than 8 experts"),
         ("llada_moe", {"rope_scaling": {"type": "yarn"}}, r"rope_scaling: found .*yarn.*expected numbers for factor"),
         ("llada_moe", {"rope_scaling": {"type": "longrope"}}, r"found rope_type 'longrope', expected one of linear"),
-        ("llada_moe", {"num_attention_heads": 3}, r"num_attention_heads 3 is no multiple"),
+        ("llada_moe", {"num_attention_heads": 3}, r"num_attention_heads 3 is not a multiple"),
     ],
 )
 def test_what_would_be_got_wrong_is_refused_by_name(golden, tmp_path, name, changes, message):

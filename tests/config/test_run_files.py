@@ -96,7 +96,7 @@ def test_values_that_contradict_each_other(write):
     assert "give either steps or epochs" in refuse(write(GOOD + "epochs = 1\n"))
     assert "give either cache or corpus" in refuse(write(GOOD.replace('cache = "cache"', "")))
     assert "give either model (a checkpoint) or shape" in refuse(write(GOOD.replace('model = "checkpoint"', "")))
-    assert "global_batch 64 is no multiple of micro_batch 7" in refuse(write(GOOD + "micro_batch = 7\n"))
+    assert "global_batch 64 is not a multiple of micro_batch 7" in refuse(write(GOOD + "micro_batch = 7\n"))
     corpus = GOOD.replace('cache = "cache"', 'corpus.spec = "a"\nviews = { num_views = 3, complementary = true }')
     assert "num_views 3: complementary views come in pairs; use an even number" in refuse(write(corpus))
     assert "student: missing; it has no default" in refuse(write("[train]\nout = 'o'\nsteps = 1\n"))
@@ -140,7 +140,7 @@ def test_files_that_cannot_be_read(write, tmp_path):
     [
         ("train.steps", "found no '='"),
         ("objective.weight=1", "objective.0.weight=1.0"),
-        ("objective.7.weight=1", "'7' is no index of a list of 2 entries"),
+        ("objective.7.weight=1", "'7' is not an index of a list of 2 entries"),
         ("optimizer.0.lr=1", "found no list to take entry 0 of; write it in the run file"),
     ],
 )

@@ -204,7 +204,7 @@ def test_an_added_adapter_is_used_and_a_full_gpu_is_told(tmp_path, monkeypatch):
     assert info.mask_id == 7
     with pytest.raises(ModelError, match=r"no room on cpu for the weights in bfloat16: Tried to allocate 30 GiB"):
         load_backbone(info, torch.bfloat16, "cpu")
-    with pytest.raises(ModelError, match=r"cannot be loaded so:\n.*teacher.quantisation = '4bit': not for mine"):
+    with pytest.raises(ModelError, match=r"with these settings:\n.*teacher.quantisation = '4bit': not for mine"):
         load_backbone(info, torch.bfloat16, "cpu", quantisation="4bit")
 
 
@@ -255,7 +255,7 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_a_device_of_another_name_is_refused():
-    with pytest.raises(RunFileError, match=r"device 'gpu': is no device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"):
+    with pytest.raises(RunFileError, match=r"'gpu': is not a device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"):
         resolve_device("gpu")
 
 

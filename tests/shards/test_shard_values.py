@@ -242,7 +242,7 @@ PAIR_FAULTS: dict[str, tuple[Callable[[SamplePair], SamplePair], str, str]] = {
     "three numbers": (
         lambda p: replace(p, chunks_C4=p.chunks_C4.reshape(-1)[:-1]),
         "chunks",
-        "no multiple of 4",
+        "not a multiple of 4",
     ),
     "teacher end": (lambda p: replace(p, chunks_C4=_with(p.chunks_C4, -3, 99)), "chunks", "teacher spans"),
     "student end": (lambda p: replace(p, chunks_C4=_with(p.chunks_C4, -1, 99)), "chunks", "student spans"),

@@ -92,7 +92,7 @@ def _assign(layer: dict[str, Any], base: Mapping[str, Any], dotted: str, value: 
     for key in keys[:-1]:
         if isinstance(here, list):
             if not key.isdigit() or int(key) >= len(here):
-                raise RunFileError(f"--set {dotted}: {key!r} is no index of a list of {len(here)} entries")
+                raise RunFileError(f"--set {dotted}: {key!r} is not an index of a list of {len(here)} entries")
             here, there = here[int(key)], None
             continue
         if key.isdigit():

@@ -175,7 +175,7 @@ class TrainConfig(Frozen, BatchConfig, RunLength):  # type: ignore[misc]  # `Fro
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
         if self.global_batch % self.micro_batch:
-            raise ValueError(f"global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch}")
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
         return self
 
     @model_validator(mode="after")

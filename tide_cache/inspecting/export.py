@@ -192,7 +192,7 @@ def _format_of(out: Path) -> ExportFormat:
         if out.name.endswith(f".{format}"):
             return format
     raise RunFileError(
-        f"{out}: found a name that tells no format; expected one ending in {' or '.join(f'.{f}' for f in _WRITERS)}, "
+        f"{out}: found a name without a known suffix; expected one ending in {' or '.join(f'.{f}' for f in _WRITERS)}, "
         "or the format with --format"
     )
 

@@ -101,7 +101,7 @@ def _read_config(repository: Repository) -> dict[str, Any]:
         raise ModelError(
             f"{location}: found adapter_config.json next to the weights; expected a whole model. Whether such an "
             "adapter is applied depends on what is installed, so it is never read here. Merge it into the weights "
-            "first (peft: merge_and_unload, then save_pretrained), or, if they hold it already, take the file away."
+            "first (peft: merge_and_unload, then save_pretrained), or, if they hold it already, remove the file."
         )
     return read_config(location, path)
 
@@ -153,7 +153,8 @@ def load_backbone(
     """
     loading = LoadingConfig(quantisation, device_map, attention, compile)
     if faults := unsupported_loading(info, loading):
-        raise ModelError(fault_list(f"{info.location} cannot be loaded so:", faults, "Nothing was loaded."))
+        title = f"{info.location} cannot be loaded with these settings:"
+        raise ModelError(fault_list(title, faults, "Nothing was loaded."))
     require_means(device, loading)
     options = LoadOptions(dtype, device, loading)
     fetch_weights(info)
@@ -246,7 +247,9 @@ def require_means(device: str, loading: LoadingConfig) -> None:
             f"teacher.compile: found no C++ compiler ({compiler}); install one, name it in CXX, or leave it out"
         )
     if faults:
-        raise ModelError(fault_list("This machine cannot run the teacher so:", faults, "Nothing was loaded."))
+        raise ModelError(
+            fault_list("This machine cannot run the teacher with these settings:", faults, "Nothing was loaded.")
+        )
 
 
 def resolve_device(wanted: str) -> str:
@@ -260,7 +263,7 @@ def resolve_device(wanted: str) -> str:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise RunFileError(f"device {wanted!r}: is no device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
+        raise RunFileError(f"device {wanted!r}: is not a device; expected 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
     if device.type == "cuda" and (device.index or 0) >= (found := torch.cuda.device_count()):
         raise RunFileError(f"device {wanted!r}: found {found or 'no'} CUDA devices; use another, 'cpu' or 'auto'")
     return wanted

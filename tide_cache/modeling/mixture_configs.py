@@ -74,7 +74,7 @@ class MixtureConfig(BaseModel):
     def _consistent(self) -> Self:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is no multiple of num_key_value_heads "
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_key_value_heads}"
             )
         if self.num_experts_per_tok > self.num_experts:
@@ -185,7 +185,7 @@ class LLaDA2Config(MixtureConfig):
     @model_validator(mode="after")
     def _consistent_groups(self) -> Self:
         if self.num_experts % self.n_group:
-            raise ValueError(f"num_experts {self.num_experts} is no multiple of n_group {self.n_group}")
+            raise ValueError(f"num_experts {self.num_experts} is not a multiple of n_group {self.n_group}")
         if self.topk_group > self.n_group:
             raise ValueError(f"topk_group {self.topk_group} is more than n_group {self.n_group}")
         if self.num_experts_per_tok > (reachable := self.topk_group * self.num_experts // self.n_group):

@@ -69,8 +69,8 @@ def require_writable(out: Path, force: bool) -> None:
         with out.open("rb") as file:
             if GENERATOR.encode() not in file.read(HEAD_BYTES):
                 raise RunFileError(
-                    f"{out}: found a file that is no page of tide-cache; give another name with --out, or --force to "
-                    "write over it"
+                    f"{out}: found a file that is not a page of tide-cache; give another name with --out, or --force "
+                    "to write over it"
                 )
 
 

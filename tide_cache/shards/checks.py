@@ -74,7 +74,7 @@ def check_pairs(columns: Columns, rules: ShardRules) -> None:
     require_lengths("is_supervised", is_supervised.lengths, student_ids.lengths, "student_ids")
     _check_ids("student_ids", student_ids, rules.student_vocab_size)
     _check_ids("teacher_ids", teacher_ids, rules.teacher_vocab_size)
-    require("chunks", chunks.lengths % 4 == 0, None, "the length is no multiple of 4")
+    require("chunks", chunks.lengths % 4 == 0, None, "the length is not a multiple of 4")
     chunks_C4 = chunks.values.reshape(-1, 4)
     row_C = chunks.row_of_value[::4]
     is_first_C = np.diff(row_C, prepend=-1) != 0

@@ -98,7 +98,7 @@ def read_rows(files: Iterable[Path]) -> list[dict[str, Any]]:
         except (OSError, ValueError, EOFError) as error:
             raise EvaluationError(f"{path}: cannot be read: {error}; fetch it again") from None
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise EvaluationError(f"{', '.join(map(str, files))}: found no rows, or rows that are no objects")
+        raise EvaluationError(f"{', '.join(map(str, files))}: found no rows, or rows that are not objects")
     return rows
 
 

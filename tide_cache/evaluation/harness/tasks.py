@@ -184,7 +184,7 @@ def _require_safe_code(settings: TaskSettings, configs: Sequence[Config], sandbo
     if sandbox is None:
         raise RunFileError(
             f"{settings.name} runs programs that the model writes. Consent with --allow-code-execution: each runs in a "
-            "process of its own without network, with closed files, and for a limited time; or leave code tasks out, "
+            "separate process, without network, with read-only files and a time limit; or leave code tasks out, "
             "by naming the others: --tasks"
         )
     sandbox.require_works()
