@@ -20,8 +20,12 @@ def test_thresholds_are_compared_with_one_token_a_step(tiny_teacher, shared):
     rates = [figures[f"tokens_per_s_{name}"] for name in ("0.5", "token_by_token")]
     assert figures["ratio_0.5"] == pytest.approx(rates[0] / rates[1])
 
-    trained = thresholds.trained_answering(tiny_teacher, num_prompts=1, new_tokens=8)
-    assert thresholds.measure(trained, 1, (1.0,))["same_answers_1"] == 1.0
+    trained = thresholds.trained_answering(tiny_teacher, num_prompts=1, new_tokens=8, num_rows=2)
+    figures = thresholds.measure(trained, 1, (1.0, 0.9))
+    assert figures["same_answers_1"] == 1.0
+    assert figures["block_accuracy_1"] == figures["block_accuracy_token_by_token"]
+    assert figures["block_tokens_per_forward_token_by_token"] == 1.0
+    assert figures["block_tokens_per_forward_0.9_by_2"] >= 2 * 7 / 8
 
 
 @pytest.mark.skipif(not IS_FULL, reason="takes seconds: TIDE_CACHE_TESTS=full")
