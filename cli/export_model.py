@@ -9,7 +9,8 @@ import typer
 from tide_cache.places import require_checkpoint, require_new
 
 from .console import chatter_to_stderr, print_json, print_text
-from .options import Json
+from .options import Json, Private, PushToHub
+from .push import find_destination, push_finished
 
 if TYPE_CHECKING:
     from tide_cache.student.exporting import ExportedModel
@@ -41,24 +42,32 @@ def export_model(
         str | None,
         typer.Option(metavar="COMMIT", help="Branch, tag or commit of a hub checkpoint.", show_default=False),
     ] = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     json: Json = False,
 ) -> None:
     """Write a student for a serving engine, with tokenizer, decoding defaults and model card."""
     require_new(out)
+    destination = find_destination(push_to_hub, private)
     if not (Path(source) / "model").is_dir():
         require_checkpoint(source)
     with chatter_to_stderr():
         from tide_cache.student.exporting import export_model as exported
 
+        if destination is not None:
+            destination.claim()
         done = exported(
             source, out, format, block_size=block_size, threshold=threshold, any_mask_id=any_mask_id, revision=revision
         )
+    if not json:
+        print_text(f"{done.folder}: {done.model_type}, blocks of {done.block_size}, mask id {done.mask_id}.")
+        if format == "sdar":
+            print_text(_serving(done))
+    page = None if destination is None else push_finished(done.folder, destination)
     if json:
-        print_json({**asdict(done), "folder": str(done.folder)})
-        return
-    print_text(f"{done.folder}: {done.model_type}, blocks of {done.block_size}, mask id {done.mask_id}.")
-    if format == "sdar":
-        print_text(_serving(done))
+        print_json({**asdict(done), "folder": str(done.folder), "page": page})
+    elif page is not None:
+        print_text(f"Uploaded to {page}")
 
 
 def _serving(done: "ExportedModel") -> str:

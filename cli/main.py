@@ -25,6 +25,7 @@ from .generate import generate
 from .import_topk import import_topk
 from .inspect_cache import inspect_cache
 from .plan import plan
+from .push import push
 from .repair import repair
 from .report import report
 from .schema import schema
@@ -173,6 +174,10 @@ app.command(
         "tide-cache export-model runs/student --format hf --out students/stock",
     ),
 )(export_model)
+app.command(
+    "push",
+    epilog=_example("tide-cache push runs/student me/student --private", "tide-cache push cache me/teacher-cache"),
+)(push)
 app.command("verify", epilog=_example("tide-cache verify cache --deep"))(verify_cache)
 app.command("repair", epilog=_example("tide-cache repair cache", "tide-cache repair cache --dry-run"))(repair)
 app.command(

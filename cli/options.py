@@ -79,6 +79,13 @@ TopP = Annotated[
     float | None,
     typer.Option(help="Sample only from the likeliest tokens whose probabilities reach this sum.", show_default=False),
 ]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OWNER/NAME", help="Upload the finished model to this repository of the hub.", show_default=False
+    ),
+]
+Private = Annotated[bool, typer.Option("--private", help="Make a repository that is created private.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 

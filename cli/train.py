@@ -1,5 +1,6 @@
 """`tide-cache train`: stage 2, in this process, in several local ones, or in one that a launcher has started."""
 
+import os
 import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ import typer
 from tide_cache.config.base import load_run_file, parse_assignments
 from tide_cache.config.settings import OnBadRow, Reporter, Semantics
 from tide_cache.config.train import TrainRun
+from tide_cache.launchers import is_first
 from tide_cache.places import require_cache, require_checkpoint
 
 from .console import chatter_to_stderr, number, print_fields, print_json, print_text, say
@@ -19,6 +21,8 @@ from .options import (
     DryRun,
     Json,
     Out,
+    Private,
+    PushToHub,
     RunFile,
     Set,
     caches,
@@ -29,6 +33,7 @@ from .options import (
     objectives,
 )
 from .progress import ProgressReport
+from .push import find_destination, push_finished
 from .run_toml import run_toml
 
 if TYPE_CHECKING:
@@ -89,6 +94,8 @@ def train_student(
         int | None,
         typer.Option(min=1, help="Start this many processes on this machine; also works on CPUs.", show_default=False),
     ] = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -98,6 +105,7 @@ def train_student(
     """
     flags = _flags(student, cache, dataset, on_bad_row, objective, preset, semantics, out, report_to)
     with one_voice():
+        destination = find_destination(push_to_hub, private)
         run = load_run_file(TrainRun, run_file, {**flags, **parse_assignments(assignments or ())})
         if run.student.model is not None:
             require_checkpoint(run.student.model)
@@ -108,11 +116,18 @@ def train_student(
         require_gpus(num_gpus, run.train.device)
     if dry_run:
         _dry_run(run, resume, num_gpus, json)
-    elif num_gpus is not None and num_gpus > 1:
+        return
+    if destination is not None and is_first(os.environ):
+        with one_voice():
+            destination.claim()
+    if num_gpus is not None and num_gpus > 1:
         options = [name for name, is_given in (("--resume", resume), ("--json", json)) if is_given]
-        raise typer.Exit(launch(run, num_gpus, options))
+        if code := launch(run, num_gpus, options):
+            raise typer.Exit(code)
     else:
         _train(run, resume, json)
+    if destination is not None and is_first(os.environ):
+        say(f"Uploaded to {push_finished(run.train.out / 'model', destination)}")
 
 
 def _flags(

@@ -12,6 +12,7 @@ records
 unreadable interruption signal_table
 locations
 hub disk config
+upload
 objectives views places
 corpus pairing shards
 manifest modeling

@@ -82,6 +82,12 @@ class WriteError(TideCacheError):
     exit_code = 1
 
 
+class UploadError(TideCacheError):
+    """A hub cannot be reached, or does not take an upload; what was to be uploaded is kept."""
+
+    exit_code = 1
+
+
 class DeviceMemoryError(TideCacheError):
     """A run needs more memory than its device has."""
 

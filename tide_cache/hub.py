@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from tide_cache.errors import ModelError, TideCacheError, UnreadableError
 from tide_cache.locations import nowhere
@@ -157,6 +158,18 @@ def unasked_hub() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep `huggingface_hub` from drawing a bar for each of many files; its weights keep theirs."""
+    was_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_off:
+            enable_progress_bars()
+
+
 def is_told_by_hub(error: Exception) -> bool:
     """Return whether a hub's refusal, or not asking it, led to an error."""
     chain = list(chain_of(error))
@@ -184,7 +197,7 @@ def _fetch(location: str, revision: str | None, names: Sequence[str], error: typ
             raise error(refusal(location, revision, found)) from None
     try:
         folder = Path(snapshot_download(location, revision=commit, allow_patterns=patterns))
-        _note_commit(location, revision, str(commit))
+        note_commit(location, revision, str(commit))
         return folder
     except Exception as found:
         require_usable_cache(found)
@@ -208,17 +221,24 @@ def require_usable_cache(error: Exception) -> None:
         ) from error
 
 
-def _note_commit(location: str, revision: str | None, commit: str) -> None:
-    """Record what a branch stood for, as `snapshot_download` does, so that its name works without a network."""
+def note_commit(location: str, revision: str | None, commit: str, kind: str = "models") -> None:
+    """Record what a branch stood for, as `snapshot_download` does, so that its name works without a network.
+
+    Args:
+        location: Name of a repository.
+        revision: As given.
+        commit: What the hub said it is.
+        kind: `models` or `datasets`.
+    """
     branch = revision or constants.DEFAULT_REVISION
     if branch != commit:
-        refs = Path(constants.HF_HUB_CACHE, "models--" + location.replace("/", "--"), "refs")
+        refs = Path(constants.HF_HUB_CACHE, f"{kind}--" + location.replace("/", "--"), "refs")
         with contextlib.suppress(OSError):
             (refs / branch).parent.mkdir(parents=True, exist_ok=True)
             (refs / branch).write_text(commit)
 
 
-def refusal(location: str, revision: str | None, error: Exception, kind: str = "") -> str:
+def refusal(location: str, revision: str | None, error: Exception, kind: str = "", may_be_folder: bool = True) -> str:
     """Return why the hub does not serve a repository, and what helps.
 
     Args:
@@ -226,7 +246,9 @@ def refusal(location: str, revision: str | None, error: Exception, kind: str = "
         revision: As given.
         error: What `huggingface_hub` raised.
         kind: `datasets/` for a data set.
+        may_be_folder: The location could have been that of a folder.
     """
+    no_folder = "no such folder, and " if may_be_folder else ""
     page = f"{constants.ENDPOINT}/{kind}{location}"
     log_in = "set HF_TOKEN, or run `hf auth login`"
     chain = list(chain_of(error))
@@ -239,12 +261,11 @@ def refusal(location: str, revision: str | None, error: Exception, kind: str = "
         return f"{location}: is gated: accept its conditions at {page}, then {log_in}"
     if any(isinstance(one, RepositoryNotFoundError) for one in chain):
         return (
-            f"{location}: no such folder, and the hub has no such repository, or keeps it private; check the name, or "
-            f"{log_in}"
+            f"{location}: {no_folder}the hub has no such repository, or keeps it private; check the name, or {log_in}"
         )
     if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
         return (
-            f"{location}: no such folder, and the hub is not asked, since HF_HUB_OFFLINE is set; "
+            f"{location}: {no_folder}the hub is not asked, since HF_HUB_OFFLINE is set; "
             f"{constants.HF_HUB_CACHE} does not hold all its files. Fetch it on a machine with a network (`hf "
             "download`) and copy that folder, or give a local one"
         )
@@ -255,7 +276,7 @@ def refusal(location: str, revision: str | None, error: Exception, kind: str = "
     asked = "cannot be reached" if status is None else f"answers with HTTP {status}"
     if isinstance(error, LocalEntryNotFoundError) or status is not None or not isinstance(error, OSError | ValueError):
         return (
-            f"{location}: no such folder, and the hub at {constants.ENDPOINT} {asked} ({reason}); try again, or give a "
+            f"{location}: {no_folder}the hub at {constants.ENDPOINT} {asked} ({reason}); try again, or give a "
             "local folder"
         )
     return (

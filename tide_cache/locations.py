@@ -7,7 +7,14 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from tide_cache.errors import RunFileError
 from tide_cache.unreadable import is_folder
+
+HUB = "hf"
+"""Protocol of a cache that was published as a data set of a hub: hf://datasets/OWNER/NAME."""
+HUB_URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
+"""Name, revision and path of a file in it."""
+READ_ONLY = "a data set of a hub is only read. Build into a folder, then upload that: tide-cache push FOLDER OWNER/NAME"
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _LOCAL_URL = re.compile(r"(file|local)://", re.IGNORECASE)
@@ -78,8 +85,20 @@ def is_url(location: str) -> bool:
 
 
 def cache_path(location: str) -> CachePath:
-    """Read the location of a cache as written in a run file or on the command line."""
-    return RemotePath(location) if is_url(location) else Path(_LOCAL_URL.sub("", location, count=1))
+    """Read the location of a cache as written in a run file or on the command line.
+
+    Raises:
+        RunFileError: It is a URL of a hub, but not of a data set.
+    """
+    if not is_url(location):
+        return Path(_LOCAL_URL.sub("", location, count=1))
+    path = RemotePath(location)
+    if path.protocol == HUB and not HUB_URL.fullmatch(path.url):
+        raise RunFileError(
+            f"{location}: expected hf://datasets/OWNER/NAME, with @REVISION or /FOLDER behind it where needed: a hub's "
+            "caches are data sets"
+        )
+    return path
 
 
 def nowhere(location: str) -> str | None:

@@ -1,15 +1,18 @@
-"""A hub on this machine: the few endpoints that downloads use, for repositories that are folders.
+"""A hub on this machine: the few endpoints that downloads and uploads use, for repositories that are folders.
 
 It answers as the real one does: commits, branches, large files with their SHA-256, and refusals with the hub's own
-`X-Error-Code`. It notes which files were asked for.
+`X-Error-Code`. It notes which files were asked for, and takes uploads from whoever has one of its tokens.
 """
 
+import base64
 import hashlib
 import json
+import os
 import re
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,14 +20,35 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from helpers import fresh
+
 LARGE = (".safetensors", ".gguf", ".parquet")
 _API = re.compile(r"/api/(models|datasets)/([\w.-]+/[\w.-]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?/?")
+_WRITE = re.compile(
+    r"/(?:api/)?(models/|datasets/)?([\w-]+/[\w.-]+?)(?:\.git)?/(auth-check/write|preupload/.+|commit/.+|info/lfs/.+)"
+)
 _FILE = re.compile(r"/(datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)")
 
 
 def commit_of(name: str, branch: str) -> str:
     """The commit of a branch: 40 hex digits."""
     return hashlib.sha1(f"{name}@{branch}".encode()).hexdigest()
+
+
+DRIVER = """
+import contextlib, io, json, sys, time
+from typer.testing import CliRunner
+import torch, transformers, datasets
+from tide_cache_cli.main import app
+answers = []
+for arguments in json.load(sys.stdin):
+    started = time.monotonic()
+    result = CliRunner().invoke(app, arguments)
+    fault = result.exception
+    assert fault is None or isinstance(fault, SystemExit), (arguments, repr(fault))
+    answers.append([result.exit_code, result.stdout, result.stderr, time.monotonic() - started])
+json.dump(answers, sys.stdout)
+"""
 
 
 @dataclass
@@ -34,6 +58,7 @@ class Repository:
     branches: dict[str, Path]
     is_gated: bool = False
     states_sha256: bool = True
+    is_private: bool = False
 
 
 @dataclass
@@ -42,6 +67,14 @@ class LocalHub:
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     served: list[str] = field(default_factory=list)
+    uploads: Path | None = None
+    """Folder of the repositories that are created; none are where it is None."""
+    writers: dict[str, str] = field(default_factory=dict)
+    """Tokens and the owner whose repositories each may write."""
+    commits: list[list[str]] = field(default_factory=list)
+    """Paths of each commit that was taken."""
+    refuses_commits: bool = False
+    """Whether uploads fail, as on a hub that has trouble."""
 
     port: int = 0
     home: Path = Path()
@@ -82,6 +115,22 @@ class LocalHub:
         return None
 
 
+def run_commands(
+    hub: LocalHub, commands: Iterable[Sequence[object]], cwd: Path, **environment: str
+) -> list[tuple[int, str, str, float]]:
+    """Run commands one after the other in one fresh process; gives exit code, stdout, stderr and seconds of each."""
+    hub.served.clear()
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(cwd / "home"), "NO_PROXY": "*", "HF_TOKEN": "",
+                "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+    done = fresh.run(
+        [sys.executable, "-c", DRIVER], imports="torch",
+        input=json.dumps([[str(part) for part in command] for command in commands]),
+        env={**os.environ, **settings, **environment}, cwd=cwd, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [(code, out, " ".join(err.split()), seconds) for code, out, err, seconds in json.loads(done.stdout)]
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: LocalHub
     protocol_version = "HTTP/1.1"
@@ -99,9 +148,21 @@ class _Handler(BaseHTTPRequestHandler):
         self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self._answer()
 
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        assert self.hub.uploads is not None
+        (self.hub.uploads / f"lfs-{hashlib.sha256(data).hexdigest()}").write_bytes(data)
+        self._send_json({})
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if match := _API.fullmatch(path):
+        if path == "/api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            self._create(json.loads(self._body))
+        elif match := _WRITE.fullmatch(path):
+            self._answer_write((match[1] or "") + match[2], match[3])
+        elif match := _API.fullmatch(path):
             kind, name, what, revision, below = match.groups()
             self._answer_api(("datasets/" if kind == "datasets" else "") + name, what, revision or "main", below or "")
         elif match := _FILE.fullmatch(path):
@@ -109,6 +170,62 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer_file((kind or "") + name, revision, file)
         else:
             self._refuse(404, None, "no such page")
+
+    def _may_write(self, name: str) -> bool:
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        return self.hub.writers.get(token) == name.removeprefix("datasets/").partition("/")[0]
+
+    def _create(self, wanted: dict[str, Any]) -> None:
+        assert self.hub.uploads is not None
+        name = f"{wanted['organization']}/{wanted['name']}"
+        kind = "datasets/" if wanted.get("type") == "dataset" else ""
+        if not self._may_write(name):
+            return self._refuse(403, None, f"You don't have the rights to create a repository under {name}")
+        if kind + name in self.hub.repositories:
+            return self._refuse(409, None, "You already created this repository")
+        folder = self.hub.uploads / (kind + name)
+        folder.mkdir(parents=True)
+        is_private = wanted.get("visibility") == "private"
+        self.hub.repositories[kind + name] = Repository({"main": folder}, is_private=is_private)
+        return self._send_json({"url": f"{self.hub.url}/{kind}{name}"})
+
+    def _answer_write(self, name: str, what: str) -> None:
+        name = name.removeprefix("models/")
+        if not self._may_write(name):
+            return self._refuse(403, None, "Forbidden")
+        if self.hub.refuses_commits and what != "auth-check/write":
+            return self._refuse(507, None, "no room")
+        if what == "auth-check/write":
+            return self._send_json({})
+        if what.startswith("preupload/"):
+            files = json.loads(self._body)["files"]
+            return self._send_json({"files": [
+                {"path": file["path"], "shouldIgnore": False,
+                 "uploadMode": "lfs" if Path(file["path"]).suffix in LARGE else "regular"} for file in files
+            ]})  # fmt: skip
+        if what == "info/lfs/objects/batch":
+            objects = json.loads(self._body)["objects"]
+            upload = {"upload": {"href": f"{self.hub.url}/lfs"}}
+            return self._send_json({"transfer": "basic", "objects": [{**one, "actions": upload} for one in objects]})
+        return self._commit(name, [json.loads(line) for line in self._body.splitlines()])
+
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        folder, changed = self.hub.repositories[name].branches["main"], []
+        assert self.hub.uploads is not None
+        for line in lines[1:]:
+            value, target = line["value"], folder / line["value"]["path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            changed.append(value["path"])
+            if line["key"] == "file":
+                target.write_bytes(base64.b64decode(value["content"]))
+            elif line["key"] == "lfsFile":
+                target.write_bytes((self.hub.uploads / f"lfs-{value['oid']}").read_bytes())
+            else:
+                target.unlink()
+                changed[-1] = f"-{value['path']}"
+        self.hub.commits.append(changed)
+        commit = commit_of(name, "main")
+        self._send_json({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit})
 
     def _answer_api(self, name: str, what: str | None, revision: str, below: str) -> None:
         if name not in self.hub.repositories:
@@ -120,7 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
         if what in (None, "revision"):
             siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in files]
             return self._send_json({"id": name.removeprefix("datasets/"), "sha": commit, "siblings": siblings,
-                                    "tags": [], "private": False, "downloads": 0, "likes": 0})  # fmt: skip
+                                    "private": self.hub.repositories[name].is_private,
+                                    "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
         paths = sorted(folder.rglob("*"))
         entries = [self._entry(name, folder, path) for path in paths]
         if what == "paths-info":

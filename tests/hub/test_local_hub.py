@@ -11,28 +11,13 @@ import sys
 import pytest
 
 from helpers import fresh
-from helpers.local_hub import LocalHub, Repository, commit_of
+from helpers.local_hub import DRIVER, LocalHub, Repository, commit_of
 from helpers.tiny_gguf import write_tiny_gguf
 
 MAIN = commit_of("owner/teacher", "main")
 LIMIT_S = 60
 """From the question to the error, without what it takes to start Python and torch: tenths of a second where nothing
 waits, and six times the ten that are promised, for machines with other work."""
-
-DRIVER = """
-import contextlib, io, json, sys, time
-from typer.testing import CliRunner
-import torch, transformers, datasets
-from tide_cache_cli.main import app
-answers = []
-for arguments in json.load(sys.stdin):
-    started = time.monotonic()
-    result = CliRunner().invoke(app, arguments)
-    fault = result.exception
-    assert fault is None or isinstance(fault, SystemExit), (arguments, repr(fault))
-    answers.append([result.exit_code, result.stdout, result.stderr, time.monotonic() - started])
-json.dump(answers, sys.stdout)
-"""
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from tide_cache.config.common import (
 )
 from tide_cache.config.sections import BuildViewsConfig, LoadingConfig, SignalsConfig
 from tide_cache.config.settings import AlignerName, PassName, Precision, Setting, TeacherContext
+from tide_cache.locations import HUB, READ_ONLY, RemotePath
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,12 @@ class BuildConfig(Frozen):
     batch_tokens: int = Field(default=8192, ge=1, description="Tokens per teacher forward, padding included.")
     head_rows: int = Field(default=1024, ge=1, description="Masked rows per slice of the output head.")
     views_per_forward: int = Field(default=4, ge=1, description="Views packed on one clean copy in the block context.")
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Self:
+        if isinstance(self.out, RemotePath) and self.out.protocol == HUB:
+            raise ValueError(f"out {self.out}: {READ_ONLY}")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

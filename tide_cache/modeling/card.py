@@ -1,6 +1,6 @@
-"""The model card of a student: what it learnt, from whom, and how to run it."""
+"""Cards: of a student, what it learnt, from whom, and how to run it; of a cache, who answered what."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tide_cache.families import FAMILIES
@@ -35,15 +35,62 @@ def model_card(provenance: Mapping[str, Any], architecture: str, format: str = "
         f"| | |\n|---|---|\n{table}\n",
         _use(format, block_size, threshold),
     ]
-    teachers = {cache.get("teacher", {}).get("model_type") for cache in caches}
-    notes = [
-        f"- The teacher, {family.name}: {family.licence}." for family in FAMILIES.values() if family.name in teachers
-    ]
-    notes.append(
-        "- The model it started from, the teacher's output and the text that was trained on have their own terms."
-    )
-    parts.append("## Licences\n\n" + "\n".join(notes) + "\n")
+    others = "The model it started from, the teacher's output and the text that was trained on have their own terms."
+    parts.append(_licences([cache.get("teacher", {}) for cache in caches], others))
     return "\n".join(parts)
+
+
+def cache_card(manifest: Mapping[str, Any], cache_id: str, name: str) -> str:
+    """Return a README.md for a cache that is published as a data set.
+
+    Args:
+        manifest: Its manifest, without the entries of shards.
+        cache_id: Of its identity.
+        name: Of the data set, owner/name.
+    """
+    identity, totals = manifest["identity"], manifest["totals"]
+    student, views = identity["student_tokenizer"], identity["views"]
+    passes = [table for table in totals if table != "pairs"]
+    facts = [
+        ("Cache", f"`{cache_id}`, format {manifest['format_version']}"),
+        ("Teacher", _teacher(identity["teacher"])),
+        ("Student tokenizer", f"sha256 `{str(student.get('tokenizer', ''))[:16]}…`"),
+        ("Corpus", f"{identity['num_rows']:,} rows, hash `{identity['corpus_hash'][:16]}…`"),
+        ("Samples", f"{totals['pairs'].get('samples', 0):,}, {views['num_views']} masked views each"),
+        ("Signals", f"{', '.join(identity['signals']['kinds'])}; passes {', '.join(passes)}"),
+        ("Written by", f"tide-cache {manifest['tide_cache_version']}"),
+    ]
+    table = "\n".join(f"| {fact} | {value} |" for fact, value in facts)
+    location = f"hf://datasets/{name}"
+    return f"""---
+viewer: false
+tags:
+- diffusion
+- tide-cache
+---
+
+# What a teacher says about masked text
+
+Targets for training diffusion language models, and the token ids of the text that they belong to.
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+```sh
+tide-cache inspect {location}
+tide-cache train --student STUDENT --cache {location} --objective ce --objective kl --out runs/student
+```
+
+{_licences([identity["teacher"]], "The teacher's output and the text have their own terms.")}"""
+
+
+def _licences(teachers: Iterable[Mapping[str, Any]], others: str) -> str:
+    kinds = {teacher.get("model_type") for teacher in teachers}
+    notes = [f"- The teacher, {family.name}: {family.licence}." for family in FAMILIES.values() if family.name in kinds]
+    return "## Licences\n\n" + "\n".join([*notes, f"- {others}"]) + "\n"
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.spec import AbstractFileSystem
 
 from tide_cache.errors import RunFileError, UnreadableError
-from tide_cache.locations import CachePath
+from tide_cache.locations import HUB, CachePath
 from tide_cache.shards.files import LOCAL_FILES, Files
 from tide_cache.shards.store_faults import (
     CONNECT_S,
@@ -148,7 +148,13 @@ FSSPEC_FILES = FsspecFiles()
 
 def files_of(path: CachePath) -> Files:
     """Return the interface that reads and writes the files of a cache."""
-    return LOCAL_FILES if isinstance(path, Path) else FSSPEC_FILES
+    if isinstance(path, Path):
+        return LOCAL_FILES
+    if path.protocol == HUB:
+        from tide_cache.shards.hub_files import HUB_FILES  # the hub's library takes half a second to import
+
+        return HUB_FILES
+    return FSSPEC_FILES
 
 
 _TRY_AGAIN = "Fix that, then run the same command again; nothing says that it is damaged."
