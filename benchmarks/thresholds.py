@@ -132,7 +132,7 @@ def random_answering(config: Config = SMALL_STUDENT, num_prompts: int = NUM_PROM
 
 
 def trained_answering(
-    checkpoint: Path, num_prompts: int = NUM_PROMPTS, new_tokens: int = 128, num_rows: int = HELD_OUT_ROWS
+    checkpoint: Path, num_prompts: int = NUM_PROMPTS, new_tokens: int = 64, num_rows: int = HELD_OUT_ROWS
 ) -> Answering:
     """Return a trained student with the first questions of GSM8K's test part, as a chat, and the blocks of answers.
 
@@ -145,7 +145,7 @@ def trained_answering(
     Raises:
         MaterialMissing: The questions are not there.
     """
-    model = open_trained(str(checkpoint), device="cpu")
+    model = open_trained(str(checkpoint), dtype="bfloat16", device="cpu")
     tokenizer = model.tokenizer
     with shared_file("data/gsm8k_test.jsonl").open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]

@@ -15,7 +15,9 @@ Checkpoint = Annotated[
 BlockSize = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Tokens per block; by default the block size of its training, else 32.", show_default=False
+        min=1,
+        help="Tokens per block, if the model does not state what it was trained with; else 32.",
+        show_default=False,
     ),
 ]
 

@@ -5,9 +5,11 @@ import json
 import pytest
 from lm_eval.api.instance import Instance
 
+from tide_cache.decoding.step import DecodingCounts
 from tide_cache.evaluation import generate
+from tide_cache.evaluation.answers import cut
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
-from tide_cache.evaluation.harness.model import EMPTY_THINK, BlockDiffusionLM, ModelOptions, cut_at
+from tide_cache.evaluation.harness.model import EMPTY_THINK, BlockDiffusionLM, ModelOptions, stop_strings
 from tide_cache.evaluation.harness.scoring import ScoringOptions, score_task
 from tide_cache.evaluation.harness.suite import TaskSettings, choose_tasks
 from tide_cache.evaluation.harness.tasks import define_tasks
@@ -57,8 +59,20 @@ def test_an_answer_ends_before_the_first_stop_string(make_lm):
     whole = lm.generate_until([ask("one two", {"max_gen_toks": 12, "until": []})])[0]
     assert len(whole) > 8
     stops = [whole[5:7], whole[3:5]]
-    assert lm.generate_until([ask("one two", {"max_gen_toks": 12, "until": stops})])[0] == cut_at(whole, stops)
-    assert len(cut_at(whole, stops)) <= 3
+    assert lm.generate_until([ask("one two", {"max_gen_toks": 12, "until": stops})])[0] == cut(whole, stops)
+    assert len(cut(whole, stops)) <= 3
+
+
+def test_decoding_ends_with_the_block_that_holds_a_stop_string(make_lm):
+    """What stands behind it costs no forward, in a batch with an answer that goes on."""
+    lm, alone = make_lm(), make_lm()
+    whole = lm.generate_until([ask("one two", {"max_gen_toks": 24, "until": []})])[0]
+    lm.counts = DecodingCounts()
+    how = {"max_gen_toks": 24, "until": whole[1:3]}
+    assert lm.generate_until([ask("one two", how)]) == [whole[:1]]
+    assert lm.counts.forwards <= 2 * BLOCK < 24
+    answers = lm.generate_until([ask("one two", how), ask("b c", how)])
+    assert answers == [whole[:1], alone.generate_until([ask("b c", how)])[0]]
 
 
 def test_a_task_that_draws_gets_other_answers_to_a_repeated_question_and_the_same_ones_again(make_lm):
@@ -72,10 +86,10 @@ def test_a_task_that_draws_gets_other_answers_to_a_repeated_question_and_the_sam
 
 @pytest.mark.parametrize(
     ("stops", "expected"),
-    [([], "a b c"), (["c", "b"], "a "), ("b", "a "), (["", "x"], "a b c"), (["a"], "")],
+    [(None, "a b c"), ([], "a b c"), (["c", "b"], "a "), ("b", "a "), (["", "x"], "a b c"), (["a"], ""), ("", "a b c")],
 )
 def test_stop_strings(stops, expected):
-    assert cut_at("a b c", stops) == expected
+    assert cut("a b c", stop_strings(stops)) == expected
 
 
 @pytest.mark.parametrize(

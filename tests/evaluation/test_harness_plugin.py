@@ -82,6 +82,7 @@ def model_of(student, batch_size, **options):
     [
         ("1", {"threshold": 1.5}, "threshold is 1.5; expected a probability"),
         ("1", {"steps_per_block": 9}, "steps_per_block is 9; expected 1 to block_size"),
+        ("1", {"block_size": 4}, "was trained with blocks of 8, and with another size it meets masks"),
         ("none", {}, "batch_size is 'none'; expected a whole number from 1, or auto"),
         ("auto", {"dtype": "float8"}, "dtype is 'float8'; expected one of float32, bfloat16"),
     ],

@@ -60,10 +60,20 @@ def generate_text(
         pad_id=tokenizer.pad_id,
         stop_ids=set(tokenizer.is_special_V.nonzero()[0].tolist()),
         on_block=tell,
-        is_complete=lambda ids: any(stop in tokenizer.decode(ids) for stop in stop_strings),
+        is_complete=lambda ids: has_any(tokenizer.decode(ids), stop_strings),
         **options,
     )
     return [cut(tokenizer.decode(ids), stop_strings) for ids in answers]
+
+
+def has_any(text: str, stop_strings: Sequence[str]) -> bool:
+    """Whether one of the stop strings is there, so that nothing after it can change the answer.
+
+    Args:
+        text: The text.
+        stop_strings: None of them empty.
+    """
+    return any(stop in text for stop in stop_strings)
 
 
 def cut(text: str, stop_strings: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from tide_cache.modeling.backbone import (
     read_checkpoint,
     resolve_device,
 )
-from tide_cache.modeling.checkpoint import read_provenance
+from tide_cache.modeling.checkpoint import read_provenance, require_as_trained
 from tide_cache.pairing import TextTokenizer
 
 DEFAULT_BLOCK_SIZE = 32
@@ -71,7 +71,7 @@ def open_trained(
 
     Args:
         checkpoint: Folder or hub name.
-        block_size: Tokens per block; None for what the model was trained with.
+        block_size: Tokens per block, where the checkpoint does not say what it was trained with; None for that.
         as_trained: A template that writes the date writes the one it wrote in training, so that figures do not change
             overnight; otherwise `day`.
         day: The date for such a template if there was no training; by default today.
@@ -79,6 +79,7 @@ def open_trained(
         device: Where they go.
 
     Raises:
+        RunFileError: It was trained with another block size.
         TideCacheError: There is no usable model or tokenizer.
     """
     info = read_checkpoint(checkpoint)
@@ -89,14 +90,16 @@ def open_trained(
         mask_id=info.mask_id,
         today=(_day_of_training(provenance) if as_trained else None) or day,
     )
-    stated = info.block_size or DEFAULT_BLOCK_SIZE
-    block_size = block_size or _trained_block_size(info.folder / "tide_cache.json", provenance, stated)
+    trained = provenance.get("block_size", info.block_size)
+    if block_size is None:
+        block_size = _as_trained(info.folder / "tide_cache.json", trained)
+    require_as_trained(checkpoint, trained, block_size)
     return TrainedModel(info, tokenizer, block_size, dtype, device)
 
 
-def _trained_block_size(path: Path, provenance: dict[str, Any], stated: int) -> int:
+def _as_trained(path: Path, trained: Any) -> int:
     try:
-        return int(provenance.get("block_size", stated))
+        return DEFAULT_BLOCK_SIZE if trained is None else int(trained)
     except (ValueError, TypeError):
         raise ModelError(
             f"{path}: found no JSON object with the block_size of training; restore the file, or remove it and give "

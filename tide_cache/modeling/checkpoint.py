@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
 from tide_cache.disk import new_folder
-from tide_cache.errors import ModelError
+from tide_cache.errors import ModelError, RunFileError
 from tide_cache.modeling.card import model_card
 from tide_cache.modeling.safetensors_loading import EMBEDDING, HEAD
 from tide_cache.progress import doing
@@ -91,6 +91,24 @@ def read_provenance(folder: Path) -> dict[str, Any]:
             f"{path}: found {type(content).__name__}, expected a JSON object; restore the file, or remove it"
         )
     return content
+
+
+def require_as_trained(location: str, trained: object, block_size: int) -> None:
+    """Refuse another block size than a model was trained with: it would meet masks that it has never seen.
+
+    Args:
+        location: Of the checkpoint.
+        trained: What the checkpoint says; anything but a number says nothing.
+        block_size: What is asked for.
+
+    Raises:
+        RunFileError: They differ.
+    """
+    if isinstance(trained, int) and block_size != trained:
+        raise RunFileError(
+            f"--block-size {block_size}: {location} was trained with blocks of {trained}, and with another size it "
+            "meets masks that it has never seen; leave the block size out"
+        )
 
 
 def published_config(config: PretrainedConfig) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from tide_cache.disk import new_folder
 from tide_cache.errors import ModelError, RunFileError, fault_list
 from tide_cache.modeling.backbone import CheckpointInfo, fetch_weights, read_checkpoint
 from tide_cache.modeling.card import model_card
-from tide_cache.modeling.checkpoint import PUBLISHED_TYPE, published_config, read_provenance, write_json
+from tide_cache.modeling.checkpoint import (
+    PUBLISHED_TYPE,
+    published_config,
+    read_provenance,
+    require_as_trained,
+    write_json,
+)
 from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.pairing import TextTokenizer
 from tide_cache.places import require_new
@@ -126,11 +132,8 @@ def _block_size(location: str, trained: Any, wanted: int | None) -> int:
                 f"{location}: its tide_cache.json does not say which block size it was trained with; give --block-size"
             )
         return wanted
-    if wanted not in (None, trained):
-        raise RunFileError(
-            f"--block-size {wanted}: {location} was trained with blocks of {trained}, and an engine with another size "
-            "shows it masks that it never saw; leave --block-size out"
-        )
+    if wanted is not None:
+        require_as_trained(location, trained, wanted)
     return int(trained)
 
 

@@ -13,6 +13,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tide_cache.config.settings import ThinkPrefix
 from tide_cache.decoding.sampler import decoding_faults, generate
 from tide_cache.decoding.step import DecodingCounts
+from tide_cache.evaluation.answers import cut, has_any
 from tide_cache.evaluation.harness.generation import BUDGET, normalised, temperature_of
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
 from tide_cache.evaluation.harness.suite import TaskSettings
@@ -140,15 +141,22 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
             how = requests[batch[0]].args[1]
             how = normalised(how, BUDGET, self._settings.name)
             new_tokens = how["max_gen_toks"]
-            texts = self._generate([prompts[k] for k in batch], new_tokens, temperature_of(how), generator)
+            asked = [prompts[k] for k in batch]
+            stops = stop_strings(how.get("until"))
+            texts = self._generate(asked, new_tokens, temperature_of(how), generator, stops)
             for k, ids in zip(batch, texts, strict=True):
-                answers[k] = cut_at(self.tokenizer.decode(ids), how.get("until") or [])
+                answers[k] = cut(self.tokenizer.decode(ids), stops)
             num_done += len(batch)
             self._progress(num_done, len(requests))
         return answers
 
     def _generate(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float, generator: torch.Generator
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        temperature: float,
+        generator: torch.Generator | None,
+        stops: Sequence[str] = (),
     ) -> list[list[int]]:
         size = self._options.block_size
         asked = self._options
@@ -168,6 +176,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
             top_p=asked.top_p,
             batch_size=self._settings.batch_size,
             generator=generator,
+            is_complete=lambda ids: has_any(self.tokenizer.decode(ids), stops),
             counts=self.counts,
         )
 
@@ -257,17 +266,13 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         dist.barrier()
 
 
-def cut_at(text: str, stops: str | Iterable[str]) -> str:
-    """Return a text up to the first of some stop strings.
+def stop_strings(until: str | Iterable[str] | None) -> list[str]:
+    """Return the texts before which an answer ends, as a task says them: one, several or none; empty ones stop nothing.
 
     Args:
-        text: What was generated.
-        stops: One string, or several; empty ones stop nothing.
+        until: `generation_kwargs.until` of the task.
     """
-    for stop in [stops] if isinstance(stops, str) else stops:
-        if stop:
-            text = text.partition(stop)[0]
-    return text
+    return [stop for stop in ([until] if isinstance(until, str) else until or ()) if stop]
 
 
 def _alike(order: Sequence[int], kinds: Sequence[str], batch_size: int) -> Iterable[list[int]]:

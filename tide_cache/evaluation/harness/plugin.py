@@ -4,17 +4,24 @@ Releases after 0.4.13 find the class by the entry point `lm_eval.models` of this
 there `tide_cache.lm_eval_hook` adds the name to its registry.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from tide_cache.config.settings import Precision, ThinkPrefix
-from tide_cache.errors import RunFileError, fault_list
+from tide_cache.errors import RunFileError, TideCacheError, fault_list
 from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions
 from tide_cache.evaluation.harness.suite import TaskSettings
 from tide_cache.evaluation.trained import open_trained
 from tide_cache.modeling.backbone import DTYPES, load_backbone, resolve_device
 from tide_cache.training.distributed import find_world, rank_device
 from tide_cache.training.meeting import join
+
+_COMMANDS = ("lm_eval", "lm-eval", "__main__.py")
+"""Names under which lm-eval's command runs."""
 
 
 class TideCacheLM(BlockDiffusionLM):
@@ -76,9 +83,35 @@ class TideCacheLM(BlockDiffusionLM):
         backbone = load_backbone(model.info, DTYPES[dtype], place)
         super().__init__(backbone, model.tokenizer, options, TaskSettings("--tasks", batch_size=size), world)
 
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
+        """Make a model as the command asks for it; a user's mistake ends the command with a message."""
+        with _without_traceback():
+            made: Self = super().create_from_arg_string(arg_string, additional_config)
+        return made
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
+        """Make a model as the command asks for it; a user's mistake ends the command with a message."""
+        with _without_traceback():
+            made: Self = super().create_from_arg_obj(arg_dict, additional_config)
+        return made
+
     def get_model_info(self) -> dict[str, Any]:
         """Return what lm-eval writes into its results: the options of decoding, and its counts."""
         return {"tide_cache_options": asdict(self._options), "tide_cache_decoding": self.counts.figures()}
+
+
+@contextmanager
+def _without_traceback() -> Iterator[None]:
+    """End lm-eval's command as ours end; other programs get the error itself."""
+    try:
+        yield
+    except TideCacheError as error:
+        if Path(sys.argv[0]).name not in _COMMANDS:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 def _whole(batch_size: int | str) -> int:
