@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 
 from tide_cache.errors import CacheMismatchError, ModelError, ShardCorruptError, fault_list
-from tide_cache.manifest import Manifest, record_path, shard_path, verify
+from tide_cache.manifest import CacheIdentity, Manifest, record_path, shard_path, verify
+from tide_cache.manifest.parts import RecordParts
 from tide_cache.modeling.card import cache_card
 from tide_cache.modeling.checkpoint import read_provenance
 from tide_cache.upload import Destination, files_below
@@ -72,8 +73,14 @@ def publish_cache(root: Path, destination: Destination) -> str:
         for shard in range(manifest.plan.num_shards):
             for path in (shard_path(root, table, shard), record_path(root, table, shard)):
                 files[path.relative_to(root).as_posix()] = path
-    cache_id, content = manifest.identity.cache_id, manifest.model_dump(mode="json", exclude={"shards"})
-    files["README.md"] = cache_card(content, cache_id, destination.name).encode()
+    for parts in manifest.shards.values():
+        if isinstance(parts, RecordParts):
+            for number in range(parts.num_parts):
+                part = Path(str(parts.path(number)))
+                files[part.relative_to(root).as_posix()] = part
+    cache_id, identity = manifest.identity.cache_id, manifest.identity.model_dump(mode="json")
+    card = cache_card(identity, manifest.totals, cache_id, destination.name, manifest.tide_cache_version)
+    files["README.md"] = card.encode()
     files["manifest.json"] = root / "manifest.json"
     return destination.send(files, f"Upload cache {cache_id} with tide-cache", last=("README.md", "manifest.json"))
 
@@ -83,8 +90,8 @@ def _require_same_cache(manifest: Manifest, destination: Destination) -> None:
     if (held := destination.held("manifest.json")) is None:
         return
     try:
-        found = Manifest.model_validate_json(held).identity.cache_id
-    except ValueError:
+        found = CacheIdentity.model_validate(json.loads(held)["identity"]).cache_id
+    except (ValueError, KeyError, TypeError):
         found = None
     if found != manifest.identity.cache_id:
         what = f"cache {found}" if found else "a manifest.json that is no cache's"

@@ -40,25 +40,28 @@ def model_card(provenance: Mapping[str, Any], architecture: str, format: str = "
     return "\n".join(parts)
 
 
-def cache_card(manifest: Mapping[str, Any], cache_id: str, name: str) -> str:
+def cache_card(
+    identity: Mapping[str, Any], totals: Mapping[Any, Mapping[str, float]], cache_id: str, name: str, version: str
+) -> str:
     """Return a README.md for a cache that is published as a data set.
 
     Args:
-        manifest: Its manifest, without the entries of shards.
+        identity: What it was made from.
+        totals: Statistics of each table.
         cache_id: Of its identity.
         name: Of the data set, owner/name.
+        version: Release that finished the build.
     """
-    identity, totals = manifest["identity"], manifest["totals"]
     student, views = identity["student_tokenizer"], identity["views"]
     passes = [table for table in totals if table != "pairs"]
     facts = [
-        ("Cache", f"`{cache_id}`, format {manifest['format_version']}"),
+        ("Cache", f"`{cache_id}`, format {identity['format_version']}"),
         ("Teacher", _teacher(identity["teacher"])),
         ("Student tokenizer", f"sha256 `{str(student.get('tokenizer', ''))[:16]}…`"),
         ("Corpus", f"{identity['num_rows']:,} rows, hash `{identity['corpus_hash'][:16]}…`"),
         ("Samples", f"{totals['pairs'].get('samples', 0):,}, {views['num_views']} masked views each"),
         ("Signals", f"{', '.join(identity['signals']['kinds'])}; passes {', '.join(passes)}"),
-        ("Written by", f"tide-cache {manifest['tide_cache_version']}"),
+        ("Written by", f"tide-cache {version}"),
     ]
     table = "\n".join(f"| {fact} | {value} |" for fact, value in facts)
     location = f"hf://datasets/{name}"
