@@ -146,6 +146,14 @@ def test_our_own_module_is_neither_quantised_nor_spread(teachers, run_of, settin
         prepare_build(run_of(teachers["llada2_moe"], **{f"teacher__{name}": value}))
 
 
+def test_flex_is_refused_on_a_teacher_that_is_spread(teachers, run_of):
+    run = run_of(teachers["wedlm"], teacher__device_map="auto", teacher__attention="flex")
+    with pytest.raises(
+        RunFileError, match="'flex' with device_map = 'auto': FlexAttention's mask lies on one GPU, .*sdpa"
+    ):
+        prepare_build(run)
+
+
 @pytest.mark.parametrize("setting", [{"quantisation": "4bit"}, {"device_map": "auto"}, {"attention": "flex"}])
 def test_what_needs_a_gpu_is_refused_without_one_and_before_anything_is_written(teachers, run_of, setting):
     ((name, value),) = setting.items()

@@ -5,7 +5,6 @@ import os
 import shutil
 
 import pytest
-import torch.distributed as dist
 
 from tide_cache.errors import CheckpointError
 from tide_cache.training.checkpoints import MARKER, committed_checkpoints, find_checkpoint, save_checkpoint
@@ -30,9 +29,8 @@ def writing(dies_after=None):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path):
     """Checkpoints after steps 1 and 2."""
-    monkeypatch.setattr(dist, "barrier", lambda: None)
     for step in (1, 2):
         save_checkpoint(writing(), tmp_path, step, RUN, ALONE)
     return tmp_path

@@ -2,17 +2,23 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import get_cosine_schedule_with_warmup
 
 from tide_cache.config.train import OptimizerConfig, TrainConfig
 from tide_cache.errors import RunFileError
-from tide_cache.training.distributed import World, find_world, rank_device
+from tide_cache.training import meeting
+from tide_cache.training.distributed import COLLECTIVE_S, World, find_world, give_time, rank_device
 from tide_cache.training.engine import deepspeed_config, parameter_groups
+from tide_cache.training.meeting import wait_for_all
 from tide_cache.training.metrics import MetricsFile, StepMetrics, objective_names
+from tide_cache.training.quiet_deepspeed import deepspeed
 from tide_cache.training.schedule import learning_rate
 
 
@@ -128,3 +134,38 @@ def test_deepspeed_is_configured_from_the_run_file(tmp_path):
     exact = deepspeed_config(train.model_copy(update={"precision": "float32"}), OptimizerConfig(), world_size=1)
     assert exact["zero_optimization"]["stage"] == 0
     assert not exact["bf16"]["enabled"]
+
+
+def test_no_operator_of_deepspeed_is_probed():
+    """It runs compilers, and prints a warning for each operator where there is a GPU and no CUDA toolkit."""
+    assert vars(deepspeed.ops)["__compatible_ops__"] == {"deepspeed_shm_comm": False}
+
+
+def test_ranks_wait_without_a_limit_for_one_that_is_busy(monkeypatch):
+    """Each comes three times; nobody goes on before the other has come as often."""
+    store, come = dist.HashStore(), []
+    monkeypatch.setattr(meeting, "meet", lambda world: store)
+    monkeypatch.setattr(meeting, "_waits", type(meeting._waits)(meeting.count))
+
+    def rank(number):
+        for visit in range(3):
+            come.append(visit)
+            wait_for_all(World(number, 2, number))
+            assert come.count(visit) == 2
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(rank, range(2)))
+    wait_for_all(World(0, 1, 0))
+
+
+def test_every_group_gets_the_stated_time():
+    """DeepSpeed makes groups of its own, which would wait as long as torch says."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = dist.new_group([0], timeout=timedelta(seconds=7))
+    give_time()
+    try:
+        backend = group._get_backend(torch.device("cpu"))
+        assert backend.options._timeout == timedelta(seconds=COLLECTIVE_S)
+    finally:
+        dist.destroy_process_group(group)

@@ -192,12 +192,18 @@ def unsupported_loading(info: CheckpointInfo, loading: LoadingConfig) -> list[st
         "quantisation": None if loading.quantisation == "none" else loading.quantisation,
         "device_map": loading.device_map,
     }
-    return [
+    faults = [
         f"teacher.{name} = '{value}': not for {info.model_type}, whose weights are read by a module of our own that "
         "bitsandbytes and accelerate do not know; leave it out"
         for name, value in wanted.items()
         if value is not None and not ADAPTERS[info.model_type].family.is_stock
     ]
+    if loading.attention == "flex" and loading.device_map is not None:
+        faults.append(
+            f"teacher.attention = 'flex' with device_map = '{loading.device_map}': FlexAttention's mask lies on one GPU, "
+            "and layers on others would read it there; use sdpa"
+        )
+    return faults
 
 
 def student_faults(info: CheckpointInfo) -> list[str]:

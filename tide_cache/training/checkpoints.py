@@ -1,6 +1,6 @@
 """Training checkpoints: the ranks' files, and a marker that decides whether they may be resumed.
 
-The marker is written by rank 0 after a barrier behind every rank's save, last and atomically, and holds the hashes of
+The marker is written by rank 0 after every rank's save, last and atomically, and holds the hashes of
 all files: a folder is opened only when its marker is valid and it holds exactly the files that the marker lists, byte
 for byte. What the files hold is defined in `state.py`.
 """
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch.distributed as dist
 from pydantic import Field, ValidationError
 
 from tide_cache.config.base import Frozen
@@ -24,6 +23,7 @@ from tide_cache.errors import CheckpointError, UnreadableError, WriteError, diff
 from tide_cache.progress import doing
 from tide_cache.shards.files import LocalFiles, sync
 from tide_cache.training.distributed import World
+from tide_cache.training.meeting import wait_for_all
 from tide_cache.unreadable import everything_in, is_there, told_apart
 
 CHECKPOINTS = "checkpoints"
@@ -82,9 +82,9 @@ def _save(
     if world.is_first:
         shutil.rmtree(target, ignore_errors=True)  # left by a run that died before its marker
         target.mkdir(parents=True)
-    dist.barrier()
+    wait_for_all(world)
     write(target)
-    dist.barrier()
+    wait_for_all(world)
     if world.is_first:
         for path in sorted(target.rglob("*")):
             sync(path)
@@ -92,7 +92,7 @@ def _save(
         LocalFiles().replace(target / MARKER, marker.model_dump_json(indent=2).encode())
         for old in committed_checkpoints(folder)[:-KEPT]:
             remove_checkpoint(old)
-    dist.barrier()
+    wait_for_all(world)
 
 
 def remove_checkpoint(path: Path) -> None:

@@ -3,12 +3,18 @@
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from tide_cache.errors import RunFileError
 from tide_cache.launchers import PLAIN, launcher_names
+
+COLLECTIVE_S = 1800.0
+"""Seconds that a collective waits for the last rank: for one whose data is late, or whose kernels are compiled. Ranks
+that have died end the others at once (`company.py`); whatever takes longer waits in the store (`meeting.wait_for_all`).
+"""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,12 @@ def device_name(device: str) -> str:
     if not device.startswith("cuda"):
         return ""
     return f"{device} of {socket.gethostname()}, {torch.cuda.get_device_properties(device).uuid}"
+
+
+def give_time() -> None:
+    """Have every group's collectives wait `COLLECTIVE_S`: DeepSpeed makes groups that would wait 10 minutes."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=COLLECTIVE_S), group)
 
 
 def max_over_ranks(value: torch.Tensor) -> torch.Tensor:

@@ -6,23 +6,13 @@ import sys
 import warnings
 from typing import Any
 
-import deepspeed
-import deepspeed.ops
 import torch
-from deepspeed.runtime import bf16_optimizer
-from deepspeed.runtime.utils import clip_grad_norm_
 from torch import nn
 
 from tide_cache.config.train import OptimizerConfig, TrainConfig
+from tide_cache.training.distributed import give_time
 from tide_cache.training.ema import AveragingAdamW
-
-# Without the op, CPU ranks talk through gloo. With it, DeepSpeed compiles C++ when the first training starts: a
-# minute, and a compiler, for nothing that a test or a small run would notice.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-# The bfloat16 optimizer reports the machine's memory four times as it is made: twelve lines that every user would
-# read before the first step, and a garbage collection for each.
-bf16_optimizer.see_memory_usage = lambda *_, **__: None
+from tide_cache.training.quiet_deepspeed import deepspeed
 
 PERSISTENT_ELEMENTS = 100_000
 """Weights below this size stay whole on every rank under ZeRO 3: to gather a norm costs more than it saves."""
@@ -99,6 +89,7 @@ def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfi
             config=config,
             dist_init_required=False,
         )
+    give_time()
     if isinstance(engine.optimizer, torch.optim.Optimizer):
         engine.clip_fp32_gradients = lambda: _clip(engine)
     return engine
@@ -106,7 +97,7 @@ def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfi
 
 def _clip(engine: Any) -> None:
     """Clip as DeepSpeed does without ZeRO, and leave the norm where it looks for it after the step."""
-    norm = clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping())
+    norm = deepspeed.runtime.utils.clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping())
     engine.optimizer._global_grad_norm = norm
 
 

@@ -4,13 +4,16 @@ import atexit
 import os
 import socket
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from datetime import timedelta
+from itertools import count
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from tide_cache.errors import RankError, RunFileError
-from tide_cache.training.distributed import World
+from tide_cache.training.distributed import COLLECTIVE_S, World
 
 VARIABLE = "TIDE_CACHE_MEET_S"
 """Of the environment: seconds that ranks wait for each other to come."""
@@ -21,6 +24,7 @@ PATIENCE_S = 60.0
 LONGEST_S = 86_400.0
 
 _stores: dict[tuple[int, int], Store] = {}
+_waits: defaultdict[World, Iterator[int]] = defaultdict(count)
 
 
 def patience_s() -> float:
@@ -79,8 +83,28 @@ def join(world: World, device: str) -> None:
     os.environ["LOCAL_RANK"] = number or str(world.local_rank)  # DeepSpeed finds the device by it
     store = HashStore() if world.size == 1 else PrefixStore("group", meet(world))
     backend = "nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+    limit = timedelta(seconds=COLLECTIVE_S)
+    dist.init_process_group(backend, timeout=limit, store=store, rank=world.rank, world_size=world.size)
     atexit.register(dist.destroy_process_group)
+
+
+def wait_for_all(world: World) -> None:
+    """Wait until every rank has come as often as this one, as long as it takes.
+
+    For what one rank does on a disk while the others have nothing to do: a collective would give up on it, and a rank
+    that dies meanwhile ends the others all the same (`company.py`).
+
+    Args:
+        world: This process.
+    """
+    if world.size == 1:
+        return
+    store, place = PrefixStore("wait", meet(world)), str(next(_waits[world]))
+    store.add(place, 1)
+    pause_s = 0.002
+    while store.add(place, 0) < world.size:
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.2)
 
 
 def _await_port(world: World, host: str, port: int) -> None:

@@ -33,7 +33,7 @@ from tide_cache.training.distributed import World, device_name, find_world, rank
 from tide_cache.training.ema import EMA
 from tide_cache.training.engine import effective_stage, make_engine, set_learning_rate
 from tide_cache.training.lora import add_adapters, merged
-from tide_cache.training.meeting import join
+from tide_cache.training.meeting import join, wait_for_all
 from tide_cache.training.metrics import OnStep, StepMetrics, objective_names
 from tide_cache.training.prepare import Prepared, prepare
 from tide_cache.training.reporters import Reporter, open_reporters
@@ -201,6 +201,7 @@ class _Loop:
         model = self._out / "model"
         self._save_model(model)
         if self._run.train.ema_decay:
+            wait_for_all(self._world)  # the first rank writes; what follows is a collective
             self._save_model(self._out / "model-ema", EMA)
         return TrainSummary(model, self._out / "metrics.jsonl", self._prepared.steps, self._last, self._remarks)
 

@@ -9,17 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -27,6 +18,7 @@ from torch import nn
 from tide_cache.disk import writing
 from tide_cache.errors import CheckpointError
 from tide_cache.progress import doing
+from tide_cache.training.quiet_deepspeed import deepspeed
 
 MASTER = "master"
 """The float32 weight itself, next to the optimizer's states."""
@@ -181,9 +173,9 @@ def _gather(engine: Any, parameter: nn.Parameter, kind: str) -> torch.Tensor:
     if _is_plain(engine):
         return parameter if kind == MASTER else engine.optimizer.state[parameter][kind]
     if kind == MASTER:
-        whole: torch.Tensor = safe_get_full_fp32_param(parameter)
+        whole: torch.Tensor = deepspeed.utils.safe_get_full_fp32_param(parameter)
     else:
-        whole = safe_get_full_optimizer_state(parameter, kind)
+        whole = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
     return whole
 
 
@@ -195,13 +187,13 @@ def _scatter(engine: Any, parameter: nn.Parameter, kind: str, whole: torch.Tenso
     elif hasattr(parameter, "ds_id"):
         part = _stage_3_part(parameter, whole)
         if kind == MASTER:
-            safe_set_local_fp32_param(parameter, part)
+            deepspeed.utils.safe_set_local_fp32_param(parameter, part)
         else:
-            safe_set_local_optimizer_state(parameter, part, kind)
+            deepspeed.utils.safe_set_local_optimizer_state(parameter, part, kind)
     elif kind == MASTER:
-        safe_set_full_fp32_param(parameter, whole)
+        deepspeed.utils.safe_set_full_fp32_param(parameter, whole)
     else:
-        safe_set_full_optimizer_state(parameter, whole, kind)
+        deepspeed.utils.safe_set_full_optimizer_state(parameter, whole, kind)
 
 
 def _stage_3_part(parameter: Any, whole: torch.Tensor) -> torch.Tensor:

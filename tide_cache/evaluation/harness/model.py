@@ -21,6 +21,7 @@ from tide_cache.modeling.backbone import Backbone
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import Message
 from tide_cache.training.distributed import World
+from tide_cache.training.meeting import wait_for_all
 
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 Progress = Callable[[int, int], None]
@@ -101,6 +102,7 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
         self._options = options
         self._settings = settings
         self._progress = progress or (lambda done, total: None)
+        self._world = world
         self._rank, self._world_size, self._device = world.rank, world.size, torch.device("cpu")
         self._limit = int(backbone.config.max_position_embeddings)
 
@@ -258,12 +260,13 @@ class BlockDiffusionLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no type
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """Return on one rank what all ranks have."""
         parts: list[Any] | None = [None] * self._world_size if self._rank == dst else None
+        wait_for_all(self._world)  # one rank's questions may take far longer than another's
         dist.gather_object(obj, parts, dst)
         return parts
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier()
+        wait_for_all(self._world)
 
 
 def stop_strings(until: str | Iterable[str] | None) -> list[str]:

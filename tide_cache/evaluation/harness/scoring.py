@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lm_eval
-import torch.distributed as dist
 from lm_eval.evaluator import evaluate
 
 from tide_cache.decoding.step import total_counts
@@ -26,7 +25,7 @@ from tide_cache.modeling.backbone import Backbone
 from tide_cache.pairing import TextTokenizer
 from tide_cache.shards.publish import replace_json
 from tide_cache.training.distributed import World
-from tide_cache.training.meeting import join
+from tide_cache.training.meeting import join, wait_for_all
 from tide_cache.unreadable import is_there, told_apart
 from tide_cache.version import __version__
 
@@ -126,7 +125,7 @@ def score_all(
     _require_enough(opened, options.limit, world)
     if world.size > 1:
         join(world, "cpu")  # ranks exchange little, and nothing on the GPU
-        dist.barrier()  # no rank writes before all have read the finished results
+        wait_for_all(world)  # no rank writes before all have read the finished results
     try:
         for contestant in contestants:
             left = [e for e in entries if e.contestant.role == contestant.role and e.key not in done]
