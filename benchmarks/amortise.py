@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu.material import SameIds
 from benchmarks.material import VIEWS, write_cache
 from benchmarks.online import ROWS, SMALL, Setting, measure_time
 from benchmarks.options import Options
@@ -50,7 +51,10 @@ def measure_parts(setting: Setting, repeats: int) -> dict[str, float]:
 
 
 def measure_capture(setting: Setting, root: Path, repeats: int) -> dict[str, float]:
-    """Return seconds for capturing a view of a sample in each pass, several views at once as a build does."""
+    """Return seconds for capturing a view of a sample in each pass, several views at once as a build does.
+
+    Across tokenizers with candidates of chunks, whose sorting is part of it; their spelling is not: ids are the same.
+    """
     backbone = random_backbone(setting.teacher, DTYPES[setting.precision], setting.device)
     config, row = replace(VIEWS, num_views=NUM_VIEWS), setting.settings(setting.rows[0])
     has_topk = setting.pipeline == "shared"
@@ -64,8 +68,9 @@ def measure_capture(setting: Setting, root: Path, repeats: int) -> dict[str, flo
             views_per_forward=4,
             batch_tokens=16384,
             head_rows=1024,
-            signals=SignalsConfig(kinds=("truth", "topk") if has_topk else ("truth",), top_p=1.0),
+            signals=SignalsConfig(kinds=("truth", "topk" if has_topk else "chunks"), top_p=1.0),
         ),
+        SameIds(setting.student["vocab_size"]),
     )
     pairs = [record.pair for record in setting.records(root)]
     views = [[draw_view(pair, number, config) for number in range(NUM_VIEWS)] for pair in pairs]

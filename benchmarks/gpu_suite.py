@@ -1,5 +1,10 @@
-"""Everything that needs a GPU, at the published shapes, in pieces that each end within eight minutes.
+"""Everything that needs a GPU: two calls for the first fifteen minutes, and pieces that take longer.
 
+`--call first --out FILE` asks of every piece of CUDA code whether it runs and gives what a CPU gives, `--call second`
+measures at the published shapes (`benchmarks/gpu/`); the file is written anew after every figure, and no work is begun
+after `--seconds`. `--dry-run` tries both on a CPU, tiny. `benchmarks/gpu/prepare.sh` makes the wheels they need.
+
+The pieces measure at the published shapes and end within eight minutes each.
 `python -m benchmarks.gpu_suite --out benchmarks/results/gpu` runs all; `--list` names the pieces, `--piece NAME` runs
 some, `--tiny` tries their code on a CPU. Weights are random, in bfloat16, made on the GPU: time and memory do not
 depend on them. Each piece runs in a separate process, which is ended when its time is up, and writes one JSON file.
@@ -19,6 +24,8 @@ from typing import Any
 import torch
 
 from benchmarks import amortise, inference, loader, online, step
+from benchmarks.gpu import first, second
+from benchmarks.gpu.growing import GrowingFile
 from benchmarks.machine import describe_machine
 from benchmarks.online import Setting
 from benchmarks.published_shapes import LLADA2_MINI, STUDENT, WEDLM_8B
@@ -97,6 +104,13 @@ PIECES: dict[str, Callable[[Scale], Figures]] = {
 """By name. `amortise` gives the parts of its formula for a pipeline; with both there, `amortise.json` is the whole."""
 
 
+CALLS: dict[str, tuple[Callable[[GrowingFile, str], None], float]] = {
+    "first": (first.run, 220.0),
+    "second": (second.run, 280.0),
+}
+"""What each call does, and after how many seconds it begins nothing new: they end within four and five minutes."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run pieces.
 
@@ -113,12 +127,34 @@ def main(arguments: Sequence[str]) -> int:
     if not given.tiny and not torch.cuda.is_available():
         print("gpu_suite: skipped, found no CUDA GPU; --tiny tries the pieces on a CPU", file=sys.stderr)
         return 0
+    if given.call is not None:
+        return run_call(given.call, given.out, given.seconds or CALLS[given.call][1], given.tiny, arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     failed = [name for name in given.piece or PIECES if not run_piece(name, given.out, given.tiny, given.budget)]
     _write_total(given.out)
     if failed:
         print(f"gpu_suite: no figures of {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
+
+
+def run_call(name: str, path: Path, seconds: float, is_tiny: bool, arguments: Sequence[str]) -> int:
+    """Take the figures of a call; gives 1 where one of them could not be had.
+
+    Args:
+        name: `first` or `second`.
+        path: File of the figures; in a folder, one of the call's name.
+        seconds: No work is begun after so long.
+        is_tiny: On a CPU.
+        arguments: Of the command line, for the file.
+    """
+    command = shlex.join(["python", "-m", "benchmarks.gpu_suite", *arguments])
+    file = GrowingFile(path if path.suffix else path / f"{name}.json", command, seconds, _gpu())
+    CALLS[name][0](file, "cpu" if is_tiny else "cuda")
+    for fault, why in file.faults.items():
+        print(f"gpu_suite: {fault}: {why.splitlines()[0]}", file=sys.stderr)
+    if file.left_out:
+        print(f"gpu_suite: no time for {', '.join(file.left_out)}", file=sys.stderr)
+    return int(bool(file.faults))
 
 
 def run_piece(name: str, out: Path, is_tiny: bool, budget_s: float) -> bool:
@@ -178,7 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description="Measure at published shapes.")
     parser.add_argument("--list", action="store_true", help="name the pieces")
     parser.add_argument("--piece", action="append", choices=PIECES, metavar="NAME", help="only this one; repeatable")
-    parser.add_argument("--tiny", action="store_true", help="small models on a CPU, to try the code")
+    parser.add_argument("--call", choices=CALLS, help="the first minutes, in one file; see --seconds")
+    parser.add_argument("--seconds", type=float, help="for a call: no work is begun later (first 220, second 280)")
+    parser.add_argument("--tiny", "--dry-run", action="store_true", help="small models on a CPU, to try the code")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"), metavar="FOLDER")
     parser.add_argument("--budget", type=float, default=BUDGET_S, metavar="SECONDS", help="for a piece (%(default)s)")
     return parser

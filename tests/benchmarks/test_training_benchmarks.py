@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from benchmarks import amortise, gpu_suite, loader, online, scale, step
+from benchmarks.gpu import first, second
+from benchmarks.gpu.watching import union_ns
 from benchmarks.material import Loading, Shape, write_cache
 from benchmarks.online import ROWS, SMALL
 from benchmarks.published_shapes import LLADA2_MINI, SMALL_LLADA2, SMALL_WEDLM, STUDENT, WEDLM_8B, random_backbone
@@ -100,6 +102,39 @@ class TestGpuSuite:
     def test_it_lists_its_pieces(self, capsys):
         assert gpu_suite.main(["--list"]) == 0
         assert capsys.readouterr().out.split() == list(gpu_suite.PIECES)
+
+    def test_both_calls_run_dry_to_their_end(self, tmp_path, monkeypatch):
+        """With one of each kind of work; a figure that cannot be had does not cost the others."""
+        monkeypatch.setattr(first, "CAPTURES", (("llada2_moe", "block"),))
+        monkeypatch.setattr(first, "NAMES", ("cross/tide-chunk",))
+        monkeypatch.setattr(first, "ZERO", ({"zero_stage": 2, "offload": "optimizer"},))
+        monkeypatch.setattr(first, "import_without_toolkit", lambda: {"lines_on_stdout": 1 / 0})
+        monkeypatch.setattr(second, "STEPS", {"kl": "shared/kl"})
+        monkeypatch.setattr(second, "CAPTURES", {"chunks": second.CAPTURES["llada2_chunks"]})
+        for call, is_whole in (("first", False), ("second", True)):
+            assert gpu_suite.main(["--call", call, "--dry-run", "--out", str(tmp_path)]) == int(not is_whole)
+        found = {call: json.loads((tmp_path / f"{call}.json").read_text()) for call in ("first", "second")}
+        assert list(found["first"]["faults"]) == ["import_without_toolkit"]
+        assert found["second"]["faults"] == {}
+        errors = {name: value for name, value in found["first"]["figures"].items() if "error" in name}
+        assert {name.split(".")[0] for name in errors} == {
+            "products", "grouped", "capture_llada2_moe_block", "step_cross/tide-chunk",
+        }  # fmt: skip
+        assert all(value < 0.01 for value in errors.values())
+        assert {"build.shards", "train_2_optimizer.loss", "resume.loss", "eval.nll"} <= found["first"]["figures"].keys()
+        assert found["second"]["figures"]["capture_chunks.positions_per_s"] > 0
+
+    def test_a_call_without_time_says_what_is_left_out(self, tmp_path, capsys):
+        assert (
+            gpu_suite.main(["--call", "second", "--dry-run", "--seconds", "-1", "--out", str(tmp_path / "x.json")]) == 0
+        )
+        record = json.loads((tmp_path / "x.json").read_text())
+        assert record["figures"] == {}
+        assert "capture_wedlm_block" in record["left_out"]
+        assert "no time for step_ce" in capsys.readouterr().err
+
+    def test_spans_that_overlap_count_once(self):
+        assert union_ns([(5, 9), (0, 4), (3, 6), (20, 21)]) == 10
 
     def test_a_piece_that_takes_too_long_is_ended(self, tmp_path, capsys):
         assert gpu_suite.main(["--tiny", "--piece", "loader", "--out", str(tmp_path), "--budget", "0.01"]) == 1

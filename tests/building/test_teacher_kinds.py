@@ -149,7 +149,7 @@ def test_our_own_module_is_neither_quantised_nor_spread(teachers, run_of, settin
 def test_flex_is_refused_on_a_teacher_that_is_spread(teachers, run_of):
     run = run_of(teachers["wedlm"], teacher__device_map="auto", teacher__attention="flex")
     with pytest.raises(
-        RunFileError, match="'flex' with device_map = 'auto': FlexAttention's mask lies on one GPU, .*sdpa"
+        RunFileError, match=r"'flex' with device_map = 'auto': FlexAttention's mask lies on one GPU, .*sdpa"
     ):
         prepare_build(run)
 

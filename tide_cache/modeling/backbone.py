@@ -200,8 +200,8 @@ def unsupported_loading(info: CheckpointInfo, loading: LoadingConfig) -> list[st
     ]
     if loading.attention == "flex" and loading.device_map is not None:
         faults.append(
-            f"teacher.attention = 'flex' with device_map = '{loading.device_map}': FlexAttention's mask lies on one GPU, "
-            "and layers on others would read it there; use sdpa"
+            f"teacher.attention = 'flex' with device_map = '{loading.device_map}': FlexAttention's mask lies on one "
+            "GPU, and layers on others would read it there; use sdpa"
         )
     return faults
 
