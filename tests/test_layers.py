@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = """
-arrays child version errors progress launchers wording families lm_eval_hook
+arrays aside child version errors progress launchers wording families lm_eval_hook
 records
 unreadable interruption signal_table
 locations

@@ -1,14 +1,18 @@
 """A worker writes one shard while its teacher is at the next, and says so when writing fails."""
 
+import pickle
 import threading
 
 import pytest
 
+from tide_cache.building import worker as worker_module
+from tide_cache.building.driver import build_cache
 from tide_cache.building.executors.queue import ShardQueue
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.worker import ShardWorker
 from tide_cache.errors import TideCacheError
 from tide_cache.manifest import CacheFolder
+from tide_cache.teacher import capture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,6 +60,27 @@ def test_a_writer_that_fails_stops_the_worker(worker, monkeypatch):
         failed.result()
     with pytest.raises(TideCacheError, match="no space left"):
         worker.build(1, lambda _: None)
+
+
+class Pickled:
+    """What `Aside` does, without the process."""
+
+    def __init__(self, original):
+        self._copy = pickle.loads(pickle.dumps(original))
+
+    def call(self, method, *arguments):
+        answer = getattr(self._copy, method)(*pickle.loads(pickle.dumps(arguments)))
+        return pickle.loads(pickle.dumps(answer))
+
+
+def test_sorted_and_encoded_aside_as_beside_a_gpu_a_cache_has_the_same_bytes(tmp_path, run_in, tree, monkeypatch):
+    changes = {"pipeline": "cross", "signals__kinds": ("truth", "chunks", "projected"), "build__samples_per_shard": 20}
+    build_cache(run_in(tmp_path / "here", **changes))
+    for module in (capture, worker_module):
+        monkeypatch.setattr(module, "Aside", Pickled)
+    monkeypatch.setattr(worker_module, "works_aside", lambda device: True)
+    build_cache(run_in(tmp_path / "aside", **changes))
+    assert tree(tmp_path / "aside") == tree(tmp_path / "here")
 
 
 def test_of_the_last_shards_nobody_takes_two():

@@ -2,13 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 
 from tide_cache.building.paired_corpus import PairedShard, pair_range
 from tide_cache.building.prepared_build import PreparedBuild
+from tide_cache.config.settings import LogprobDtype
 from tide_cache.manifest import CacheFolder, Statistics, tables_of
 from tide_cache.pairing import PairingReport
 from tide_cache.records import SamplePair, ViewRecord
-from tide_cache.shards import EncodedShard, PassName, ShardHeader, TableName, encode_pairs, encode_signals
+from tide_cache.shards import (
+    EncodedShard,
+    PassName,
+    ShardHeader,
+    ShardRules,
+    TableName,
+    encode_pairs,
+    encode_signals,
+)
 from tide_cache.teacher.compdemo import compdemo_signals
 from tide_cache.teacher.sorting import AnyTeacher
 
@@ -29,6 +39,36 @@ Encode = Callable[[], tuple[EncodedShard, Statistics]]
 """Makes a table's file from what was captured; the teacher is no longer needed."""
 
 
+@dataclass(frozen=True)
+class SignalEncoder:
+    """Encodes the signals of a table; beside a GPU a copy of it does, in a process of its own (`aside.py`)."""
+
+    rules: ShardRules
+    logprob_dtype: LogprobDtype
+
+    @classmethod
+    def of(cls, build: PreparedBuild) -> "SignalEncoder":
+        """Make the one of a build."""
+        return cls(build.identity.shard_rules, build.identity.signals.logprob_dtype)
+
+    def encode(
+        self, header: ShardHeader, indexes: Sequence[int], records: list[list[ViewRecord]]
+    ) -> tuple[EncodedShard, Statistics]:
+        """Encode what was captured, and count it.
+
+        Args:
+            header: Which shard it is.
+            indexes: Each sample's number in the corpus.
+            records: For each sample those of its views.
+        """
+        encoded = encode_signals(header, indexes, records, self.rules, self.logprob_dtype)
+        return encoded, _signal_statistics(records)
+
+
+EncodeSignals = Callable[[ShardHeader, Sequence[int], list[list[ViewRecord]]], tuple[EncodedShard, Statistics]]
+"""`SignalEncoder.encode`, here or elsewhere."""
+
+
 def build_shard(
     build: PreparedBuild, teacher: AnyTeacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
 ) -> BuiltShard:
@@ -37,7 +77,12 @@ def build_shard(
 
 
 def capture_shard(
-    build: PreparedBuild, teacher: AnyTeacher, folder: CacheFolder, shard: int, on_views: Callable[[int], None]
+    build: PreparedBuild,
+    teacher: AnyTeacher,
+    folder: CacheFolder,
+    shard: int,
+    on_views: Callable[[int], None],
+    encode: EncodeSignals | None = None,
 ) -> Callable[[], BuiltShard]:
     """Capture the missing tables of a shard; calling the result encodes and commits them.
 
@@ -47,13 +92,14 @@ def capture_shard(
         folder: Where the cache goes.
         shard: Number of the shard.
         on_views: Called with the number of views as they are captured; may raise to stop before anything is published.
+        encode: Encodes signals; by default here.
     """
     missing = [table for table in tables_of(build.passes) if not folder.is_committed(table, shard)]
     paired = pair_rows(build, shard)
-    tables = [capture_table(build, teacher, paired, folder.header(table, shard), on_views) for table in missing]
+    tables = [capture_table(build, teacher, paired, folder.header(table, shard), on_views, encode) for table in missing]
 
     def write() -> BuiltShard:
-        num_bytes = sum(folder.commit(*encode()).size for encode in tables)
+        num_bytes = sum(folder.commit(*encoded()).size for encoded in tables)
         return BuiltShard(shard, num_bytes, len(paired.pairs))
 
     return write
@@ -89,6 +135,7 @@ def capture_table(
     paired: PairedShard,
     header: ShardHeader,
     on_views: Callable[[int], None],
+    encode: EncodeSignals | None = None,
 ) -> Encode:
     """Capture one table of a shard; calling the result encodes it.
 
@@ -98,6 +145,7 @@ def capture_table(
         paired: The shard's samples.
         header: Which shard it is.
         on_views: As for `capture_shard`.
+        encode: As for `capture_shard`.
     """
     rules, name = build.identity.shard_rules, header.table
     if name == "pairs":
@@ -105,12 +153,8 @@ def capture_table(
         return lambda: (encode_pairs(header, paired.indexes, paired.pairs, rules), statistics)
     assert teacher is not None, "signals without a teacher"
     records = capture_records(build, teacher, paired.pairs, name, on_views)
-
-    def encode() -> tuple[EncodedShard, Statistics]:
-        encoded = encode_signals(header, paired.indexes, records, rules, build.identity.signals.logprob_dtype)
-        return encoded, _signal_statistics(records)
-
-    return encode
+    encode = encode or SignalEncoder.of(build).encode
+    return partial(encode, header, paired.indexes, records)
 
 
 def capture_records(

@@ -6,13 +6,15 @@ A thread encodes and commits a shard while the teacher is at the next one, so th
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Self
 
+from tide_cache.aside import Aside
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.published_pairs import has_all_pairs
 from tide_cache.building.run_record import require_same_tokens
-from tide_cache.building.shard import BuiltShard, capture_shard
+from tide_cache.building.shard import BuiltShard, EncodeSignals, SignalEncoder, capture_shard
 from tide_cache.config.build import BuildRun
 from tide_cache.corpus.unread import KnownCorpus
 from tide_cache.errors import CacheIncompleteError
@@ -31,7 +33,12 @@ def load_teacher(run: BuildRun, build: PreparedBuild, device: str) -> AnyTeacher
             build.topk, build.checkpoint.vocab_size, settings.signals, settings.shared_vocab_size, build.spelling()
         )
     backbone = load_backbone(build.checkpoint, DTYPES[run.teacher.dtype], device, **asdict(run.teacher.loading))
-    return Teacher(backbone, build.capture, build.spelling())
+    return Teacher(backbone, build.capture, build.spelling(), is_sorted_aside=works_aside(device))
+
+
+def works_aside(device: str) -> bool:
+    """Tell whether sorting and encoding leave this process: in a thread they halve the rate of a GPU's kernels."""
+    return device.startswith("cuda")
 
 
 class ShardWorker:
@@ -41,6 +48,7 @@ class ShardWorker:
         self._run, self._build, self._device = run, build, device
         self._folder = CacheFolder(run.build.out)
         self._teacher: AnyTeacher | None = None
+        self._encode: EncodeSignals | None = None
         self._writer = ThreadPoolExecutor(1, "writer")
         self._written: Future[BuiltShard] | None = None
 
@@ -85,7 +93,9 @@ class ShardWorker:
             return self._writer.submit(BuiltShard, shard, 0, 0)
         if self._teacher is None:  # the first shard that needs it
             self._teacher = load_teacher(self._run, self._build, self._device)
-        write = capture_shard(self._build, self._teacher, self._folder, shard, on_views)
+            if works_aside(self._device):
+                self._encode = partial(Aside(SignalEncoder.of(self._build)).call, "encode")
+        write = capture_shard(self._build, self._teacher, self._folder, shard, on_views, self._encode)
         if self._written is not None:
             self._written.result()
         self._written = self._writer.submit(write)

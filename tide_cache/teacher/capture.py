@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tide_cache.aside import Aside
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.config.settings import TeacherContext
 from tide_cache.errors import PairingError, TeacherOutputError
@@ -18,7 +19,7 @@ from tide_cache.modeling.packing import pack_block, pack_causal, pack_full
 from tide_cache.modeling.row_signals import Projection, RowSignals, start_row_signals
 from tide_cache.records import MaskedView, SamplePair, TeacherSignal
 from tide_cache.teacher.chunks import Speller
-from tide_cache.teacher.sorting import Batch, Sorter, first_student_ids
+from tide_cache.teacher.sorting import Batch, Sorter, as_arrays, first_student_ids
 from tide_cache.views.masking import whole_view
 from tide_cache.views.random import KeyedRandom
 
@@ -85,18 +86,27 @@ class _Answered:
 class Teacher:
     """A model that gives its signals for masked views."""
 
-    def __init__(self, backbone: Backbone, settings: CaptureSettings, spelling: Speller | None = None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        settings: CaptureSettings,
+        spelling: Speller | None = None,
+        is_sorted_aside: bool = False,
+    ):
         """Wrap a model.
 
         Args:
             backbone: The model.
             settings: How to run it, and what to keep.
             spelling: Spells teacher tokens in student tokens; the signals `chunks` and `projected` need it.
+            is_sorted_aside: Sort in a process of its own, for a GPU: kernels are launched by one thread, and another
+                one that sorts would halve their rate.
         """
         self._backbone = backbone.eval()
         self._settings = settings
         self._spelling = spelling
         self._sorter = Sorter(settings.signals, settings.shared_vocab_size, spelling)
+        self._aside = Aside(self._sorter) if is_sorted_aside else None
         self._first_V = None
         if spelling is not None and settings.signals.has_projected:
             self._first_V = self._moved(spelling.first_V.astype(np.int64))
@@ -219,7 +229,12 @@ class Teacher:
         rows = answered.arriving_rows()
         _require_finite(rows, batch, answered.is_masked_BnL)
         starts = None if answered.arriving_starts is None else (answered.start_row_S, answered.arriving_starts())
-        return self._sorter.signals(batch, answered.is_masked_BnL, answered.true_N, rows, starts)
+        what = batch, answered.is_masked_BnL, answered.true_N
+        if self._aside is None:
+            return self._sorter.signals(*what, rows, starts)
+        arrays = None if starts is None else (starts[0], as_arrays(starts[1]))
+        signals: list[list[TeacherSignal]] = self._aside.call("signals_of_arrays", *what, as_arrays(rows), arrays)
+        return signals
 
     def _uniform(self, batch: Batch) -> np.ndarray:
         """Return the numbers that draw ids from tails, for every masked row; keyed by sample, view and position."""

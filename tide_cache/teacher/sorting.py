@@ -4,7 +4,7 @@ Shape suffixes as in `tide_cache.records`; n views of a sample, L padded teacher
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -30,6 +30,19 @@ from tide_cache.teacher.projection import Starts, projected_topk
 
 Batch = Sequence[tuple[SamplePair, list[MaskedView]]]
 """Samples with the views that share a forward; all have the same number of views."""
+
+
+Arrays = dict[str, np.ndarray]
+"""`RowSignals` on its way to another process."""
+
+
+def as_arrays(rows: RowSignals) -> Arrays:
+    """Return signals as arrays by name; they share memory."""
+    return {field.name: getattr(rows, field.name).numpy() for field in fields(rows)}
+
+
+def _of_arrays(arrays: Arrays) -> RowSignals:
+    return RowSignals(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 class AnyTeacher(Protocol):
@@ -79,6 +92,18 @@ class Sorter:
                 `projected` is wanted.
         """
         return self._with_chunks(batch, self._split(rows, is_masked_BnL, batch), rows, true_N, starts)
+
+    def signals_of_arrays(
+        self,
+        batch: Batch,
+        is_masked_BnL: np.ndarray,
+        true_N: np.ndarray,
+        rows: Arrays,
+        starts: tuple[np.ndarray, Arrays] | None,
+    ) -> list[list[TeacherSignal]]:
+        """Do the same where rows came from another process; see `as_arrays`."""
+        of_starts = None if starts is None else (starts[0], _of_arrays(starts[1]))
+        return self.signals(batch, is_masked_BnL, true_N, _of_arrays(rows), of_starts)
 
     def wanted_mass(self, pairs: Sequence[SamplePair], length: int) -> np.ndarray:
         """Return the mass that the kept ids of each teacher position must reach, [B, L]; 0 where no ids are wanted.
