@@ -118,10 +118,23 @@ def _add_exp(
     torch.maximum(largest_R, logits_RW.amax(dim=1), out=largest_R)
     shift_R = _finite(largest_R)
     logits_RW.sub_(shift_R[:, None])
+
+    def add(index: int, sum_R: torch.Tensor) -> None:
+        sum_RT[:, index].mul_(((before_R - shift_R) / temperatures[index]).exp()).add_(sum_R)
+
+    if _squares(logits_RW, temperatures):
+        add(temperatures.index(2.0), logits_RW.mul_(0.5).exp_().sum(dim=1))
+        add(temperatures.index(1.0), logits_RW.square_().sum(dim=1))
+        return
     scratch_RW = torch.empty_like(logits_RW) if len(temperatures) > 1 else logits_RW
     for index, temperature in enumerate(temperatures):
         torch.mul(logits_RW, 1 / temperature, out=scratch_RW)
-        sum_RT[:, index].mul_(((before_R - shift_R) / temperature).exp()).add_(scratch_RW.exp_().sum(dim=1))
+        add(index, scratch_RW.exp_().sum(dim=1))
+
+
+def _squares(logits_RW: torch.Tensor, temperatures: tuple[float, ...]) -> bool:
+    """Tell whether powers at T = 1 are squares of those at T = 2: on a GPU, whose passes over memory are what costs."""
+    return logits_RW.is_cuda and {*temperatures} == {1.0, 2.0}
 
 
 def _finite(largest_R: torch.Tensor) -> torch.Tensor:
@@ -157,6 +170,11 @@ def _softmax_part(
     logits_RW: torch.Tensor, log_rest_RT: torch.Tensor, coefficient_RT: torch.Tensor, temperatures: tuple[float, ...]
 ) -> torch.Tensor:
     """Return the sum over T of coefficient * softmax over the rest / T; kept ids get 0. May reuse `logits_RW`."""
+    if _squares(logits_RW, temperatures):
+        one, two = temperatures.index(1.0), temperatures.index(2.0)
+        root_RW = logits_RW.mul_(0.5).sub_(log_rest_RT[:, two, None]).exp_()  # softmax at T = 2, its square is T = 1's
+        to_one_R = coefficient_RT[:, one] * (2 * log_rest_RT[:, two] - log_rest_RT[:, one]).exp()
+        return torch.addcmul(coefficient_RT[:, two, None] / 2, root_RW, to_one_R[:, None]).mul_(root_RW)
     parts = []
     for index, temperature in reversed(list(enumerate(temperatures))):
         is_last_use = index == 0
