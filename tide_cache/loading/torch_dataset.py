@@ -70,7 +70,7 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         return len(self._steps) * self.micro_batches_per_step
 
     def __iter__(self) -> Iterator[tuple[StudentBatch, Targets]]:
-        """Yield this worker's micro-batches."""
+        """Return an iterator over this worker's micro-batches."""
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         begin, is_own = self._resume or (0, False)

@@ -57,7 +57,7 @@ class CacheFolder:
         Args:
             identity: What the shards will hold.
             plan: How they are cut.
-            passes: What of it is to be built now; other passes that are there are left alone.
+            passes: The passes to build now; other existing passes are not touched.
 
         Raises:
             CacheMismatchError: The folder holds another build (lists every differing field), or something else.
@@ -75,7 +75,7 @@ class CacheFolder:
             self._files.remove_leftovers(folder)
 
     def require_exclusive(self) -> None:
-        """Prove, on `plan.json`, that this place refuses a name that is taken; called once, before anything is paid.
+        """Check, on `plan.json`, that this place refuses a taken name; called once, before anything is computed.
 
         Raises:
             RunFileError: Two writers could mix here.
@@ -96,11 +96,11 @@ class CacheFolder:
         return read_plan(self.root, self._files)
 
     def shard_path(self, table: TableName, shard: int) -> CachePath:
-        """File of a shard."""
+        """Return the file of a shard."""
         return shard_path(self.root, table, shard)
 
     def header(self, table: TableName, shard: int) -> ShardHeader:
-        """What a shard of this build says of itself; `encode_pairs` and `encode_signals` take it."""
+        """Return a shard's header, as `encode_pairs` and `encode_signals` take it."""
         return ShardHeader(self.plan_document.cache_id, self.plan_document.plan_hash, table, shard)
 
     def listed(self, table: TableName) -> set[int]:
@@ -110,7 +110,7 @@ class CacheFolder:
         return {int(match[1]) for match in matches if match and match[0].replace(".json", ".parquet") in names}
 
     def is_committed(self, table: TableName, shard: int, is_hashed: bool = False) -> bool:
-        """Whether a shard needs no more work: its record is there, and its file has the recorded size.
+        """Return whether a shard needs no more work: its record exists, and its file has the recorded size.
 
         A record is written after its file is durable, so it is trusted; readers check the hashes of what they read.
 
@@ -178,15 +178,15 @@ class CacheFolder:
         return record
 
     def finish(self, passes: Collection[PassName]) -> Manifest:
-        """Write the manifest, once every planned shard is committed; one that lacks a pass is replaced by another.
+        """Write the manifest, once every planned shard is committed; a manifest that lacks a pass is replaced.
 
         Args:
             passes: What was built; passes that the manifest already lists stay in it.
 
         Raises:
-            CacheIncompleteError: Shards are missing; says how many are there.
+            CacheIncompleteError: Shards are missing; says how many exist.
             PairingError: No row of the corpus became a sample; lists the reasons.
-            ShardCorruptError: A manifest is already there and describes other shards.
+            ShardCorruptError: A manifest exists and describes other shards.
         """
         path = self.root / "manifest.json"
         is_there = path.name in self._files.list_folder(self.root)
@@ -256,7 +256,7 @@ class CacheFolder:
             ]
             for name, data in zip(kept, (published, encoded.data), strict=True):
                 publish(name, data, self._files)
-            # In this order a crash in between leaves a shard without a record, never a record without its shard.
+            # in this order, a crash in between leaves a shard without a record, never a record without its shard
             for doomed in (self.root / "manifest.json", record_path(self.root, table, shard), path):
                 self._files.remove(doomed)
                 self._files.sync_folder(doomed.parent)
@@ -284,7 +284,7 @@ class CacheFolder:
             self._files.make_folder(folder)
 
     def _is_begun(self) -> bool:
-        """Whether there is a plan; a folder with other things is refused.
+        """Return whether there is a plan; raise an error for a folder with other things.
 
         The plan comes before everything else, so what is listed before it is missed is no part of a cache.
         """

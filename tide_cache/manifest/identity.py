@@ -153,7 +153,7 @@ def version_for(context: Scalar, kinds: Collection[str]) -> int:
 
 
 def differing_fields(found: Frozen, expected: Frozen) -> list[tuple[str, Any, Any]]:
-    """Yield the leaves in which two models differ, as (dotted name, found, expected)."""
+    """Return the leaves in which two models differ, as (dotted name, found, expected)."""
     left, right = _leaves(found), _leaves(expected)
     names = sorted(left.keys() | right.keys())
     pairs = [(name, left.get(name, ABSENT), right.get(name, ABSENT)) for name in names]

@@ -32,23 +32,23 @@ RECORD_NAME = re.compile(r"shard-(\d{6})\.json")
 
 
 def tables_of(passes: Collection[PassName]) -> tuple[TableName, ...]:
-    """Tables of a cache with these passes, in the order in which they are listed."""
+    """Return the tables of a cache with these passes, in the order in which they are listed."""
     return ("pairs", *(name for name in PASSES if name in passes))
 
 
 def table_folder(root: AnyPath, table: TableName) -> AnyPath:
-    """Folder of a table's shards."""
+    """Return the folder of a table's shards."""
     return root / table if table == "pairs" else root / _SIGNALS_FOLDER / table
 
 
 def shard_path(root: AnyPath, table: TableName, shard: int) -> AnyPath:
-    """File of a shard."""
+    """Return the file of a shard."""
     assert 0 <= shard < MAX_SHARDS, shard
     return table_folder(root, table) / f"shard-{shard:06d}.parquet"
 
 
 def record_path(root: AnyPath, table: TableName, shard: int) -> AnyPath:
-    """Commit record of a shard."""
+    """Return the path of the commit record of a shard."""
     return shard_path(root, table, shard).with_suffix(".json")
 
 
@@ -180,7 +180,7 @@ class Manifest:
         return tables_of(self.passes)
 
     def reader(self, root: CachePath, table: TableName, shard: int, files: Files | None = None) -> ShardReader:
-        """A reader of one shard; nothing is opened yet.
+        """Return a reader of one shard; nothing is opened yet.
 
         Args:
             root: Folder of the cache.
@@ -199,7 +199,7 @@ def _model_of(version: int) -> type[WholeManifest] | type[ManifestHead]:
 
 
 def incomplete(root: CachePath, document: PlanDocument, files: Files) -> CacheIncompleteError:
-    """The error that says how far a build has come."""
+    """Return the error that says how far a build has come."""
     begun = tables_of([name for name in PASSES if name in files.list_folder(root / _SIGNALS_FOLDER)])
     committed = {
         table: sum(bool(RECORD_NAME.fullmatch(name)) for name in files.list_folder(table_folder(root, table)))
