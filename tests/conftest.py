@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from tide_cache.demo.vocabularies import Vocabularies
 
 # A busy machine makes drawing slow, which is no fault of the code.
-settings.register_profile("tide-cache", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "tide-cache",
+    deadline=None,
+    max_examples=100 if fresh.IS_FULL else 40,  # where a test does not say
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("tide-cache")
 
 # It also starts one process of a run long after another; nobody waits so long when all goes well.
