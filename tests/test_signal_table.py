@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.shard_examples import RULES, TEMPERATURES, make_compdemo, make_shard
-from tide_cache.records import ChunkCandidates, TailSamples, TeacherSignal, TopK
+from tide_cache.records import ChunkCandidates, ProjectedTopK, TailSamples, TeacherSignal, TopK
 from tide_cache.shards.schema import signals_schema
 from tide_cache.signal_table import (
     NESTED,
@@ -22,7 +22,7 @@ from tide_cache.signal_table import (
     to_columns,
 )
 
-EVERYTHING = replace(RULES, parts=frozenset({"topk", "tail", "chunks"}))
+EVERYTHING = replace(RULES, parts=frozenset({"topk", "tail", "chunks", "projected"}))
 RECORDS = make_compdemo(1, make_shard(3, 12, EVERYTHING)[2])[0]
 SIGNALS = [record.signal for record in RECORDS]
 
@@ -35,7 +35,7 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(left[column], array, err_msg=column)
 
 
-@pytest.mark.parametrize("record", [TeacherSignal, TopK, TailSamples, ChunkCandidates])
+@pytest.mark.parametrize("record", [TeacherSignal, TopK, TailSamples, ChunkCandidates, ProjectedTopK])
 def test_every_array_is_in_the_table(record):
     """One that is not would be captured, and silently not stored."""
     listed = {field.name for part in PARTS if part.record is record for field in part.fields}

@@ -10,6 +10,7 @@ import numpy as np
 from tide_cache.records import (
     ChunkCandidates,
     MaskedView,
+    ProjectedTopK,
     SampleId,
     SamplePair,
     TailSamples,
@@ -72,7 +73,7 @@ def make_signal(rng: np.random.Generator, true_ids: np.ndarray, has_topk: bool) 
 
 
 def make_topk(rng: np.random.Generator, rows: np.ndarray, logp: np.ndarray) -> TopK:
-    counts = rng.integers(1, TEACHER_VOCAB + 1, len(rows)).astype(np.int32)
+    counts = rng.integers(1, logp.shape[1] + 1, len(rows)).astype(np.int32)
     order = np.argsort(-logp, axis=1, kind="stable")
     ids = [order[row, :count] for row, count in enumerate(counts)]
     tails, partitions = np.empty((2, len(rows), len(TEMPERATURES)), np.float32)
@@ -108,7 +109,7 @@ def make_shard(
     records = [
         [make_record(rng, pair, view, "topk" in rules.parts) for pair in pairs] for view in range(rules.num_views)
     ]
-    if rules.parts & {"tail", "chunks"}:
+    if rules.parts & {"tail", "chunks", "projected"}:
         further = np.random.default_rng(seed + 1)
         records = [[with_further_signals(further, record, rules) for record in of_view] for of_view in records]
     return indexes[:num_samples].tolist(), pairs, records
@@ -120,7 +121,16 @@ def with_further_signals(rng: np.random.Generator, record: ViewRecord, rules: Sh
     if "tail" in rules.parts and topk is not None:
         topk = replace(topk, tail=make_tail(rng, topk))
     chunks = make_chunks(rng, record) if "chunks" in rules.parts else None
-    return replace(record, signal=replace(record.signal, topk=topk, chunks=chunks))
+    projected = make_projected(rng, record) if "projected" in rules.parts else None
+    return replace(record, signal=replace(record.signal, topk=topk, chunks=chunks, projected=projected))
+
+
+def make_projected(rng: np.random.Generator, record: ViewRecord) -> ProjectedTopK:
+    """Candidates at some masked student tokens."""
+    rows = np.flatnonzero(rng.random(int(record.view.is_student_masked_L.sum())) < 0.7).astype(np.int32)
+    logits = rng.normal(0, 3, (len(rows), STUDENT_VOCAB))
+    topk = make_topk(rng, rows, logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+    return ProjectedTopK(**{name: array for name, array in vars(topk).items() if name != "tail"})
 
 
 def make_tail(rng: np.random.Generator, topk: TopK) -> TailSamples:
@@ -227,11 +237,12 @@ def assert_records_equal(found: Sequence[ViewRecord], expected: Sequence[ViewRec
             _assert_same(one.signal.topk.logprobs_E, rounded)
             _assert_fields_same(one.signal.topk.tail, other.signal.topk.tail, "logprobs_S", logprob_dtype)
         _assert_fields_same(one.signal.chunks, other.signal.chunks, "logprobs_J", logprob_dtype)
+        _assert_fields_same(one.signal.projected, other.signal.projected, "logprobs_E", logprob_dtype)
 
 
 def _assert_fields_same(
-    found: TailSamples | ChunkCandidates | None,
-    expected: TailSamples | ChunkCandidates | None,
+    found: TailSamples | ChunkCandidates | ProjectedTopK | None,
+    expected: TailSamples | ChunkCandidates | ProjectedTopK | None,
     rounded: str,
     dtype: str,
 ) -> None:
