@@ -37,7 +37,7 @@ from tide_cache.shards.compact import (
 from tide_cache.shards.value_faults import ValueFault
 
 COMPACT = replace(RULES, codec="compact")
-WHOLE = replace(COMPACT, parts=frozenset({"topk", "tail", "chunks"}))
+WHOLE = replace(COMPACT, parts=frozenset({"topk", "tail", "chunks", "projected"}))
 FINITE = st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7C00 != 0x7C00)
 """Bit patterns of all float16 numbers: both zeros, both signs, subnormal ones and the largest."""
 
