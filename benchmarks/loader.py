@@ -21,7 +21,7 @@ from benchmarks.options import Options
 from benchmarks.students import PROXY, PROXY_VOCAB, Trainee, objectives_of, qwen3_config, shape_of
 from tide_cache.loading.cache import CacheSource
 from tide_cache.loading.collate import collate
-from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.order import LaneOrder
 from tide_cache.loading.prefetch import Prefetcher
 from tide_cache.loading.source import TeacherSource
 from tide_cache.records import StudentBatch, Targets
@@ -46,11 +46,11 @@ class _Epochs:
         self.source: TeacherSource = CacheSource(
             loading.root, loading.manifest, held_groups=HELD_GROUPS, signals=loading.signals
         )
-        self.order = SampleOrder(self.source.group_sizes, "benchmark", seed=0, window_groups=HELD_GROUPS // 2)
+        self.order = LaneOrder(self.source.groups, "benchmark", 0, HELD_GROUPS)
         self.layout = loading.layout()
 
     def batch(self, number: int, size: int = MICRO_BATCH) -> tuple[StudentBatch, Targets]:
-        visits = self.order.visits(number * size, size)
+        visits = self.order.visits(range(number * size, (number + 1) * size))
         return collate(self.source.records([visit.sample for visit in visits], visits[0].epoch), self.layout)
 
     def run(self, epoch: int) -> tuple[int, float]:

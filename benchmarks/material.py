@@ -11,9 +11,10 @@ from typing import Literal
 import numpy as np
 
 from tide_cache.config.sections import ViewsConfig
+from tide_cache.config.settings import LANES
 from tide_cache.loading.cache import CacheSource, cache_layout
 from tide_cache.loading.collate import BatchLayout, collate
-from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.order import LaneOrder
 from tide_cache.manifest import (
     CacheFolder,
     CacheIdentity,
@@ -151,10 +152,10 @@ class Loading:
     def batches(self, count: int, size: int) -> list[tuple[StudentBatch, Targets]]:
         """Load the first batches of the first epoch, in the order of training."""
         source = CacheSource(self.root, self.manifest, signals=self.signals)
-        order, layout = SampleOrder(source.group_sizes, self.manifest.identity.cache_id, 0), self.layout()
+        order, layout = LaneOrder(source.groups, self.manifest.identity.cache_id, 0, LANES), self.layout()
         batches = []
         for number in range(count):
-            visits = order.visits(number * size, size)
+            visits = order.visits(range(number * size, (number + 1) * size))
             batches.append(collate(source.records([visit.sample for visit in visits], 0), layout))
         return batches
 

@@ -6,10 +6,11 @@ from benchmarks.build import MASK
 from benchmarks.options import Options, shared_file
 from benchmarks.pairing import gsm8k
 from tide_cache.config.sections import BatchConfig, ViewsConfig
-from tide_cache.config.settings import Batching
+from tide_cache.config.settings import LANES, Batching
 from tide_cache.loading.collate import BatchLayout
+from tide_cache.loading.groups import Groups
 from tide_cache.loading.micro_batches import step_micro_batches
-from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.order import LaneOrder
 from tide_cache.loading.source import PlainSource
 from tide_cache.pairing import TextTokenizer, encode_student
 
@@ -26,7 +27,7 @@ def run(options: Options) -> dict[str, float]:
             rows, tokenizer, max_length=MAX_LENGTH, block_size=BLOCK_SIZE, fill_last_block=fills
         ).pairs
         views = ViewsConfig(4, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
-        source, order = PlainSource(pairs, views), SampleOrder((len(pairs),), "packing", 0)
+        source, order = PlainSource(pairs, views), LaneOrder(Groups.of_sizes([len(pairs)]), "packing", 0, LANES)
         layout = BatchLayout(tokenizer.mask_id, tokenizer.pad_id, BLOCK_SIZE)
         for batching in get_args(Batching):
             config = BatchConfig(GLOBAL_BATCH, MICRO_BATCH, batching, MAX_LENGTH)

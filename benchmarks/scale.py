@@ -32,7 +32,7 @@ from tide_cache.demo.vocabularies import train_vocabularies
 from tide_cache.loading.cache import CacheSource
 from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.micro_batches import step_micro_batches
-from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.order import LaneOrder
 from tide_cache.loading.source import PlainSource
 from tide_cache.manifest import Manifest
 from tide_cache.records import SampleId, SamplePair
@@ -87,7 +87,7 @@ def is_order_identical() -> bool:
     """Tell whether each step masks the same tokens on one to four ranks, however samples share forwards."""
     samples = make_pairs(60)
     source, layout = PlainSource(samples, VIEWS), BatchLayout(mask_id=1, pad_id=0, block_size=8)
-    order = SampleOrder(source.group_sizes, "scale", seed=0)
+    order = LaneOrder(source.groups, "scale", seed=0, lanes=48)
     for batching in get_args(Batching):
         config = BatchConfig(global_batch=24, micro_batch=2, batching=batching, row_tokens=128)
         for step in range(6):  # more than two epochs
@@ -135,7 +135,7 @@ def peak_of_loading(root: Path) -> int:
     """Bytes at the peak of a process that loads two epochs."""
     loading = Loading(root, Manifest.load(root))
     source, layout = CacheSource(root, loading.manifest, held_groups=HELD_GROUPS), loading.layout()
-    order = SampleOrder(source.group_sizes, "scale", seed=0, window_groups=HELD_GROUPS // 2)
+    order = LaneOrder(source.groups, "scale", 0, HELD_GROUPS)
     config = BatchConfig(global_batch=64, micro_batch=8)
     for step in range(2 * order.num_samples // config.global_batch):
         for _ in step_micro_batches(source, order, layout, config, step, 0, 1):

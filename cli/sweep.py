@@ -150,7 +150,7 @@ def _print_plan(todo: "list[Job]", checked: "list[CheckedJob]", json: bool) -> N
             "arm": job.arm,
             "seed": job.seed,
             "state": found.state,
-            "samples": sum(found.prepared.source.group_sizes),
+            "samples": found.prepared.source.groups.num_samples,
             "steps": found.prepared.steps,
             "objectives": [entry.kind for entry in job.run.objective],
             "run": job.run.model_dump(mode="json"),

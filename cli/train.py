@@ -171,7 +171,7 @@ def _dry_run(run: TrainRun, resume: bool, num_gpus: int | None, json: bool) -> N
         prepared = prepare(run, world, resume)
     if not world.is_first:
         return
-    num_samples = sum(prepared.source.group_sizes)
+    num_samples = prepared.source.groups.num_samples
     if json:
         print_json({"run": run.model_dump(mode="json"), "samples": num_samples, "steps": prepared.steps})
         return

@@ -27,6 +27,7 @@ from tide_cache.demo.design import TIMES, Pipeline
 from tide_cache.evaluation import generate_text
 from tide_cache.evaluation.measuring import measure
 from tide_cache.evaluation.trained import TrainedModel
+from tide_cache.loading.groups import Groups
 from tide_cache.loading.source import LiveTeacher, TeacherSource
 from tide_cache.modeling.backbone import read_checkpoint
 from tide_cache.pairing import TextTokenizer, encode_student
@@ -204,7 +205,7 @@ class Experiment:
             build = prepare_build(run)
             pairs = build.pairer.pair_many(list(build.corpus)).pairs
             teacher = load_teacher(run, build, self.size.device)
-            return _Grouped(LiveTeacher(pairs, build.views, teacher, fresh_masks=True), source.group_sizes)
+            return _Grouped(LiveTeacher(pairs, build.views, teacher, fresh_masks=True), source.groups)
         return source
 
     def _build_run(self, arm: TunedArm, samples: int | None, passes: list[str]) -> BuildRun:
@@ -269,9 +270,9 @@ class CertainTeacher:
         self._source = source
 
     @property
-    def group_sizes(self) -> tuple[int, ...]:
+    def groups(self) -> Groups:
         """Those of the source."""
-        return self._source.group_sizes
+        return self._source.groups
 
     def records(self, samples: Any, epoch: int) -> list[ViewRecord]:
         """Return the source's records; each chunk that had candidates has its own text alone, with probability 1."""
@@ -303,5 +304,5 @@ def _certain_chunks(pair: SamplePair, chunks: ChunkCandidates) -> ChunkCandidate
 class _Grouped:
     """A live teacher in a cache's groups, so that both visit the samples in the same order."""
 
-    def __init__(self, live: LiveTeacher, group_sizes: tuple[int, ...]):
-        self.group_sizes, self.records = group_sizes, live.records
+    def __init__(self, live: LiveTeacher, groups: Groups):
+        self.groups, self.records = groups, live.records

@@ -117,6 +117,7 @@ def test_paths_are_the_tables_files(cache):
     ("changes", "message"),
     [
         ({"global_batch": 6}, r"global_batch: found 6, expected a multiple of micro_batch x world = 4 x 1"),
+        ({"world": 3, "global_batch": 12}, r"world: found 3, expected a divisor of lanes = 64, .*lanes = 66"),
         ({"world": 2, "rank": 2}, r"rank: found 2, expected 0 to 1"),
         ({"views_per_step": 5}, r"views_per_step: found 5, expected 1 to 4"),
     ],

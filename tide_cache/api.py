@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from tide_cache.config.presets import find_preset
 from tide_cache.config.sections import BatchConfig
-from tide_cache.config.settings import Batching, Semantics
+from tide_cache.config.settings import LANES, Batching, Semantics
 from tide_cache.config.train import read_objectives
 from tide_cache.errors import RunFileError
 from tide_cache.inspecting.export import ExportedView
 from tide_cache.loading.cache import HELD_GROUPS, CacheSource
 from tide_cache.loading.fitting import require_fitting_caches
-from tide_cache.loading.opening import OpenedCache
+from tide_cache.loading.opening import OpenedCache, lanes_fault
 from tide_cache.loading.torch_dataset import MicroBatches
 from tide_cache.locations import CachePath, cache_path
 from tide_cache.manifest import CacheIdentity, Manifest, Statistics, shard_path
@@ -151,6 +151,7 @@ class Cache:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        lanes: int | None = LANES,
     ) -> MicroBatches:
         """Yield the micro-batches (StudentBatch, Targets) of `tide-cache train` with the same settings.
 
@@ -170,7 +171,9 @@ class Cache:
             num_views: Use only this many views, from the first; `data.num_views` of a run file.
             seed: Seed of the order; `data.seed` of a run file.
             rank: Rank of this process.
-            world: Number of processes.
+            world: Number of processes, a divisor of `lanes`.
+            lanes: Lanes of the order; `data.lanes` of a run file. None is the order before there were lanes, for its
+                states.
 
         Raises:
             CacheMismatchError: The cache is not for this tokenizer, or lacks a signal or temperature.
@@ -181,6 +184,8 @@ class Cache:
                 f"global_batch: found {global_batch}, expected a multiple of micro_batch x world = "
                 f"{micro_batch} x {world}"
             )
+        if lanes is not None and (fault := lanes_fault("world", world, "lanes", lanes)):
+            raise RunFileError(fault)
         if not 0 <= rank < world:
             raise RunFileError(f"rank: found {rank}, expected 0 to {world - 1}, below world")
         if num_views is not None and not 1 <= num_views <= self.num_views:
@@ -192,7 +197,7 @@ class Cache:
         opened = OpenedCache(self.root, self.manifest, self.signal_pass, num_views)
         require_fitting_caches([opened], tokenizer, needs)
         return MicroBatches(
-            partial(opened.source, union_of_needs(needs).signals, views_per_step),
+            partial(opened.source, union_of_needs(needs).signals, views_per_step, lanes and lanes // world),
             self.cache_id,
             seed,
             opened.layout(tokenizer),
@@ -200,6 +205,7 @@ class Cache:
             range(first_step, first_step + steps),
             rank,
             world,
+            lanes,
         )
 
     def to_datasets(self, view: int, *, student: str | None = None) -> "Dataset":

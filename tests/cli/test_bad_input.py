@@ -236,6 +236,13 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(call):
     assert "found 8, expected a multiple of micro_batch x processes = 4 x 3 = 12" in result.stderr
 
 
+def test_lanes_that_the_ranks_cannot_share_are_refused(call):
+    result = call(*STUDENT, "--num-gpus", "3", "--dry-run", "--set", "train.global_batch=12")
+    assert result.exit_code == 2
+    assert "processes: found 3, expected a divisor of data.lanes = 64" in result.stderr
+    assert "use 1, 2, 4, 8, 16, 32, 64, or begin a run with data.lanes = 66" in result.stderr
+
+
 def test_training_on_a_gpu_that_is_not_there_is_refused(workshop, call):
     result = call(*STUDENT, "--set", "train.device=cuda")
     assert result.exit_code == 2

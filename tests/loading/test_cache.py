@@ -17,7 +17,7 @@ def cache(tmp_path_factory, build_values):
 
 def test_the_pass_decides_what_the_teacher_says_and_nothing_else(cache):
     sources = {name: CacheSource(*cache, signal_pass=name) for name in ("plain", "compdemo", None)}
-    assert len({source.group_sizes for source in sources.values()}) == 1
+    assert len({source.groups.sizes() for source in sources.values()}) == 1
     plain, compdemo, default = (source.records([3, 0, 39], epoch=5) for source in sources.values())
     for one, other, by_default in zip(plain, compdemo, default, strict=True):
         assert one.pair.sample_id == other.pair.sample_id

@@ -1,7 +1,6 @@
 """Several caches in one order and behind one source: shares as weighted, each cache visited as it would be alone."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +13,16 @@ from helpers.target_examples import leaves
 from tide_cache.config.sections import ViewsConfig
 from tide_cache.loading import mix
 from tide_cache.loading.collate import BatchLayout, collate
+from tide_cache.loading.groups import Groups
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_layout
-from tide_cache.loading.order import SampleOrder, Visit, rank_turns
+from tide_cache.loading.order import LaneOrder, Visit
 from tide_cache.loading.source import PlainSource
+from tide_cache.loading.window_order import WindowOrder
 from tide_cache.records import ChunkCandidates, TeacherSignal, TopK, ViewRecord
 from tide_cache.views import draw_view
 from tide_cache.views.schedule import time_weight
 
+LANES = 4
 quick = settings(max_examples=60, deadline=None)
 shapes = st.lists(
     st.tuples(
@@ -34,7 +36,8 @@ shapes = st.lists(
 
 def mixed(shape, seed=0):
     """An order per (group sizes, weight), and their mix."""
-    orders = [SampleOrder(sizes, f"cache-{number}", seed) for number, (sizes, _) in enumerate(shape)]
+    groups = [Groups.of_sizes(sizes) for sizes, _ in shape]
+    orders = [LaneOrder(one, f"cache-{number}", seed, LANES) for number, one in enumerate(groups)]
     return orders, MixedOrder(orders, [weight for _, weight in shape], seed)
 
 
@@ -46,63 +49,58 @@ def short_blocks(monkeypatch):
 
 @quick
 @given(shape=shapes, seed=st.integers(0, 2**32), num_turns=st.integers(1, 150))
-def test_each_sources_turns_are_its_own_stream(shape, seed, num_turns):
+def test_each_sources_turns_in_a_lane_are_its_own_stream(shape, seed, num_turns):
     orders, order = mixed(shape, seed)
     first = np.cumsum([0, *(part.num_samples for part in orders)])
-    visits = order.visits(0, num_turns)
-    assert len(visits) == num_turns
-    for number, part in enumerate(orders):
-        own = [v for v in visits if first[number] <= v.sample < first[number + 1]]
-        assert [Visit(v.sample - first[number], v.epoch) for v in own] == part.visits(0, len(own))
-        assert order.counts_before(num_turns)[number] == len(own)
+    visits = order.visits(range(num_turns))
+    for lane in range(LANES):
+        of_lane = visits[lane::LANES]
+        for number, part in enumerate(orders):
+            own = [v for v in of_lane if first[number] <= v.sample < first[number + 1]]
+            expected = part.visits(range(lane, lane + LANES * len(own), LANES))
+            assert [Visit(v.sample - first[number], v.epoch) for v in own] == expected
 
 
 @quick
-@given(shape=shapes, start=st.integers(0, 120), count=st.integers(0, 90))
-def test_a_window_is_a_slice_of_the_one_long_list_wherever_it_begins(shape, start, count):
-    _, fresh = mixed(shape)
-    _, whole = mixed(shape)
-    assert fresh.visits(start, count) == whole.visits(0, start + count)[start:]
+@given(shape=shapes, turns=st.lists(st.integers(0, 150), max_size=20))
+def test_a_turn_says_its_sample_whatever_was_asked_before(shape, turns):
+    whole = mixed(shape)[1].visits(range(151))
+    assert mixed(shape)[1].visits(turns) == [whole[turn] for turn in turns]
 
 
-@quick
-@given(shape=shapes, world_size=st.integers(1, 4), first_step=st.integers(0, 5), num_steps=st.integers(1, 3))
-def test_the_order_is_the_same_for_any_number_of_ranks(shape, world_size, first_step, num_steps):
-    _, order = mixed(shape)
-    together = []
-    for step in range(first_step, first_step + num_steps):
-        shares = [rank_turns(step, 4 * world_size, 2, rank, world_size) for rank in reversed(range(world_size))]
-        for micro_batches in zip(*shares, strict=True):
-            together += [(turns.start, order.visits(turns.start, len(turns))) for turns in micro_batches]
-    found = [visit for _, visits in sorted(together, key=lambda item: item[0]) for visit in visits]
-    assert found == mixed(shape)[1].visits(first_step * 4 * world_size, num_steps * 4 * world_size)
-
-
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (30.0, 10.0), (0.5, 8.0, 1.5)])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (0.5, 8.0, 1.5)])
 def test_shares_converge_to_the_weights(weights, monkeypatch):
-    monkeypatch.setattr(mix, "TURNS_PER_BLOCK", 1 << 16)
-    orders = [SampleOrder((7,), f"cache-{number}", 0) for number in range(len(weights))]
-    order = MixedOrder(orders, weights, seed=1)
-    for num_turns in (1_000, 30_000, 1_000_000):
-        for count, weight in zip(order.counts_before(num_turns), weights, strict=True):
-            share = weight / sum(weights)
-            assert abs(count / num_turns - share) < 5 * math.sqrt(share * (1 - share) / num_turns)
+    monkeypatch.setattr(mix, "TURNS_PER_BLOCK", 1 << 12)
+    orders = [LaneOrder(Groups.of_sizes((7,)), f"cache-{number}", 0, LANES) for number in range(len(weights))]
+    visits = MixedOrder(orders, weights, seed=1).visits(range(10_000))
+    counts = np.bincount([visit.sample // 7 for visit in visits])
+    for count, weight in zip(counts, weights, strict=True):
+        share = weight / sum(weights)
+        assert abs(count / 10_000 - share) < 5 * math.sqrt(share * (1 - share) / 10_000)
+
+
+def test_without_lanes_the_order_is_still_that_of_earlier_releases():
+    orders = [WindowOrder((3, 4), "a", 0), WindowOrder((5,), "b", 0)]
+    visits = MixedOrder(orders, (3.0, 1.0), 1).visits(range(5, 25))
+    assert [visit.sample for visit in visits] == [1, 5, 4, 9, 4, 0, 5, 1, 6, 3, 11, 2, 5, 2, 10, 6, 3, 4, 0, 1]
+    assert [visit.epoch for visit in visits] == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 1, 2, 2, 0, 2, 2, 2, 2, 2]
 
 
 def test_a_mix_of_one_is_its_order():
     (alone,), order = mixed([((3, 4), 0.3)])
-    assert order.visits(5, 40) == alone.visits(5, 40)
+    assert order.visits(range(5, 45)) == alone.visits(range(5, 45))
     assert order.num_samples == 7
 
 
 def test_keys_seed_and_weights_each_change_the_turns_and_nothing_else_does():
-    orders = [SampleOrder((9,), "a", 0), SampleOrder((5,), "b", 0)]
-    base = MixedOrder(orders, (1.0, 1.0), 0).sources_of(0, 200).tolist()
-    assert MixedOrder(orders, (2.0, 2.0), 0).sources_of(0, 200).tolist() == base, "only ratios of weights count"
-    assert MixedOrder(orders, (1.0, 2.0), 0).sources_of(0, 200).tolist() != base
-    assert MixedOrder(orders, (1.0, 1.0), 1).sources_of(0, 200).tolist() != base
-    renamed = [replace(orders[0], key="c"), orders[1]]
-    assert MixedOrder(renamed, (1.0, 1.0), 0).sources_of(0, 200).tolist() != base
+    def sources(keys, weights, seed):
+        orders = [LaneOrder(Groups.of_sizes((9,)), key, 0, LANES) for key in keys]
+        return [visit.sample // 9 for visit in MixedOrder(orders, weights, seed).visits(range(200))]
+
+    base = sources("ab", (1.0, 1.0), 0)
+    assert sources("ab", (2.0, 2.0), 0) == base, "only ratios of weights count"
+    for other in (sources("ab", (1.0, 2.0), 0), sources("ab", (1.0, 1.0), 1), sources("cb", (1.0, 1.0), 0)):
+        assert other != base
     assert base[:16] != base[16:32], "every block is drawn anew"
 
 
@@ -112,7 +110,7 @@ VIEWS = ViewsConfig(num_views=2, seed=1, time_sampling="stratified", schedule="l
 def test_records_come_from_their_sources_in_the_order_asked_for():
     pairs = [one_to_one(f"sample{number}", 5 + number) for number in range(5)]
     source = MixedSource([PlainSource(pairs[:2], VIEWS), PlainSource(pairs[2:], VIEWS)])
-    assert source.group_sizes == (2, 3)
+    assert source.groups.sizes() == (2, 3)
     records = source.records([4, 0, 2, 1, 4], epoch=3)
     assert [record.pair for record in records] == [pairs[4], pairs[0], pairs[2], pairs[1], pairs[4]]
     assert [record.source for record in records] == [1, 0, 1, 0, 1]

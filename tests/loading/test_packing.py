@@ -10,14 +10,17 @@ from transformers import Qwen3Config
 from helpers.pair_examples import one_to_one
 from tide_cache.config.sections import BatchConfig, SignalsConfig, ViewsConfig
 from tide_cache.loading.collate import BatchLayout, collate, collate_rows
+from tide_cache.loading.groups import Groups
 from tide_cache.loading.micro_batches import (
     plan_micro_batches,
+    rank_batches,
     share_of_rank,
     step_micro_batches,
     visited_records,
 )
-from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.order import LaneOrder
 from tide_cache.loading.source import LiveTeacher, PlainSource
+from tide_cache.loading.window_order import WindowOrder
 from tide_cache.modeling.backbone import new_backbone
 from tide_cache.objectives import OBJECTIVES, ids_to_gather
 from tide_cache.records import RowStatistics
@@ -133,17 +136,36 @@ PAIRS = [one_to_one(f"sample{size}", size) for size in (3, 30, 9, 17, 5, 22, 14,
 @pytest.mark.parametrize("batching", ["order", "length", "packed"])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_together_take_the_samples_of_the_step(batching, world):
-    source, order = PlainSource(PAIRS, VIEWS), SampleOrder((8,), "key", 0)
+    source, order = PlainSource(PAIRS, VIEWS), LaneOrder(Groups.of_sizes((8,)), "key", 0, 4)
     config, layout = BatchConfig(8, 2, batching, row_tokens=32, views_per_step=2), BatchLayout(14, 15, 4)
     shares = [list(step_micro_batches(source, order, layout, config, 1, rank, world)) for rank in range(world)]
     assert {len(share) for share in shares} == {4 // world}
     found = sum(targets.num_supervised for share in shares for _, targets in share)
     assert found == 2 * sum(len(pair.student_ids_L) for pair in PAIRS)
-    alone = list(step_micro_batches(source, order, layout, config, 1, 0, 1))
-    for rank, share in enumerate(shares):
-        of_rank = range(rank, 4, world) if batching == "order" else share_of_rank(4, rank, world)
-        for number, (batch, _) in zip(of_rank, share, strict=True):
-            assert torch.equal(batch.x_t_BL, alone[number][0].x_t_BL)
+    (alone,) = rows_of_ranks(source, order, config, 1)
+    ranks = rows_of_ranks(source, order, config, world)
+    for rank, names in enumerate(ranks):
+        assert sorted(names) == sorted(alone[rank::world] if batching == "order" else names)
+    assert sorted(name for names in ranks for name in names) == sorted(alone)
+
+
+def rows_of_ranks(source, order, config, world):
+    """The samples of each rank in step 1, micro-batch by micro-batch."""
+    batches = [rank_batches(source, order, config, 4, 1, rank, world) for rank in range(world)]
+    return [[views[0].pair.sample_id for rows in of_rank for row in rows for views in row] for of_rank in batches]
+
+
+@pytest.mark.parametrize("batching", ["order", "length", "packed"])
+def test_one_micro_batch_alone_is_that_of_the_step(batching):
+    """A worker prepares some of them."""
+    config = BatchConfig(8, 2, batching, row_tokens=32)
+    for order in (LaneOrder(Groups.of_sizes((8,)), "key", 0, 4), WindowOrder((8,), "key", 0)):
+        source = PlainSource(PAIRS, VIEWS)
+        together = rank_batches(source, order, config, 4, 1, 1, 2)
+        for number, rows in enumerate(together):
+            (alone,) = rank_batches(source, order, config, 4, 1, 1, 2, only=number)
+            for one, other in zip(alone, rows, strict=True):
+                assert [views[0].pair for views in one] == [views[0].pair for views in other]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -158,7 +180,7 @@ def test_ranks_get_about_the_same_tokens_of_batches_in_order_of_length(world):
 
 
 def test_epochs_go_through_the_views_n_at_a_time():
-    visits = SampleOrder((8,), "key", 0).visits(0, 24)
+    visits = LaneOrder(Groups.of_sizes((8,)), "key", 0, 4).visits(range(24))
     views = visited_records(PlainSource(PAIRS, VIEWS), visits, views_per_step=3)
     for visit, of_visit in zip(visits, views, strict=True):
         assert [record.view.view for record in of_visit] == [3 * visit.epoch + n for n in range(3)]
@@ -171,7 +193,7 @@ def test_padding_shrinks_from_order_to_length_to_packed():
     useful = {}
     for batching in ("order", "length", "packed"):
         steps = step_micro_batches(
-            PlainSource(pairs, VIEWS), SampleOrder((64,), "key", 0), BatchLayout(14, 15, 1),
+            PlainSource(pairs, VIEWS), LaneOrder(Groups.of_sizes((64,)), "key", 0, 4), BatchLayout(14, 15, 1),
             BatchConfig(64, 8, batching, row_tokens=128), 0, 0, 1,
         )  # fmt: skip
         useful[batching] = np.mean(np.concatenate([batch.is_real_BL.flatten() for batch, _ in steps]))

@@ -36,7 +36,7 @@ def same_view(first, second):
 
 def test_a_corpus_is_masked_afresh_in_every_epoch():
     source = PlainSource(PAIRS, VIEWS)
-    assert source.group_sizes == (3,)
+    assert source.groups.sizes() == (3,)
     for epoch in (0, 1, 5):
         records = source.records([2, 0], epoch)
         assert [record.pair for record in records] == [PAIRS[2], PAIRS[0]]
@@ -47,7 +47,7 @@ def test_a_corpus_is_masked_afresh_in_every_epoch():
 
 def test_a_live_teacher_goes_through_the_views_of_a_cache(teacher):
     source = LiveTeacher(PAIRS, VIEWS, teacher)
-    assert source.group_sizes == (3,)
+    assert source.groups.sizes() == (3,)
     records = source.records([1, 2], epoch=3)
     assert [record.pair for record in records] == [PAIRS[1], PAIRS[2]]
     for record in records:

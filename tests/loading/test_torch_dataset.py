@@ -13,11 +13,13 @@ import tide_cache
 from helpers.target_examples import leaves
 from tide_cache.config.base import load_run_file
 from tide_cache.config.sections import BatchConfig
-from tide_cache.config.train import TrainConfig, TrainRun
+from tide_cache.config.settings import LANES
+from tide_cache.config.train import DataConfig, TrainConfig, TrainRun
 from tide_cache.errors import RunFileError
 from tide_cache.loading.cache import CacheSource, cache_layout
 from tide_cache.loading.micro_batches import step_micro_batches
-from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.order import LaneOrder
+from tide_cache.loading.window_order import WindowOrder
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
 from tide_cache.training.distributed import World
@@ -39,7 +41,7 @@ def of_training(tiny_cache, tiny_teacher):
     """What a rank of `tide-cache train` loads."""
     manifest, tokenizer = Manifest.load(tiny_cache), TextTokenizer.load(str(tiny_teacher))
     source = CacheSource(tiny_cache, manifest, signals=["topk"])
-    order = SampleOrder(source.group_sizes, manifest.identity.cache_id, 0)
+    order = LaneOrder(source.groups, manifest.identity.cache_id, 0, LANES)
     layout = cache_layout(manifest, tokenizer.mask_id, tokenizer.pad_id, 8)
 
     def load(steps=range(STEPS)):
@@ -72,7 +74,7 @@ def trained(tiny_cache, tiny_teacher, tmp_path_factory):
         out = tmp_path_factory.mktemp("run")
         values = {
             "student": {"model": str(tiny_teacher)},
-            "data": {"cache": str(tiny_cache)},
+            "data": {"cache": str(tiny_cache), "lanes": 48},
             "objective": [{"kind": "ce"}, {"kind": "kl", "temperature": 2.0}],
             "train": {"out": str(out / "out"), "steps": STEPS, "global_batch": 12, "micro_batch": 2, **settings},
         }
@@ -88,15 +90,17 @@ def trained(tiny_cache, tiny_teacher, tmp_path_factory):
 @pytest.mark.parametrize("settings", [{}, *BATCHINGS, {"batching": "length", "views_per_step": 2}], ids=str)
 def test_every_rank_gets_the_batches_of_training(make, trained, settings, world):
     for rank in range(world):
-        dataset = make(global_batch=12, rank=rank, world=world, **settings)
+        dataset = make(global_batch=12, rank=rank, world=world, lanes=48, **settings)
         assert len(dataset) == STEPS * dataset.micro_batches_per_step == STEPS * 6 // world
         assert_same(list(dataset), trained(rank, world, **settings))
 
 
 def test_defaults_are_those_of_the_run_file():
     of_training = {name: field.default for name, field in TrainConfig.model_fields.items()}
+    parameters = signature(tide_cache.Cache.torch_dataset).parameters
     for name in ("batching", "row_tokens", "views_per_step"):
-        assert signature(tide_cache.Cache.torch_dataset).parameters[name].default == of_training[name]
+        assert parameters[name].default == of_training[name]
+    assert parameters["lanes"].default == DataConfig.model_fields["lanes"].default
 
 
 def test_an_iteration_starts_over(make):
@@ -150,6 +154,24 @@ def test_a_state_of_other_batches_is_refused(make):
         make(seed=1, batching="order").load_state_dict(make().state_dict())
     with pytest.raises(RunFileError, match="state of worker 1 of 2, loaded in no worker"):
         make().load_state_dict(make().state_dict() | {"workers": [1, 2]})
+
+
+def test_a_state_from_before_there_were_lanes_goes_on_in_its_order(make, tiny_cache):
+    manifest = Manifest.load(tiny_cache)
+    sizes = CacheSource(tiny_cache, manifest).groups.sizes()
+    state = make().state_after(2)
+    del state["stream"]["lanes"]
+    dataset = make(batching="order")
+    with pytest.raises(RunFileError, match="state of other micro-batches"):
+        dataset.load_state_dict(state)
+    state["stream"]["batching"] = "order"
+    dataset.load_state_dict(state)
+    found = next(iter(dataset))[0]
+    names = WindowOrder(sizes, manifest.identity.cache_id, 0).visits(range(4, 6))
+    source = CacheSource(tiny_cache, manifest)
+    expected = [source.records([visit.sample], 0)[0].pair.student_ids_L for visit in names]
+    for row, ids in zip(found.x_0_BL, expected, strict=True):
+        assert row[: len(ids)].tolist() == ids.tolist()
 
 
 def test_a_stream_can_go_on_from_a_later_step(make, of_training):

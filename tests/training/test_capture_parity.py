@@ -11,7 +11,9 @@ from tide_cache.building.driver import build_cache
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
+from tide_cache.config.settings import LANES
 from tide_cache.config.train import TrainRun
+from tide_cache.loading.order import LaneOrder
 from tide_cache.loading.source import LiveTeacher
 from tide_cache.manifest import Manifest
 from tide_cache.objectives import OBJECTIVES
@@ -91,8 +93,8 @@ def live(builds):
 class _Grouped:
     """A live teacher in a cache's groups, so that both visit the samples in the same order."""
 
-    def __init__(self, live, group_sizes):
-        self.group_sizes = group_sizes
+    def __init__(self, live, groups):
+        self.groups = groups
         self.records = live.records
 
 
@@ -118,9 +120,9 @@ def losses(tmp_path_factory, builds, live, vocabularies):
         values["data"]["signal_pass"] = signal_pass
         run, world = TrainRun.model_validate(values), World(0, 1, 0)
         prepared = prepare(run, world, resume=False)
-        prepared = replace(prepared, order=replace(prepared.order, key=key))
+        prepared = replace(prepared, order=LaneOrder(prepared.source.groups, key, 0, LANES))
         if source == "live":
-            prepared = replace(prepared, source=_Grouped(live[signal_pass], prepared.source.group_sizes))
+            prepared = replace(prepared, source=_Grouped(live[signal_pass], prepared.source.groups))
         train_prepared(run, prepared, world)
         return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 

@@ -14,7 +14,7 @@ from tide_cache.errors import CacheIncompleteError, CacheMismatchError, Checkpoi
 from tide_cache.loading.cache import CacheSource
 from tide_cache.loading.collate import collate
 from tide_cache.loading.micro_batches import visited_records
-from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.order import LaneOrder
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
 from tide_cache.training.distributed import World
@@ -85,24 +85,27 @@ def visited(source, visits):
 
 
 def test_each_cache_gives_the_records_of_its_own_stream(make_run, caches):
-    prepared = prepare(make_run(), ALONE, resume=False)
-    records = visited(prepared.source, prepared.order.visits(0, 200))
+    mix = [{"cache": str(caches / "same"), "weight": 3}, {"cache": str(caches / "other")}]
+    prepared = prepare(make_run(data={"mix": mix, "lanes": 1}), ALONE, resume=False)
+    records = visited(prepared.source, prepared.order.visits(range(200)))
     shares = []
     for number, name in enumerate(("same", "other")):
         source = CacheSource(caches / name, Manifest.load(caches / name))
-        order = SampleOrder(source.group_sizes, Manifest.load(caches / name).identity.cache_id, 0)
+        order = LaneOrder(source.groups, Manifest.load(caches / name).identity.cache_id, 0, lanes=1)
         found = [record for record in records if record.source == number]
         shares.append(len(found))
-        for one, alone in zip(found, visited(source, order.visits(0, len(found))), strict=True):
+        for one, alone in zip(found, visited(source, order.visits(range(len(found)))), strict=True):
             assert (one.pair.sample_id, one.view.view) == (alone.pair.sample_id, alone.view.view)
             assert one.signal.truth_logprobs_N.tolist() == alone.signal.truth_logprobs_N.tolist()
     assert shares[0] > shares[1] > 20
-    assert max(visit.epoch for visit in prepared.order.visits(0, 200)) == 3, "three quarters of 200 turns, 40 samples"
+    assert max(visit.epoch for visit in prepared.order.visits(range(200))) == 3, (
+        "three quarters of 200 turns, 40 samples"
+    )
 
 
 def test_counts_are_over_all_caches_and_lacking_signals_count_nothing(make_run):
     prepared = prepare(make_run(), ALONE, resume=False)
-    records = visited(prepared.source, prepared.order.visits(0, 24))
+    records = visited(prepared.source, prepared.order.visits(range(24)))
     by_source = [[record for record in records if record.source == number] for number in (0, 1)]
     counts = [
         [objective.count(collate(part, prepared.layout)[1]) for objective in prepared.objectives]

@@ -23,6 +23,7 @@ from tide_cache.errors import (
     ShardCorruptError,
 )
 from tide_cache.loading.cache import CacheSource
+from tide_cache.loading.window_order import WindowOrder
 from tide_cache.manifest import Manifest
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.pairing import TextTokenizer
@@ -161,6 +162,18 @@ def test_only_committed_and_unchanged_checkpoints_are_resumed(make_run):
         train(run, resume=True)
     with pytest.raises(RunFileError, match=r"is not empty and holds no checkpoint to resume; give a new folder"):
         train(run)
+
+
+def test_a_checkpoint_from_before_there_were_lanes_goes_on_in_its_order(make_run):
+    run = make_run(steps=2, checkpoint_every=1)
+    train(run)
+    for marker in run.train.out.glob("checkpoints/*/committed.json"):
+        content = json.loads(marker.read_text())
+        assert content["run"].pop("data.lanes") == 64
+        marker.write_text(json.dumps(content))
+    prepared = prepare(run, World(0, 1, 0), resume=True)
+    assert isinstance(prepared.order, WindowOrder)
+    assert prepared.continuity["data.lanes"] is None, "so that its next checkpoint says the same"
 
 
 def test_a_refused_resume_loads_no_model_and_leaves_no_folder(make_run, monkeypatch):

@@ -47,6 +47,9 @@ Semantics = Literal["paper", "corrected"]
 Batching = Literal["order", "length", "packed"]
 """order: as the samples come. length: samples of like length together. packed: several samples in one row."""
 
+LANES = 64
+"""Of the order of samples, by default: a run may have any number of ranks that divides it."""
+
 LearningRateSchedule = Literal["cosine", "constant"]
 Reporter = Literal["none", "tensorboard", "wandb"]
 Remasking = Literal["low_confidence", "random"]

@@ -21,7 +21,7 @@ from tide_cache.config.objectives import AnyObjective, CrossEntropyConfig
 from tide_cache.config.presets import find_preset
 from tide_cache.config.sections import BatchConfig, ViewsConfig
 from tide_cache.config.semantics import resolve
-from tide_cache.config.settings import LearningRateSchedule, PassName, Precision, Reporter, Semantics, Setting
+from tide_cache.config.settings import LANES, LearningRateSchedule, PassName, Precision, Reporter, Semantics, Setting
 
 
 class ModelShape(Frozen):
@@ -98,6 +98,12 @@ class DataConfig(Frozen):
     signal_pass: PassName = Field(default="plain", description="Which of the cache's passes the teacher speaks from.")
     num_views: int | None = Field(default=None, ge=1, description="Use only this many of the cache's views.")
     seed: int = Field(default=0, ge=0, description="Order of the samples.")
+    lanes: int = Field(
+        default=LANES,
+        ge=1,
+        le=4096,
+        description="Lanes of the order, a multiple of the number of processes: each process reads its part of them.",
+    )
     date: datetime.date | None = Field(
         default=None,
         description="Day that the chat template takes for today, where a corpus is rendered by one that writes the "

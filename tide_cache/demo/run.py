@@ -176,7 +176,7 @@ def teacher_accuracy_by_time(cache: Path, num_buckets: int = 10) -> dict[float, 
     source = CacheSource(cache, manifest)
     right, total = np.zeros(num_buckets), np.zeros(num_buckets)
     for view in range(manifest.identity.views.num_views):
-        for record in source.records(range(sum(source.group_sizes)), view):
+        for record in source.records(range(source.groups.num_samples), view):
             assert record.signal is not None
             bucket = min(int(record.view.t * num_buckets), num_buckets - 1)
             right[bucket] += record.signal.is_top1_N.sum()

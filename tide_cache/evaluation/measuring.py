@@ -205,7 +205,7 @@ def _agreement(
     progress: Callable[[int, int], None] | None,
 ) -> AgreementReport:
     source = CacheSource(cache, manifest)
-    samples = range(min(sum(source.group_sizes), limit or CACHE_SAMPLES))
+    samples = range(min(source.groups.num_samples, limit or CACHE_SAMPLES))
     records = [r for view in range(manifest.identity.views.num_views) for r in source.records(samples, view)]
     layout = cache_layout(manifest, model.tokenizer.mask_id, model.tokenizer.pad_id, model.block_size)
     return teacher_agreement(model.backbone, records, layout, progress=progress)

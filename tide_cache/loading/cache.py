@@ -1,4 +1,4 @@
-"""The cache as a source of view records: a row group is decoded when the order's window reaches it."""
+"""The cache as a source of view records: row groups are decoded when the order reaches them."""
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
@@ -6,19 +6,19 @@ from typing import get_args
 
 import numpy as np
 
-from tide_cache.arrays import sums_before
 from tide_cache.config.sections import BuildViewsConfig
 from tide_cache.loading.collate import BatchLayout
+from tide_cache.loading.groups import Groups
 from tide_cache.loading.shared_views import cut_view
 from tide_cache.loading.source import GroupCache
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.records import ViewRecord
-from tide_cache.shards import PassName, ShardLayout, SignalKind
+from tide_cache.shards import SAMPLES_PER_GROUP, PassName, SignalKind
 from tide_cache.views import draw_view
 
 HELD_GROUPS = 32
-"""Row groups kept decoded for each view of a step: twice the order's window."""
+"""Row groups kept decoded by default, and for each view of a step in the order without lanes: twice its window."""
 
 
 class CacheSource:
@@ -39,7 +39,7 @@ class CacheSource:
             root: Folder of the cache.
             manifest: Its manifest.
             num_views: Use only the first so many views of each sample.
-            held_groups: Row groups kept decoded; at least twice the order's window.
+            held_groups: Row groups kept decoded; at least one for each lane that is read.
             signal_pass: Which of the cache's passes to read; by default its first.
             signals: Which signals to decode, by default all; `truth` is always decoded.
         """
@@ -47,33 +47,24 @@ class CacheSource:
         self._is_shared = manifest.identity.is_shared
         self._views = BuildViewsConfig(**dict(manifest.identity.views))
         self._pass, self._signals = signal_pass or manifest.passes[0], signals
-        layouts = [ShardLayout(count, 1) for count in manifest.num_samples]
-        self._places = [(shard, group) for shard, layout in enumerate(layouts) for group in range(layout.num_groups)]
-        self._sizes = tuple(len(layouts[shard].samples_of(group)) for shard, group in self._places)
-        self._first_sample = sums_before(self._sizes)
-        self._groups = GroupCache(self._read, held_groups)
+        self.groups = Groups.of_runs(manifest.num_samples, SAMPLES_PER_GROUP)
+        self._held = GroupCache(self._read, held_groups)
         self._reader = lru_cache(maxsize=64)(partial(manifest.reader, root))  # a reader checks its footer once
-
-    @property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Samples of each row group, in storage order."""
-        return self._sizes
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
         """Return view `epoch mod num_views` of each of the samples; a shared view is cut to the one drawn here."""
         view = epoch % self._num_views
         stored = 0 if self._is_shared else view
-        groups = np.searchsorted(self._first_sample, samples, side="right") - 1
+        groups, within = self.groups.of_samples(np.asarray(samples, np.int64))
         records = [
-            self._groups.get(int(group), stored)[int(sample - self._first_sample[group])]
-            for group, sample in zip(groups, samples, strict=True)
+            self._held.get(group, stored)[place] for group, place in zip(groups.tolist(), within.tolist(), strict=True)
         ]
         if self._is_shared:
             return [cut_view(record, draw_view(record.pair, view, self._views)) for record in records]
         return records
 
     def _read(self, group: int, view: int) -> list[ViewRecord]:
-        shard, group_of_shard = self._places[group]
+        shard, group_of_shard = (int(place[0]) for place in self.groups.places(np.array([group])))
         pairs = self._reader("pairs", shard).read_pairs(group_of_shard)
         return self._reader(self._pass, shard).read_signals(view, group_of_shard, pairs, signals=self._signals)
 

@@ -1,30 +1,25 @@
 """Which samples of an optimizer step share a forward, and which share a row of it.
 
-The order determines the samples of a step. How they are grouped only changes how much is computed for padding,
-since losses are divided by the counts of the whole step. The grouping is a pure function of the samples' lengths, so
-every rank finds the same one without asking the others.
+The order determines the samples of a step; how they are grouped only changes what is computed for padding,
+since losses are divided by the counts of the whole step. So every rank groups its own.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
-from typing import Literal, Protocol
+from typing import Literal
 
 from tide_cache.config.sections import BatchConfig
 from tide_cache.config.settings import Batching
 from tide_cache.loading.collate import BatchLayout, collate_rows
-from tide_cache.loading.order import Visit, rank_turns
+from tide_cache.loading.order import Order, Visit
 from tide_cache.loading.source import TeacherSource
+from tide_cache.loading.window_order import rank_turns
 from tide_cache.records import StudentBatch, Targets, ViewRecord
 
 Rows = list[list[int]]
 """A micro-batch: its rows, each with the samples that share it, as places in the step."""
-
-
-class Order(Protocol):
-    """What `SampleOrder` and `MixedOrder` have in common."""
-
-    def visits(self, start: int, count: int) -> list[Visit]:
-        """Return some turns of the endless stream."""
+BatchRows = list[list[tuple[ViewRecord, ...]]]
+"""The same with the views of each sample."""
 
 
 def plan_micro_batches(
@@ -33,8 +28,8 @@ def plan_micro_batches(
     """Group the samples of a step by their lengths.
 
     Args:
-        lengths: Tokens of each sample of the step, in its order.
-        num_batches: Micro-batches over all ranks; none is left empty.
+        lengths: Tokens of each sample, in the order of the step.
+        num_batches: Micro-batches; none is left empty.
         batching: How to group them.
         row_tokens: See `BatchConfig`.
     """
@@ -76,22 +71,79 @@ def step_micro_batches(
         config: How steps are cut.
         step: Number of the step, from 0.
         rank: This process.
-        world: Number of processes.
+        world: Number of processes, a divisor of the order's lanes.
     """
+    for rows in rank_batches(source, order, config, layout.block_size, step, rank, world):
+        yield collate_rows(rows, layout)
+
+
+def rank_batches(
+    source: TeacherSource,
+    order: Order,
+    config: BatchConfig,
+    block_size: int,
+    step: int,
+    rank: int,
+    world: int,
+    only: int | None = None,
+) -> list[BatchRows]:
+    """Return the rows of a rank's micro-batches in a step; arguments as for `step_micro_batches`.
+
+    A rank takes every W-th turn of the step, and cuts its own samples into micro-batches: it reads no others, not even
+    for their lengths.
+
+    Args:
+        source: Where records come from.
+        order: Of the samples.
+        config: How steps are cut.
+        block_size: Samples are padded to a multiple of it.
+        step: Number of the step.
+        rank: This process.
+        world: Number of processes.
+        only: Number of the one micro-batch that is wanted; by default all.
+    """
+    if order.lanes is None:
+        return window_batches(source, order, config, block_size, step, rank, world, only)
+    first, n = step * config.global_batch, config.views_per_step
+    turns = range(first + rank, first + config.global_batch, world)
+    wanted = range(len(turns) // config.micro_batch) if only is None else [only]
+    if config.batching == "order":
+        of_batches = [turns[number * config.micro_batch :][: config.micro_batch] for number in wanted]
+        return [[[views] for views in visited_records(source, order.visits(own), n)] for own in of_batches]
+    of_sample = visited_records(source, order.visits(turns), n)
+    planned = plan_micro_batches(
+        padded_lengths(of_sample, block_size), len(turns) // config.micro_batch, config.batching, config.row_tokens
+    )
+    return [[[of_sample[sample] for sample in row] for row in planned[number]] for number in wanted]
+
+
+def padded_lengths(of_sample: Sequence[Sequence[ViewRecord]], block_size: int) -> list[int]:
+    """Return the tokens that each sample takes up."""
+    return [-(-len(views[0].pair.student_ids_L) // block_size) * block_size for views in of_sample]
+
+
+def window_batches(
+    source: TeacherSource,
+    order: Order,
+    config: BatchConfig,
+    block_size: int,
+    step: int,
+    rank: int,
+    world: int,
+    only: int | None,
+) -> list[BatchRows]:
+    """Return the same in an order without lanes: the whole step is cut up, and a rank takes some of the parts."""
     n = config.views_per_step
-    if config.batching == "order":  # needs no lengths, so only this rank's samples are read
-        for turns in rank_turns(step, config.global_batch, config.micro_batch, rank, world):
-            of_sample = visited_records(source, order.visits(turns.start, len(turns)), n)
-            yield collate_rows([[views] for views in of_sample], layout)
-        return
-    of_sample = visited_records(source, order.visits(step * config.global_batch, config.global_batch), n)
-    size = layout.block_size
-    lengths = [-(-len(views[0].pair.student_ids_L) // size) * size for views in of_sample]
     num_batches = config.global_batch // config.micro_batch
-    planned = plan_micro_batches(lengths, num_batches, config.batching, config.row_tokens)
-    for number in share_of_rank(num_batches, rank, world):
-        rows = planned[number]
-        yield collate_rows([[of_sample[sample] for sample in row] for row in rows], layout)
+    share = share_of_rank(num_batches, rank, world, config.batching)
+    share = share if only is None else [share[only]]
+    if config.batching == "order":
+        of_batches = rank_turns(step, config.global_batch, config.micro_batch, 0, 1)
+        return [[[views] for views in visited_records(source, order.visits(of_batches[k]), n)] for k in share]
+    turns = range(step * config.global_batch, (step + 1) * config.global_batch)
+    of_sample = visited_records(source, order.visits(turns), n)
+    planned = plan_micro_batches(padded_lengths(of_sample, block_size), num_batches, config.batching, config.row_tokens)
+    return [[[of_sample[sample] for sample in row] for row in planned[number]] for number in share]
 
 
 def share_of_rank(num_batches: int, rank: int, world: int, batching: Batching = "length") -> list[int]:

@@ -1,18 +1,21 @@
 """Several caches in one run: which one has the next turn, and their records as one source.
 
-Every turn goes to one of the caches, in proportion to the weights; a cache's turns follow its own order and
-epochs. So each cache is visited as it would be alone, with samples of the others in between.
+Every turn goes to one of the caches, in proportion to the weights; its turns in a lane follow its own order and
+epochs. So a lane of a cache is visited as it would be alone, with the others' samples in between.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from tide_cache.arrays import sums_before
+from tide_cache.arrays import Int64s, ranges, sums_before
 from tide_cache.loading.collate import BatchLayout
-from tide_cache.loading.order import Ints, SampleOrder, Visit
+from tide_cache.loading.groups import Groups
+from tide_cache.loading.order import LaneOrder, Visit
 from tide_cache.loading.source import TeacherSource
+from tide_cache.loading.window_order import WindowOrder
 from tide_cache.records import ViewRecord
 from tide_cache.views.random import KeyedRandom
 
@@ -24,10 +27,11 @@ class MixedOrder:
     """The order in which the samples of several sources are visited.
 
     A pure function of the sources' orders, the weights and the seed. Turns are drawn independently of each other; the
-    share of a source is exact to 2^-24.
+    share of a source is exact to 2^-24. Sources have the same lanes, and a turn of a lane takes the next turn of that
+    lane from its source.
     """
 
-    def __init__(self, orders: Sequence[SampleOrder], weights: Sequence[float], seed: int):
+    def __init__(self, orders: Sequence[LaneOrder | WindowOrder], weights: Sequence[float], seed: int):
         """Mix orders.
 
         Args:
@@ -36,9 +40,12 @@ class MixedOrder:
             seed: Seed of the turns.
         """
         self._orders, self._seed = tuple(orders), seed
+        self._keys = [order.key for order in orders]
+        self.lanes = orders[0].lanes
         self._edges = np.cumsum(weights)[:-1] / np.sum(weights)
         self._first_sample = sums_before([order.num_samples for order in orders])
-        self._counts_before: list[Ints] = [np.zeros(len(orders), np.int64)]
+        self._num_queues = (self.lanes or 1) * len(orders)
+        self._counts_before: list[Int64s] = [np.zeros(self._num_queues, np.int64)]
         self._block = lru_cache(maxsize=2)(self._draw_block)
 
     @property
@@ -46,42 +53,48 @@ class MixedOrder:
         """Number of samples of all sources."""
         return int(self._first_sample[-1])
 
-    def visits(self, start: int, count: int) -> list[Visit]:
-        """Return turns `start` to `start + count - 1` of the endless stream; samples are numbered over all sources."""
-        sources = self.sources_of(start, count)
-        done = self.counts_before(start)
-        counts = np.bincount(sources, minlength=len(self._orders))
-        streams = [
-            iter(order.visits(int(first), int(number)))
-            for order, first, number in zip(self._orders, done, counts, strict=True)
-        ]
+    def visits(self, turns: Sequence[int]) -> list[Visit]:
+        """Return the visits of some turns of the endless stream; sample numbers run through the sources."""
         result = []
-        for source in sources.tolist():
-            visit = next(streams[source])
+        for turn in turns:
+            number, within = divmod(turn, TURNS_PER_BLOCK)
+            block = self._block(number)
+            queue = int(block.queue_of_turn[within])
+            lane, source = divmod(queue, len(self._orders))
+            before = int(self._before(number)[queue]) + int(block.before_in_block[within])
+            (visit,) = self._orders[source].visits([before * (self.lanes or 1) + lane])
             result.append(Visit(visit.sample + int(self._first_sample[source]), visit.epoch))
         return result
 
-    def sources_of(self, start: int, count: int) -> Ints:
-        """Return which source has each of turns `start` to `start + count - 1`."""
-        blocks = range(start // TURNS_PER_BLOCK, -(-(start + count) // TURNS_PER_BLOCK))
-        drawn = [np.zeros(0, np.int64), *(self._block(block) for block in blocks)]
-        within = start - blocks.start * TURNS_PER_BLOCK
-        return np.concatenate(drawn)[within : within + count]
-
-    def counts_before(self, turn: int) -> Ints:
-        """Return how many of the turns before this one each source had."""
-        block, within = divmod(turn, TURNS_PER_BLOCK)
+    def _before(self, block: int) -> Int64s:
+        """Turns that each queue had before a block."""
         while len(self._counts_before) <= block:
-            counts = self._count(self._draw_block(len(self._counts_before) - 1))
-            self._counts_before.append(self._counts_before[-1] + counts)
-        return self._counts_before[block] + (self._count(self._block(block)[:within]) if within else 0)
+            queues = self._draw_block(len(self._counts_before) - 1).queue_of_turn
+            self._counts_before.append(self._counts_before[-1] + np.bincount(queues, minlength=self._num_queues))
+        return self._counts_before[block]
 
-    def _draw_block(self, block: int) -> Ints:
-        random = KeyedRandom("mix", self._seed, block, *(order.key for order in self._orders))
-        return np.searchsorted(self._edges, random.uniform(TURNS_PER_BLOCK), side="right")
+    def _draw_block(self, block: int) -> "_Block":
+        random = KeyedRandom("mix", self._seed, block, *self._keys)
+        sources = np.searchsorted(self._edges, random.uniform(TURNS_PER_BLOCK), side="right")
+        lanes = (block * TURNS_PER_BLOCK + np.arange(TURNS_PER_BLOCK)) % (self.lanes or 1)
+        queues = lanes * len(self._orders) + sources
+        by_queue = np.argsort(queues, kind="stable")
+        before = np.empty(TURNS_PER_BLOCK, np.int64)
+        before[by_queue] = ranges(0, np.bincount(queues, minlength=self._num_queues))
+        return _Block(queues, before)
 
-    def _count(self, sources: Ints) -> Ints:
-        return np.bincount(sources, minlength=len(self._orders))
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What is drawn at once.
+
+    Attributes:
+        queue_of_turn: Of each turn; a queue is one source's part of a lane.
+        before_in_block: How many turns of the block the same queue had before it.
+    """
+
+    queue_of_turn: Int64s
+    before_in_block: Int64s
 
 
 class MixedSource:
@@ -89,13 +102,12 @@ class MixedSource:
 
     def __init__(self, sources: Sequence[TeacherSource]):
         self._sources = tuple(sources)
-        totals = [sum(source.group_sizes) for source in sources]
-        self._first_sample = sums_before(totals).tolist()
+        self._first_sample = sums_before([source.groups.num_samples for source in sources]).tolist()
 
     @property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Samples of each group, source by source."""
-        return tuple(size for source in self._sources for size in source.group_sizes)
+    def groups(self) -> Groups:
+        """Each source as one group: what lies in which is asked of the sources."""
+        return Groups.of_sizes(source.groups.num_samples for source in self._sources)
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
         """Return this epoch's view of each of the samples, in the given order."""

@@ -7,9 +7,11 @@ from tide_cache.config.train import DataConfig
 from tide_cache.errors import CacheMismatchError, TideCacheError, fault_list
 from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_layout, kinds_to_read
 from tide_cache.loading.collate import BatchLayout
+from tide_cache.loading.groups import Groups
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_layout
-from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.order import LaneOrder, Order
 from tide_cache.loading.source import TeacherSource
+from tide_cache.loading.window_order import WindowOrder
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
@@ -63,18 +65,19 @@ class OpenedCache:
             "num_views": self.num_views,
         }
 
-    def source(self, signals: Collection[str], views_per_step: int) -> CacheSource:
+    def source(self, signals: Collection[str], views_per_step: int, lanes_read: int | None = None) -> CacheSource:
         """Open the cache's records; no shard is read yet.
 
         Args:
             signals: Signals that the objectives need.
             views_per_step: Views of a sample that share a forward.
+            lanes_read: Lanes of the order that this process reads; None for the order without lanes.
         """
         return CacheSource(
             self.root,
             self.manifest,
             self.num_views,
-            HELD_GROUPS * views_per_step,  # each view of a group is kept separately
+            (lanes_read or HELD_GROUPS) * views_per_step,  # each view of a group is kept separately
             signal_pass=self.signal_pass,
             signals=kinds_to_read(signals),
         )
@@ -100,7 +103,7 @@ class OpenedData:
     source: TeacherSource
     layout: BatchLayout
     key: str
-    order: SampleOrder | MixedOrder
+    order: Order
     remarks: tuple[str, ...] = ()
 
 
@@ -131,8 +134,50 @@ def open_caches(data: DataConfig) -> tuple[OpenedCache, ...]:
     return tuple(opened)
 
 
+def make_order(groups: Groups, key: str, seed: int, lanes: int | None) -> LaneOrder | WindowOrder:
+    """Return the order of one source; without lanes that of runs that began before there were any."""
+    return WindowOrder(groups.sizes(), key, seed) if lanes is None else LaneOrder(groups, key, seed, lanes)
+
+
+def lanes_fault(world_name: str, world: int, lanes_name: str, lanes: int) -> str | None:
+    """Say that ranks cannot share the lanes of an order, if they cannot, and how many could.
+
+    Args:
+        world_name: What the caller calls the number of processes.
+        world: That number.
+        lanes_name: What the caller calls the number of lanes.
+        lanes: That number.
+    """
+    if lanes >= 1 and lanes % world == 0:
+        return None
+    allowed = ", ".join(str(number) for number in range(1, lanes + 1) if lanes % number == 0)
+    return (
+        f"{world_name}: found {world}, expected a divisor of {lanes_name} = {lanes}, since each process reads whole "
+        f"lanes of the order; use {allowed}, or begin a run with {lanes_name} = {-(-max(lanes, 1) // world) * world}"
+    )
+
+
+@dataclass(frozen=True)
+class OrderSettings:
+    """What the order of a run depends on, besides its data.
+
+    Attributes:
+        seed: Seed of the order.
+        lanes: Number of lanes; None for the order before there were lanes.
+        lanes_read: How many of them this process reads.
+    """
+
+    seed: int
+    lanes: int | None
+    lanes_read: int | None
+
+
 def open_data(
-    caches: Sequence[OpenedCache], tokenizer: TextTokenizer, signals: Collection[str], views_per_step: int, seed: int
+    caches: Sequence[OpenedCache],
+    tokenizer: TextTokenizer,
+    signals: Collection[str],
+    views_per_step: int,
+    settings: OrderSettings,
 ) -> OpenedData:
     """Open one cache, or several in turns; they must fit the run.
 
@@ -141,15 +186,16 @@ def open_data(
         tokenizer: The student's.
         signals: Signals that the objectives need.
         views_per_step: Views of a sample that share a forward.
-        seed: Seed of the order.
+        settings: Of the order.
     """
-    sources = [cache.source(signals, views_per_step) for cache in caches]
+    sources = [cache.source(signals, views_per_step, settings.lanes_read) for cache in caches]
     layouts = [cache.layout(tokenizer) for cache in caches]
     orders = [
-        SampleOrder(source.group_sizes, cache.cache_id, seed) for source, cache in zip(sources, caches, strict=True)
+        make_order(source.groups, cache.cache_id, settings.seed, settings.lanes)
+        for source, cache in zip(sources, caches, strict=True)
     ]
     key = "+".join(cache.cache_id for cache in caches)
     if not caches[0].where:
-        return OpenedData(sources[0], layouts[0], key, orders[0])
-    order = MixedOrder(orders, [cache.weight for cache in caches], seed)
-    return OpenedData(MixedSource(sources), mixed_layout(layouts), key, order)
+        return OpenedData(sources[0], plans[0], key, orders[0])
+    order = MixedOrder(orders, [cache.weight for cache in caches], settings.seed)
+    return OpenedData(MixedSource(sources), mixed_layout(plans), key, order)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tide_cache.config.sections import ViewsConfig
+from tide_cache.loading.groups import Groups
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.teacher.capture import Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
@@ -15,8 +16,8 @@ class TeacherSource(Protocol):
     """Samples in groups, each with masked views and what the teacher says about them."""
 
     @property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Samples of each group, in storage order."""
+    def groups(self) -> Groups:
+        """Where its groups lie, in storage order."""
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
         """Return this epoch's view of each of the samples, in the given order."""
@@ -29,9 +30,9 @@ class PlainSource:
         self._pairs, self._views = pairs, views
 
     @property
-    def group_sizes(self) -> tuple[int, ...]:
+    def groups(self) -> Groups:
         """One group: everything is in memory."""
-        return (len(self._pairs),)
+        return Groups.of_sizes([len(self._pairs)])
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
         """Draw view number `epoch` of each sample."""
@@ -63,9 +64,9 @@ class LiveTeacher:
         self._demo_ratio = demo_ratio
 
     @property
-    def group_sizes(self) -> tuple[int, ...]:
+    def groups(self) -> Groups:
         """One group: everything is in memory."""
-        return (len(self._pairs),)
+        return Groups.of_sizes([len(self._pairs)])
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
         """Draw view `epoch mod num_views` of each sample (view `epoch` with fresh masks), and ask the teacher."""
@@ -81,7 +82,7 @@ class LiveTeacher:
 
 
 class GroupCache:
-    """Keeps the groups read last: samples of a window come in any order, but each group is decoded once."""
+    """Keeps the groups read last: lanes take turns, and each group is decoded once."""
 
     def __init__(self, read: Callable[[int, int], list[ViewRecord]], capacity: int):
         self._read, self._capacity = read, capacity

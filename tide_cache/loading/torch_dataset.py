@@ -11,10 +11,11 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tide_cache.config.sections import BatchConfig
+from tide_cache.config.settings import LANES
 from tide_cache.errors import RunFileError
-from tide_cache.loading.collate import BatchLayout
-from tide_cache.loading.micro_batches import share_of_rank, step_micro_batches
-from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.collate import BatchLayout, collate_rows
+from tide_cache.loading.micro_batches import rank_batches
+from tide_cache.loading.opening import make_order
 from tide_cache.loading.source import TeacherSource
 from tide_cache.records import StudentBatch, Targets
 
@@ -41,6 +42,7 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         steps: range,
         rank: int = 0,
         world: int = 1,
+        lanes: int | None = LANES,
     ):
         """Keep the arguments; nothing is opened before the first batch is asked for.
 
@@ -52,15 +54,15 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
             config: How steps are cut; its global batch is a multiple of its micro-batch times the ranks.
             steps: The steps of the endless stream to iterate over, in order.
             rank: This process.
-            world: Number of processes.
+            world: Number of processes, a divisor of the lanes.
+            lanes: Of the order; None for the order before there were lanes.
         """
         super().__init__()
         self._open_source, self._key, self._seed = open_source, key, seed
-        self._config, self._steps, self._rank, self._world = config, steps, rank, world
+        self._plan, self._steps, self._rank, self._world = config, steps, rank, world
         self.layout = layout
-        self._batches_of_all_ranks = config.global_batch // config.micro_batch
-        self._own_batches = share_of_rank(self._batches_of_all_ranks, rank, world, config.batching)
-        self.micro_batches_per_step = len(self._own_batches)
+        self._lanes = lanes
+        self.micro_batches_per_step = config.global_batch // (config.micro_batch * world)
         self._next = 0
         self._resume: tuple[int, bool] | None = None
         """Where to begin, and whether that is this worker's own place."""
@@ -79,14 +81,13 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
 
     def _from_next(self, stride: int) -> Iterator[tuple[StudentBatch, Targets]]:
         source = self._open_source()
-        order = SampleOrder(source.group_sizes, self._key, self._seed)
+        order = make_order(source.groups, self._key, self._seed, self._lanes)
         for number in range(self._next, len(self), stride):
             step, own = divmod(number, self.micro_batches_per_step)
-            # a single micro-batch is the share of a rank if there are as many ranks as micro-batches
-            place = self._own_batches[own], self._batches_of_all_ranks
-            (batch,) = step_micro_batches(source, order, self.layout, self._config, self._steps[step], *place)
+            where = self._config, self.layout.block_size, self._steps[step], self._rank, self._world
+            (rows,) = rank_batches(source, order, *where, only=own)
             self._next = number + stride
-            yield batch
+            yield collate_rows(rows, self.layout)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress of the iteration as plain numbers; in a loader's worker, the worker's.
@@ -108,6 +109,8 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
             RunFileError: It is from other batches, or from a worker of another number of workers.
         """
         found = dict(state.get("stream", {}))
+        if found and "lanes" not in found:  # of a release before there were lanes: that order goes on
+            self._lanes, found["lanes"] = None, None
         expected = self._stream()
         if faults := [
             f"{key} {found.get(key)!r} is not {value!r}" for key, value in expected.items() if found.get(key) != value
@@ -128,4 +131,8 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
     def _stream(self) -> dict[str, Any]:
         """Return the settings of the iteration."""
         steps, ranks = [self._steps.start, self._steps.stop], [self._rank, self._world]
-        return {"key": self._key, "seed": self._seed, "steps": steps, "ranks": ranks} | asdict(self._config)
+        return (
+            {"key": self._key, "seed": self._seed, "steps": steps, "ranks": ranks}
+            | {"lanes": self._lanes}
+            | asdict(self._plan)
+        )

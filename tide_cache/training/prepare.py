@@ -16,9 +16,16 @@ from tide_cache.corpus import open_corpus
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.fitting import cache_faults, require_fitting_caches
-from tide_cache.loading.mix import MixedOrder
-from tide_cache.loading.opening import OpenedCache, OpenedData, open_caches, open_data
-from tide_cache.loading.order import SampleOrder
+from tide_cache.loading.opening import (
+    OpenedCache,
+    OpenedData,
+    OrderSettings,
+    lanes_fault,
+    make_order,
+    open_caches,
+    open_data,
+)
+from tide_cache.loading.order import Order
 from tide_cache.loading.source import PlainSource, TeacherSource
 from tide_cache.modeling.attention import flex_problem
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device, student_faults
@@ -70,7 +77,7 @@ class Prepared:
     checkpoint: CheckpointInfo | None
     model_config: PretrainedConfig
     source: TeacherSource
-    order: SampleOrder | MixedOrder
+    order: Order
     layout: BatchLayout
     max_length: int
     remarks: tuple[str, ...]
@@ -104,8 +111,10 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
     objectives = tuple(objective_of(entry) for entry in run.objective)
     needs = [objective.needs for objective in objectives]
     caches, sizes = open_caches(run.data), (run.student.block_size, run.student.max_length)
+    lanes = _lanes(run, resume)
     faults = [
         *_batch_faults(run, world),
+        *_lanes_faults(lanes, world),
         *_views_faults(run, caches),
         *_out_faults(run.train.out, resume),
         *_attention_faults(run),
@@ -128,14 +137,15 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
     with doing("Opening the cache" if caches else "Pairing the corpus"):
         if caches:
             signals = union_of_needs(needs).signals
-            data = open_data(caches, tokenizer, signals, run.train.views_per_step, run.data.seed)
+            settings = OrderSettings(run.data.seed, lanes, lanes and lanes // world.size)
+            data = open_data(caches, tokenizer, signals, run.train.views_per_step, settings)
         else:
-            data = _open_corpus(run, tokenizer, _block_size(run, caches, checkpoint))
+            data = _open_corpus(run, tokenizer, _block_size(run, caches, checkpoint), lanes)
     num_turns = (run.train.epochs or 0) * data.order.num_samples
     steps = run.train.steps or max(1, math.ceil(num_turns / run.train.global_batch))
     require_room_for(run, checkpoint, config, steps)
     shown = tokenizer.today if run.data.corpus else None
-    continuity = _continuity(run, data, caches, steps) | ({"data.date": shown.isoformat()} if shown else {})
+    continuity = _continuity(run, data, caches, steps, lanes) | ({"data.date": shown.isoformat()} if shown else {})
     return Prepared(
         tokenizer, checkpoint, config, data.source, data.order, data.layout, _longest(run, caches), data.remarks,
         objectives, steps, continuity,
@@ -208,6 +218,18 @@ def _batch_faults(run: TrainRun, world: World) -> list[str]:
     ]
 
 
+def _lanes(run: TrainRun, resume: bool) -> int | None:
+    """Return the lanes of the order; None where the checkpoint that is resumed was saved before there were any."""
+    begun = committed_checkpoints(run.train.out / CHECKPOINTS)[-1:] if resume else []
+    is_older = bool(begun) and read_marker(begun[0]).run.get("data.lanes") is None
+    return None if is_older else run.data.lanes
+
+
+def _lanes_faults(lanes: int | None, world: World) -> list[str]:
+    fault = None if lanes is None else lanes_fault("processes", world.size, "data.lanes", lanes)
+    return [] if fault is None else [fault]
+
+
 def _attention_faults(run: TrainRun) -> list[str]:
     if run.student.attention != "flex":
         return []
@@ -239,7 +261,7 @@ def _fix_day(run: TrainRun, tokenizer: TextTokenizer, resume: bool, now: datetim
     return []
 
 
-def _open_corpus(run: TrainRun, tokenizer: TextTokenizer, block_size: int) -> OpenedData:
+def _open_corpus(run: TrainRun, tokenizer: TextTokenizer, block_size: int, lanes: int | None) -> OpenedData:
     assert run.data.corpus is not None
     corpus = open_corpus(**dict(run.data.corpus), section="data.corpus")
     paired = encode_student(
@@ -253,7 +275,7 @@ def _open_corpus(run: TrainRun, tokenizer: TextTokenizer, block_size: int) -> Op
     ids = tokenizer.mask_id, tokenizer.pad_id
     layout = BatchLayout(*ids, block_size, schedule=views.schedule, complementary=views.complementary)
     source, key = PlainSource(paired.pairs, views), corpus.content_hash
-    order = SampleOrder(source.group_sizes, key, run.data.seed)
+    order = make_order(source.groups, key, run.data.seed, lanes)
     limits = (LengthLimit("student.max_length", _longest(run, ())),)
     return OpenedData(source, layout, key, order, remarks_of(paired, limits, corpus.notes, corpus.skipped))
 
@@ -262,13 +284,16 @@ _CONTINUED = ("global_batch", "views_per_step", "precision", "ema_decay", "seed"
 """Settings of `train` that decide what the student learns from; how micro-batches are made up is not one of them."""
 
 
-def _continuity(run: TrainRun, data: OpenedData, caches: Sequence[OpenedCache], steps: int) -> dict[str, Any]:
+def _continuity(
+    run: TrainRun, data: OpenedData, caches: Sequence[OpenedCache], steps: int, lanes: int | None
+) -> dict[str, Any]:
     student = run.student.model_dump(mode="json", exclude={"tokenizer", "block_size", "max_length", "attention"})
     values = {
         "data": data.key,
         "student.block_size": data.layout.block_size,
         "student.max_length": _longest(run, ()) if run.data.corpus else None,
         "data.seed": run.data.seed,
+        "data.lanes": lanes,
         "data.num_views": run.data.num_views,
         "data.signal_pass": run.data.signal_pass if run.data.signal_pass != "plain" else None,
         "data.views": asdict(run.data.views) if run.data.corpus else None,

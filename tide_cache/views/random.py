@@ -7,6 +7,7 @@ numbers depend neither on the order in which samples are visited nor on the numb
 import hashlib
 
 import numpy as np
+import numpy.typing as npt
 
 from tide_cache.records import Float32s
 
@@ -20,10 +21,13 @@ class KeyedRandom:
 
     def uniform(self, size: int) -> Float32s:
         """Draw from [0, 1): multiples of 2^-24, exact in float32."""
-        words = np.atleast_1d(self._words.random_raw(size)) if size else np.zeros(0, np.uint64)
+        words = self.words(size)
         return ((words >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
 
     def permutation(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Draw an order of `range(size)`; ties between 64-bit words are broken by position."""
-        words = np.atleast_1d(self._words.random_raw(size)) if size else np.zeros(0, np.uint64)
-        return np.argsort(words, kind="stable")
+        return np.argsort(self.words(size), kind="stable")
+
+    def words(self, size: int) -> npt.NDArray[np.uint64]:
+        """Draw words of 64 bits."""
+        return np.atleast_1d(self._words.random_raw(size)) if size else np.zeros(0, np.uint64)

@@ -1,0 +1,28 @@
+"""The order of runs that began before there were lanes: their checkpoints go on in it."""
+
+import pytest
+
+from tide_cache.loading.order import Visit
+from tide_cache.loading.window_order import WindowOrder, rank_turns
+
+
+def test_the_order_is_still_that_of_earlier_releases():
+    """Recorded from release 0.2.0."""
+    assert WindowOrder((3, 2, 4, 1), "cache", 7, 2).epoch_order(1).tolist() == [5, 8, 6, 9, 7, 1, 2, 3, 4, 0]
+    order = WindowOrder((64,) * 20 + (9,), "0123456789abcdef", 3)
+    assert order.epoch_order(0)[:8].tolist() == [894, 720, 16, 428, 1219, 1208, 1260, 417]
+    assert order.epoch_order(2)[-8:].tolist() == [326, 364, 333, 68, 372, 327, 1144, 103]
+
+
+def test_the_stream_goes_from_epoch_to_epoch_without_a_gap():
+    order = WindowOrder((3, 2), "key", 0)
+    expected = [Visit(sample, epoch) for epoch in range(3) for sample in order.epoch_order(epoch).tolist()]
+    assert order.visits(range(2, 14)) == expected[2:14]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_ranks_share_out_the_global_batch(world_size):
+    shares = [rank_turns(7, 24, 2, rank, world_size) for rank in range(world_size)]
+    assert {len(share) for share in shares} == {24 // (2 * world_size)}
+    turns = [turn for share in shares for micro_batch in share for turn in micro_batch]
+    assert sorted(turns) == list(range(7 * 24, 8 * 24))
