@@ -21,6 +21,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from tide_cache import open_cache  # noqa: E402
 from tide_cache.arrays import sums_before  # noqa: E402
+from tide_cache.loading.groups import Groups  # noqa: E402
 from tide_cache.loading.source import TeacherSource  # noqa: E402
 from tide_cache.records import SamplePair, ViewRecord  # noqa: E402
 from tide_cache.signal_table import take  # noqa: E402
@@ -85,9 +86,9 @@ class OneShape:
         self._source, self._shape = source, SHAPES.index(shape)
 
     @property
-    def group_sizes(self) -> tuple[int, ...]:
+    def groups(self) -> Groups:
         """Those of the source."""
-        return self._source.group_sizes
+        return self._source.groups
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
         """Return the source's records without the candidates of other chunks."""

@@ -47,7 +47,7 @@ def test_the_cache_is_whole_and_every_chunk_token_may_have_candidates(cache):
     assert json.loads((cache / "manifest.json").read_text())["format_version"] == 3
     for name in ("plain", "compdemo"):
         source = CacheSource(cache, manifest, signal_pass=name)
-        for record in source.records(range(sum(source.group_sizes)), epoch=1):
+        for record in source.records(range(source.groups.num_samples), epoch=1):
             chunk_tokens = np.zeros(len(record.pair.student_ids_L), bool)
             for start, end in record.pair.chunks_C4[record.signal.chunks.chunks_A, 2:]:
                 chunk_tokens[start:end] = True
@@ -66,7 +66,7 @@ def test_kl_trains_from_it_and_its_rows_are_the_projected_ones(cache, tiny_teach
 def test_a_mix_reads_either_signal(cache, tiny_cache, tiny_teacher, tmp_path):
     mix = {"mix": [{"cache": str(tiny_cache)}, {"cache": str(cache), "signal_pass": "compdemo"}]}
     prepared = prepare(run_on(mix, tiny_teacher, tmp_path / "mix"), World(0, 1, 0), resume=False)
-    sizes = sum(prepared.source.group_sizes)
+    sizes = prepared.source.groups.num_samples
     records = prepared.source.records([0, 1, sizes - 2, sizes - 1], 0)
     together = collate(records, prepared.layout)[1]
     alone = [collate([record], prepared.layout)[1] for record in records]

@@ -196,6 +196,6 @@ def open_data(
     ]
     key = "+".join(cache.cache_id for cache in caches)
     if not caches[0].where:
-        return OpenedData(sources[0], plans[0], key, orders[0])
+        return OpenedData(sources[0], layouts[0], key, orders[0])
     order = MixedOrder(orders, [cache.weight for cache in caches], settings.seed)
-    return OpenedData(MixedSource(sources), mixed_layout(plans), key, order)
+    return OpenedData(MixedSource(sources), mixed_layout(layouts), key, order)

@@ -25,7 +25,7 @@ from tide_cache.shards.schema import (
     ShardHeader,
     TableName,
 )
-from tide_cache.shards.writer import EncodedShard, encode_pairs, encode_signals
+from tide_cache.shards.writer import EncodedShard, at_former_levels, encode_pairs, encode_signals
 
 __all__ = [
     "FORMAT_VERSION",
@@ -50,6 +50,7 @@ __all__ = [
     "ShardRules",
     "SignalKind",
     "TableName",
+    "at_former_levels",
     "canonical_json",
     "encode_pairs",
     "encode_signals",

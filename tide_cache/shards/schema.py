@@ -94,7 +94,12 @@ def byte_stream_split_leaves(schema: pa.Schema) -> list[str]:
 
 
 def compression_levels(schema: pa.Schema) -> dict[str, int]:
-    """Return the Zstandard level of every column, by Parquet path: 1, or 3 if that saves a tenth of the bytes."""
+    """Return the Zstandard level of every column, by Parquet path: 3 saves 5 % of the bytes in twice the time."""
+    return {_leaf(field): 1 for field in schema}
+
+
+def former_compression_levels(schema: pa.Schema) -> dict[str, int]:
+    """Return the levels of caches written before: a repair must give their bytes."""
     return {_leaf(field): 3 if field.name == "topk_logprobs" else 1 for field in schema}
 
 

@@ -29,6 +29,7 @@ from tide_cache.shards.schema import (
     TableName,
     byte_stream_split_leaves,
     compression_levels,
+    former_compression_levels,
     signals_schema,
 )
 from tide_cache.shards.value_faults import ValueFault
@@ -98,7 +99,8 @@ def encode_pairs(
         _pairs_table([indexes[i] for i in members], [pairs[i] for i in members], rules)
         for members in map(layout.samples_of, range(layout.num_groups))
     )
-    return _encode(header, layout, PAIRS_SCHEMA, header.to_metadata(rules.codec_of(header.table)), tables)
+    stored = header.to_metadata(rules.codec_of(header.table))
+    return _encode(header, layout.num_samples, layout.rows, PAIRS_SCHEMA, stored, tables)
 
 
 def encode_signals(
@@ -132,7 +134,8 @@ def encode_signals(
         for members in map(layout.samples_of, range(layout.num_groups))
     )
     schema = signals_schema(rules.parts_of(header.table), rules.codec)
-    return _encode(header, layout, schema, header.to_metadata(rules.codec_of(header.table)), tables)
+    stored = header.to_metadata(rules.codec_of(header.table))
+    return _encode(header, layout.num_samples, layout.rows, schema, stored, tables)
 
 
 def _pairs_table(indexes: Sequence[int], pairs: Sequence[SamplePair], rules: ShardRules) -> pa.Table:
@@ -167,10 +170,12 @@ def _signals_table(
 
 def _encode(
     header: ShardHeader,
-    layout: ShardLayout,
+    num_samples: int,
+    row_groups: tuple[int, ...],
     schema: pa.Schema,
     metadata: Mapping[str, str],
     tables: Iterable[pa.Table],
+    levels: Mapping[str, int] | None = None,
 ) -> EncodedShard:
     sink = io.BytesIO()
     ranges: list[tuple[int, int, str]] = []
@@ -178,14 +183,14 @@ def _encode(
         sink,
         schema,
         compression="zstd",
-        compression_level=compression_levels(schema),
+        compression_level=dict(levels or compression_levels(schema)),
         use_dictionary=False,
         use_byte_stream_split=byte_stream_split_leaves(schema),
         write_statistics=False,
         write_page_checksum=True,
         store_schema=False,
     ) as writer:
-        for table, rows in zip(tables, layout.rows, strict=True):
+        for table, rows in zip(tables, row_groups, strict=True):
             assert table.num_rows == rows, "a row group of another size"
             assert table.schema.equals(schema), "columns of another table"
             start = sink.tell()
@@ -194,7 +199,18 @@ def _encode(
                 digest = hashlib.sha256(written[start:]).hexdigest()
             ranges.append((start, sink.tell() - start, digest))
         writer.add_key_value_metadata({**metadata, ROW_GROUPS_KEY: json.dumps(ranges)})
-    return EncodedShard(header, sink.getvalue(), layout.num_samples, layout.rows, _column_bytes(sink))
+    return EncodedShard(header, sink.getvalue(), num_samples, row_groups, _column_bytes(sink))
+
+
+def at_former_levels(encoded: EncodedShard) -> EncodedShard:
+    """Return a shard in the bytes of releases that packed it harder; its values are the same."""
+    file = pq.ParquetFile(io.BytesIO(encoded.data))
+    schema = file.schema_arrow.remove_metadata()
+    codec = file.metadata.metadata[f"{METADATA_PREFIX}codec".encode()].decode()
+    groups = (file.read_row_group(number, use_threads=False) for number in range(file.metadata.num_row_groups))
+    tables = (table.replace_schema_metadata(None) for table in groups)
+    what = encoded.header, encoded.num_samples, encoded.row_groups
+    return _encode(*what, schema, encoded.header.to_metadata(codec), tables, former_compression_levels(schema))
 
 
 def _column_bytes(file: io.BytesIO) -> dict[str, int]:
