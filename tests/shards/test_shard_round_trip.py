@@ -23,8 +23,29 @@ from helpers.shard_examples import (
     make_shard,
 )
 from tide_cache.errors import ShardCorruptError
-from tide_cache.shards import SAMPLES_PER_GROUP, LocalFiles, ShardLayout, ShardReader, encode_pairs
+from tide_cache.shards import (
+    SAMPLES_PER_GROUP,
+    LocalFiles,
+    ShardLayout,
+    ShardReader,
+    at_former_levels,
+    encode_pairs,
+    writer,
+)
 from tide_cache.shards.columns import columns_of
+from tide_cache.shards.schema import former_compression_levels
+
+
+@pytest.mark.parametrize("parts", [{"topk"}, {"topk", "tail", "chunks"}])
+def test_a_repair_can_give_the_bytes_of_earlier_releases(parts, monkeypatch):
+    rules = replace(RULES, num_views=2, parts=frozenset(parts))
+    indexes, _, records = make_shard(3, 70, rules, max_chunks=4)
+    header = replace(HEADER, table="plain")
+    now = encode_views(header, indexes, records, rules, "float16")
+    monkeypatch.setattr(writer, "compression_levels", former_compression_levels)
+    former = encode_views(header, indexes, records, rules, "float16")
+    assert former.data != now.data
+    assert at_former_levels(now).data == former.data
 
 
 @settings(max_examples=25, deadline=None)

@@ -104,6 +104,10 @@ class DataConfig(Frozen):
         le=4096,
         description="Lanes of the order, a multiple of the number of processes: each process reads its part of them.",
     )
+    hot_cache: Path | None = Field(
+        default=None, description="Folder on a local disk in which decoded row groups of the caches are kept."
+    )
+    hot_cache_gib: float = Field(default=64.0, gt=0, description="Size to which that folder may grow, in GiB.")
     date: datetime.date | None = Field(
         default=None,
         description="Day that the chat template takes for today, where a corpus is rendered by one that writes the "
@@ -118,6 +122,8 @@ class DataConfig(Frozen):
             raise ValueError("signal_pass and num_views: with mix each entry has its own; put them there")
         if self.corpus is not None and self.signal_pass != "plain":
             raise ValueError("signal_pass names a pass of a cache, and corpus is given; leave it out")
+        if self.corpus is not None and self.hot_cache is not None:
+            raise ValueError("hot_cache keeps row groups of a cache, and corpus is given; leave it out")
         return self
 
     @property

@@ -9,6 +9,7 @@ import numpy as np
 from tide_cache.config.sections import BuildViewsConfig
 from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.groups import Groups
+from tide_cache.loading.hot_cache import HotCache
 from tide_cache.loading.shared_views import cut_view
 from tide_cache.loading.source import GroupCache
 from tide_cache.locations import CachePath
@@ -19,6 +20,10 @@ from tide_cache.views import draw_view
 
 HELD_GROUPS = 32
 """Row groups kept decoded by default, and for each view of a step in the order without lanes: twice its window."""
+
+
+MOST_READERS = 1024
+"""Shards of both tables whose footers are kept: so many are read once, however the order goes through them."""
 
 
 class CacheSource:
@@ -32,6 +37,7 @@ class CacheSource:
         held_groups: int = HELD_GROUPS,
         signal_pass: PassName | None = None,
         signals: Collection[SignalKind] | None = None,
+        hot: HotCache | None = None,
     ):
         """Open a cache; no shard is read yet.
 
@@ -42,14 +48,16 @@ class CacheSource:
             held_groups: Row groups kept decoded; at least one for each lane that is read.
             signal_pass: Which of the cache's passes to read; by default its first.
             signals: Which signals to decode, by default all; `truth` is always decoded.
+            hot: Where decoded row groups are kept on a local disk, if anywhere.
         """
+        self._hot = hot
         self._num_views = num_views or manifest.identity.views.num_views
         self._is_shared = manifest.identity.is_shared
         self._views = BuildViewsConfig(**dict(manifest.identity.views))
         self._pass, self._signals = signal_pass or manifest.passes[0], signals
         self.groups = Groups.of_runs(manifest.num_samples, SAMPLES_PER_GROUP)
         self._held = GroupCache(self._read, held_groups)
-        self._reader = lru_cache(maxsize=64)(partial(manifest.reader, root))  # a reader checks its footer once
+        self._reader = lru_cache(MOST_READERS)(partial(manifest.reader, root))  # a reader checks its footer once
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
         """Return view `epoch mod num_views` of each of the samples; a shared view is cut to the one drawn here."""
@@ -65,8 +73,10 @@ class CacheSource:
 
     def _read(self, group: int, view: int) -> list[ViewRecord]:
         shard, group_of_shard = (int(place[0]) for place in self.groups.places(np.array([group])))
-        pairs = self._reader("pairs", shard).read_pairs(group_of_shard)
-        return self._reader(self._pass, shard).read_signals(view, group_of_shard, pairs, signals=self._signals)
+        pairs = self._reader("pairs", shard).read_pairs(group_of_shard, self._hot)
+        return self._reader(self._pass, shard).read_signals(
+            view, group_of_shard, pairs, signals=self._signals, store=self._hot
+        )
 
 
 def kinds_to_read(needed: Collection[str]) -> list[SignalKind]:

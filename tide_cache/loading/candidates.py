@@ -128,7 +128,7 @@ def _kept(num_rows: int, topk: TopK | None, num_temperatures: int) -> tuple[Arra
     if topk is None:
         ids_NK, logprobs_NK = np.zeros((num_rows, 0), np.int64), np.zeros((num_rows, 0), np.float32)
     elif len(topk.rows_R) == num_rows and (topk.counts_R == width).all():  # as ever at a fixed k with one tokenizer
-        ids_NK = topk.ids_E.reshape(num_rows, width).astype(np.int64)
+        ids_NK = topk.ids_E.reshape(num_rows, width).astype(np.int64, copy=False)
         logprobs_NK = topk.logprobs_E.reshape(num_rows, width)
     else:
         counts_N = np.zeros(num_rows, np.int32)

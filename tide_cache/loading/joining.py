@@ -87,6 +87,10 @@ class ActiveChunks:
         return result
 
 
+_IDS_OF_TENSORS: dict[Rule, type] = {"teacher id": np.int64, "student id": np.int64}
+"""Batches hold ids as torch indexes with them."""
+
+
 def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wanted: Temperatures) -> JoinedViews:
     """Concatenate views.
 
@@ -120,7 +124,7 @@ def join_views(records: Sequence[ViewRecord], own: Sequence[Temperatures], wante
         teacher_ids_M=np.concatenate([pair.teacher_ids_M for pair in pairs]),
         is_teacher_masked_M=is_teacher_masked_M,
         chunks_C4=np.concatenate([pair.chunks_C4 for pair in pairs]) + shift_C4,
-        signal=concat(brought, first) if brought else None,
+        signal=concat(brought, first, _IDS_OF_TENSORS) if brought else None,
     )
 
 

@@ -8,6 +8,7 @@ from tide_cache.errors import CacheMismatchError, TideCacheError, fault_list
 from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_layout, kinds_to_read
 from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.groups import Groups
+from tide_cache.loading.hot_cache import HotCache
 from tide_cache.loading.mix import MixedOrder, MixedSource, mixed_layout
 from tide_cache.loading.order import LaneOrder, Order
 from tide_cache.loading.source import TeacherSource
@@ -65,13 +66,16 @@ class OpenedCache:
             "num_views": self.num_views,
         }
 
-    def source(self, signals: Collection[str], views_per_step: int, lanes_read: int | None = None) -> CacheSource:
+    def source(
+        self, signals: Collection[str], views_per_step: int, lanes_read: int | None = None, hot: HotCache | None = None
+    ) -> CacheSource:
         """Open the cache's records; no shard is read yet.
 
         Args:
             signals: Signals that the objectives need.
             views_per_step: Views of a sample that share a forward.
             lanes_read: Lanes of the order that this process reads; None for the order without lanes.
+            hot: Where decoded row groups are kept on a local disk, if anywhere.
         """
         return CacheSource(
             self.root,
@@ -80,6 +84,7 @@ class OpenedCache:
             (lanes_read or HELD_GROUPS) * views_per_step,  # each view of a group is kept separately
             signal_pass=self.signal_pass,
             signals=kinds_to_read(signals),
+            hot=hot,
         )
 
     def layout(self, tokenizer: TextTokenizer) -> BatchLayout:
@@ -178,6 +183,7 @@ def open_data(
     signals: Collection[str],
     views_per_step: int,
     settings: OrderSettings,
+    hot: HotCache | None = None,
 ) -> OpenedData:
     """Open one cache, or several in turns; they must fit the run.
 
@@ -187,8 +193,9 @@ def open_data(
         signals: Signals that the objectives need.
         views_per_step: Views of a sample that share a forward.
         settings: Of the order.
+        hot: Where decoded row groups are kept on a local disk, if anywhere.
     """
-    sources = [cache.source(signals, views_per_step, settings.lanes_read) for cache in caches]
+    sources = [cache.source(signals, views_per_step, settings.lanes_read, hot) for cache in caches]
     layouts = [cache.layout(tokenizer) for cache in caches]
     orders = [
         make_order(source.groups, cache.cache_id, settings.seed, settings.lanes)

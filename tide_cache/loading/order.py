@@ -21,6 +21,8 @@ from tide_cache.loading.groups import Groups
 from tide_cache.loading.permutation import KeyedPermutation
 from tide_cache.views.random import KeyedRandom
 
+HELD_EPOCHS = 8
+"""In a mix the lanes of one source may be some epochs apart."""
 PLACES_PER_BLOCK = 1024
 """Groups whose sizes are summed at once. What is kept of a long permutation is one sum for each block."""
 
@@ -61,7 +63,7 @@ class LaneOrder:
             lanes: Number of lanes, C.
         """
         self.key, self.lanes, self.num_samples = key, lanes, groups.num_samples
-        self._epoch = lru_cache(maxsize=2)(lambda epoch: _Epoch(groups, key, seed, lanes, epoch))
+        self._epoch = lru_cache(HELD_EPOCHS)(lambda epoch: _Epoch(groups, key, seed, lanes, epoch))
 
     def visits(self, turns: Sequence[int]) -> list[Visit]:
         """Return the visits of some turns of the endless stream."""

@@ -1,4 +1,4 @@
-"""A keyed permutation that is computed place by place: nothing of it is stored, however long it is.
+"""A keyed permutation that is computed place by place: what is stored of it does not grow with its length.
 
 A Feistel network is a permutation whatever its round function is: in turns each half is changed by what the other one
 says. Numbers beyond the length are sent through again
@@ -14,8 +14,8 @@ from tide_cache.arrays import Int64s, Ints
 from tide_cache.views.random import KeyedRandom
 
 ROUNDS = 6
-LEAST_BITS = 6
-"""Of both halves: so that short permutations are drawn evenly too."""
+MOST_DRAWN = 1024
+"""Permutations up to this length are drawn whole: each is as likely as any other."""
 
 UInt64s = npt.NDArray[np.uint64]
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -26,13 +26,17 @@ class KeyedPermutation:
 
     def __init__(self, size: int, *key: str | int):
         self._size = size
-        bits = max(LEAST_BITS, (size - 1).bit_length())
+        random = KeyedRandom(*key)
+        self._drawn = random.permutation(size) if size <= MOST_DRAWN else None
+        bits = (size - 1).bit_length()
         self._shift = np.uint64(bits // 2)
         self._masks = [np.uint64((1 << bits - bits // 2) - 1), np.uint64((1 << bits // 2) - 1)]
-        self._keys = KeyedRandom(*key).words(ROUNDS)
+        self._keys = random.words(ROUNDS)
 
     def __call__(self, places: Ints) -> Int64s:
         """Return the numbers at some places, each below the size."""
+        if self._drawn is not None:
+            return self._drawn[places]
         found = self._once(places.astype(np.uint64))
         while len(outside := np.flatnonzero(found >= self._size)):
             found[outside] = self._once(found[outside])

@@ -59,7 +59,7 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         """
         super().__init__()
         self._open_source, self._key, self._seed = open_source, key, seed
-        self._plan, self._steps, self._rank, self._world = config, steps, rank, world
+        self._config, self._steps, self._rank, self._world = config, steps, rank, world
         self.layout = layout
         self._lanes = lanes
         self.micro_batches_per_step = config.global_batch // (config.micro_batch * world)
@@ -134,5 +134,5 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         return (
             {"key": self._key, "seed": self._seed, "steps": steps, "ranks": ranks}
             | {"lanes": self._lanes}
-            | asdict(self._plan)
+            | asdict(self._config)
         )

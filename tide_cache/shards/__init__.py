@@ -2,6 +2,7 @@
 
 from tide_cache.config.settings import CodecName, PassName, SignalKind
 from tide_cache.shards.checks import ShardRules
+from tide_cache.shards.columns import Array, Column, Columns, Ragged
 from tide_cache.shards.files import LOCAL_FILES, Files, LocalFiles, is_temporary
 from tide_cache.shards.layout import SAMPLES_PER_GROUP, ShardLayout
 from tide_cache.shards.publish import (
@@ -13,7 +14,7 @@ from tide_cache.shards.publish import (
     publish_json,
     replace_json,
 )
-from tide_cache.shards.reader import ShardFacts, ShardReader
+from tide_cache.shards.reader import ColumnStore, ShardFacts, ShardReader
 from tide_cache.shards.remote_files import FsspecFiles, files_of
 from tide_cache.shards.schema import (
     FORMAT_VERSION,
@@ -36,13 +37,18 @@ __all__ = [
     "PROJECTED_VERSION",
     "SAMPLES_PER_GROUP",
     "SHARED_VIEWS_VERSION",
+    "Array",
     "CodecName",
+    "Column",
+    "ColumnStore",
+    "Columns",
     "EncodedShard",
     "Files",
     "FsspecFiles",
     "LocalFiles",
     "OtherBytesError",
     "PassName",
+    "Ragged",
     "ShardFacts",
     "ShardHeader",
     "ShardLayout",

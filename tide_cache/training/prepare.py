@@ -16,6 +16,7 @@ from tide_cache.corpus import open_corpus
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.fitting import cache_faults, require_fitting_caches
+from tide_cache.loading.hot_cache import hot_cache_faults, open_hot_cache
 from tide_cache.loading.opening import (
     OpenedCache,
     OpenedData,
@@ -115,6 +116,7 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
     faults = [
         *_batch_faults(run, world),
         *_lanes_faults(lanes, world),
+        *(hot_cache_faults(run.data.hot_cache) if run.data.hot_cache else []),
         *_views_faults(run, caches),
         *_out_faults(run.train.out, resume),
         *_attention_faults(run),
@@ -138,7 +140,8 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
         if caches:
             signals = union_of_needs(needs).signals
             settings = OrderSettings(run.data.seed, lanes, lanes and lanes // world.size)
-            data = open_data(caches, tokenizer, signals, run.train.views_per_step, settings)
+            hot = run.data.hot_cache and open_hot_cache(run.data.hot_cache, run.data.hot_cache_gib)
+            data = open_data(caches, tokenizer, signals, run.train.views_per_step, settings, hot)
         else:
             data = _open_corpus(run, tokenizer, _block_size(run, caches, checkpoint), lanes)
     num_turns = (run.train.epochs or 0) * data.order.num_samples

@@ -1,0 +1,122 @@
+"""Decoded row groups on a local disk: the same records, read once, and never a reason to fail."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+
+from tide_cache.errors import RunFileError
+from tide_cache.loading import hot_cache
+from tide_cache.loading.cache import CacheSource
+from tide_cache.loading.hot_cache import MARKER, HotCache, hot_cache_faults, is_same, load, open_hot_cache, pack
+from tide_cache.manifest import Manifest
+from tide_cache.shards import Ragged, ShardReader
+
+GIB = 1 << 30
+
+
+def said(source, epoch=0):
+    """What a source says of all samples, as bytes."""
+    return [
+        (record.pair.sample_id, record.view.t, record.view.is_student_masked_L.tobytes(),
+         record.signal.truth_logprobs_N.tobytes(), record.signal.topk.ids_E.tobytes(),
+         record.signal.topk.logprobs_E.tobytes(), record.signal.topk.logprobs_E.dtype)
+        for record in source.records(range(source.groups.num_samples), epoch)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What is told the user."""
+    messages = []
+    monkeypatch.setattr(hot_cache, "tell", messages.append)
+    return messages
+
+
+@pytest.fixture
+def source(tiny_cache, tmp_path):
+    manifest = Manifest.load(tiny_cache)
+    return lambda hot=None, folder=tmp_path / "hot": CacheSource(
+        tiny_cache, manifest, hot=hot or HotCache(folder, GIB), signals=("truth", "topk")
+    )
+
+
+def test_the_same_records_come_without_the_shards(source, tiny_cache, tmp_path, monkeypatch):
+    expected = said(CacheSource(tiny_cache, Manifest.load(tiny_cache), signals=("truth", "topk")))
+    assert said(source()) == expected
+    monkeypatch.setattr(ShardReader, "_read", lambda *_: pytest.fail("a shard was read again"))
+    assert said(source()) == expected
+    assert hot_cache_faults(tmp_path / "hot") == []
+
+
+def test_columns_come_back_to_the_last_bit(tmp_path):
+    ragged = Ragged(np.array([0, 2, 2, 3], np.int32), np.array([-0.0, -1.5, -np.inf], np.float32))
+    exact = Ragged(ragged.offsets, np.array([-0.1, -0.2, 7e9], np.float32))
+    columns = {"a": ragged, "b": exact, "names": ["x", "ü", ""], "t": np.array([0.25, 1.0, 0.5]),
+               "flags": Ragged(ragged.offsets, np.array([True, False, True]))}  # fmt: skip
+    path = tmp_path / "file"
+    path.write_bytes(b"".join(pack(columns)))
+    assert is_same(load(path), columns)
+    assert not is_same(load(path), columns | {"t": np.array([0.25, 1.0, 0.75])})
+    assert path.read_bytes().count(b"<f2") == 1, "of the two, one is exact in float16"
+
+
+@pytest.mark.parametrize("damage", ["cut", "head", "empty", "longer"])
+def test_a_file_that_is_not_whole_is_written_again(source, tmp_path, damage):
+    expected = said(source())
+    path = next((tmp_path / "hot").glob("??/*.hot"))
+    data = path.read_bytes()
+    changed = {
+        "cut": data[:-64],
+        "head": data[:60] + bytes([data[60] ^ 1]) + data[61:],
+        "empty": b"",
+        "longer": data * 2,
+    }
+    path.write_bytes(changed[damage])
+    assert load(path) is None
+    assert said(source()) == expected
+    assert path.read_bytes() == data
+
+
+def test_a_full_disk_costs_the_hot_cache_not_the_run(source, tiny_cache, tmp_path, monkeypatch, told):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hot_cache.os, "fsync", full)
+    hot = HotCache(tmp_path / "hot", GIB)
+    found = said(source(hot))
+    assert found == said(CacheSource(tiny_cache, Manifest.load(tiny_cache), signals=("truth", "topk")))
+    assert len(told) == 1
+    assert "nothing more is kept there, and the run goes on without: No space left on device" in told[0]
+    assert not list((tmp_path / "hot").glob("??/*")), "nothing half-written stays"
+
+
+def test_it_grows_to_its_size_and_others_make_room_first(source, tmp_path, told):
+    expected = said(source())
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "hot").glob("??/*.hot"))
+    old = tmp_path / "hot" / "00" / "old.hot"
+    old.parent.mkdir(exist_ok=True)
+    old.write_bytes(bytes(sizes[-1]))
+    hot_cache.os.utime(old, (0, 0))
+    hot = HotCache(tmp_path / "hot", sum(sizes) + sizes[-1])
+    assert said(source(hot), epoch=1) != expected, "another view, which must be kept too"
+    assert not old.exists()
+    assert sum(path.stat().st_size for path in (tmp_path / "hot").glob("??/*.hot")) <= sum(sizes) + sizes[-1]
+    assert len(told) == 1
+    assert "full at 0 GiB (data.hot_cache_gib); what is in it is used" in told[0]
+    assert said(source(hot)) == expected
+
+
+def test_another_version_and_other_folders_are_refused(tmp_path):
+    folder = tmp_path / "hot"
+    assert hot_cache_faults(folder) == []
+    folder.mkdir()
+    (folder / MARKER).write_text(json.dumps({"version": 2}))
+    with pytest.raises(RunFileError, match="has version 2, this release reads version 1; remove the folder"):
+        open_hot_cache(folder, 1.0)
+    (folder / MARKER).write_text("{")
+    assert "cannot be read" in hot_cache_faults(folder)[0]
+    (folder / MARKER).rename(folder / "thesis.tex")
+    assert "holds other files; give an empty folder" in hot_cache_faults(folder)[0]
+    assert "is a file" in hot_cache_faults(folder / "thesis.tex")[0]
