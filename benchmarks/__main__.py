@@ -24,6 +24,7 @@ from benchmarks import (
     scale,
     step,
     tails,
+    traffic,
 )
 from benchmarks.machine import describe_machine
 from benchmarks.options import MaterialMissing, Options
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[Options], dict[str, float]]] = {
     "scale": scale.run,
     "step": step.run,
     "tails": tails.run,
+    "traffic": traffic.run,
 }
 
 

@@ -205,7 +205,8 @@ def test_zero_stages_agree(make_run):
 def test_the_baseline_trains_from_a_plain_corpus_and_says_what_it_learned_from(make_run, corpus_file):
     run = make_run(objectives=({"kind": "ce"},), data={"corpus": {"spec": str(corpus_file)}}, steps=30)
     train(run)
-    assert lines(run)[-1]["loss"] < lines(run)[0]["loss"]
+    found = [line["loss"] for line in lines(run)]
+    assert sum(found[-10:]) < sum(found[:10]), "single steps differ in their t"
     model = run.train.out / "model"
     provenance = json.loads((model / "tide_cache.json").read_text())
     assert provenance["data"] == {

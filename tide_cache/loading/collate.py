@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tide_cache.arrays import sums_before
 from tide_cache.config.settings import Schedule
 from tide_cache.loading.candidates import candidate_targets
 from tide_cache.loading.joining import ActiveChunks, JoinedViews, join_views
@@ -107,7 +106,7 @@ def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], layout: BatchLa
 def _targets(records: Sequence[ViewRecord], layout: BatchLayout) -> Targets:
     layouts = [layout.of(record) for record in records]
     joined = join_views(records, [own.temperatures for own in layouts], layout.temperatures)
-    rows_B = np.diff(sums_before(joined.is_student_masked_L)[joined.token_start_B])
+    rows_B = np.diff(joined.rows_before_L[joined.token_start_B])
     num_rows = int(rows_B.sum())
     active = ActiveChunks.of(joined)
     sample_A = np.repeat(np.arange(len(records)), rows_B)[active.first_row_A]

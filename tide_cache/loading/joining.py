@@ -5,15 +5,15 @@ Shape suffixes as in `tide_cache.records`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from tide_cache.arrays import ranges, sums_before
+from tide_cache.arrays import Int64s, ranges, sums_before
 from tide_cache.records import Bools, Int32s, TeacherSignal, ViewRecord, distillable_chunks
 from tide_cache.signal_table import Rule, Temperatures, at_temperatures, concat
-from tide_cache.views.masking import chunks_touched
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,16 @@ class JoinedViews:
     chunks_C4: Int32s
     signal: TeacherSignal | None
 
+    @cached_property
+    def rows_before_L(self) -> Int64s:
+        """Number of masked student tokens before each, and of all."""
+        return sums_before(self.is_student_masked_L)
+
+    @cached_property
+    def positions_before_M(self) -> Int64s:
+        """Number of masked teacher tokens before each, and of all."""
+        return sums_before(self.is_teacher_masked_M)
+
 
 @dataclass(frozen=True, eq=False)
 class ActiveChunks:
@@ -60,10 +70,11 @@ class ActiveChunks:
     @classmethod
     def of(cls, joined: JoinedViews) -> Self:
         """Find the active chunks of joined views."""
-        is_active_C = chunks_touched(joined, joined.is_student_masked_L)
+        before_C2 = joined.rows_before_L[joined.chunks_C4[:, 2:]]
+        is_active_C = before_C2[:, 1] > before_C2[:, 0]
         is_active_C &= distillable_chunks(joined.chunks_C4, joined.is_supervised_L) & (joined.signal is not None)
         spans_A4 = joined.chunks_C4[is_active_C]
-        return cls(is_active_C, spans_A4, sums_before(joined.is_student_masked_L)[spans_A4[:, 2]])
+        return cls(is_active_C, spans_A4, before_C2[is_active_C, 0])
 
     @property
     def size_A(self) -> npt.NDArray[np.int64]:
@@ -81,7 +92,7 @@ class ActiveChunks:
         """Return the sum of the teacher's log-probs of each chunk's true tokens; the same in any batch."""
         if joined.signal is None or not len(self.spans_A4):
             return np.zeros(0)
-        position_A2 = sums_before(joined.is_teacher_masked_M)[self.spans_A4[:, :2]]
+        position_A2 = joined.positions_before_M[self.spans_A4[:, :2]]
         truth = np.append(joined.signal.truth_logprobs_N.astype(np.float64), 0)  # so that a last end lies inside
         result: npt.NDArray[np.float64] = np.add.reduceat(truth, position_A2.ravel())[::2]
         return result

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from tide_cache.arrays import sums_before
 from tide_cache.loading.joining import ActiveChunks, JoinedViews
 from tide_cache.records import Float32s, TailSamples, TopK, aligned_pairs
 from tide_cache.signal_table import Temperatures, concat, keep_items, take
@@ -71,7 +70,7 @@ def shared_topk(
     topk, student_ids_L = joined.signal.topk, joined.student_ids_L
     is_pair_A = aligned_pairs(active.spans_A4, joined.teacher_ids_M, student_ids_L, vocab_A.max(initial=0))
     is_pair_A &= student_ids_L[active.spans_A4[:, 2]] < vocab_A
-    position_A = sums_before(joined.is_teacher_masked_M)[active.spans_A4[:, 0]]
+    position_A = joined.positions_before_M[active.spans_A4[:, 0]]
     row_of_position_P = np.full(len(joined.signal.truth_logprobs_N), -1, np.int32)
     row_of_position_P[position_A[is_pair_A]] = active.first_row_A[is_pair_A]
     vocab_of_position_P = np.zeros(len(row_of_position_P), np.int64)
