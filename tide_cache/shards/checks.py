@@ -324,12 +324,12 @@ def _check_candidates(columns: Columns, of_counts: str, of_ids: str, of_logprobs
     counts, ids, logprobs = (ragged(columns, name) for name in (of_counts, of_ids, of_logprobs))
     row_R = counts.row_of_value
     logprobs_RK = _padded(logprobs.values, counts.values, np.float32(-np.inf))
-    falls_R: Bools = (logprobs_RK[:, 1:] <= logprobs_RK[:, :-1]).all(axis=1)
+    falls_R: Bools = np.all(logprobs_RK[:, 1:] <= logprobs_RK[:, :-1], axis=1)
     require(of_logprobs, falls_R, row_R, "ids are not in order of probability")
     # Past the end of a list stand numbers that are no ids, each once.
     beyond_K = np.iinfo(np.uint32).max - np.arange(logprobs_RK.shape[1], dtype=np.uint32)
     ids_RK = np.sort(_padded(ids.values, counts.values, beyond_K), axis=1)
-    is_distinct_R: Bools = (ids_RK[:, 1:] != ids_RK[:, :-1]).all(axis=1)
+    is_distinct_R: Bools = np.all(ids_RK[:, 1:] != ids_RK[:, :-1], axis=1)
     require(of_ids, is_distinct_R, row_R, "an id occurs twice at a position")
 
 

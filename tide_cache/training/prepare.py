@@ -140,7 +140,8 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
         if caches:
             signals = union_of_needs(needs).signals
             settings = OrderSettings(run.data.seed, lanes, lanes and lanes // world.size)
-            hot = run.data.hot_cache and open_hot_cache(run.data.hot_cache, run.data.hot_cache_gib)
+            folder = run.data.hot_cache
+            hot = None if folder is None else open_hot_cache(folder, run.data.hot_cache_gib)
             data = open_data(caches, tokenizer, signals, run.train.views_per_step, settings, hot)
         else:
             data = _open_corpus(run, tokenizer, _block_size(run, caches, checkpoint), lanes)
