@@ -123,7 +123,7 @@ def run_commands(
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(cwd / "home"), "NO_PROXY": "*", "HF_TOKEN": "",
                 "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
     done = fresh.run(
-        [sys.executable, "-c", DRIVER], imports="torch",
+        [sys.executable, "-c", DRIVER], imports="hub",
         input=json.dumps([[str(part) for part in command] for command in commands]),
         env={**os.environ, **settings, **environment}, cwd=cwd, capture_output=True, text=True, timeout=300,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tide_cache.config.settings import Precision, ThinkPrefix
+from tide_cache.decoding.step import DecodingCounts, total_counts
 from tide_cache.errors import RunFileError, TideCacheError, fault_list
 from tide_cache.evaluation.harness.model import BlockDiffusionLM, ModelOptions
 from tide_cache.evaluation.harness.suite import TaskSettings
@@ -81,6 +82,7 @@ class TideCacheLM(BlockDiffusionLM):
         if world.size > 1:
             join(world, "cpu")  # ranks exchange little, and nothing on the GPU
         backbone = load_backbone(model.info, DTYPES[dtype], place)
+        self._counted: DecodingCounts | None = None
         super().__init__(backbone, model.tokenizer, options, TaskSettings("--tasks", batch_size=size), world)
 
     @classmethod
@@ -97,9 +99,20 @@ class TideCacheLM(BlockDiffusionLM):
             made: Self = super().create_from_arg_obj(arg_dict, additional_config)
         return made
 
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Collect what the ranks have on one of them, and with it what each has counted so far."""
+        parts = super().gather_object((obj, self.counts), dst)
+        if parts is None:
+            return None
+        self._counted = total_counts(counts for _, counts in parts)
+        return [part for part, _ in parts]
+
     def get_model_info(self) -> dict[str, Any]:
         """Return what lm-eval writes into its results: the options of decoding, and its counts."""
-        return {"tide_cache_options": asdict(self._options), "tide_cache_decoding": self.counts.figures()}
+        return {
+            "tide_cache_options": asdict(self._options),
+            "tide_cache_decoding": (self._counted or self.counts).figures(),
+        }
 
 
 @contextmanager
