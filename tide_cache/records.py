@@ -18,6 +18,7 @@ from tide_cache.arrays import sums_before
 
 Bools = npt.NDArray[np.bool_]
 Int32s = npt.NDArray[np.int32]
+UInt16s = npt.NDArray[np.uint16]
 UInt32s = npt.NDArray[np.uint32]
 Float32s = npt.NDArray[np.float32]
 
@@ -48,13 +49,15 @@ class ChatRow:
 
     `sample_id` is stable under moving the corpus (part, file name, row number), and keys the random numbers of its
     views. `origin` says where the row was read, for messages: `gsm8k_train.jsonl:17`. `tools` are the functions that
-    the assistant may call, as the chat template gets them: a JSON list, empty where there is none.
+    the assistant may call, as the chat template gets them: a JSON list, empty where there is none. `trajectory` says
+    in which order the last answer was revealed, where that was asked for: JSON, see `corpus/trajectories.py`.
     """
 
     sample_id: SampleId
     messages: tuple[Message, ...]
     origin: str
     tools: str = ""
+    trajectory: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,6 +262,8 @@ class TeacherSignal:
             comes from the second. None in the `plain` pass.
         chunks: The `chunks` signal at the view's active chunks, or None when it was not captured.
         projected: The `projected` signal at the student tokens of active chunks, or None when it was not captured.
+        steps_to_reveal_N: Of each masked *student* token, how many forwards of the view's decoding it took until it was
+            revealed, at least 1, uint16; None where masks are drawn.
     """
 
     truth_logprobs_N: Float32s
@@ -267,6 +272,7 @@ class TeacherSignal:
     is_shown_first_N: Bools | None = None
     chunks: ChunkCandidates | None = None
     projected: ProjectedTopK | None = None
+    steps_to_reveal_N: UInt16s | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -421,6 +427,7 @@ class Targets:
         truth: The signal `truth`; without chunks where there is no teacher.
         topk: The signal `topk` or `projected`; without candidates where neither was captured, or is read.
         chunks: The signal `chunks`; likewise.
+        steps_to_reveal_N: As in `TeacherSignal`, int64; None where no view, or not every one, has it.
     """
 
     true_id_N: torch.Tensor
@@ -433,6 +440,7 @@ class Targets:
     truth: TruthTargets
     topk: TopKTargets
     chunks: ChunkTargets
+    steps_to_reveal_N: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

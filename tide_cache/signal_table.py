@@ -23,17 +23,17 @@ Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.integer[Any]]
 Temperatures = tuple[float, ...]
 
-Axis = Literal["position", "entry", "temperature", "item", "token"]
-"""What a field has one value per: a masked teacher position; an entry of its part; each temperature of an entry; an
-item of an entry; each student token of an item."""
+Axis = Literal["position", "row", "entry", "temperature", "item", "token"]
+"""What a field has one value per: a masked teacher position; a masked student token; an entry of its part; each
+temperature of an entry; an item of an entry; each student token of an item."""
 
 Rule = Literal[
     "flag", "logprob", "masked position", "masked token", "chunk", "count", "teacher id", "student id",
-    "rounded logprob", "draws", "log tail", "log partition",
+    "rounded logprob", "draws", "log tail", "log partition", "steps",
 ]  # fmt: skip
 """What a field's values are, and so how they are checked; `rounded logprob` may be stored as float16."""
 
-PartName = Literal["truth", "topk", "tail", "chunks", "projected", "split"]
+PartName = Literal["truth", "topk", "tail", "chunks", "projected", "split", "steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Field:
 
     name: str
     column: str
-    dtype: Literal["bool", "int32", "uint32", "float32"]
+    dtype: Literal["bool", "int32", "uint16", "uint32", "float32"]
     axis: Axis
     rule: Rule
     exported: str = ""
@@ -87,6 +87,10 @@ class Part:
 SPLIT = Part(
     "split", TeacherSignal,
     (Field("is_shown_first_N", "shown_first", "bool", "position", "flag", "is_shown_first"),),
+)  # fmt: skip
+STEPS = Part(
+    "steps", TeacherSignal,
+    (Field("steps_to_reveal_N", "steps_to_reveal", "uint16", "row", "steps", "steps_to_reveal"),),
 )  # fmt: skip
 TRUTH = Part(
     "truth", TeacherSignal,
@@ -144,7 +148,7 @@ PROJECTED = Part(
     least=1,
 )  # fmt: skip
 
-PARTS = (SPLIT, TRUTH, TOPK, TAIL, CHUNKS, PROJECTED)
+PARTS = (SPLIT, STEPS, TRUTH, TOPK, TAIL, CHUNKS, PROJECTED)
 """In the order of a shard's columns."""
 
 NESTED: dict[type, dict[str, type]] = {
@@ -294,7 +298,8 @@ def take(lists: Lists, chosen_X: Ints, sizes_X: Ints | None = None) -> Lists:
 
 def take_positions(signal: TeacherSignal, chosen_N: Ints) -> TeacherSignal:
     """Return a signal whose fields of masked positions are some of them, in the order asked for; parts stay."""
-    own = {field.name: getattr(signal, field.name) for field in _FIELDS[TeacherSignal]}
+    fields = [field for field in _FIELDS[TeacherSignal] if field.axis == "position"]
+    own = {field.name: getattr(signal, field.name) for field in fields}
     return replace(signal, **{name: array[chosen_N] for name, array in own.items() if array is not None})
 
 

@@ -10,7 +10,7 @@ from golden.make_cache import NUM_SAMPLES, digest
 from tide_cache.errors import CacheMismatchError
 from tide_cache.loading.cache import CacheSource
 from tide_cache.manifest import CacheFolder, Manifest, verify
-from tide_cache.shards import NEWEST_VERSION, PARTS_VERSION
+from tide_cache.shards import NEWEST_VERSION
 
 GOLDEN = Path(__file__).resolve().parent / "cache-v1"
 CACHE_ID = "d0e471b09daef0d2"
@@ -57,8 +57,7 @@ def test_a_newer_format_is_refused_with_the_version_needed(tmp_path, name):
     cache = tmp_path / "cache"
     shutil.copytree(GOLDEN, cache)
     document = json.loads((cache / name).read_bytes())
-    newest = PARTS_VERSION if name == "manifest.json" else NEWEST_VERSION
-    (cache / name).write_text(json.dumps({**document, "format_version": newest + 1, "field of the future": 1}))
-    message = rf"format version {newest + 1}; this release reads up to version {newest}\.\nInstall"
+    (cache / name).write_text(json.dumps({**document, "format_version": NEWEST_VERSION + 1, "field of the future": 1}))
+    message = rf"format version {NEWEST_VERSION + 1}; this release reads up to version {NEWEST_VERSION}\.\nInstall"
     with pytest.raises(CacheMismatchError, match=message):
         READS[name](cache)

@@ -11,7 +11,7 @@ from helpers.crash_files import DyingFiles, KilledError
 from helpers.shard_examples import assert_pairs_equal, assert_records_equal, make_compdemo, make_shard
 from tide_cache.errors import CacheIncompleteError, CacheMismatchError, ShardCorruptError, TideCacheError
 from tide_cache.manifest import CacheFolder, Manifest, tables_of, verify
-from tide_cache.shards import NEWEST_VERSION, PARTS_VERSION, LocalFiles
+from tide_cache.shards import NEWEST_VERSION, LocalFiles
 
 
 def test_a_complete_cache_reads_back(builder):
@@ -321,7 +321,9 @@ def test_a_manifest_that_contradicts_itself_is_refused(cache, change, message):
     assert "tide-cache build-teacher-shards" in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "version"), [("manifest.json", PARTS_VERSION + 1), ("plan.json", NEWEST_VERSION + 1)])
+@pytest.mark.parametrize(
+    ("name", "version"), [("manifest.json", NEWEST_VERSION + 1), ("plan.json", NEWEST_VERSION + 1)]
+)
 def test_a_newer_version_is_refused_with_the_version_needed(cache, name, version):
     """Before its unknown fields are."""
     document = {**json.loads((cache / name).read_bytes()), "format_version": version, "something_new": 1}

@@ -17,6 +17,8 @@ ROWS_SAMPLED = 64
 SHARDS_SAMPLED = 4
 POSITION_BYTES = 12
 """Mask positions on both sides, log p(true) and the top-1 flag of a masked position, compressed."""
+STEP_BYTES = 2
+"""The steps until a masked token is revealed."""
 KEPT_ID_BYTES = {"float16": 4, "float32": 6}
 """An id and its log-prob, compressed, by the rounding of log-probs."""
 TOKEN_BYTES = 8
@@ -74,7 +76,8 @@ def estimate_build(build: PreparedBuild) -> BuildEstimate:
     # A candidate is a log-prob and its tokens, each about half of an id with its log-prob.
     candidates_bytes = signals.chunk_k * (num_chunks + num_chunk_tokens) * id_bytes / 2
     candidates_bytes = candidates_bytes + 8 * num_temperatures * num_chunks if signals.has_chunks else 0
-    pass_bytes = num_masked * POSITION_BYTES + num_kept_rows * kept_row_bytes + candidates_bytes
+    position_bytes = POSITION_BYTES + (STEP_BYTES if build.views.source == "trajectory" else 0)
+    pass_bytes = num_masked * position_bytes + num_kept_rows * kept_row_bytes + candidates_bytes
     sampled_bytes = num_tokens * TOKEN_BYTES + len(build.passes) * pass_bytes
     return BuildEstimate(
         num_rows=len(build.corpus),

@@ -20,6 +20,7 @@ from tide_cache.building.paired_corpus import PairedCorpus, pair_corpus
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.run_record import begun_on
 from tide_cache.building.shard_size import require_openable, samples_per_shard
+from tide_cache.building.trajectories import require_given_steps, trajectories_wanted, trajectory_faults
 from tide_cache.config.build import BuildRun
 from tide_cache.config.common import TokenizerConfig
 from tide_cache.corpus import Corpus, open_corpus, open_preprocessed
@@ -101,7 +102,7 @@ def prepare_build(
     is_mask_alone = run.teacher.context == "causal" and teacher.is_mask_added
     if is_imported:
         checkpoint = with_vocabulary(checkpoint, teacher.vocab_size - is_mask_alone)
-    faults = _context_faults(run, checkpoint)
+    faults = _context_faults(run, checkpoint) + trajectory_faults(run)
     faults += checkpoint.fit_faults(teacher.vocab_size - is_mask_alone, run.teacher.max_length, "teacher")
     if run.teacher.context != "causal":
         faults += checkpoint.mask_faults(teacher.mask_id, teacher.mask_token, "teacher.tokenizer")
@@ -129,6 +130,8 @@ def prepare_build(
         views_per_forward=run.build.views_per_forward,
     )
     paired = _paired(run, corpus, pairer, plan) if pairs_all and known is None else None
+    if paired is not None:
+        require_given_steps(run, corpus, teacher)
     if run.teacher.context == "causal" and paired is not None:
         for shard in range(plan.num_shards):
             require_prefixes(paired.shard(shard).pairs)
@@ -270,7 +273,7 @@ def _rows_and_pairer(
     fills = run.student.fill_last_block
     if run.corpus.format == "chat":
         pairer = SamplePairer(teacher, student, **lengths, fill_last_block=fills, aligner=run.pairing.aligner)
-        read = partial(open_corpus, **dict(run.corpus))
+        read = partial(open_corpus, **dict(run.corpus), trajectories=trajectories_wanted(run))
         return (read() if known is None else UnreadCorpus(known, read)), pairer
     read_preprocessed = partial(
         open_preprocessed,
@@ -365,7 +368,7 @@ def _identity(
     day: datetime.date | None,
 ) -> CacheIdentity:
     return CacheIdentity(
-        format_version=version_for(run.teacher.context, run.signals.kinds),
+        format_version=version_for(run.teacher.context, run.signals.kinds, run.views.source),
         corpus_hash=corpus.content_hash,
         num_rows=len(corpus),
         teacher=said,

@@ -12,10 +12,11 @@ from tide_cache.manifest import CacheFolder, CacheIdentity, ShardPlan
 from tide_cache.modeling.backbone import CheckpointInfo
 from tide_cache.pairing import Pairer, Spelling
 from tide_cache.progress import doing
-from tide_cache.records import MaskedView, SamplePair
+from tide_cache.records import Int32s, MaskedView, SamplePair, UInt16s
 from tide_cache.teacher.capture import CaptureSettings
 from tide_cache.teacher.engine_topk import EngineTopK
 from tide_cache.views import draw_view, whole_view
+from tide_cache.views.trajectory import trajectory_view
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +56,14 @@ class PreparedBuild:
     topk: EngineTopK | None = None
 
     def draw_views(self, pair: SamplePair) -> list[MaskedView]:
-        """Draw the views of a sample that are captured and stored."""
+        """Draw the views of a sample that are captured and stored; for those of trajectories, views like them."""
         if self.identity.is_shared:
             return [whole_view(pair)]
         return [draw_view(pair, number, self.views) for number in range(self.views.num_views)]
+
+    def take_views(self, pair: SamplePair, step_L: Int32s) -> list[tuple[MaskedView, UInt16s]]:
+        """Return the views of a sample at steps of a decoding, each with the steps until its tokens are revealed."""
+        return [trajectory_view(pair, number, self.views, step_L) for number in range(self.views.num_views)]
 
     def spelling(self) -> Spelling | None:
         """Spell the teacher's vocabulary for the student, where its texts are wanted; takes seconds."""

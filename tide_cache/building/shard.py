@@ -1,15 +1,16 @@
 """One shard from its corpus rows: pair, mask, ask the teacher, encode; a pure function of plan and number."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
 from tide_cache.building.paired_corpus import PairedShard, pair_range
 from tide_cache.building.prepared_build import PreparedBuild
+from tide_cache.building.reveal import steps_of
 from tide_cache.config.settings import LogprobDtype
 from tide_cache.manifest import CacheFolder, Statistics, tables_of
 from tide_cache.pairing import PairingReport
-from tide_cache.records import SamplePair, ViewRecord
+from tide_cache.records import Int32s, SamplePair, UInt16s, ViewRecord
 from tide_cache.shards import (
     EncodedShard,
     PassName,
@@ -96,7 +97,12 @@ def capture_shard(
     """
     missing = [table for table in tables_of(build.passes) if not folder.is_committed(table, shard)]
     paired = pair_rows(build, shard)
-    tables = [capture_table(build, teacher, paired, folder.header(table, shard), on_views, encode) for table in missing]
+    steps = None
+    if build.views.source == "trajectory" and any(table != "pairs" for table in missing):
+        steps = steps_of(build, teacher, paired.indexes, paired.pairs, on_views)  # once for all passes
+    tables = [
+        capture_table(build, teacher, paired, folder.header(table, shard), on_views, encode, steps) for table in missing
+    ]
 
     def write() -> BuiltShard:
         num_bytes = sum(folder.commit(*encoded()).size for encoded in tables)
@@ -136,6 +142,7 @@ def capture_table(
     header: ShardHeader,
     on_views: Callable[[int], None],
     encode: EncodeSignals | None = None,
+    steps: Sequence[Int32s] | None = None,
 ) -> Encode:
     """Capture one table of a shard; calling the result encodes it.
 
@@ -146,13 +153,16 @@ def capture_table(
         header: Which shard it is.
         on_views: As for `capture_shard`.
         encode: As for `capture_shard`.
+        steps: As for `capture_records`.
     """
     rules, name = build.identity.shard_rules, header.table
     if name == "pairs":
         statistics = _pairing_statistics(paired.report)
         return lambda: (encode_pairs(header, paired.indexes, paired.pairs, rules), statistics)
     assert teacher is not None, "signals without a teacher"
-    records = capture_records(build, teacher, paired.pairs, name, on_views)
+    if steps is None and build.views.source == "trajectory":
+        steps = steps_of(build, teacher, paired.indexes, paired.pairs, on_views)
+    records = capture_records(build, teacher, paired.pairs, name, on_views, steps)
     encode = encode or SignalEncoder.of(build).encode
     return partial(encode, header, paired.indexes, records)
 
@@ -163,6 +173,7 @@ def capture_records(
     pairs: Sequence[SamplePair],
     name: PassName,
     on_views: Callable[[int], None],
+    steps: Sequence[Int32s] | None = None,
 ) -> list[list[ViewRecord]]:
     """Return the records of all views of each sample, with signals.
 
@@ -172,12 +183,25 @@ def capture_records(
         pairs: The samples.
         name: The pass.
         on_views: As for `capture_shard`.
+        steps: For views of trajectories, when each student token is revealed; by default found here, for a forecast.
     """
-    views = [build.draw_views(pair) for pair in pairs]
+    left: list[list[UInt16s]] | None = None
+    if build.views.source == "trajectory":
+        steps = steps_of(build, teacher, None, pairs, on_views) if steps is None else steps
+        taken = [build.take_views(pair, step_L) for pair, step_L in zip(pairs, steps, strict=True)]
+        views = [[view for view, _ in of_sample] for of_sample in taken]
+        left = [[left_N for _, left_N in of_sample] for of_sample in taken]
+    else:
+        views = [build.draw_views(pair) for pair in pairs]
     if name == "compdemo":
         signals = compdemo_signals(teacher, pairs, views, build.views.seed, build.views.demo_ratio, on_views)
     else:
         signals = teacher.signals(pairs, views, on_views)
+    if left is not None:
+        signals = [
+            [replace(signal, steps_to_reveal_N=left_N) for signal, left_N in zip(said, of_sample, strict=True)]
+            for said, of_sample in zip(signals, left, strict=True)
+        ]
     return [
         [ViewRecord(pair, view, signal) for view, signal in zip(of_sample, said, strict=True)]
         for pair, of_sample, said in zip(pairs, views, signals, strict=True)

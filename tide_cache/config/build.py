@@ -130,6 +130,11 @@ class BuildConfig(Frozen):
         description="Samples of one shard, which is what an interruption costs; by default what takes the teacher "
         "about five minutes, at most 512.",
     )
+    trajectories: Path | None = Field(
+        default=None,
+        description="With views.trajectory = given: JSON lines or Parquet with sample_id and trajectory; by default "
+        "the rows have the field trajectory.",
+    )
     batch_tokens: int = Field(default=8192, ge=1, description="Tokens per teacher forward, padding included.")
     head_rows: int = Field(default=1024, ge=1, description="Masked rows per slice of the output head.")
     views_per_forward: int = Field(default=4, ge=1, description="Views packed on one clean copy in the block context.")

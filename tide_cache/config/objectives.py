@@ -36,8 +36,21 @@ class _Objective(Setting):
             of_objective()
 
 
+RowWeight = Literal["even", "soon", "later"]
+"""Which masked tokens count: all; those revealed within `horizon` steps of the view; or those revealed later."""
+
+
 @dataclass(frozen=True)
-class CrossEntropyConfig(_Objective):
+class _ByStep(_Objective):
+    row_weight: RowWeight = field(default="even", kw_only=True)
+    """even, or, on a cache with views.source = trajectory, only tokens revealed within horizon steps (soon) or only the
+    others (later). TAD (arXiv:2605.09536): ce soon, kl later."""
+    horizon: Annotated[int, Ge(1)] = field(default=8, kw_only=True)
+    """Steps that are soon; 8 as TAD's scripts."""
+
+
+@dataclass(frozen=True)
+class CrossEntropyConfig(_ByStep):
     """Denoising cross-entropy on the true tokens; needs no teacher."""
 
     kind: Literal["ce"] = field(default="ce", kw_only=True)
@@ -47,7 +60,7 @@ class CrossEntropyConfig(_Objective):
 
 
 @dataclass(frozen=True)
-class ForwardKLConfig(_Objective):
+class ForwardKLConfig(_ByStep):
     """KL(teacher || student) on aligned pairs."""
 
     kind: Literal["kl"] = field(default="kl", kw_only=True)
@@ -69,7 +82,7 @@ class ForwardKLConfig(_Objective):
 
 
 @dataclass(frozen=True)
-class ReverseKLConfig(_Objective):
+class ReverseKLConfig(_ByStep):
     """KL(student || teacher) on aligned pairs."""
 
     kind: Literal["reverse_kl"] = field(default="reverse_kl", kw_only=True)
@@ -112,7 +125,7 @@ class BernoulliKLConfig(_ChunkLikelihood):
 
 
 @dataclass(frozen=True)
-class ChunkKLConfig(_Objective):
+class ChunkKLConfig(_ByStep):
     """KL(teacher || student) over candidate chunks and the rest, across tokenizers."""
 
     kind: Literal["chunk_kl"] = field(default="chunk_kl", kw_only=True)

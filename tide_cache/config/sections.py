@@ -15,11 +15,13 @@ from tide_cache.config.settings import (
     CodecName,
     DeviceMap,
     LogprobDtype,
+    MaskSource,
     Quantisation,
     Schedule,
     Setting,
     SignalKind,
     TimeSampling,
+    TrajectorySource,
 )
 
 
@@ -49,6 +51,24 @@ class BuildViewsConfig(ViewsConfig):
 
     demo_ratio: Annotated[float, Ge(0), Le(1)] = 0.5
     """In the compdemo pass, the probability that a masked chunk is shown in the first of two forwards."""
+    source: MaskSource = "random"
+    """random masks, or those of a decoding of the answer, with the steps until each masked token is revealed."""
+    trajectory: TrajectorySource = "decode"
+    """With source = trajectory: the teacher decodes the true answer, or rows have a field `trajectory`."""
+    steps_per_block: Annotated[int, Ge(1)] | None = None
+    """With trajectory = decode, maximum forwards per block; by default one per token."""
+    threshold: Annotated[float, Gt(0), Le(1)] | None = None
+    """With trajectory = decode, reveal at once every token whose probability exceeds this."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source == "trajectory" and self.complementary:
+            raise ValueError("complementary: views of a trajectory follow its steps; leave it out")
+        decoding = (self.steps_per_block, self.threshold)
+        if self.source == "random" and (self.trajectory, *decoding) != ("decode", None, None):
+            raise ValueError("trajectory, steps_per_block and threshold need source = 'trajectory'")
+        if self.trajectory == "given" and decoding != (None, None):
+            raise ValueError("steps_per_block and threshold are for trajectory = 'decode'; leave them out")
 
 
 @dataclass(frozen=True)

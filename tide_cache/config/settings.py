@@ -30,6 +30,12 @@ LogprobDtype = Literal["float16", "float32"]
 Schedule = Literal["linear", "cosine"]
 TimeSampling = Literal["stratified", "uniform"]
 
+MaskSource = Literal["random", "trajectory"]
+"""random: masks are drawn. trajectory: a view masks what a decoding of the answer had not revealed at some step."""
+
+TrajectorySource = Literal["decode", "given"]
+"""decode: the teacher decodes each answer, and what it reveals are the true tokens. given: the corpus says it."""
+
 Context = Literal["full", "block"]
 """What a model is shown: `full` is x_t alone, bidirectional, `block` is [x_t, x_0] under the block mask."""
 

@@ -16,5 +16,14 @@ from tide_cache.config.settings import PreprocessedFormat
 from tide_cache.corpus.preprocessed import open_preprocessed
 from tide_cache.corpus.reading import open_corpus
 from tide_cache.corpus.store import Corpus, Row
+from tide_cache.corpus.trajectories import trajectories_of, trajectory_field
 
-__all__ = ["Corpus", "PreprocessedFormat", "Row", "open_corpus", "open_preprocessed"]
+__all__ = [
+    "Corpus",
+    "PreprocessedFormat",
+    "Row",
+    "open_corpus",
+    "open_preprocessed",
+    "trajectories_of",
+    "trajectory_field",
+]

@@ -15,6 +15,7 @@ from tide_cache.corpus.shapes import Unread, check_columns, conversation_of, use
 from tide_cache.corpus.sources import sources_of
 from tide_cache.corpus.spec import Part, parse_spec
 from tide_cache.corpus.store import CHAT_ROWS, Corpus, Row, RowKind, store_rows
+from tide_cache.corpus.trajectories import FIELD, TrajectoriesOf, without_trajectory
 from tide_cache.errors import CorpusError, RunFileError, TideCacheError, fault_list
 from tide_cache.progress import doing
 from tide_cache.records import ChatRow, SampleId
@@ -56,6 +57,7 @@ def open_corpus(
     on_bad_row: OnBadRow = "error",
     format: str = "chat",
     section: str = "corpus",
+    trajectories: TrajectoriesOf | None = None,
 ) -> Corpus[ChatRow]:
     """Read a mix of files, saved datasets and hub datasets into conversations.
 
@@ -66,6 +68,7 @@ def open_corpus(
             optional `"system"`, or `{"messages": ...}`. Every column must occur in some row.
         on_bad_row: Whether a row that cannot be used stops the reading, or is left out and listed in `skipped`.
         format: Only `chat` holds conversations; for the others there is `open_preprocessed`.
+        trajectories: Gives each row's trajectory, if they are wanted: `trajectory_field`, or of a file.
         section: Where the user set all this, for messages: the section of a run file, or an option, `--held-out`.
 
     Raises:
@@ -73,7 +76,8 @@ def open_corpus(
         CorpusError: A source is missing, empty or broken, a row cannot be used, or no row of a piece is left.
     """
     with _named(section):
-        return _open_chat(spec, folder, columns, on_bad_row, format, "" if section.startswith("-") else section)
+        shown = "" if section.startswith("-") else section
+        return _open_chat(spec, folder, columns, on_bad_row, format, shown, trajectories)
 
 
 @contextmanager
@@ -89,7 +93,13 @@ def _named(section: str) -> Iterator[None]:
 
 
 def _open_chat(
-    spec: str, folder: Path, columns: Mapping[str, str], on_bad_row: OnBadRow, format: str, section: str
+    spec: str,
+    folder: Path,
+    columns: Mapping[str, str],
+    on_bad_row: OnBadRow,
+    format: str,
+    section: str,
+    trajectories: TrajectoriesOf | None,
 ) -> Corpus[ChatRow]:
     if format != "chat":
         raise RunFileError(
@@ -104,8 +114,9 @@ def _open_chat(
         if unseen and isinstance(value, dict):
             unseen.difference_update(value)
         conversation = conversation_of(value, columns)
-        unread.note(conversation)
-        return ChatRow(sample_id, conversation.messages, origin, conversation.tools)
+        unread.note(conversation if trajectories is None else without_trajectory(conversation))
+        trajectory = "" if trajectories is None else trajectories(sample_id, value)
+        return ChatRow(sample_id, conversation.messages, origin, conversation.tools, trajectory)
 
     corpus = read_rows(
         spec,
@@ -113,7 +124,7 @@ def _open_chat(
         on_bad_row,
         RowReading(
             kind=CHAT_ROWS,
-            fields=used_fields(columns),
+            fields=used_fields(columns) | ({FIELD} if trajectories is not None else set()),
             row_of=row_of,
             language_of=lambda value, row: language_of(value, row.messages),
             way_out=_WAY_OUT if section else "Fix the row, or leave such rows out with --on-bad-row skip.",

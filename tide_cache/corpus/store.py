@@ -99,12 +99,13 @@ def _columns_of_chat(rows: Sequence[ChatRow]) -> list[list[Any]]:
         [[message.is_learnt for message in row.messages] for row in rows],
         [[message.extras for message in row.messages] for row in rows],
         [row.tools for row in rows],
+        [row.trajectory for row in rows],
     ]
 
 
 def _chat_rows_of(batch: Any) -> Iterator[ChatRow]:
-    for sample_id, origin, *turns, tools in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-        yield ChatRow(SampleId(sample_id), tuple(map(Message, *turns)), origin, tools)
+    for sample_id, origin, *turns, tools, trajectory in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+        yield ChatRow(SampleId(sample_id), tuple(map(Message, *turns)), origin, tools, trajectory)
 
 
 def _hashed_chat(row: ChatRow) -> bytes:
@@ -113,7 +114,8 @@ def _hashed_chat(row: ChatRow) -> bytes:
     Fields that most rows lack are omitted when empty, so that older corpora keep their hash.
     """
     turns = [[m.role, m.content, *_rest(not m.is_learnt, m.extras)] for m in row.messages]
-    return json.dumps([row.sample_id, turns, *_rest(row.tools)]).encode("ascii") + b"\n"
+    further = _rest(row.tools, row.trajectory) if row.trajectory else _rest(row.tools)
+    return json.dumps([row.sample_id, turns, *further]).encode("ascii") + b"\n"
 
 
 def _rest(*values: object) -> tuple[object, ...]:
@@ -130,6 +132,7 @@ CHAT_ROWS: RowKind[ChatRow] = RowKind(
             ("is_learnt", pa.list_(pa.bool_())),
             ("extras", pa.list_(pa.string())),
             ("tools", pa.string()),
+            ("trajectory", pa.string()),
         ]
     ),
     columns_of=_columns_of_chat,

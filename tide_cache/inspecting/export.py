@@ -10,6 +10,7 @@ position, and for candidate chunks one list for each candidate.
 | `teacher_ids`, `masked_teacher` | teacher tokens, and the positions masked here |
 | `chunks` | (teacher_start, teacher_end, student_start, student_end), half-open |
 | `truth_logprobs`, `is_top1` | for each masked teacher position: log p(true token), and whether it was the likeliest |
+| `steps_to_reveal` | views of a trajectory only, for each masked student token: steps until it is revealed |
 | `is_shown_first` | compdemo only, for each masked teacher position |
 | `topk_positions`, `topk_ids`, `topk_logprobs` | teacher positions with kept ids, the ids, and their log-probs |
 | `topk_log_tail`, `topk_log_partition` | for each of these positions, one number for each temperature |
@@ -49,15 +50,15 @@ from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import TeacherSignal, ViewRecord
 from tide_cache.shards import PassName
-from tide_cache.signal_table import CHUNKS, SPLIT, TAIL, TOPK, TRUTH, Axis, parts_in, to_columns
+from tide_cache.signal_table import CHUNKS, SPLIT, STEPS, TAIL, TOPK, TRUTH, Axis, parts_in, to_columns
 
 OnSamples = Callable[[int, int], None]
 
 Ints = npt.NDArray[np.integer[Any]]
 
 _ZSTD_LEVEL = 3
-_PARTS = (TRUTH, SPLIT, TOPK, TAIL, CHUNKS)
-_DEPTHS: dict[Axis, int] = {"position": 1, "entry": 1, "temperature": 2, "item": 2, "token": 3}
+_PARTS = (TRUTH, SPLIT, STEPS, TOPK, TAIL, CHUNKS)
+_DEPTHS: dict[Axis, int] = {"position": 1, "row": 1, "entry": 1, "temperature": 2, "item": 2, "token": 3}
 """How deeply lists are nested."""
 
 

@@ -134,7 +134,14 @@ def _targets(records: Sequence[ViewRecord], layout: BatchLayout) -> Targets:
         ),
         topk=topk,
         chunks=chunks,
+        steps_to_reveal_N=_steps(joined),
     )
+
+
+def _steps(joined: JoinedViews) -> torch.Tensor | None:
+    """Return how many steps it takes until each masked row is revealed, where all views say so."""
+    steps_N = None if joined.signal is None else joined.signal.steps_to_reveal_N
+    return None if steps_N is None else _tensor(steps_N, np.int64)
 
 
 def _mask_weights(joined: JoinedViews, laws: Sequence[ViewLaw]) -> npt.NDArray[np.float64]:

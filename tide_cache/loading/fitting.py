@@ -57,6 +57,7 @@ def cache_faults(
             *_use_faults(cache),
             *_twice(cache, caches[:number]),
             *_temperature_faults(cache, union_of_needs(asked)),
+            *_step_faults(cache, union_of_needs(needs)),
         ]
         faults += [cache.where + fault for fault in of_cache]
     return faults + (_signal_faults(caches, union_of_needs(needs)) if caches else [])
@@ -124,6 +125,15 @@ def _temperature_faults(cache: OpenedCache, needs: Needs) -> list[str]:
     return faults
 
 
+def _step_faults(cache: OpenedCache, needs: Needs) -> list[str]:
+    if "steps" not in needs.signals or cache.manifest.identity.views.source == "trajectory":
+        return []
+    return [
+        "views.source: cache has random masks, an objective has row_weight = 'soon' or 'later', which needs the steps "
+        "of a decoding; build with --set views.source=trajectory, or leave row_weight out"
+    ]
+
+
 def _signal_faults(caches: Sequence[OpenedCache], needs: Needs) -> list[str]:
     """List signals that objectives need and no cache has, and how to build them."""
     kinds = [cache.manifest.identity.signals.kinds for cache in caches]
@@ -132,7 +142,7 @@ def _signal_faults(caches: Sequence[OpenedCache], needs: Needs) -> list[str]:
     speaking = [cache for cache, of_cache in zip(caches, kinds, strict=True) if "topk" in of_cache] or caches
     shares_ids = any(cache.manifest.identity.pairing.shared_vocab_size for cache in speaking)
     faults = []
-    if missing := needs.signals - {"tail"} - {*found, *served} - (set() if shares_ids else {"topk"}):
+    if missing := needs.signals - {"tail", "steps"} - {*found, *served} - (set() if shares_ids else {"topk"}):
         every = [kind for kind in ("truth", "topk", "chunks") if kind in {*found, *missing}]
         have = "cache has" if len(caches) == 1 else "all caches together have"
         faults.append(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tide_cache.config.base import Frozen
-from tide_cache.config.settings import CodecName, LogprobDtype, Schedule, TimeSampling
+from tide_cache.config.settings import CodecName, LogprobDtype, MaskSource, Schedule, TimeSampling, TrajectorySource
 from tide_cache.errors import CacheMismatchError
 from tide_cache.locations import CachePath
 from tide_cache.shards import (
@@ -20,13 +20,17 @@ from tide_cache.shards import (
     NEWEST_VERSION,
     PROJECTED_VERSION,
     SHARED_VIEWS_VERSION,
+    TRAJECTORY_VERSION,
     ShardRules,
     canonical_json,
 )
 
 ABSENT = "(absent)"
 
-UNWRITTEN: dict[str, Any] = {"demo_ratio": 0.5, "tail_samples": 0, "chunk_k": 0, "codec": "plain", "date": None}
+UNWRITTEN: dict[str, Any] = {
+    "demo_ratio": 0.5, "tail_samples": 0, "chunk_k": 0, "codec": "plain", "date": None,
+    "source": "random", "trajectory": "decode", "steps_per_block": None, "threshold": None,
+}  # fmt: skip
 """Values left out of documents, so that a cache from before these fields keeps its id, and can get another pass."""
 
 Scalar = str | int | float | bool | None
@@ -66,6 +70,10 @@ class ViewsIdentity(_Sparse):
     schedule: Schedule
     complementary: bool
     demo_ratio: Annotated[float, Field(ge=0, le=1)] = UNWRITTEN["demo_ratio"]
+    source: MaskSource = UNWRITTEN["source"]
+    trajectory: TrajectorySource = UNWRITTEN["trajectory"]
+    steps_per_block: Annotated[int | None, Field(ge=1)] = UNWRITTEN["steps_per_block"]
+    threshold: Annotated[float | None, Field(gt=0, le=1)] = UNWRITTEN["threshold"]
 
 
 class SignalsIdentity(_Sparse):
@@ -105,9 +113,10 @@ class CacheIdentity(Frozen):
 
     @model_validator(mode="after")
     def _is_new_enough(self) -> Self:
-        expected = version_for(self.teacher.get("context"), self.signals.kinds)
+        expected = version_for(self.teacher.get("context"), self.signals.kinds, self.views.source)
         if self.format_version < expected:
-            reason = "the signal 'projected'" if expected == PROJECTED_VERSION else "context 'causal'"
+            reasons = {PROJECTED_VERSION: "the signal 'projected'", TRAJECTORY_VERSION: "views.source 'trajectory'"}
+            reason = reasons.get(expected, "context 'causal'")
             raise ValueError(f"format_version: found {self.format_version}, {reason} needs {expected}")
         if self.format_version > NEWEST_VERSION:
             raise ValueError(f"format_version: found {self.format_version}, expected at most {NEWEST_VERSION}")
@@ -136,7 +145,14 @@ class CacheIdentity(Frozen):
             student_vocab_size=self.vocab_sizes.student,
             teacher_vocab_size=self.vocab_sizes.teacher,
             temperatures=self.signals.temperatures,
-            parts=frozenset({*self.signals.kinds, *(("tail",) if self.signals.tail_samples else ())}) - {"truth"},
+            parts=frozenset(
+                {
+                    *self.signals.kinds,
+                    *(("tail",) if self.signals.tail_samples else ()),
+                    *(("steps",) if self.views.source == "trajectory" else ()),
+                }
+            )
+            - {"truth"},
             codec=self.signals.codec,
         )
 
@@ -145,8 +161,10 @@ class CacheIdentity(Frozen):
         return differing_fields(self, other)
 
 
-def version_for(context: Scalar, kinds: Collection[str]) -> int:
-    """Return the format version of a cache with this context of the teacher and these signals."""
+def version_for(context: Scalar, kinds: Collection[str], source: MaskSource = "random") -> int:
+    """Return the format version of a cache with this context of the teacher, these signals and these masks."""
+    if source == "trajectory":
+        return TRAJECTORY_VERSION
     if "projected" in kinds:
         return PROJECTED_VERSION
     return SHARED_VIEWS_VERSION if context == "causal" else FORMAT_VERSION

@@ -101,7 +101,7 @@ class Manifest:
         """
         path, files = root / "manifest.json", files or files_of(root)
         try:
-            document = read_document(path, _model_of, MAX_MANIFEST_BYTES, files, PARTS_VERSION)
+            document = read_document(path, _model_of, MAX_MANIFEST_BYTES, files)
         except (FileNotFoundError, NotADirectoryError):
             raise incomplete(root, read_plan(root, files), files) from None
         if problem := document.contradiction():

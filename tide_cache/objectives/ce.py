@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from tide_cache.config.objectives import CrossEntropyConfig
-from tide_cache.objectives.base import Needs, Objective, student_truth
+from tide_cache.objectives.base import Needs, student_truth
+from tide_cache.objectives.steps import ByStep
 from tide_cache.records import RowStatistics, Targets
 
 
 @dataclass(frozen=True)
-class CrossEntropy(CrossEntropyConfig, Objective):
+class CrossEntropy(CrossEntropyConfig, ByStep):
     """Sum -w log q(true) over masked rows.
 
     `scheduler`: w = 1/t (for the linear schedule), divided by all supervised tokens, masked or not: an estimate of the
@@ -24,12 +25,12 @@ class CrossEntropy(CrossEntropyConfig, Objective):
 
     @property
     def needs(self) -> Needs:
-        """No teacher signal."""
-        return Needs()
+        """No teacher signal, but the steps of its decoding if `row_weight` is not `even`."""
+        return Needs(self.step_signals)
 
     def count(self, targets: Targets) -> float:
-        """Return the number of supervised tokens, or of masked ones for `uniform`."""
-        return float(len(targets.true_id_N) if self.time_weight == "uniform" else targets.num_supervised)
+        """Return the number of supervised tokens, or of masked ones that are taught for `uniform`."""
+        return float(self.num_taught(targets) if self.time_weight == "uniform" else targets.num_supervised)
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Return the weighted sum of negative log-likelihoods, in nats."""
@@ -38,4 +39,5 @@ class CrossEntropy(CrossEntropyConfig, Objective):
             nll_N = nll_N * targets.time_weight_N
         elif self.time_weight == "realised_ratio":
             nll_N = nll_N * targets.mask_weight_N
-        return nll_N.sum()
+        is_taught_N = self.taught(targets)
+        return nll_N.sum() if is_taught_N is None else nll_N.masked_fill(~is_taught_N, 0).sum()

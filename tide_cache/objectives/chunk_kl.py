@@ -9,7 +9,8 @@ from typing import Self
 import torch
 
 from tide_cache.config.objectives import ChunkKLConfig
-from tide_cache.objectives.base import Needs, Objective, has_candidates, untold
+from tide_cache.objectives.base import Needs, has_candidates, untold
+from tide_cache.objectives.steps import ByStep
 from tide_cache.records import RowStatistics, Targets
 
 _LEAST_REST = 1e-15
@@ -17,7 +18,7 @@ _LEAST_REST = 1e-15
 
 
 @dataclass(frozen=True)
-class ChunkKL(ChunkKLConfig, Objective):
+class ChunkKL(ChunkKLConfig, ByStep):
     """Sum T^2 KL(p_T || q_T) over the teacher's candidates for each chunk and the rest.
 
     Both models predict masked tokens independently, so a candidate's probability is a product over its tokens; the
@@ -34,7 +35,7 @@ class ChunkKL(ChunkKLConfig, Objective):
     def needs(self) -> Needs:
         """Candidate chunks of the teacher, at T on both sides; with `kept`, at T = 1."""
         at = frozenset({self._compared_at})
-        return Needs(frozenset({"chunks"}), student_temperatures=at, teacher_temperatures=at)
+        return Needs(self.step_signals | {"chunks"}, student_temperatures=at, teacher_temperatures=at)
 
     @property
     def _compared_at(self) -> float:
@@ -42,7 +43,9 @@ class ChunkKL(ChunkKLConfig, Objective):
 
     def count(self, targets: Targets) -> float:
         """Return the number of active chunks that have candidates; with `truth` elsewhere, of all masked rows."""
-        return float(has_candidates(targets).sum() if self.elsewhere == "nothing" else len(targets.true_id_N))
+        if self.elsewhere == "truth":
+            return float(self.num_taught(targets))
+        return float(self.of_chunks(has_candidates(targets), targets).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Return the sum in nats; by default a candidate's log-prob has the gradient T^2 (q_c p_rest/q_rest - p_c)."""
@@ -50,13 +53,15 @@ class ChunkKL(ChunkKLConfig, Objective):
         if self.tail != "rest":
             both = both.without_rest(of_student=self.tail == "renormalise")
         if self.temperature_mode == "captured":
-            total = self.temperature**2 * both.kl_C().sum()
+            total = self.temperature**2 * self.of_chunks(both.kl_C(), targets).sum()
         else:
             inside_C = both.tempered(self.temperature).kl_C()
             weight_C = self.temperature**2 * both.mass_C(both.p_J).exp()
-            total = (both.kept_kl_C() + weight_C * inside_C).sum()
+            total = self.of_chunks(both.kept_kl_C() + weight_C * inside_C, targets).sum()
         total = total.to(student.log_z_NT.dtype)
-        return total if self.elsewhere == "nothing" else total + untold(student, _is_told(targets))
+        if self.elsewhere == "nothing":
+            return total
+        return total + untold(student, self.or_not_taught(_is_told(targets), targets))
 
 
 @dataclass(frozen=True, eq=False)

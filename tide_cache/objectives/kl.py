@@ -15,7 +15,6 @@ import torch
 from tide_cache.config.objectives import ForwardKLConfig, ReverseKLConfig, Tail
 from tide_cache.objectives.base import (
     Needs,
-    Objective,
     RowLogProbs,
     among_kept,
     decoupled_kl,
@@ -24,23 +23,24 @@ from tide_cache.objectives.base import (
     teacher_logprobs,
     untold,
 )
+from tide_cache.objectives.steps import ByStep
 from tide_cache.records import RowStatistics, Targets
 
 Side = TypeVar("Side")
 
 
-class _GroupedKL(Objective):
+class _GroupedKL(ByStep):
     temperature: float
     tail: Tail
 
     @property
     def needs(self) -> Needs:
         """Candidates of the teacher, at T on both sides, and draws from their tails if `tail` is `sampled`."""
-        return _needs_at(self.temperature, self.tail)
+        return _needs_at(self.temperature, self.tail, self.step_signals)
 
     def count(self, targets: Targets) -> float:
-        """Return the number of rows that carry teacher candidates."""
-        return float(len(targets.topk.rows_R))
+        """Return the number of rows that carry teacher candidates, of those that are taught."""
+        return float(self.of_rows(torch.ones(len(targets.topk.rows_R)), targets.topk.rows_R, targets).sum())
 
     def _ordered(self, teacher: Side, student: Side) -> tuple[Side, Side]:
         """Return the two sides as (P, Q) of KL(P || Q)."""
@@ -54,7 +54,7 @@ class _GroupedKL(Objective):
             drawn = _drawn(student, targets, self.temperature)
             p_RD, q_RD = self._ordered(drawn.teacher_RD, drawn.student_RD)
             kl_R = kl_R + (drawn.weight_RD * p_RD.exp() * (p_RD - q_RD)).sum(dim=1)
-        return self.temperature**2 * kl_R.sum()
+        return self.temperature**2 * self.of_rows(kl_R, targets.topk.rows_R, targets).sum()
 
     def _distributions(
         self, student: RowStatistics, targets: Targets, temperature: float
@@ -71,10 +71,10 @@ class _GroupedKL(Objective):
         return without_rest[0], without_rest[1]
 
 
-def _needs_at(temperature: float, tail: Tail) -> Needs:
+def _needs_at(temperature: float, tail: Tail, further: frozenset[str]) -> Needs:
     at = frozenset({temperature})
     signals = {"topk", "tail"} if tail == "sampled" else {"topk"}
-    return Needs(frozenset(signals), student_temperatures=at, teacher_temperatures=at)
+    return Needs(further | signals, student_temperatures=at, teacher_temperatures=at)
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class ForwardKL(ForwardKLConfig, _GroupedKL):
     @property
     def needs(self) -> Needs:
         """As all of its kind; with `kept`, T = 1 alone."""
-        return super().needs if self.temperature_mode == "captured" else _needs_at(1.0, self.tail)
+        return super().needs if self.temperature_mode == "captured" else _needs_at(1.0, self.tail, self.step_signals)
 
     def count(self, targets: Targets) -> float:
         """Return the number of rows that carry teacher candidates, or of all that are taught."""
-        return super().count(targets) if self.elsewhere == "nothing" else float(len(targets.true_id_N))
+        return super().count(targets) if self.elsewhere == "nothing" else float(self.num_taught(targets))
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Return the sum in nats; without `kept` its gradient in a logit is T (q_T - p_T)."""
@@ -103,8 +103,11 @@ class ForwardKL(ForwardKLConfig, _GroupedKL):
             total = super().total(student, targets, progress)
         else:
             q, p = self._distributions(student, targets, 1.0)
-            total = decoupled_kl(p, q, self.temperature).sum()
-        return total if self.elsewhere == "nothing" else total + untold(student, targets.topk.has_topk_N)
+            kl_R = decoupled_kl(p, q, self.temperature)
+            total = self.of_rows(kl_R, targets.topk.rows_R, targets).sum()
+        if self.elsewhere == "nothing":
+            return total
+        return total + untold(student, self.or_not_taught(targets.topk.has_topk_N, targets))
 
 
 @dataclass(frozen=True)

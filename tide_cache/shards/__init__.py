@@ -23,6 +23,7 @@ from tide_cache.shards.schema import (
     PASSES,
     PROJECTED_VERSION,
     SHARED_VIEWS_VERSION,
+    TRAJECTORY_VERSION,
     ShardHeader,
     TableName,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "PROJECTED_VERSION",
     "SAMPLES_PER_GROUP",
     "SHARED_VIEWS_VERSION",
+    "TRAJECTORY_VERSION",
     "Array",
     "CodecName",
     "Column",

@@ -41,7 +41,7 @@ class ShardRules:
         student_vocab_size: Student ids are below it.
         teacher_vocab_size: Teacher ids, including kept ones, are below it.
         temperatures: The T of tails and partitions, in stored order; includes 1.0.
-        parts: What was captured besides `truth`: `topk`, `tail` (with it), `chunks`.
+        parts: What was captured besides `truth`: `topk`, `tail` (with it), `chunks`, `projected`, and `steps`.
         codec: How the candidates are stored.
     """
 
@@ -113,6 +113,10 @@ def check_signals(columns: Columns, view: int, pairs: Sequence[SamplePair], rule
             require_lengths(field.column, ragged(columns, field.column).lengths, masked.lengths, "teacher_masked")
         if field.rule == "logprob":
             _check_logprobs(field.column, ragged(columns, field.column))
+    if "steps" in present:
+        steps = ragged(columns, "steps_to_reveal")
+        require_lengths("steps_to_reveal", steps.lengths, student_masked.lengths, "student_masked")
+        require("steps_to_reveal", steps.values >= 1, steps.row_of_value, "a masked token was revealed before its view")
     if "split" in present:
         _check_split(ragged(columns, "shown_first"), masked, pairs)
     if "topk" in present:

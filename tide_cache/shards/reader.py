@@ -179,7 +179,7 @@ class ShardReader:
     def _columns_of_signals(self, signals: Collection[SignalKind] | None) -> list[str] | None:
         if signals is None:
             return None
-        wanted = {"split", *signals, *(("tail",) if "topk" in signals else ())}
+        wanted = {"split", "steps", *signals, *(("tail",) if "topk" in signals else ())}
         wanted &= self._rules.parts_of(self._facts.header.table)
         names: list[str] = signals_schema(wanted, self._rules.codec).names
         return names

@@ -15,10 +15,12 @@ SHARED_VIEWS_VERSION = 2
 """Version of identity, plan and manifest of a cache whose one stored view serves all views of training."""
 PROJECTED_VERSION = 3
 """Version of the same documents of a cache that holds the signal `projected`."""
-NEWEST_VERSION = PROJECTED_VERSION
-"""The newest version of documents other than the manifest that this release reads."""
 PARTS_VERSION = 4
 """Version of a manifest whose entries are in separate files; identity, plan and shards keep theirs."""
+TRAJECTORY_VERSION = 5
+"""Version of identity, plan and manifest of a cache whose views are steps of a decoding."""
+NEWEST_VERSION = TRAJECTORY_VERSION
+"""The newest version that this release reads."""
 
 PASSES: tuple[PassName, ...] = get_args(PassName)
 

@@ -111,6 +111,11 @@ class Teacher:
         if spelling is not None and settings.signals.has_projected:
             self._first_V = self._moved(spelling.first_V.astype(np.int64))
 
+    @property
+    def backbone(self) -> Backbone:
+        """The model."""
+        return self._backbone
+
     @torch.no_grad()
     def signals(
         self,
