@@ -199,3 +199,37 @@ def test_a_teacher_with_the_students_own_tokenizer(toy, vocabularies, monkeypatc
     for folder in ("student", "student-1.7b"):
         saved = json.loads((toy.root / f"runs/pipeline-sdar/{folder}/model/config.json").read_text())
         assert saved["model_type"] == "a2d-qwen3"
+
+
+def test_a_teacher_that_writes_the_corpus_and_says_in_which_order(toy, vocabularies, monkeypatch):
+    """Every command of pipeline-trajectory runs: answers, a cache of their steps, a student that reads them."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(SDAR, "block_size", 32)
+    write_family(toy.root / "teacher-trajectory", "sdar", TextTokenizer.load(str(vocabularies.second)))
+    answers = toy.root / "runs/pipeline-trajectory/answers.jsonl"
+    paths = {"teacher.model": toy.root / "teacher-trajectory"}
+    wanted = {
+        "answers": sets(paths | {
+            "corpus.spec": toy.root / "tasks.jsonl", "answers.out": answers, "decoding.max_new_tokens": 12,
+            "answers.unfinished": "keep", "decoding.temperature": 2.0, "teacher.dtype": "float32",
+        }),
+        "build-teacher-shards": [*toy.build_paths("trajectory"), "--set", f"corpus.spec={answers}"],
+        "train": [
+            *toy.train_paths("trajectory"), "--out", toy.root / "runs/pipeline-trajectory/student",
+            *sets({"train.precision": "float32", "train.steps": 5, "train.global_batch": 4, "train.micro_batch": 4,
+                   "train.log_every": 1}),
+        ],
+    }  # fmt: skip
+    seen = []
+    for name, *options in commands("trajectory"):
+        here = [
+            str(toy.root / option) if option.startswith("runs/")
+            else str(toy.root / "held-out.jsonl") if option.startswith("HuggingFaceTB/") else option
+            for option in options if name in ("verify", "eval") or option.endswith(".toml")
+        ]  # fmt: skip
+        seen.append(name)
+        succeed(name, *here, *wanted.get(name, ()))
+    assert seen == ["answers", "build-teacher-shards", "verify", "train", "eval"]
+    lines = (toy.root / "runs/pipeline-trajectory/student/metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 5
+    assert all(json.loads(line)["losses"].keys() == {"ce", "kl"} for line in lines)
