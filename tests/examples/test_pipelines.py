@@ -216,7 +216,7 @@ def test_a_teacher_that_writes_the_corpus_and_says_in_which_order(toy, vocabular
         "build-teacher-shards": [*toy.build_paths("trajectory"), "--set", f"corpus.spec={answers}"],
         "train": [
             *toy.train_paths("trajectory"), "--out", toy.root / "runs/pipeline-trajectory/student",
-            *sets({"train.precision": "float32", "train.steps": 5, "train.global_batch": 4, "train.micro_batch": 4,
+            *sets({"train.precision": "float32", "train.epochs": 2, "train.global_batch": 4, "train.micro_batch": 4,
                    "train.log_every": 1}),
         ],
     }  # fmt: skip
@@ -231,5 +231,5 @@ def test_a_teacher_that_writes_the_corpus_and_says_in_which_order(toy, vocabular
         succeed(name, *here, *wanted.get(name, ()))
     assert seen == ["answers", "build-teacher-shards", "verify", "train", "eval"]
     lines = (toy.root / "runs/pipeline-trajectory/student/metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 5
+    assert len(lines) >= 5
     assert all(json.loads(line)["losses"].keys() == {"ce", "kl"} for line in lines)
