@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from tide_cache.inspecting.viewing import MaskedChunk, ViewDescription
 
 
+_STEPS = {
+    "decode": "steps of the teacher's decoding, with the steps until each token is revealed",
+    "given": "steps that the corpus gives, with the steps until each token is revealed",
+}
+
+
 def inspect_cache(
     cache: Annotated[str, typer.Argument(metavar="CACHE", help="Folder or URL of a complete cache.")],
     view: Annotated[
@@ -164,12 +170,14 @@ def _print_chunk_lengths(found: "Inspection") -> None:
 
 def _sample_fields(found: "Inspection") -> list[tuple[str, str]]:
     shared = shared_views(found.identity["teacher"].get("context"), found.identity["views"]["num_views"])
+    is_stepwise = found.identity["views"].get("source") == "trajectory"
     return [
         ("rows of the corpus", number(found.num_rows)),
         ("samples", number(found.num_samples)),
         *((f"dropped: {reason}", number(count)) for reason, count in found.dropped.items()),
         ("truncated", number(found.pairing.get("truncated", 0))),
         ("views", f"{number(found.num_views)}, {found.num_views // max(found.num_samples, 1)} of each sample{shared}"),
+        *([("masks", _STEPS[found.identity["views"].get("trajectory", "decode")])] if is_stepwise else []),
         ("supervised tokens", number(found.pairing.get("supervised_tokens", 0))),
         ("coverage", f"{percent(found.coverage)} of supervised tokens are in chunks"),
         ("chunks", number(found.pairing.get("chunks", 0))),

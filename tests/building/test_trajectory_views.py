@@ -2,26 +2,31 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tide_cache.building.driver import build_cache
+from tide_cache.building.planning import plan_build
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
 from tide_cache.config.train import TrainRun
-from tide_cache.errors import CacheMismatchError, CorpusError, PairingError, RunFileError
+from tide_cache.errors import CacheMismatchError, CorpusError, PairingError, RunFileError, TeacherOutputError
 from tide_cache.loading.cache import CacheSource, cache_layout
 from tide_cache.loading.collate import collate
 from tide_cache.manifest import Manifest, verify
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.pairing import TextTokenizer
+from tide_cache.shards import ShardHeader, encode_signals
 from tide_cache.training.run import train
 from tide_cache.views import whole_view
+from tide_cache_cli.main import app
 
 NUM_VIEWS = 4
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
@@ -119,6 +124,23 @@ def test_the_order_is_the_teacher_s_own_under_the_true_tokens(decoded):
         is_masked = record.view.is_student_masked_L[student_start:student_end]
         if revealed >= first and is_masked.any():
             assert set(steps_L[student_start:student_end][is_masked]) == {revealed - first + 1}
+
+
+def test_a_step_before_the_view_is_refused_and_a_plan_counts_the_column(decoded, run_of):
+    rules = Manifest.load(decoded.build.out).identity.shard_rules
+    records = [[source_of(decoded).records([0], view)[0] for view in range(NUM_VIEWS)]]
+    bad = [[replace(r, signal=replace(r.signal, steps_to_reveal_N=r.signal.steps_to_reveal_N * 0)) for r in records[0]]]
+    header = ShardHeader("0" * 16, "0" * 16, "plain", 0)
+    with pytest.raises(TeacherOutputError, match="revealed before its view"):
+        encode_signals(header, [0], bad, rules, "float16")
+    run = run_of()
+    plan = plan_build(run, prepare_build(run, pairs_all=False), sample_rows=2)
+    assert plan.columns["plain"]["steps_to_reveal"] > 0
+
+
+def test_inspect_says_where_masks_come_from(decoded):
+    result = CliRunner().invoke(app, ["inspect", str(decoded.build.out)])
+    assert "steps of the teacher's decoding" in " ".join(result.stdout.split())
 
 
 def test_objectives_read_the_steps(decoded, tmp_path):
