@@ -135,7 +135,7 @@ def test_a_step_before_the_view_is_refused_and_a_plan_counts_the_column(decoded,
         encode_signals(header, [0], bad, rules, "float16")
     run = run_of()
     plan = plan_build(run, prepare_build(run, pairs_all=False), sample_rows=2)
-    assert plan.columns["plain"]["steps_to_reveal"] > 0
+    assert plan.bytes_by_column["plain"]["steps_to_reveal"] > 0
 
 
 def test_inspect_says_where_masks_come_from(decoded):
