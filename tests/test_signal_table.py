@@ -47,7 +47,7 @@ def test_every_array_is_in_the_table(record):
 
 def test_columns_are_those_of_the_format_and_hold_what_the_table_says():
     columns = to_columns(SIGNALS[0])
-    listed = [field for part in PARTS for field in part.fields if part.name != "projected"]  # never with topk
+    listed = [field for part in PARTS for field in part.fields]
     assert columns.keys() == {field.column for field in listed} <= set(signals_schema(parts_in(columns)).names)
     assert all(columns[field.column].dtype == field.dtype for field in listed)
 
