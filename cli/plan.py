@@ -124,6 +124,12 @@ def _print_plan(run: BuildRun, found: "CachePlan") -> None:
         for table, columns in found.bytes_by_column.items()
         for name, count in columns.items()
     ]
+    by_signal = [
+        (name, signal, size(count), percent(count / max(found.cache_bytes, 1)))
+        for name, of_pass in found.bytes_by_signal.items()
+        for signal, count in of_pass.items()
+    ]
+    print_table("Bytes by signal", ("pass", "signal", "size", "share"), by_signal, text_columns=(0, 1))
     print_table("Bytes by column", ("table", "column", "size", "share"), rows, text_columns=(0, 1))
 
 

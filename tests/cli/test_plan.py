@@ -11,6 +11,7 @@ def test_a_plan_shows_bytes_time_and_break_even(call, workshop, tmp_path):
     assert document["fits"]
     assert set(document["bytes_by_column"]) == {"pairs", "plain"}
     assert document["cache_bytes"] == sum(sum(of.values()) for of in document["bytes_by_column"].values())
+    assert sum(document["bytes_by_signal"]["plain"].values()) == sum(document["bytes_by_column"]["plain"].values())
     result = call("plan", "build.toml", "--out", out, "--sample-rows", "8", "--epochs", "3", "--budget", "0")
     assert result.exit_code == 0, result.stderr
     assert "--budget 0 s ended the sample: counts come from 9 rows, sizes from" in " ".join(result.stderr.split())

@@ -14,6 +14,7 @@ from tide_cache.progress import tell
 from .forwards import time_forwards
 from .result import CachePlan, OnlineCost
 from .rows import draw_rows
+from .signals import bytes_by_signal, repeats
 from .tables import measure_tables
 from .timing import timed
 
@@ -60,6 +61,9 @@ def plan_build(
     num_masked = [sum(int(view.is_student_masked_L.sum()) for view in of_sample) for of_sample in views]
     tables, encode_s = measure_tables(build, teacher, rows.pairs, num_masked, rows.kept, scale, budget)
     columns: dict[str, dict[str, int]] = {table: measured.columns for table, measured in tables.items()}
+    by_signal = {name: bytes_by_signal(columns[name]) for name in build.passes}
+    for remark in (told := repeats(build, by_signal)):
+        tell(remark)
     cache_bytes = sum(sum(of_table.values()) for of_table in columns.values())
     # A record is stored next to its shard, and again in the manifest.
     disk_bytes = cache_bytes + 2 * build.plan.num_shards * sum(measured.record_bytes for measured in tables.values())
@@ -86,6 +90,7 @@ def plan_build(
         passes=build.passes,
         masked_positions=round(sum(num_masked) * scale),
         bytes_by_column=columns,
+        bytes_by_signal=by_signal,
         cache_bytes=cache_bytes,
         disk_bytes=disk_bytes,
         free_bytes=free,
@@ -101,5 +106,5 @@ def plan_build(
         hours=(load_s + teacher_s + other_s) / 3600,
         hours_on_workers=(load_s + (teacher_s + other_s) * most_shards) / 3600,
         online=OnlineCost(epochs, forwards, tokens_per_forward, online_s / 3600, teacher_s / online_s),
-        remarks=rows.remarks,
+        remarks=(*rows.remarks, *told),
     )

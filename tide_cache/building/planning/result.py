@@ -45,6 +45,7 @@ class CachePlan:
         passes: What is captured.
         masked_positions: Masked student positions over all views.
         bytes_by_column: By table and column; `footer` is what Parquet adds.
+        bytes_by_signal: By pass and signal; `views` are masks, names and footers.
         cache_bytes: Size of all shards.
         disk_bytes: With commit records and manifest.
         free_bytes: Free space where the cache goes; None for an object store.
@@ -60,7 +61,7 @@ class CachePlan:
         hours: Whole build on one device.
         hours_on_workers: On `workers` devices like this one; the one with the most shards decides.
         online: Comparison with distilling online.
-        remarks: What became of the rows that were paired.
+        remarks: What became of the rows that were paired, and what would be stored twice.
     """
 
     num_rows: int
@@ -76,6 +77,7 @@ class CachePlan:
     passes: tuple[PassName, ...]
     masked_positions: int
     bytes_by_column: dict[str, dict[str, int]]
+    bytes_by_signal: dict[PassName, dict[str, int]]
     cache_bytes: int
     disk_bytes: int
     free_bytes: int | None

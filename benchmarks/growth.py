@@ -1,0 +1,196 @@
+"""What grows with samples, shards, ranks and workers, from 10^4 to 10^8 samples and 1 to 512 of these.
+
+Nothing here needs a teacher: groups, shards and commit records are made up, and the library's own code orders, opens,
+lists and checks them. Seconds are of the processor. docs/scaling-out.md states the laws.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import process_time
+
+from benchmarks.material import Shape, write_cache
+from benchmarks.options import Options
+from tide_cache.loading.cache import HELD_GROUPS
+from tide_cache.loading.order import SampleOrder, rank_turns
+from tide_cache.manifest import CacheFolder, CommitRecord, ManifestHead, PlanDocument, ShardPlan, verify
+from tide_cache.manifest.finishing import make_document
+from tide_cache.shards import SAMPLES_PER_GROUP, ShardLayout, TableName, files_of, publish_json
+
+SAMPLES = (10_000, 1_000_000, 100_000_000)
+MOST_ORDERED = 1_000_000
+"""Samples of the longest order that is made in full; its law is linear."""
+RANKS = (1, 2, 4, 8, 64, 512)
+SIMULATED_SAMPLES, GLOBAL_SAMPLES = 65_536, 512
+SHARD_SAMPLES, NUM_SHARDS = 512, 100_000
+TABLES: tuple[TableName, ...] = ("pairs", "plain")
+OPEN = """
+import json, sys, time
+from pathlib import Path
+from tide_cache.manifest import Manifest
+def peak_mib():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+root, before_mib = Path(sys.argv[1]), peak_mib()
+started_s = time.process_time()
+manifest = Manifest.load(root)
+opened_s, opened_mib = time.process_time() - started_s, peak_mib()
+started_s = time.process_time()
+manifest.reader(root, "plain", manifest.plan.num_shards - 1)
+print(json.dumps([opened_s, opened_mib, opened_mib - before_mib, time.process_time() - started_s]))
+"""
+"""Seconds of the processor, so that what else runs on the machine takes none of them."""
+
+
+def run(options: Options) -> dict[str, float]:
+    """Measure; `options.rows` samples are written as a cache for `verify --deep`."""
+    figures: dict[str, float] = {}
+    for ranks in RANKS:
+        decoded, own = decoded_by_rank(ranks)
+        if ranks <= 8:
+            figures[f"decoded_by_own_w{ranks}"] = decoded / own
+        figures[f"read_by_cache_w{ranks}"] = decoded * ranks / SIMULATED_SAMPLES
+    figures["order_us_per_1000_samples"] = order_seconds(MOST_ORDERED) * 1e6 / (MOST_ORDERED / 1000)
+    with tempfile.TemporaryDirectory(prefix="tide-cache-growth-") as folder:
+        figures |= manifest_figures(Path(folder, "open"), options.repeats)
+        figures |= folder_figures(Path(folder, "folder"))
+        figures |= verify_figures(Path(folder, "verify"), options)
+    for samples in SAMPLES:
+        shards = -(-samples // SHARD_SAMPLES)
+        head = figures["manifest_head_bytes_per_shard"] * shards / 2**20
+        figures[f"manifest_mib_in_one_{samples:.0e}"] = figures["record_bytes"] * shards * len(TABLES) / 2**20
+        figures[f"manifest_head_mib_{samples:.0e}"] = head
+    return figures
+
+
+def decoded_by_rank(ranks: int) -> tuple[int, int]:
+    """Return the samples that one rank decodes and takes in an epoch; groups are held as a training run holds them.
+
+    Args:
+        ranks: How many share the epoch.
+    """
+    micro = GLOBAL_SAMPLES // ranks
+    num_groups = SIMULATED_SAMPLES // SAMPLES_PER_GROUP
+    order = SampleOrder((SAMPLES_PER_GROUP,) * num_groups, "growth", 0)
+    held: OrderedDict[int, None] = OrderedDict()
+    decoded = own = 0
+    for step in range(SIMULATED_SAMPLES // GLOBAL_SAMPLES):
+        for turns in rank_turns(step, GLOBAL_SAMPLES, micro, 0, ranks):
+            for visit in order.visits(turns.start, len(turns)):
+                group = visit.sample // SAMPLES_PER_GROUP
+                decoded += SAMPLES_PER_GROUP * (group not in held)
+                own += 1
+                held[group] = None
+                held.move_to_end(group)
+                if len(held) > HELD_GROUPS:
+                    held.popitem(last=False)
+    return decoded, own
+
+
+def order_seconds(samples: int) -> float:
+    """Return what the first turn of an epoch of so many samples takes."""
+    sizes = (SAMPLES_PER_GROUP,) * (samples // SAMPLES_PER_GROUP)
+    return _seconds(lambda: SampleOrder(sizes, "growth", 0).visits(0, 1))
+
+
+def manifest_figures(root: Path, repeats: int) -> dict[str, float]:
+    """Write the manifest of 100,000 shards from made-up commit records, and open it in fresh processes."""
+    identity = Shape("shared", SHARD_SAMPLES * NUM_SHARDS).identity()
+    plan = ShardPlan(
+        num_rows=identity.num_rows, samples_per_shard=SHARD_SAMPLES, batch_tokens=1, head_rows=1, views_per_forward=1
+    )
+    folder = CacheFolder(root)
+    folder.begin(identity, plan, ("plain",))
+    record_of = made_up_records(folder.plan_document)
+    documents: list[ManifestHead] = []
+
+    def write() -> None:
+        document = make_document(root, folder.plan_document, TABLES, record_of, files_of(root))
+        assert isinstance(document, ManifestHead), "a manifest of many shards"
+        documents.append(document)
+
+    write_s = _seconds(write)
+    publish_json(root / "manifest.json", documents[0].model_dump(mode="json"))
+    found = [
+        json.loads(subprocess.run([sys.executable, "-c", OPEN, str(root)], capture_output=True, check=True).stdout)
+        for _ in range(repeats)
+    ]
+    seconds, peaks, grown, readers = zip(*found, strict=True)
+    parts = [part for of_table in documents[0].parts.values() for part in of_table]
+    return {
+        "open_s_100k_shards": median(seconds),
+        "open_rss_mib_100k_shards": median(peaks),
+        "open_grows_by_mib_100k_shards": median(grown),
+        "first_shard_of_a_part_s": median(readers),
+        "manifest_write_us_per_record": write_s * 1e6 / (NUM_SHARDS * len(TABLES)),
+        "manifest_head_bytes_per_shard": (root / "manifest.json").stat().st_size / NUM_SHARDS,
+        "record_bytes": sum(part.size for part in parts) / (NUM_SHARDS * len(TABLES)),
+    }
+
+
+def made_up_records(document: PlanDocument) -> Callable[[TableName, int], CommitRecord]:
+    """Return what makes the record of any shard, as long as a real one."""
+    views = {"pairs": 1, "plain": document.identity.stored_views}
+    statistics = {f"column_bytes.of_a_column_{number}": 123_456 for number in range(24)}
+    records = {
+        table: CommitRecord(
+            cache_id=document.cache_id,
+            plan_hash=document.plan_hash,
+            table=table,
+            shard=0,
+            size=64 << 20,
+            sha256="a" * 64,
+            footer_sha256="b" * 64,
+            num_samples=SHARD_SAMPLES,
+            num_rows=SHARD_SAMPLES * views[table],
+            row_groups=ShardLayout(SHARD_SAMPLES, views[table]).rows,
+            statistics=statistics,
+        )
+        for table in TABLES
+    }
+    return lambda table, shard: records[table].model_copy(update={"shard": shard}).sealed()
+
+
+def folder_figures(root: Path) -> dict[str, float]:
+    """Measure listing a folder of shards, and asking whether a shard is committed."""
+    count = 10_000
+    identity = Shape("shared", SHARD_SAMPLES * count).identity()
+    plan = ShardPlan(
+        num_rows=identity.num_rows, samples_per_shard=SHARD_SAMPLES, batch_tokens=1, head_rows=1, views_per_forward=1
+    )
+    folder = CacheFolder(root)
+    folder.begin(identity, plan, ("plain",))
+    record_of, asked = made_up_records(folder.plan_document), 500
+    for shard in range(count):
+        path = folder.shard_path("pairs", shard)
+        path.touch()
+        path.with_suffix(".json").touch()
+    for shard in range(asked):
+        path, record = folder.shard_path("pairs", shard), record_of("pairs", shard)
+        with path.open("wb") as file:
+            file.truncate(record.size)
+        path.with_suffix(".json").write_text(record.model_dump_json())
+    return {
+        "listing_us_per_shard": _seconds(lambda: folder.listed("pairs")) * 1e6 / count,
+        "resume_us_per_shard": _seconds(lambda: [folder.is_committed("pairs", s) for s in range(asked)]) * 1e6 / asked,
+    }
+
+
+def verify_figures(root: Path, options: Options) -> dict[str, float]:
+    """Measure `verify` with and without `--deep` on a cache of top-k rows, by processor time of one core."""
+    write_cache(root, Shape("shared", min(options.rows, 512)))
+    num_bytes = sum(path.stat().st_size for path in root.rglob("*.parquet"))
+    seconds = {name: _seconds(partial(verify, root, deep)) for name, deep in (("verify", False), ("verify_deep", True))}
+    return {f"{name}_gb_per_s_per_core": num_bytes / found / 1e9 for name, found in seconds.items()}
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start_s = process_time()
+    work()
+    return process_time() - start_s
