@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -17,17 +18,16 @@ from time import process_time
 
 from benchmarks.material import Shape, write_cache
 from benchmarks.options import Options
-from tide_cache.loading.cache import HELD_GROUPS
-from tide_cache.loading.order import SampleOrder, rank_turns
+from tide_cache.config.settings import LANES
+from tide_cache.loading.groups import Groups
+from tide_cache.loading.order import LaneOrder
 from tide_cache.manifest import CacheFolder, CommitRecord, ManifestHead, PlanDocument, ShardPlan, verify
 from tide_cache.manifest.finishing import make_document
 from tide_cache.shards import SAMPLES_PER_GROUP, ShardLayout, TableName, files_of, publish_json
 
 SAMPLES = (10_000, 1_000_000, 100_000_000)
-MOST_ORDERED = 1_000_000
-"""Samples of the longest order that is made in full; its law is linear."""
 RANKS = (1, 2, 4, 8, 64, 512)
-SIMULATED_SAMPLES, GLOBAL_SAMPLES = 65_536, 512
+SIMULATED_SAMPLES = 1 << 18
 SHARD_SAMPLES, NUM_SHARDS = 512, 100_000
 TABLES: tuple[TableName, ...] = ("pairs", "plain")
 OPEN = """
@@ -56,7 +56,8 @@ def run(options: Options) -> dict[str, float]:
         if ranks <= 8:
             figures[f"decoded_by_own_w{ranks}"] = decoded / own
         figures[f"read_by_cache_w{ranks}"] = decoded * ranks / SIMULATED_SAMPLES
-    figures["order_us_per_1000_samples"] = order_seconds(MOST_ORDERED) * 1e6 / (MOST_ORDERED / 1000)
+    for samples in SAMPLES:
+        figures |= order_figures(samples)
     with tempfile.TemporaryDirectory(prefix="tide-cache-growth-") as folder:
         figures |= manifest_figures(Path(folder, "open"), options.repeats)
         figures |= folder_figures(Path(folder, "folder"))
@@ -70,33 +71,34 @@ def run(options: Options) -> dict[str, float]:
 
 
 def decoded_by_rank(ranks: int) -> tuple[int, int]:
-    """Return the samples that one rank decodes and takes in an epoch; groups are held as a training run holds them.
+    """Return the samples that the first rank decodes and takes in an epoch, with one group held for each of its lanes.
 
     Args:
-        ranks: How many share the epoch.
+        ranks: How many share the epoch; more than the default number of lanes need as many lanes.
     """
-    micro = GLOBAL_SAMPLES // ranks
-    num_groups = SIMULATED_SAMPLES // SAMPLES_PER_GROUP
-    order = SampleOrder((SAMPLES_PER_GROUP,) * num_groups, "growth", 0)
+    lanes, decoded, own = max(LANES, ranks), 0, 0
+    groups = Groups.of_runs([SHARD_SAMPLES] * (SIMULATED_SAMPLES // SHARD_SAMPLES), SAMPLES_PER_GROUP)
+    order = LaneOrder(groups, "growth", 0, lanes)
     held: OrderedDict[int, None] = OrderedDict()
-    decoded = own = 0
-    for step in range(SIMULATED_SAMPLES // GLOBAL_SAMPLES):
-        for turns in rank_turns(step, GLOBAL_SAMPLES, micro, 0, ranks):
-            for visit in order.visits(turns.start, len(turns)):
-                group = visit.sample // SAMPLES_PER_GROUP
-                decoded += SAMPLES_PER_GROUP * (group not in held)
-                own += 1
-                held[group] = None
-                held.move_to_end(group)
-                if len(held) > HELD_GROUPS:
-                    held.popitem(last=False)
+    for visit in order.visits(range(0, SIMULATED_SAMPLES, ranks)):
+        group = visit.sample // SAMPLES_PER_GROUP
+        decoded += SAMPLES_PER_GROUP * (group not in held)
+        own += 1
+        held[group] = None
+        held.move_to_end(group)
+        if len(held) > lanes // ranks:
+            held.popitem(last=False)
     return decoded, own
 
 
-def order_seconds(samples: int) -> float:
-    """Return what the first turn of an epoch of so many samples takes."""
-    sizes = (SAMPLES_PER_GROUP,) * (samples // SAMPLES_PER_GROUP)
-    return _seconds(lambda: SampleOrder(sizes, "growth", 0).visits(0, 1))
+def order_figures(samples: int) -> dict[str, float]:
+    """Measure the first turns of an epoch of so many samples: one of each lane."""
+    groups = Groups.of_runs([SHARD_SAMPLES] * (samples // SHARD_SAMPLES), SAMPLES_PER_GROUP)
+    tracemalloc.start()
+    seconds = _seconds(lambda: LaneOrder(groups, "growth", 0, LANES).visits(range(LANES)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return {f"order_s_{samples:.0e}": seconds, f"order_mib_{samples:.0e}": peak / 2**20}
 
 
 def manifest_figures(root: Path, repeats: int) -> dict[str, float]:
