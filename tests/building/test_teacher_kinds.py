@@ -126,7 +126,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path, vocabularie
         prepare_build(run)
 
 
-def test_weights_that_are_missing_stop_the_build_before_anything_is_published(teachers, tmp_path, run_of):
+def test_weights_that_are_missing_stop_the_build_before_any_signal_is_published(teachers, tmp_path, run_of):
     folder = tmp_path / "teacher"
     folder.mkdir()
     for file in teachers["llada2_moe"].iterdir():
@@ -136,7 +136,7 @@ def test_weights_that_are_missing_stop_the_build_before_anything_is_published(te
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"missing model.layers.1.mlp.experts.3.down_proj.weight"):
         build_cache(run_of(folder))
-    assert not list((tmp_path / "cache").rglob("*.parquet"))
+    assert not list((tmp_path / "cache/signals").rglob("*.parquet"))
 
 
 @pytest.mark.parametrize("setting", [{"quantisation": "4bit"}, {"quantisation": "8bit"}, {"device_map": "auto"}])
