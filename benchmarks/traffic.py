@@ -22,7 +22,7 @@ from tide_cache.locations import cache_path
 from tide_cache.manifest import Manifest
 from tide_cache.records import ViewRecord
 
-MOST_SAMPLES, LENGTH, PROMPT, WORLDS = 6400, 64, 8, (1, 2, 4, 8)
+MOST_SAMPLES, LENGTH, PROMPT, WORLDS = 5120, 256, 32, (1, 2, 4, 8)
 GLOBAL_BATCH = 64
 
 
