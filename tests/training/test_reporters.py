@@ -146,4 +146,4 @@ def test_the_norm_is_finite_and_of_the_whole_step(make_run):
             train(run)
             norms.append(lines(run)[0]["gradient_norm"])
     assert all(math.isfinite(norm) for norm in norms)
-    assert norms == pytest.approx([norms[0]] * 4, rel=0.02)
+    assert norms == pytest.approx([norms[0]] * 4, rel=0.05)
