@@ -39,7 +39,7 @@ def test_options_of_sampling_reach_the_sampler(call):
     free = answer_to(call, *prompt)
     assert answer_to(call, *prompt) == free
     assert answer_to(call, *prompt, "--no-cache") == free, "the same tokens, and the same draws"
-    for option in (["--cfg-scale", "9"], ["--remasking", "random"], ["--seed", "1"], ["--system", "be very brief"]):
+    for option in (["--cfg-scale", "90"], ["--remasking", "random"], ["--seed", "1"], ["--system", "be very brief"]):
         assert answer_to(call, *prompt, *option) != free, option
     assert answer_to(call, *prompt, "--stop", free[1:3]) == free[: free.index(free[1:3])]
 

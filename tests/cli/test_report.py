@@ -72,7 +72,7 @@ def test_what_cannot_be_shown_is_refused_with_the_way_out(workshop, call, tmp_pa
     assert "the build has not finished" in (text := refusal(3, part, "--out", tmp_path / "new.html"))
     assert "it continues where it stopped" in text
     assert not (tmp_path / "new.html").exists()
-    assert "no page of tide-cache" in refusal(2, "cache", "--out", tmp_path / "other.html")
+    assert "not a page of tide-cache" in refusal(2, "cache", "--out", tmp_path / "other.html")
     assert "which holds its own files only" in refusal(2, "cache", "--out", "cache/report.html")
     assert "found 1 run, expected at least 2" in refusal(2, "--compare", "teacher")
     assert "add --compare" in refusal(2, "teacher", "cache")

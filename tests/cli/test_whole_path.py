@@ -223,7 +223,8 @@ def test_options_take_the_place_of_the_run_files_entries(call, tmp_path):
     assert run["train"]["steps"] == document["steps"] == 7
     assert run["data"]["corpus"]["on_bad_row"] == "error", "--set wins over the other options"
     assert run["semantics"] == "paper"
-    assert run["objective"] == [{"kind": "ce", "weight": 1.0, "time_weight": "scheduler"}]
+    (objective,) = run["objective"]
+    assert (objective["kind"], objective["weight"], objective["time_weight"]) == ("ce", 1.0, "scheduler")
 
 
 def test_schema_check_names_what_drifted_and_the_command_that_fixes_it(call, tmp_path):

@@ -206,7 +206,7 @@ def test_only_our_own_pages_are_written_over(tmp_path, built):
     other.write_text("<html>mine</html>")
     require_writable(ours, force=False)
     require_writable(other, force=True)
-    with pytest.raises(RunFileError, match="no page of tide-cache; give another name with --out, or --force"):
+    with pytest.raises(RunFileError, match="not a page of tide-cache; give another name with --out, or --force"):
         require_writable(other, force=False)
     with pytest.raises(RunFileError, match="is a cache, which holds its own files only"):
         require_writable(built.cache / "report.html", force=True)
