@@ -83,6 +83,25 @@ def test_a_trained_model_has_a_card(call, workshop, tmp_path):
         assert told in card
     exported(call, tmp_path / "sdar", "--any-mask-id")
     assert "sglang.launch_server" in (tmp_path / "sdar/README.md").read_text()
+    assert "## Measured" not in (tmp_path / "sdar/README.md").read_text()
+
+
+def test_the_card_of_an_export_has_what_was_measured(call, workshop, tmp_path):
+    """`run` holds the model and what `eval --out run/eval.json` wrote of it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model").symlink_to(workshop.teacher)
+    data = workshop.root / "held-out.jsonl"
+    data.write_text(json.dumps({"prompt": "copy: axe", "response": "axe"}) + "\n")
+    done = call(
+        "eval", tmp_path / "run/model", "--dataset", data, "--max-length", "64", "--out", tmp_path / "run/eval.json"
+    )
+    assert done.exit_code == 0, done.stderr
+    done = call("export-model", tmp_path / "run", "--format", "a2d", "--out", tmp_path / "a2d")
+    assert done.exit_code == 0, done.stderr
+    card = (tmp_path / "a2d/README.md").read_text()
+    nll = json.loads((tmp_path / "run/eval.json").read_text())["nll"]["mean_nll"]
+    assert f"{nll:.4f}" in card
+    assert "`tide-cache eval FOLDER --dataset held-out.jsonl --max-length 64`" in card
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,21 @@
 """Cards: of a student, what it learnt, from whom, and how to run it; of a cache, who answered what."""
 
-from collections.abc import Iterable, Mapping
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from tide_cache.families import FAMILIES
 
 
-def model_card(provenance: Mapping[str, Any], architecture: str, format: str = "a2d", threshold: float = 0.9) -> str:
+def model_card(
+    provenance: Mapping[str, Any],
+    architecture: str,
+    format: str = "a2d",
+    threshold: float = 0.9,
+    measured: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Return the README.md of a student.
 
     Args:
@@ -14,6 +23,7 @@ def model_card(provenance: Mapping[str, Any], architecture: str, format: str = "
         architecture: Its stock architecture, for example `qwen3`.
         format: Layout of the described model: `a2d`, `sdar` or `hf`.
         threshold: Confidence threshold in the commands shown.
+        measured: What `tide-cache eval` or a sweep wrote of it, each as its JSON says it.
     """
     identity = provenance.get("cache_identity") or {}
     caches = [identity] if identity else [c["identity"] for c in provenance.get("data", {}).get("caches", ())]
@@ -34,6 +44,7 @@ def model_card(provenance: Mapping[str, Any], architecture: str, format: str = "
         "# A block-diffusion language model\n",
         f"| | |\n|---|---|\n{table}\n",
         _use(format, block_size, threshold),
+        *([_figures(measured)] if measured else []),
     ]
     others = "The model it started from, the teacher's output and the text that was trained on have their own terms."
     parts.append(_licences([cache.get("teacher", {}) for cache in caches], others))
@@ -94,6 +105,18 @@ def _licences(teachers: Iterable[Mapping[str, Any]], others: str) -> str:
     kinds = {teacher.get("model_type") for teacher in teachers}
     notes = [f"- The teacher, {family.name}: {family.licence}." for family in FAMILIES.values() if family.name in kinds]
     return "## Licences\n\n" + "\n".join([*notes, f"- {others}"]) + "\n"
+
+
+def _figures(measured: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| text | bits per byte | NLL, nats a token | token accuracy | command |", "|---|---|---|---|---|"]
+    for one in measured:
+        nll = one["nll"]
+        text = PurePath(one.get("dataset") or one["corpus"]["spec"]).name
+        bits = "" if nll["nats_per_byte"] is None else f"{nll['nats_per_byte'] / math.log(2):.4f}"
+        rest = "" if nll["mean_nll"] is None else f"{nll['mean_nll']:.4f} | {nll['mean_accuracy']:.1%}"
+        command = f"tide-cache eval FOLDER --dataset {shlex.quote(text)} --max-length {one['max_length']}"
+        lines.append(f"| {text} | {bits} | {rest or ' | '} | `{command}` |")
+    return "## Measured\n\nText that was held back, masked at ten diffusion times.\n\n" + "\n".join(lines) + "\n"
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -67,6 +67,10 @@ class ExportedModel:
     threshold: float
 
 
+MEASURED = ("held-out.json", "eval.json")
+"""Files of a run's folder whose figures go into the card of its model."""
+
+
 def export_model(
     source: str,
     out: Path,
@@ -116,13 +120,26 @@ def export_model(
         write_json(out / "tide_cache.json", provenance)
         write_json(out / "generation_config.json", decoding | _generation(tokenizer, block_size, threshold))
         (out / "README.md").write_text(
-            model_card(provenance, info.config.model_type, format, threshold), encoding="utf-8"
+            model_card(provenance, info.config.model_type, format, threshold, _measured(Path(source))), encoding="utf-8"
         )
         if format == "sdar":
             (out / "configuration_sdar.py").write_text(CONFIGURATION, encoding="utf-8")
         config = _config(info, format, decoding)
         write_json(out / "config.json", config)  # last: without it, no model
     return ExportedModel(out, format, config["model_type"], block_size, tokenizer.mask_id, threshold)
+
+
+def _measured(run: Path) -> list[dict[str, Any]]:
+    """Return what was measured of a run's student, as a sweep or `eval --out RUN/eval.json` left it there."""
+    found = []
+    for name in MEASURED:
+        try:
+            content = json.loads((run / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none, or not ours
+            continue
+        if isinstance(content, dict) and {"nll", "max_length"} <= content.keys():
+            found.append(content)
+    return found
 
 
 def _block_size(location: str, trained: Any, wanted: int | None) -> int:
