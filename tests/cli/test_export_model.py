@@ -91,7 +91,7 @@ def test_the_card_of_an_export_has_what_was_measured(call, workshop, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/model").symlink_to(workshop.teacher)
     data = workshop.root / "held-out.jsonl"
-    data.write_text(json.dumps({"prompt": "copy: axe", "response": "axe"}) + "\n")
+    data.write_text(8 * (json.dumps({"prompt": "copy: axe", "completion": "axe rope drum hen " * 4}) + "\n"))
     done = call(
         "eval", tmp_path / "run/model", "--dataset", data, "--max-length", "64", "--out", tmp_path / "run/eval.json"
     )

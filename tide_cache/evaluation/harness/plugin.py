@@ -21,8 +21,8 @@ from tide_cache.modeling.backbone import DTYPES, load_backbone, resolve_device
 from tide_cache.training.distributed import find_world, rank_device
 from tide_cache.training.meeting import join
 
-_COMMANDS = ("lm_eval", "lm-eval", "__main__.py")
-"""Names under which lm-eval's command runs."""
+_COMMANDS = ("lm_eval", "lm-eval")
+"""Names under which lm-eval's command runs; of its folder, where it is run as a module."""
 
 
 class TideCacheLM(BlockDiffusionLM):
@@ -121,7 +121,8 @@ def _without_traceback() -> Iterator[None]:
     try:
         yield
     except TideCacheError as error:
-        if Path(sys.argv[0]).name not in _COMMANDS:
+        program = Path(sys.argv[0])
+        if (program.parent if program.name == "__main__.py" else program).name not in _COMMANDS:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
