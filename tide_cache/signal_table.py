@@ -99,19 +99,28 @@ TRUTH = Part(
         Field("is_top1_N", "is_top1", "bool", "position", "flag", "is_top1"),
     ),
 )  # fmt: skip
-TOPK = Part(
-    "topk", TopK,
-    (
-        Field("rows_R", "topk_rows", "int32", "entry", "masked position", "topk_positions"),
-        Field("counts_R", "topk_counts", "int32", "entry", "count"),
-        Field("ids_E", "topk_ids", "uint32", "item", "teacher id", "topk_ids"),
-        Field("logprobs_E", "topk_logprobs", "float32", "item", "rounded logprob", "topk_logprobs"),
-        Field("log_tail_RT", "topk_log_tail", "float32", "temperature", "log tail", "topk_log_tail"),
-        Field("log_partition_RT", "topk_log_partition", "float32", "temperature", "log partition",
-              "topk_log_partition"),
-    ),
-    least=1,
-)  # fmt: skip
+
+
+def _single_tokens(prefix: str, tokens: Rule, ids: Rule) -> tuple[Field, ...]:
+    """Return the fields of candidates for single tokens, in columns with a prefix.
+
+    Args:
+        prefix: Of the columns.
+        tokens: Which tokens they are for.
+        ids: Whose ids they are.
+    """
+    return (
+        Field("rows_R", f"{prefix}_rows", "int32", "entry", tokens, f"{prefix}_positions"),
+        Field("counts_R", f"{prefix}_counts", "int32", "entry", "count"),
+        Field("ids_E", f"{prefix}_ids", "uint32", "item", ids, f"{prefix}_ids"),
+        Field("logprobs_E", f"{prefix}_logprobs", "float32", "item", "rounded logprob", f"{prefix}_logprobs"),
+        Field("log_tail_RT", f"{prefix}_log_tail", "float32", "temperature", "log tail", f"{prefix}_log_tail"),
+        Field("log_partition_RT", f"{prefix}_log_partition", "float32", "temperature", "log partition",
+              f"{prefix}_log_partition"),
+    )  # fmt: skip
+
+
+TOPK = Part("topk", TopK, _single_tokens("topk", "masked position", "teacher id"), least=1)
 TAIL = Part(
     "tail", TailSamples,
     (
@@ -135,17 +144,7 @@ CHUNKS = Part(
 )  # fmt: skip
 
 PROJECTED = Part(
-    "projected", ProjectedTopK,
-    (
-        Field("rows_R", "projected_rows", "int32", "entry", "masked token", "projected_positions"),
-        Field("counts_R", "projected_counts", "int32", "entry", "count"),
-        Field("ids_E", "projected_ids", "uint32", "item", "student id", "projected_ids"),
-        Field("logprobs_E", "projected_logprobs", "float32", "item", "rounded logprob", "projected_logprobs"),
-        Field("log_tail_RT", "projected_log_tail", "float32", "temperature", "log tail", "projected_log_tail"),
-        Field("log_partition_RT", "projected_log_partition", "float32", "temperature", "log partition",
-              "projected_log_partition"),
-    ),
-    least=1,
+    "projected", ProjectedTopK, _single_tokens("projected", "masked token", "student id"), least=1,
 )  # fmt: skip
 
 PARTS = (SPLIT, STEPS, TRUTH, TOPK, TAIL, CHUNKS, PROJECTED)

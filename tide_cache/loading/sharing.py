@@ -45,8 +45,7 @@ def told_topk(
     shared = shared_topk(joined, active, vocab_A, temperatures)
     if joined.signal is None or (projected := joined.signal.projected) is None:
         return shared
-    fields = {name: getattr(projected, name) for name in vars(projected)}
-    told = SharedTopK(TopK(**fields), np.zeros(len(projected.rows_R), np.int64))
+    told = SharedTopK(TopK(**vars(projected)), np.zeros(len(projected.rows_R), np.int64))
     if shared is None:
         return told
     order_R = np.argsort(np.concatenate([shared.topk.rows_R, told.topk.rows_R]))

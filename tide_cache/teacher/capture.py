@@ -72,15 +72,14 @@ class _Answered:
     """The result of one forward: signals of all masked rows once they arrive, their places [B, n, L], and true tokens.
 
     Attributes:
-        start_row_S: Rows that are a whole chunk of the teacher's, if the signal `projected` is wanted.
-        arriving_starts: Their signals in student ids.
+        starts: Rows [S] that are a whole chunk of the teacher's, and their signals in student ids once they arrive, if
+            the signal `projected` is wanted.
     """
 
     arriving_rows: Callable[[], RowSignals]
     is_masked_BnL: np.ndarray
     true_N: np.ndarray
-    start_row_S: np.ndarray
-    arriving_starts: Callable[[], RowSignals] | None
+    starts: tuple[np.ndarray, Callable[[], RowSignals]] | None
 
 
 class Teacher:
@@ -198,32 +197,27 @@ class Teacher:
             self._settings.head_rows,
             self._moved(self._uniform(batch)) if self._settings.signals.tail_samples else None,
         )
-        true_student_N = first_student_ids(pairs, length)[sample_N, position_N]
-        start_row_S = np.flatnonzero(true_student_N >= 0)
-        return _Answered(
-            arriving_rows,
-            is_masked_BnL,
-            true_N,
-            start_row_S,
-            self._project(hidden_ND, start_row_S, true_N, true_student_N),
-        )
+        starts = None
+        if self._first_V is not None:
+            true_student_N = first_student_ids(pairs, length)[sample_N, position_N]
+            starts = self._project(self._first_V, hidden_ND, true_N, true_student_N)
+        return _Answered(arriving_rows, is_masked_BnL, true_N, starts)
 
     def _project(
-        self, hidden_ND: torch.Tensor, start_row_S: np.ndarray, true_N: np.ndarray, true_student_N: np.ndarray
-    ) -> Callable[[], RowSignals] | None:
-        """Start the signals of some rows in student ids, if these are wanted."""
-        if self._first_V is None or self._spelling is None:
-            return None
-        signals = self._settings.signals
+        self, first_V: torch.Tensor, hidden_ND: torch.Tensor, true_N: np.ndarray, true_student_N: np.ndarray
+    ) -> tuple[np.ndarray, Callable[[], RowSignals]]:
+        """Return the rows that have a true student token, and start their signals in student ids."""
+        assert self._spelling is not None
+        signals, start_row_S = self._settings.signals, np.flatnonzero(true_student_N >= 0)
         true_S = self._moved(true_N[start_row_S])
-        return start_row_signals(
+        return start_row_S, start_row_signals(
             hidden_ND[self._moved(start_row_S)],
             self._backbone.head_VD,
             self._moved(true_student_N[start_row_S]),
             torch.full((len(start_row_S),), signals.top_p),
             signals,
             self._settings.head_rows,
-            projection=Projection(self._first_V, self._spelling.num_student_ids, true_S),
+            projection=Projection(first_V, self._spelling.num_student_ids, true_S),
         )
 
     def _moved(self, array: np.ndarray) -> torch.Tensor:
@@ -233,7 +227,7 @@ class Teacher:
         """Return the result of a forward as the signals of its views."""
         rows = answered.arriving_rows()
         _require_finite(rows, batch, answered.is_masked_BnL)
-        starts = None if answered.arriving_starts is None else (answered.start_row_S, answered.arriving_starts())
+        starts = None if answered.starts is None else (answered.starts[0], answered.starts[1]())
         what = batch, answered.is_masked_BnL, answered.true_N
         if self._aside is None:
             return self._sorter.signals(*what, rows, starts)

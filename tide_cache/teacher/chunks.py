@@ -99,15 +99,15 @@ def _group(
     signals: SignalsConfig,
 ) -> ChunkCandidates:
     """Return the candidates of the chunks of `size` teacher tokens; `chunks_A` of the result are places in `chunks`."""
-    rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
-    tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(rows_GM, rows, signals)
-    found_J = np.flatnonzero(logprobs_GJ > -np.inf)
-    group_J = found_J // logprobs_GJ.shape[1]
-    tuples_JM, logprobs_J = tuples_GJM.reshape(-1, size)[found_J], logprobs_GJ.ravel()[found_J]
+    likely = likely_tuples(members_G, size, chunks, true_ids_N, rows, signals)
+    group_J, logprobs_J, is_true_J, log_tail_GT = (
+        likely.group_J,
+        likely.logprobs_J,
+        likely.is_true_J,
+        likely.log_tail_GT,
+    )
     sizes_J = chunks.student_size_A[members_G][group_J]
-    spelled_JP = _spelled(tuples_JM, sizes_J, spelling)
-    true_GM = true_ids_N[rows_GM]
-    is_true_J = np.logical_and.reduce([tuples_JM[:, m] == true_GM[group_J, m] for m in range(size)])
+    spelled_JP = _spelled(likely.tuples_JM, sizes_J, spelling)
     own = chunks.student_ids_F[places_in_lists(chunks.student_size_A, members_G[group_J[is_true_J]])]
     true_JP = spelled_JP[is_true_J]
     true_JP[np.arange(spelled_JP.shape[1]) < sizes_J[is_true_J, None]] = own
@@ -125,7 +125,7 @@ def _group(
         ids_F=_end_to_end(spelled_JP[is_kept_J], sizes_J[is_kept_J]).astype(np.uint32),
         logprobs_J=logprobs_J[is_kept_J].astype(np.float32),
         log_tail_AT=log_tail_GT.astype(np.float32),
-        log_partition_AT=rows.log_partition_NT.numpy()[rows_GM].sum(axis=1, dtype=np.float64).astype(np.float32),
+        log_partition_AT=rows.log_partition_NT.numpy()[likely.rows_GM].sum(axis=1, dtype=np.float64).astype(np.float32),
     )
 
 
@@ -134,6 +134,46 @@ def _end_to_end(spelled_JP: Int32s, sizes_J: Int32s) -> Int32s:
     if spelled_JP.shape[1] == 1:
         return spelled_JP[:, 0]
     return spelled_JP[np.arange(spelled_JP.shape[1]) < sizes_J[:, None]]
+
+
+@dataclass(frozen=True, eq=False)
+class LikelyTuples:
+    """The likeliest tuples of some chunks, chunk by chunk, likeliest first.
+
+    Attributes:
+        rows_GM: Rows of the positions of each chunk.
+        group_J: Chunk of each.
+        tuples_JM: Its teacher tokens.
+        logprobs_J: Its log-prob at T = 1, float64.
+        is_true_J: Whether it is the chunk's own text.
+        log_tail_GT: log of the sum of p^(1/T) over all other tuples of each chunk.
+    """
+
+    rows_GM: npt.NDArray[np.integer]
+    group_J: npt.NDArray[np.int64]
+    tuples_JM: npt.NDArray[np.int64]
+    logprobs_J: Floats
+    is_true_J: npt.NDArray[np.bool_]
+    log_tail_GT: Floats
+
+
+def likely_tuples(
+    members_G: npt.NDArray[np.int64],
+    size: int,
+    chunks: AskedChunks,
+    true_ids_N: npt.NDArray[np.integer],
+    rows: RowSignals,
+    signals: SignalsConfig,
+) -> LikelyTuples:
+    """Return the likeliest tuples of the chunks `members_G`, which have `size` teacher tokens each."""
+    rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
+    tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(rows_GM, rows, signals)
+    found_J = np.flatnonzero(logprobs_GJ > -np.inf)
+    group_J = found_J // logprobs_GJ.shape[1]
+    tuples_JM = tuples_GJM.reshape(-1, size)[found_J]
+    true_GM = true_ids_N[rows_GM]
+    is_true_J = np.logical_and.reduce([tuples_JM[:, m] == true_GM[group_J, m] for m in range(size)])
+    return LikelyTuples(rows_GM, group_J, tuples_JM, logprobs_GJ.ravel()[found_J], is_true_J, log_tail_GT)
 
 
 def best_tuples(

@@ -23,7 +23,7 @@ from tide_cache.config.sections import SignalsConfig
 from tide_cache.modeling.row_signals import RowSignals
 from tide_cache.records import ProjectedTopK
 from tide_cache.signal_table import concat, empty, take
-from tide_cache.teacher.chunks import AskedChunks, Speller, best_tuples
+from tide_cache.teacher.chunks import AskedChunks, Speller, likely_tuples
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -127,17 +127,13 @@ class _Texts:
         signals: SignalsConfig,
     ) -> "_Texts":
         """Spell the likeliest tuples of chunks of `size` teacher tokens; the chunk's own text keeps its tokens."""
-        rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
-        tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(rows_GM, rows, signals)
-        found_J = np.flatnonzero(logprobs_GJ > -np.inf)
-        group_J = found_J // logprobs_GJ.shape[1]
-        tuples_JM, logprob_J = tuples_GJM.reshape(-1, size)[found_J], logprobs_GJ.ravel()[found_J]
-        spelled = [ids or () for ids in spelling.several(list(map(tuple, tuples_JM.tolist())))]
+        likely = likely_tuples(members_G, size, chunks, true_ids_N, rows, signals)
+        group_J, logprob_J, log_tail_GT = likely.group_J, likely.logprobs_J, likely.log_tail_GT
+        spelled = [ids or () for ids in spelling.several(list(map(tuple, likely.tuples_JM.tolist())))]
         student_size_G = chunks.student_size_A[members_G].astype(np.int64)
         true = chunks.student_ids_F[places_in_lists(chunks.student_size_A, members_G)]
         true_GP = _padded(true, student_size_G)
-        is_true_J = (tuples_JM == true_ids_N[rows_GM][group_J]).all(axis=1)
-        for j in np.flatnonzero(is_true_J).tolist():
+        for j in np.flatnonzero(likely.is_true_J).tolist():
             spelled[j] = tuple(true_GP[group_J[j], : student_size_G[group_J[j]]].tolist())
         sizes_J = np.fromiter(map(len, spelled), np.int64, len(spelled))
         spelled_JP = _padded(np.array([i for ids in spelled for i in ids], np.int64), sizes_J)
