@@ -19,8 +19,9 @@ from transformers import Qwen3Config
 
 from benchmarks.options import Options, shared_file
 from benchmarks.processes import in_own_process, peak_rss
-from tide_cache.building import prepare as preparing
+from tide_cache.building import identity
 from tide_cache.building.driver import build_cache
+from tide_cache.building.prepare import prepare_build
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.building.shard import build_shard
 from tide_cache.building.worker import load_teacher
@@ -133,8 +134,8 @@ def _peak_of_build(values: dict[str, Any]) -> int:
 
 def _round(run: BuildRun) -> dict[str, float]:
     watch = Stopwatch()
-    with _patched(preparing, "checkpoint_fingerprint", watch.timed("guard", preparing.checkpoint_fingerprint)):
-        build = preparing.prepare_build(run)
+    with _patched(identity, "checkpoint_fingerprint", watch.timed("guard", identity.checkpoint_fingerprint)):
+        build = prepare_build(run)
     loaded = load_teacher(run, build, "cpu")
     backbone = _TimedBackbone(loaded._backbone)
     teacher = Teacher(backbone, build.capture)

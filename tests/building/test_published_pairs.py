@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tide_cache.building import prepare
+from tide_cache.building import rows
 from tide_cache.building.driver import build_cache, build_prepared, prepare_with_room
 from tide_cache.building.estimate import estimate_build
 from tide_cache.building.prepare import prepare_build
@@ -33,7 +33,7 @@ def no_reading(monkeypatch):
     """Nobody reads the corpus any more."""
 
     def install():
-        monkeypatch.setattr(prepare, "open_corpus", lambda *_, **__: pytest.fail("the corpus was read"))
+        monkeypatch.setattr(rows, "open_corpus", lambda *_, **__: pytest.fail("the corpus was read"))
 
     return install
 
@@ -61,7 +61,7 @@ def test_a_later_run_reads_no_row_and_ends_in_the_same_bytes(begun, no_reading, 
     found = tree(begun.build.out)
     assert verify(begun.build.out, deep=True).ok
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "open_corpus", open_corpus)
+        patch.setattr(rows, "open_corpus", open_corpus)
         shutil.rmtree(begun.build.out)
         build_cache(begun)
     assert tree(begun.build.out) == found

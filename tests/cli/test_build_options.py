@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers import fresh
-from tide_cache.building import prepare
+from tide_cache.building import identity
 
 SMALL = ("--set", "build.samples_per_shard=4")
 LIMIT_S = 120
@@ -113,7 +113,7 @@ def test_what_cannot_be_combined_is_refused(call, tmp_path):
 def test_a_full_disk_is_predicted(call, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"total": 2000, "free": 1000}))
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "fetch_weights", None)  # before they are fetched and hashed
+        patch.setattr(identity, "fetch_weights", None)  # before they are fetched and hashed
         refused = call(*build(out=tmp_path / "cache"))
     assert refused.exit_code == 1
     assert "found 0.000 GB free, and 6 shards are still to be written" in refused.stderr

@@ -70,6 +70,10 @@ class PairedCorpus:
         """Counts of all rows."""
         return sum(self.reports, PairingReport())
 
+    def pairs(self) -> Iterator[SamplePair]:
+        """Iterate over all samples; memory does not grow with their number."""
+        return (one.pair for one in self.samples.rows(0, self.starts[-1]))
+
     def shard(self, shard: int) -> PairedShard:
         """Return the samples of a shard and their row numbers; rows left out appear only in the counts."""
         found = list(self.samples.rows(self.starts[shard], self.starts[shard + 1]))

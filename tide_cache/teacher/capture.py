@@ -1,6 +1,6 @@
 """From masked views to teacher signals: pack, forward, head on masked rows, and sort the rows back to their views."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -247,7 +247,7 @@ class Teacher:
         return np.concatenate(every)
 
 
-def require_prefixes(pairs: Sequence[SamplePair]) -> None:
+def require_prefixes(pairs: Iterable[SamplePair]) -> None:
     """Raise an error for samples whose first teacher token may be masked: a causal model cannot predict it.
 
     Raises:

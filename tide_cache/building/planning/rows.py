@@ -6,8 +6,8 @@ from typing import Any
 
 from tide_cache.arrays import evenly
 from tide_cache.building.budget import Budget, affordable_parts, spread_first
-from tide_cache.building.prepare import build_remarks, require_usable_rows
 from tide_cache.building.prepared_build import PreparedBuild
+from tide_cache.building.rows import build_remarks, require_usable_rows
 from tide_cache.config.build import BuildRun
 from tide_cache.corpus import Corpus
 from tide_cache.errors import PairingError
