@@ -74,7 +74,7 @@ def generate(
     _require_sense(prompts, chat, stream, json, stops)
     require_checkpoint(checkpoint)
     with chatter_to_stderr():
-        from tide_cache.decoding.sampler import decoding_faults
+        from tide_cache.decoding.options import decoding_faults
         from tide_cache.records import Message
 
         model = open_model(checkpoint, block_size, as_trained=False)

@@ -11,7 +11,7 @@ from tide_cache.config.settings import TeacherContext
 from tide_cache.corpus import Corpus
 from tide_cache.corpus.prompts import PromptRow, open_prompts
 from tide_cache.corpus.spec import local_path, parse_spec
-from tide_cache.decoding.sampler import SamplerOptions, decoding_faults
+from tide_cache.decoding.options import SamplerOptions, decoding_faults
 from tide_cache.errors import RunFileError, fault_list
 from tide_cache.families import FAMILIES
 from tide_cache.modeling.backbone import CheckpointInfo, fetch_weights, read_checkpoint, unsupported_loading

@@ -29,7 +29,7 @@ class ShownTeacher(Setting):
     revision: str | None = None
     """Commit of a hub checkpoint, 40 hex digits."""
     tokenizer: TokenizerConfig | None = None
-    """By default the one beside the checkpoint."""
+    """By default the checkpoint's."""
     context: TeacherContext = "block"
     """full: x_t alone, bidirectional. block: [x_t, x_0] under the block-diffusion mask. causal: the true tokens before
     each one, for a causal model; captured once, for all views."""

@@ -107,7 +107,7 @@ class CalmConfig(_ChunkLikelihood):
 
     kind: Literal["calm"] = field(default="calm", kw_only=True)
     chunks: Literal["all", "without_candidates"] = "all"
-    """without_candidates: only chunks that chunk_kl beside it cannot compare."""
+    """without_candidates: only chunks without candidates, which chunk_kl cannot compare."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class StudentConfig(Frozen):
     model: Location | None = Field(default=None, description="Checkpoint to start from, local folder or hub name.")
     revision: str | None = Field(default=None, description="Commit of a hub checkpoint.")
     shape: ModelShape | None = Field(default=None, description="Instead of a checkpoint: random weights of this shape.")
-    tokenizer: TokenizerConfig | None = Field(default=None, description="By default the one beside the checkpoint.")
+    tokenizer: TokenizerConfig | None = Field(default=None, description="By default the checkpoint's.")
     block_size: int | None = Field(
         default=None, ge=1, description="Tokens per diffusion block; by default the cache's, or 32 for a corpus."
     )

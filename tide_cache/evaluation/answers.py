@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Unpack
 
-from tide_cache.decoding.sampler import OnBlock, SamplerOptions, generate
+from tide_cache.decoding.options import SamplerOptions
+from tide_cache.decoding.sampler import OnBlock, generate
 from tide_cache.errors import RunFileError
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.pairing import TextTokenizer

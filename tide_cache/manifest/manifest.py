@@ -1,7 +1,7 @@
 """`manifest.json`: the proof that a cache is whole, and all that a reader needs to find its way.
 
 It repeats every commit record, in itself (`whole.py`) or in hashed parts beside it (`parts.py`), so a reader lists no
-folder and opens no commit record. Tables that it does not list may lie beside it, whole or in part: a pass that is
+folder and opens no commit record. Tables that it does not list may lie next to it, whole or in part: a pass that is
 being added.
 """
 

@@ -1,4 +1,4 @@
-"""The manifest of a cache of many shards: a small head, and the commit records in hashed parts beside it.
+"""The manifest of a cache of many shards: a small head, and the commit records in hashed parts next to it.
 
 A part holds the records of some successive shards of a table, one line each. Its name has the first digits of its
 hash, so a manifest that replaces another never changes a part of it. The head says how many samples each shard has, so

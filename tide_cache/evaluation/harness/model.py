@@ -11,7 +11,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tide_cache.config.settings import ThinkPrefix
-from tide_cache.decoding.sampler import decoding_faults, generate
+from tide_cache.decoding.options import decoding_faults
+from tide_cache.decoding.sampler import generate
 from tide_cache.decoding.step import DecodingCounts
 from tide_cache.evaluation.answers import cut, has_any
 from tide_cache.evaluation.harness.generation import BUDGET, normalised, temperature_of
