@@ -21,7 +21,8 @@ from benchmarks.timing import Timings
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.modeling.row_signals import RowSignals
 from tide_cache.pairing import Spelling, TextTokenizer
-from tide_cache.teacher.chunks import AskedChunks, chunk_candidates
+from tide_cache.teacher.chunks import chunk_candidates
+from tide_cache.teacher.tuples import AskedChunks
 
 SHARES, POSITIONS, TOP_K, SEED = (0, 10, 25), 4096, 64, 0
 SIGNALS = SignalsConfig(kinds=("truth", "topk", "chunks"), temperatures=(1.0, 2.0), top_k=TOP_K, top_p=1.0, chunk_k=16)

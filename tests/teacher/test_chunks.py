@@ -14,8 +14,9 @@ from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.modeling.row_signals import row_signals
 from tide_cache.teacher.capture import CaptureSettings, Teacher
-from tide_cache.teacher.chunks import AskedChunks, best_tuples, chunk_candidates
+from tide_cache.teacher.chunks import chunk_candidates
 from tide_cache.teacher.compdemo import compdemo_signals
+from tide_cache.teacher.tuples import AskedChunks, best_tuples
 from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 

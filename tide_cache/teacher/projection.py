@@ -23,7 +23,8 @@ from tide_cache.config.sections import SignalsConfig
 from tide_cache.modeling.row_signals import RowSignals
 from tide_cache.records import ProjectedTopK
 from tide_cache.signal_table import concat, empty, take
-from tide_cache.teacher.chunks import AskedChunks, Speller, likely_tuples
+from tide_cache.teacher.chunks import Speller
+from tide_cache.teacher.tuples import AskedChunks, likely_tuples
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

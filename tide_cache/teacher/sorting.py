@@ -25,8 +25,9 @@ from tide_cache.records import (
     TopK,
 )
 from tide_cache.signal_table import take
-from tide_cache.teacher.chunks import AskedChunks, Speller, chunk_candidates
+from tide_cache.teacher.chunks import Speller, chunk_candidates
 from tide_cache.teacher.projection import Starts, projected_topk
+from tide_cache.teacher.tuples import AskedChunks
 
 Batch = Sequence[tuple[SamplePair, list[MaskedView]]]
 """Samples with the views that share a forward; all have the same number of views."""
