@@ -75,6 +75,9 @@ def evaluate(
     ] = "block",
     dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "float32",
     on_bad_row: BadRow = None,
+    by_row: Annotated[
+        bool, typer.Option("--by-row", help="Add the sums of every sample to the JSON, for intervals over samples.")
+    ] = False,
     json: Json = False,
     out: Annotated[
         Path | None,
@@ -112,7 +115,7 @@ def evaluate(
         with ProgressReports("views") as reports:
             found = measure(
                 model, held_out.pairs, cache=cache, limit=limit, seed=seed, context=context,
-                progress=reports.update,
+                by_row=by_row, progress=reports.update,
             )  # fmt: skip
     document = {
         "checkpoint": checkpoint,

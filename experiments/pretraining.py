@@ -57,9 +57,10 @@ def pretrain(
     rows: Path,
     tokenizer_folder: Path,
     hidden_and_layers: tuple[int, int],
-    epochs: int,
+    epochs: float,
     device: str,
     threads: int,
+    precision: str = "float32",
 ) -> None:
     """Train a causal Qwen3 on a file's conversations and save it with its tokenizer; go on where a run was cut.
 
@@ -70,9 +71,10 @@ def pretrain(
         rows: Conversations, JSON lines.
         tokenizer_folder: The model's tokenizer.
         hidden_and_layers: The model's size.
-        epochs: Passes over the text.
+        epochs: Passes over the text, or a part of one.
         device: `cpu` or `cuda`.
         threads: Of the CPU.
+        precision: `float32`, or `bfloat16` for matrix products in it and weights in float32.
     """
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # DeepSpeed leaves some: the Trainer would wait for others
         os.environ.pop(name, None)
@@ -80,24 +82,26 @@ def pretrain(
     tokenizer = TextTokenizer.load(str(tokenizer_folder))
     config = shape_config(model_shape(hidden_and_layers), tokenizer)
     torch.manual_seed(0)
+    rows_of_ids = windows(rows, tokenizer)
     settings = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=epochs,
         per_device_train_batch_size=8,
         learning_rate=1.5e-3,
         lr_scheduler_type="cosine",
-        warmup_steps=100,
+        warmup_steps=min(100, max(1, int(epochs * len(rows_of_ids) // 80))),
         weight_decay=0.1,
         adam_beta2=0.95,
         logging_steps=50,
-        save_steps=200,
+        save_steps=100,
         save_total_limit=1,
         use_cpu=device == "cpu",
+        bf16=precision == "bfloat16",
         report_to="none",
         disable_tqdm=True,
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    trainer = Trainer(model, settings, train_dataset=windows(rows, tokenizer))
+    trainer = Trainer(model, settings, train_dataset=rows_of_ids)
     cut = Path(settings.output_dir).exists() and get_last_checkpoint(settings.output_dir)
     trainer.train(resume_from_checkpoint=cut or None)
     tokenizer.save(out)

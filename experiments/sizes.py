@@ -9,7 +9,8 @@ class Size:
 
     Attributes:
         device: Where models are trained.
-        precision: Of training.
+        precision: Of training students.
+        teacher_precision: Of training the teacher, and of the causal models that all start from.
         vocabularies: Ids of the teacher's tokenizer and of the cross student's.
         teacher: Hidden size and layers.
         teacher_epochs: Passes over the text of the causal model that the teacher starts from.
@@ -30,14 +31,15 @@ class Size:
 
     device: str
     precision: str
+    teacher_precision: str
     vocabularies: tuple[int, int]
     teacher: tuple[int, int]
-    teacher_epochs: int
+    teacher_epochs: float
     teacher_steps: int
     teacher_batch: int
     teacher_views: int
     student: tuple[int, int]
-    student_epochs: int
+    student_epochs: float
     student_steps: int
     all_steps: int
     all_views: int
@@ -52,6 +54,7 @@ SIZES = {
     "cpu": Size(
         device="cpu",
         precision="float32",
+        teacher_precision="float32",
         vocabularies=(4096, 2048),
         teacher=(384, 5),
         teacher_epochs=3,
@@ -68,9 +71,30 @@ SIZES = {
         student_rate=5e-4,
         held_out=160,
     ),
+    "short": Size(
+        device="cpu",
+        precision="float32",
+        teacher_precision="bfloat16",
+        vocabularies=(4096, 2048),
+        teacher=(384, 5),
+        teacher_epochs=0.5,
+        teacher_steps=100,
+        teacher_batch=8,
+        teacher_views=4,
+        student=(128, 4),
+        student_epochs=0.35,
+        student_steps=100,
+        all_steps=1_000,
+        all_views=4,
+        student_batch=4,
+        student_views=2,
+        student_rate=5e-4,
+        held_out=160,
+    ),
     "gpu": Size(
         device="cuda",
         precision="bfloat16",
+        teacher_precision="bfloat16",
         vocabularies=(4096, 2048),
         teacher=(384, 10),
         teacher_epochs=8,

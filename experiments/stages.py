@@ -86,14 +86,14 @@ class Experiment:
         """Return what the students with a tokenizer start from."""
         return self._start(f"student-{pipeline}", pipeline, self.size.student, self.size.student_epochs, threads=1)
 
-    def _start(self, name: str, pipeline: Pipeline, shape: tuple[int, int], epochs: int, threads: int) -> Path:
+    def _start(self, name: str, pipeline: Pipeline, shape: tuple[int, int], epochs: float, threads: int) -> Path:
         """Return a denoiser to start from, made of a causal model of all text for training."""
         start, causal = self.root / "starts" / name, self.root / "causal" / name
         if not (start / "config.json").exists():
             shutil.rmtree(start, ignore_errors=True)
             if not (causal / "config.json").exists():
                 rows, tokenizer = self.material.rows("text"), self.material.tokenizer(pipeline)
-                how = (causal, rows, tokenizer, shape, epochs, self.size.device, threads)
+                how = (causal, rows, tokenizer, shape, epochs, self.size.device, threads, self.size.teacher_precision)
                 # A Trainer joins the process group that is there, and sets RANK for all that follows.
                 with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
                     pool.submit(pretrain, *how).result()

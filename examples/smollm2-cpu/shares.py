@@ -3,15 +3,15 @@
 `python shares.py OUT` reads the students under OUT/students: `shared-*` and `kept-*` with the teacher's tokenizer,
 `projected-*` with another one. It writes experiments/results/smollm2-signal.json and prints the tables.
 
-Gains are paired by start and seed. An interval of a share is the middle 95 % of 10,000 resamples of these pairs, the
-same pairs on both sides; with few pairs it is too narrow. Rows are not resampled.
+Gains are paired by start and seed. An interval of a share is the middle 95 % of 10,000 resamples of starts, seeds and
+rows, the same on both sides. Where a student was measured before its sums by row were kept, rows are not resampled;
+`tide-cache eval MODEL --by-row --out held-out.json` measures it again.
 """
 
 import json
 import math
 import sys
 from pathlib import Path
-from random import Random
 from statistics import mean
 from typing import Any
 
@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
+from experiments.bootstrap import share_of_gain  # noqa: E402
 from experiments.statistics import interval  # noqa: E402
 
 RESULTS = ROOT / "experiments/results/smollm2-signal.json"
@@ -44,19 +45,19 @@ ACROSS = {
     ),
 }
 """Shares by name: the arm across tokenizers, and that with the teacher's own with which it is compared."""
-RESAMPLES = 10_000
 Pair = tuple[str, int]
-Bits = dict[str, dict[Pair, float]]
+Arms = dict[str, dict[Pair, dict[str, Any]]]
+"""Held-out figures by arm, then by start and seed."""
 
 
 def main(out: Path) -> None:
     """Write the JSON, and print tables as Markdown."""
-    shared, cross = (_bits_per_byte(out / "students", arms) for arms in (SHARED, CROSS))
+    shared, cross = (_measured(out / "students", arms) for arms in (SHARED, CROSS))
     shares = {
         f"share_of_gain_kept_{name}": _share(cross, arm, shared, of_shared) for name, (arm, of_shared) in ACROSS.items()
     }
     sides = {"shared": shared, "cross": cross}
-    arms = {side: {name: _arm(bits, name) for name in bits if bits[name]} for side, bits in sides.items()}
+    arms = {side: {name: _arm(found, name) for name in found if found[name]} for side, found in sides.items()}
     RESULTS.write_text(json.dumps({"arms": arms, "shares": shares}, indent=1) + "\n", encoding="utf-8")
     for side, of_side in arms.items():
         print(f"\n| {side}: arm | students | bits per byte | minus ce |\n|---|---|---|---|")
@@ -68,12 +69,12 @@ def main(out: Path) -> None:
         print(f"| {name} | {share['pairs']} | {share['share']:.2f} | {share['low']:.2f} to {share['high']:.2f} |")
 
 
-def _bits_per_byte(students: Path, arms: dict[str, tuple[str, ...]]) -> Bits:
-    found: Bits = {}
+def _measured(students: Path, arms: dict[str, tuple[str, ...]]) -> Arms:
+    found: Arms = {}
     for sweep, names in arms.items():
         for name in names:
             files = sorted(students.glob(f"{sweep}-*/{name}/seed-*/held-out.json"))
-            found[name] = {_pair(file): _read(file)["nll"]["nats_per_byte"] / math.log(2) for file in files}
+            found[name] = {_pair(file): _read(file)["nll"] for file in files}
     return found
 
 
@@ -82,32 +83,25 @@ def _pair(file: Path) -> Pair:
     return file.parts[-4].partition("-")[2], int(file.parent.name.removeprefix("seed-"))
 
 
-def _arm(bits: Bits, name: str) -> dict[str, Any]:
-    pairs = [pair for pair in sorted(bits[name]) if pair in bits["ce"]]
-    gain = interval([bits[name][pair] - bits["ce"][pair] for pair in pairs])
+def _arm(arms: Arms, name: str) -> dict[str, Any]:
+    bits, baseline = (
+        {pair: nll["nats_per_byte"] / math.log(2) for pair, nll in arms[arm].items()} for arm in (name, "ce")
+    )
+    pairs = [pair for pair in sorted(bits) if pair in baseline]
+    gain = interval([bits[pair] - baseline[pair] for pair in pairs])
     return {
         "students": len(pairs),
-        "bits_per_byte": mean(bits[name][pair] for pair in pairs),
+        "bits_per_byte": mean(bits[pair] for pair in pairs),
         "minus_ce": {"mean": gain.mean, "half_width": gain.half_width},
-        "by_student": {f"{start}/{seed}": bits[name][start, seed] for start, seed in pairs},
+        "by_student": {f"{start}/{seed}": bits[start, seed] for start, seed in pairs},
     }
 
 
-def _share(cross: Bits, arm: str, shared: Bits, of_shared: str) -> dict[str, Any]:
+def _share(cross: Arms, arm: str, shared: Arms, of_shared: str) -> dict[str, Any]:
     """Return the share with its interval, over the pairs that all four arms have."""
-    pairs = sorted({*cross[arm]} & {*cross["ce"]} & {*shared[of_shared]} & {*shared["ce"]})
-    random = Random(0)
-
-    def of(chosen: list[Pair]) -> float:
-        across, own = (
-            mean(bits["ce"][pair] - bits[name][pair] for pair in chosen) / mean(bits["ce"][pair] for pair in chosen)
-            for bits, name in ((cross, arm), (shared, of_shared))
-        )
-        return across / own
-
-    resampled = sorted(of(random.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
-    low, high = (resampled[round(q * (RESAMPLES - 1))] for q in (0.025, 0.975))
-    return {"share": of(pairs), "low": low, "high": high, "pairs": len(pairs), "compared_with": of_shared}
+    found = share_of_gain(cross[arm], cross["ce"], shared[of_shared], shared["ce"])
+    interval_of = {"low": found.low, "high": found.high, "pairs": found.students, "rows": found.rows}
+    return {"share": found.value, **interval_of, "compared_with": of_shared}
 
 
 def _read(file: Path) -> dict[str, Any]:

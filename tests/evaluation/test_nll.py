@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from experiments.bootstrap import bits_per_byte
 from tide_cache.errors import ModelError, RunFileError
 from tide_cache.evaluation import TIMES, held_out_nll
 from tide_cache.modeling.attention import block_diffusion_mask
@@ -83,6 +84,25 @@ def test_a_uniform_model_needs_log_v_nats_at_every_time(backbone):
     num_supervised = sum(LENGTHS) - len(LENGTHS)
     assert report.num_supervised == num_supervised
     assert report.nats_per_byte == pytest.approx(math.log(VOCAB) * num_supervised / 100, rel=1e-6)
+
+
+def test_sums_by_row_make_up_the_means(backbone):
+    pairs, times = samples()[::-1], (0.4, 1.0)
+    num_bytes = [7 + len(pair.student_ids_L) for pair in pairs]
+    report = held_out_nll(backbone, pairs, times=times, num_bytes=num_bytes, by_row=True, **OPTIONS)
+    rows = report.rows
+    assert rows.sample_id == tuple(pair.sample_id for pair in pairs)
+    for place, entry in enumerate(report.times):
+        assert sum(masked[place] for masked in rows.num_masked) == entry.num_masked
+        assert sum(nll[place] for nll in rows.nll) / entry.num_masked == pytest.approx(entry.nll)
+    alone = held_out_nll(backbone, pairs[2:3], times=times, num_bytes=num_bytes[2:3], by_row=True, **OPTIONS)
+    assert alone.rows.num_masked[0] == rows.num_masked[2]
+    assert alone.rows.nll[0] == pytest.approx(rows.nll[2], abs=1e-4)
+    whole = bits_per_byte(dataclasses.asdict(report), np.ones((1, len(pairs))))
+    assert whole == pytest.approx([report.nats_per_byte / math.log(2)])
+    assert dataclasses.replace(report, rows=None) == held_out_nll(
+        backbone, pairs, times=times, num_bytes=sum(num_bytes), **OPTIONS
+    )
 
 
 def test_the_two_contexts_are_two_questions(backbone):

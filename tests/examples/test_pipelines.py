@@ -142,8 +142,10 @@ def test_a_small_run_through_the_same_files_gives_scored_students(toy, pipeline,
     assert [arm["name"] for arm in arms] == list(FIRST_TWO[pipeline])
     assert all(arm["nll"]["value"]["mean"] > 0 for arm in arms)
     model = arms[1]["students"][0]["model"]
-    told = json.loads(succeed("eval", model, "--dataset", toy.root / "held-out.jsonl", "--json"))
+    told = json.loads(succeed("eval", model, "--dataset", toy.root / "held-out.jsonl", "--by-row", "--json"))
     assert told["nll"]["mean_nll"] == pytest.approx(arms[1]["nll"]["value"]["mean"]), "as `eval` measures"
+    kept = json.loads((Path(model).parent / "held-out.json").read_text())["nll"]["rows"]
+    assert told["nll"]["rows"]["num_bytes"] == kept["num_bytes"]
 
 
 def test_one_student_learns_from_both_caches(toy):

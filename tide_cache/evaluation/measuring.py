@@ -66,6 +66,7 @@ def measure(
     on_bad_row: OnBadRow = "error",
     dtype: Precision = "float32",
     device: str = "auto",
+    by_row: bool = False,
     progress: OnMeasured | None = None,
 ) -> Measurement:
     """Measure a checkpoint on held-out text: the figures of `tide-cache eval`.
@@ -87,6 +88,7 @@ def measure(
         on_bad_row: Whether a row that cannot be used is an error, or is left out and named in `remarks`.
         dtype: Of the weights of a checkpoint.
         device: Where they go: `auto`, `cpu`, `cuda` or `cuda:N`.
+        by_row: Also keep the sums of every sample, for intervals over samples.
         progress: Called after each forward.
 
     Returns:
@@ -107,6 +109,7 @@ def measure(
     if isinstance(dataset, str | Path):
         held_out = held_out_samples(str(dataset), model, max_length, limit=limit, on_bad_row=on_bad_row)
         dataset, remarks = held_out.pairs, held_out.remarks
+    num_bytes = text_bytes(model.tokenizer, dataset)
     nll = held_out_nll(
         model.backbone,
         dataset,
@@ -116,7 +119,8 @@ def measure(
         times=times,
         seed=seed,
         context=context,
-        num_bytes=text_bytes(model.tokenizer, dataset),
+        num_bytes=num_bytes if any(num_bytes) else None,
+        by_row=by_row,
         progress=_named(progress, "held-out NLL"),
     )
     agreement = None
@@ -162,18 +166,18 @@ def held_out_samples(
     return HeldOutSamples(paired.pairs, remarks_of(paired, limits, corpus.notes, corpus.skipped))
 
 
-def text_bytes(tokenizer: TextTokenizer, pairs: Sequence[SamplePair]) -> int | None:
-    """Count the bytes that supervised tokens spell, without special tokens; None if they spell nothing.
+def text_bytes(tokenizer: TextTokenizer, pairs: Sequence[SamplePair]) -> list[int]:
+    """Count the bytes that supervised tokens of each sample spell, without special tokens.
 
     Args:
         tokenizer: The model's.
         pairs: Samples in its tokens.
     """
-    num_bytes = 0
+    num_bytes = []
     for pair in pairs:
         ids_N = pair.student_ids_L[pair.is_supervised_L]
-        num_bytes += len(tokenizer.token_bytes.join(ids_N[~tokenizer.is_special_V[ids_N]].tolist()))
-    return num_bytes or None
+        num_bytes.append(len(tokenizer.token_bytes.join(ids_N[~tokenizer.is_special_V[ids_N]].tolist())))
+    return num_bytes
 
 
 def require_fitting_cache(cache: CachePath, tokenizer: TextTokenizer) -> Manifest:

@@ -7,7 +7,7 @@ Shape suffixes: B samples, L tokens, N masked rows, G times of the grid.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,27 @@ class NllAtTime:
 
 
 @dataclass(frozen=True)
+class NllByRow:
+    """Sums of every held-out sample, in the order given: a bootstrap over samples needs no model.
+
+    The mean NLL at a time is the sum of `nll` over the sum of `num_masked`.
+
+    Attributes:
+        sample_id: Of each sample.
+        num_supervised: Its tokens that can be masked.
+        num_bytes: UTF-8 bytes that they spell; None where bytes were not counted.
+        num_masked: Its masked tokens, at each t of the grid.
+        nll: Their sums of -log p(true token) in nats, likewise.
+    """
+
+    sample_id: tuple[str, ...]
+    num_supervised: tuple[int, ...]
+    num_bytes: tuple[int, ...] | None
+    num_masked: tuple[tuple[int, ...], ...]
+    nll: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class NllReport:
     """Held-out NLL of one model; `dataclasses.asdict` makes it JSON-ready.
 
@@ -58,6 +79,7 @@ class NllReport:
         mean_accuracy: Mean of `accuracy` over the grid; None likewise.
         nats_per_byte: `mean_nll` times supervised tokens over bytes, comparable between tokenizers; None when the
             number of bytes was not given.
+        rows: Sums by sample, where they were asked for.
     """
 
     context: Context
@@ -68,6 +90,7 @@ class NllReport:
     mean_nll: float | None
     mean_accuracy: float | None
     nats_per_byte: float | None
+    rows: NllByRow | None = None
 
 
 def held_out_nll(
@@ -80,8 +103,9 @@ def held_out_nll(
     times: Sequence[float] = TIMES,
     seed: int = 0,
     context: Context = "block",
-    num_bytes: int | None = None,
+    num_bytes: int | Sequence[int] | None = None,
     batch_tokens: int = 8192,
+    by_row: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> NllReport:
     """Measure a model on masked views of held-out samples, one view per sample and t.
@@ -97,18 +121,22 @@ def held_out_nll(
         times: Grid of t in (0, 1]; each supervised token is masked with probability t.
         seed: Mask seed; with the sample id and the index in the grid it determines every mask.
         context: `block` for students and block teachers, `full` for bidirectional ones.
-        num_bytes: UTF-8 bytes of the text that the supervised tokens spell, for `nats_per_byte`.
+        num_bytes: UTF-8 bytes of the text that the supervised tokens spell, for `nats_per_byte`; of all samples
+            together, or of each.
         batch_tokens: Padded tokens of a forward.
+        by_row: Also keep the sums of every sample.
         progress: Called after each forward with the number of views done and the number in all.
 
     Raises:
         RunFileError: No sample, an impossible option, or a sample above the model's limit; lists every fault.
         ModelError: An output is not finite; names the sample and t.
     """
-    _require_usable(backbone, pairs, block_size, times, num_bytes, batch_tokens)
-    ordered = sorted(pairs, key=lambda pair: (len(pair.student_ids_L), pair.sample_id))
+    bytes_of_all = num_bytes if num_bytes is None or isinstance(num_bytes, int) else sum(num_bytes)
+    _require_usable(backbone, pairs, block_size, times, bytes_of_all, batch_tokens)
+    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].student_ids_L), pairs[i].sample_id))
+    ordered = [pairs[i] for i in order]
     lengths = [len(pair.student_ids_L) for pair in ordered]
-    total_nll_G, num_right_G, num_masked_G = (np.zeros(len(times)) for _ in range(3))
+    nll_BG, num_right_BG, num_masked_BG = (np.zeros((len(pairs), len(times))) for _ in range(3))
     num_done = 0
     with evaluating(backbone):
         for groups in plan_batches(lengths, [len(times)] * len(lengths), 1, int(context == "block"), batch_tokens):
@@ -117,19 +145,39 @@ def held_out_nll(
             masks = [_draw_mask(pair, times[g], seed, g) for pair, g in zip(chosen, place_B.tolist(), strict=True)]
             batch = _batch(chosen, masks, mask_id, pad_id)
             rows = truth_rows(backbone, batch, block_size, context)
-            place_N = place_B[batch.row_sample_N.numpy()]
+            view_N = batch.row_sample_N.numpy()
+            at_N = np.array([group.sample for group in groups])[view_N], place_B[view_N]
             _require_finite(rows, batch, chosen, [times[g] for g in place_B])
-            np.add.at(total_nll_G, place_N, -rows.truth_logprobs_N.numpy().astype(np.float64))
-            np.add.at(num_right_G, place_N, rows.is_top1_N.numpy())
-            np.add.at(num_masked_G, place_N, 1)
+            np.add.at(nll_BG, at_N, -rows.truth_logprobs_N.numpy().astype(np.float64))
+            np.add.at(num_right_BG, at_N, rows.is_top1_N.numpy())
+            np.add.at(num_masked_BG, at_N, 1)
             num_done += len(groups)
             if progress is not None:
                 progress(num_done, len(ordered) * len(times))
     at_times = tuple(
         NllAtTime(float(t), int(num), float(nll / num) if num else None, float(right / num) if num else None)
-        for t, num, nll, right in zip(times, num_masked_G, total_nll_G, num_right_G, strict=True)
+        for t, num, nll, right in zip(
+            times, num_masked_BG.sum(axis=0), nll_BG.sum(axis=0), num_right_BG.sum(axis=0), strict=True
+        )
     )
-    return _report(at_times, ordered, context, seed, num_bytes)
+    report = _report(at_times, ordered, context, seed, bytes_of_all)
+    if not by_row:
+        return report
+    given = np.argsort(order)
+    bytes_of_each = None if num_bytes is None or isinstance(num_bytes, int) else tuple(num_bytes)
+    return replace(report, rows=_by_row(pairs, bytes_of_each, num_masked_BG[given], nll_BG[given]))
+
+
+def _by_row(
+    pairs: Sequence[SamplePair], num_bytes: tuple[int, ...] | None, num_masked_BG: np.ndarray, nll_BG: np.ndarray
+) -> NllByRow:
+    return NllByRow(
+        sample_id=tuple(str(pair.sample_id) for pair in pairs),
+        num_supervised=tuple(int(pair.is_supervised_L.sum()) for pair in pairs),
+        num_bytes=num_bytes,
+        num_masked=tuple(map(tuple, num_masked_BG.astype(int).tolist())),
+        nll=tuple(map(tuple, nll_BG.tolist())),
+    )
 
 
 def _draw_mask(pair: SamplePair, t: float, seed: int, place: int) -> Bools:

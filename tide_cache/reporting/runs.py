@@ -226,6 +226,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _evaluation(path: Path, found: dict[str, Any]) -> Evaluation:
+    if isinstance(found["nll"], dict):  # a page shows no sample
+        found = {**found, "nll": {**found["nll"], "rows": None}}
     try:
         return TypeAdapter(Evaluation).validate_python({**_shortened(found), "file": path.name})
     except ValidationError as error:

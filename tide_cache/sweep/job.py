@@ -161,13 +161,13 @@ def run_job(job: Job, on_step: OnStep | None = None) -> State:
 
 
 def read_scores(job: Job) -> dict[str, Any] | None:
-    """Return the held-out figures of a student, as `NllReport`; None if it was not measured on this corpus."""
+    """Return the held-out figures of a student, as `NllReport` without rows; None if not measured on this corpus."""
     file = job.run.train.out / SCORES
     if job.held_out is None or not file.exists():
         return None
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     is_same = content["corpus"] == _measured_on(job.held_out, _open(job.held_out))
-    nll: dict[str, Any] = content["nll"]
+    nll: dict[str, Any] = {name: value for name, value in content["nll"].items() if name != "rows"}
     return nll if is_same else None
 
 
@@ -177,7 +177,7 @@ def _measure(run: TrainRun, held_out: HeldOut, prepared: Prepared) -> None:
     document = {
         "corpus": _measured_on(held_out, _open(held_out)),
         "max_length": prepared.max_length,
-        "nll": asdict(measure(model, _samples(held_out, prepared).pairs).nll),
+        "nll": asdict(measure(model, _samples(held_out, prepared).pairs, by_row=True).nll),
     }
     write_whole(run.train.out / SCORES, json.dumps(document, indent=2) + "\n")
 
