@@ -49,6 +49,7 @@ check: $(DEV)
 	$(BIN)/tide-cache schema --check schemas
 	$(BIN)/python -m benchmarks.pages
 	$(BIN)/mkdocs build --strict
+	TIDE_CACHE_SITE=site $(BIN)/pytest -p no:xdist -q tests/docs/test_site.py
 
 format: $(DEV)
 	$(BIN)/ruff format .

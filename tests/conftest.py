@@ -40,7 +40,7 @@ gc.disable()  # while much is imported, nearly all of which stays; from the end 
 
 ROOT = Path(__file__).resolve().parent.parent
 
-TOGETHER = ("cli", "faults", "services")
+TOGETHER = ("cli", "faults", "pairing", "services")
 """Folders whose files share what takes seconds to make: one process tests each of them."""
 
 LONGEST_FIRST = (

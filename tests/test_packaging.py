@@ -84,8 +84,6 @@ def test_the_installed_command_runs_without_the_tree(elsewhere):
     )
     assert where.stdout.count(str(elsewhere)) == 2, where.stderr
     assert run(elsewhere, "tide-cache", "--version").stdout == f"tide-cache {__version__}\n"
-    checked = run(elsewhere, "tide-cache", "schema", "--check", ROOT / "schemas")
-    assert checked.returncode == 0, checked.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["doctor", "--json"], ["schema", "--out", "s"]])
@@ -95,4 +93,7 @@ def test_an_empty_folder_is_enough(elsewhere, tmp_path, arguments):
     assert done.returncode == 0, done.stderr
     assert str(ROOT) not in done.stdout + done.stderr
     if arguments[0] == "schema":
-        assert {path.name for path in (tmp_path / "s").iterdir()} == {p.name for p in (ROOT / "schemas").iterdir()}
+        written, expected = (
+            {path.name: path.read_text() for path in f.iterdir()} for f in (tmp_path / "s", ROOT / "schemas")
+        )
+        assert written == expected

@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -90,9 +91,19 @@ IN_TEXT = [
 ]
 
 
+@cache
+def command_line():
+    return typer.main.get_command(app)
+
+
+@cache
+def torchrun():
+    return torchrun_parser()
+
+
 def parse_tide_cache(arguments):
     """Let the real command line parse arguments, without running anything."""
-    group = typer.main.get_command(app)
+    group = command_line()
     arguments = [word for word in arguments if word not in ("-h", "--help")]
     if all(word.startswith("-") for word in arguments):  # no subcommand: one of these would change the shell's files
         known = {name for option in group.params for name in option.opts}
@@ -120,7 +131,7 @@ def check(words):
     """Refuse a command that would be refused for how it is written."""
     program, *rest = words
     if program == "torchrun":
-        torchrun_parser().parse_args(rest)
+        torchrun().parse_args(rest)
     elif program == "deepspeed":
         assert parse_deepspeed(rest).no_local_rank, "it would add an option that the command line does not know"
     if (arguments := ours(words)) is not None:

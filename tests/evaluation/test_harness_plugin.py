@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+from helpers.fresh import IS_FULL
 from helpers.task_examples import write_tasks
+from tide_cache import lm_eval_hook
 from tide_cache.errors import RunFileError
 from tide_cache.evaluation.harness.plugin import TideCacheLM
 
@@ -44,6 +47,17 @@ def installed(tmp_path):
     return info.parent
 
 
+def test_the_entry_points_that_are_declared_lead_here():
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    found = {
+        name: EntryPoint(name, value, group).load()
+        for group, values in groups.items()
+        for name, value in values.items()
+    }
+    assert found == {"tide_cache": TideCacheLM, "tide_cache_lm_eval": lm_eval_hook.register}
+
+
+@pytest.mark.skipif(not IS_FULL, reason="takes seconds to import what others share: TIDE_CACHE_TESTS=full")
 def test_the_harness_s_own_command(student, tasks, installed, tmp_path):
     command = [
         Path(sys.executable).parent / "lm_eval", "--model", "tide_cache", "--tasks", tasks, "--batch_size", 3,

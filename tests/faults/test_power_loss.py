@@ -33,7 +33,7 @@ def run_until(files, shards, lives, order):
 
 def test_a_power_loss_at_any_moment_keeps_every_promise(shards, undisturbed):
     expected, num_changes = undisturbed
-    num_seeds = trials(quick=150, full=1000)
+    num_seeds = trials(quick=60, full=1000)
     losses = committed = 0
     for seed, random in seeded(num_seeds):
         files = CrashFiles()

@@ -41,7 +41,7 @@ STAGES = {
 }
 LOW = {f"bfloat16 {stage}": {"precision": "bfloat16", "zero_stage": stage} for stage in (1, 2, 3)}
 if not IS_FULL:  # what each takes to a further place is in those that are left: the highest stage, with everything
-    for name in ("1", "1 offload", "untied 3", "untied 0", "lora 2 untied"):
+    for name in ("1", "2", "1 offload", "3 checkpointing", "untied 3", "untied 0", "lora 2 untied"):
         del STAGES[name]
     LOW = {name: LOW[name] for name in ("bfloat16 3",)}
 STEPS = 4
