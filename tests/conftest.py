@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 settings.register_profile(
     "tide-cache",
     deadline=None,
-    max_examples=100 if fresh.IS_FULL else 40,  # where a test does not say
+    max_examples=100 if fresh.IS_FULL else 25,  # where a test does not say
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tide-cache")
@@ -49,7 +49,7 @@ LONGEST_FIRST = (
     "training/test_capture_parity.py",
     "faults",
     "training/test_world_sizes.py",
-    "hub/test_local_hub.py",
+    "hub",
     "experiments/test_experiment.py",
     "benchmarks",
     "services",

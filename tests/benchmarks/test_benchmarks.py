@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import build
@@ -19,7 +19,6 @@ cuts = st.lists(st.integers(1, 19), max_size=12).map(lambda ends: sorted({*ends,
 
 
 @given(cuts, cuts)
-@settings(max_examples=50, deadline=None)
 def test_both_loops_find_the_chunks_of_equal_bytes(teacher_ends, student_ends):
     data = bytes(range(65, 85))
     sides = [[data[a:b] for a, b in zip([0, *ends], ends, strict=False)] for ends in (teacher_ends, student_ends)]

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_cache.corpus.rows import RowFault
@@ -129,7 +129,6 @@ def test_a_row_that_cannot_be_used_says_why(row: object, message: str) -> None:
         read(row)
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     row=st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=3),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_cache.corpus.spec import Part, parse_spec
@@ -33,7 +33,6 @@ def written(part: Part, order: list[int]) -> str:
     return f"{part.name}[{','.join(chosen)}]" if chosen else part.name
 
 
-@settings(max_examples=50, deadline=None)
 @given(mix=st.lists(st.tuples(parts(), st.permutations([0, 1, 2])), min_size=1, max_size=4))
 def test_a_written_mix_parses_to_its_parts(mix: list[tuple[Part, list[int]]]) -> None:
     spec = "+".join(written(part, order) for part, order in mix)

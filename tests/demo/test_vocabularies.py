@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -101,7 +101,6 @@ def test_merges_overlap_but_neither_holds_the_other_and_ids_do_not_carry_over(to
     assert sum(first[token] != second[token] for token in shared_merges) > 0.8 * len(shared_merges)
 
 
-@settings(max_examples=50, deadline=None)
 @given(text=st.text(max_size=40))
 def test_decode_inverts_encode_on_any_text(tokenizers: tuple[Any, Any], text: str) -> None:
     for tokenizer in tokenizers:

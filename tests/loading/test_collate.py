@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one, pairs
@@ -24,7 +24,6 @@ PLAN = BatchLayout(
     mask_id=98, pad_id=99, block_size=4, shared_vocab_size=SHARED, temperatures=TEMPERATURES, schedule="cosine"
 )
 VIEWS = ViewsConfig(num_views=2, seed=1, time_sampling="uniform", schedule="cosine", complementary=False)
-quick = settings(max_examples=60, deadline=None)
 
 
 def record_of(pair, view_number, top_k, top_p, seed):
@@ -124,7 +123,6 @@ def kept_of(topk, place):
     }
 
 
-@quick
 @given(records())
 @example(DENSE)
 def test_everything_equals_the_slow_reference(records):
@@ -154,7 +152,6 @@ def test_everything_equals_the_slow_reference(records):
         assert targets.topk.log_partition_NT[n].tolist() == pytest.approx(kept["partitions"])
 
 
-@quick
 @given(records())
 @example(DENSE)
 def test_ids_the_student_lacks_move_to_the_rest_and_no_mass_is_lost(records):
@@ -168,7 +165,6 @@ def test_ids_the_student_lacks_move_to_the_rest_and_no_mass_is_lost(records):
         )
 
 
-@quick
 @given(records())
 @example(DENSE)
 def test_x_t_hides_the_masked_tokens_only_and_padding_is_marked(records):
@@ -186,7 +182,6 @@ def test_x_t_hides_the_masked_tokens_only_and_padding_is_marked(records):
         assert batch.is_real_BL[b].tolist() == [True] * len(ids) + [False] * len(padding)
 
 
-@quick
 @given(records(max_size=3))
 @example(DENSE)
 def test_a_record_gives_the_same_targets_alone_as_in_a_batch(records):
@@ -231,7 +226,6 @@ def test_dtypes_are_those_of_the_records(with_signal):
     assert batch.is_real_BL.dtype == torch.bool
 
 
-@quick
 @given(records(max_size=3))
 @example(DENSE)
 def test_without_a_teacher_there_are_rows_but_neither_chunks_nor_candidates(records):
@@ -265,7 +259,6 @@ def test_nothing_masked_gives_no_rows():
     assert targets.num_supervised == 0
 
 
-@quick
 @given(records())
 @example(DENSE)
 def test_rows_of_pairs_that_the_plan_does_not_share_are_left_out(records):

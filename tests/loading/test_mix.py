@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one
@@ -23,7 +23,6 @@ from tide_cache.views import draw_view
 from tide_cache.views.schedule import time_weight
 
 LANES = 4
-quick = settings(max_examples=60, deadline=None)
 shapes = st.lists(
     st.tuples(
         st.lists(st.integers(0, 4), min_size=1, max_size=5).map(tuple).filter(any),
@@ -47,7 +46,6 @@ def short_blocks(monkeypatch):
     monkeypatch.setattr(mix, "TURNS_PER_BLOCK", 16)
 
 
-@quick
 @given(shape=shapes, seed=st.integers(0, 2**32), num_turns=st.integers(1, 150))
 def test_each_sources_turns_in_a_lane_are_its_own_stream(shape, seed, num_turns):
     orders, order = mixed(shape, seed)
@@ -61,7 +59,6 @@ def test_each_sources_turns_in_a_lane_are_its_own_stream(shape, seed, num_turns)
             assert [Visit(v.sample - first[number], v.epoch) for v in own] == expected
 
 
-@quick
 @given(shape=shapes, turns=st.lists(st.integers(0, 150), max_size=20))
 def test_a_turn_says_its_sample_whatever_was_asked_before(shape, turns):
     whole = mixed(shape)[1].visits(range(151))

@@ -4,14 +4,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tide_cache.loading.groups import Groups
 from tide_cache.loading.order import LaneOrder, Visit, lane_places
 from tide_cache.loading.permutation import KeyedPermutation
 
-quick = settings(max_examples=60, deadline=None)
 sizes = st.lists(st.integers(0, 5), min_size=1, max_size=12).filter(any)
 
 
@@ -22,7 +21,6 @@ def orders(draw):
     return LaneOrder(*arguments, lanes)
 
 
-@quick
 @given(order=orders(), epoch=st.integers(0, 5))
 def test_an_epoch_visits_each_sample_once(order, epoch):
     visits = order.visits(range(epoch * order.num_samples, (epoch + 1) * order.num_samples))
@@ -31,7 +29,6 @@ def test_an_epoch_visits_each_sample_once(order, epoch):
     assert all(type(visit.sample) is int for visit in visits)
 
 
-@quick
 @given(order=orders(), turns=st.lists(st.integers(0, 90), max_size=20))
 def test_a_turn_says_its_sample_whatever_was_asked_before(order, turns):
     """No state is shared, so it matters not which rank, worker or resumed run asks for it."""
@@ -110,7 +107,6 @@ def test_lanes_of_a_rank_lie_together(lanes):
             assert own[-1] - own[0] == lanes // world - 1
 
 
-@quick
 @given(size=st.sampled_from([1, 2, 1024, 1025, 2048, 2049, 3000]), key=st.integers(0, 2**32))
 def test_a_permutation_is_one(size, key):
     permutation = KeyedPermutation(size, key)
@@ -124,7 +120,6 @@ def test_permutations_are_drawn_evenly():
     assert max(found.values()) < 260
 
 
-@quick
 @given(sizes=sizes, runs=st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any))
 def test_groups_know_where_they_lie(sizes, runs):
     for groups, expected in (

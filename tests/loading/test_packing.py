@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen3Config
 
@@ -31,7 +31,6 @@ PLAN = BatchLayout(mask_id=14, pad_id=15, block_size=4, shared_vocab_size=9, tem
 VIEWS = ViewsConfig(num_views=4, seed=1, time_sampling="uniform", schedule="linear", complementary=False)
 LENGTHS = (12, 7, 5, 4, 9)
 KINDS = ("ce", "kl", "reverse_kl", "calm")
-quick = settings(max_examples=60, deadline=None)
 
 
 def backbone(seed):
@@ -114,7 +113,6 @@ def test_a_row_of_its_own_needs_no_sample_numbers(samples):
 lengths_of_steps = st.lists(st.integers(1, 16).map(lambda blocks: 4 * blocks), min_size=12, max_size=12)
 
 
-@quick
 @given(lengths_of_steps, st.sampled_from([1, 2, 3, 6]), st.sampled_from(["length", "packed"]))
 def test_every_sample_is_in_one_micro_batch(lengths, num_batches, batching):
     batches = plan_micro_batches(lengths, num_batches, batching, 32)

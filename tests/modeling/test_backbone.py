@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import Qwen3Config
 
+from helpers.fresh import IS_FULL
 from tide_cache.config.sections import LoadingConfig
 from tide_cache.errors import ModelError, RunFileError
 from tide_cache.families import FAMILIES
@@ -284,6 +285,7 @@ def test_what_transformers_cannot_load_as_asked_is_told(golden):
         ADAPTERS[info.model_type].load(info, options)
 
 
+@pytest.mark.skipif(not IS_FULL, reason="compiles for a quarter of a minute: TIDE_CACHE_TESTS=full")
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")  # where deepspeed came first in the process

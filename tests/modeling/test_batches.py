@@ -1,6 +1,6 @@
 """The plan of forwards: every view once, within the budget, the same each time."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_cache.modeling.batches import ViewGroup, plan_batches
@@ -19,14 +19,12 @@ def arguments_of_a_plan(draw):
 
 
 arguments = arguments_of_a_plan()
-quick = settings(max_examples=100, deadline=None)
 
 
 def padded_tokens(batch, lengths, copies):
     return len(batch) * max(lengths[group.sample] for group in batch) * (len(batch[0].views) + copies)
 
 
-@quick
 @given(arguments)
 def test_every_view_of_every_sample_once(arguments):
     batches = plan_batches(**arguments)
@@ -34,7 +32,6 @@ def test_every_view_of_every_sample_once(arguments):
     assert sorted(seen) == [(s, v) for s, count in enumerate(arguments["num_views"]) for v in range(count)]
 
 
-@quick
 @given(arguments)
 def test_the_budget_holds_unless_a_group_alone_exceeds_it(arguments):
     for batch in plan_batches(**arguments):
@@ -42,7 +39,6 @@ def test_the_budget_holds_unless_a_group_alone_exceeds_it(arguments):
         assert len(batch) == 1 or tokens <= arguments["batch_tokens"]
 
 
-@quick
 @given(arguments)
 def test_the_groups_of_a_batch_have_equally_many_views(arguments):
     for batch in plan_batches(**arguments):
@@ -51,7 +47,6 @@ def test_the_groups_of_a_batch_have_equally_many_views(arguments):
         assert max(sizes) <= arguments["views_per_forward"]
 
 
-@quick
 @given(arguments)
 def test_the_plan_depends_on_its_arguments_alone(arguments):
     assert plan_batches(**arguments) == plan_batches(**arguments)

@@ -1,6 +1,7 @@
 """The figures of docs/decisions/semantics.md, computed: what 1/t and a plain count do to the terms."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ def test_the_number_of_masked_tokens_is_uniform_and_both_weights_estimate_one_bo
 def draws(pair_in_chunks):
     """Masked share, t and `realised_ratio` of views of one sample, whose tokens come in chunks of a size."""
 
+    @cache
     def make(chunk_size):
         plan = ViewsConfig(NUM_VIEWS, seed=0, time_sampling="stratified", schedule="linear", complementary=False)
         views = [draw_view(pair_in_chunks(NUM_TOKENS, chunk_size), v, plan) for v in range(NUM_VIEWS)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_cache.pairing import TextTokenizer, align_bytes
@@ -24,7 +24,6 @@ def two_sides(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 
 
 @given(two_sides())
-@settings(max_examples=200, deadline=None)
 def test_chunks_partition_the_tokens_and_cover_equal_bytes(sides):
     teacher, student = sides
     chunks = align_bytes(teacher, student)
@@ -40,7 +39,6 @@ def test_chunks_partition_the_tokens_and_cover_equal_bytes(sides):
 
 
 @given(two_sides())
-@settings(max_examples=200, deadline=None)
 def test_chunks_are_minimal(sides):
     """Every position that both sides share is a border of a chunk."""
     teacher, student = sides
@@ -58,7 +56,6 @@ def test_sides_of_different_length_align_up_to_the_last_shared_boundary():
 
 
 @given(st.lists(two_sides(), min_size=1, max_size=6))
-@settings(max_examples=50, deadline=None)
 def test_aligning_many_spans_equals_aligning_each(spans):
     # A token of no bytes at the start of a span belongs to what lies left of it: let every first token have one.
     spans = [tuple([end + 1 for end in side] for side in sides) for sides in spans]

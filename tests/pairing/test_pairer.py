@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_cache.errors import PairingError
@@ -64,7 +64,6 @@ content = st.lists(words | st.text(st.characters(exclude_categories=["Cs"]), max
 
 
 @given(st.lists(content, min_size=2, max_size=4))
-@settings(max_examples=100, deadline=None)
 def test_chunks_spell_the_same_on_both_sides(small: TextTokenizer, large: TextTokenizer, make_row: MakeRow, texts):
     """Never aligned wrongly: equal bytes where the text has only one spelling, equal after NFC elsewhere."""
     for teacher, student in ((large, small), (small, large)):
@@ -223,7 +222,6 @@ def test_equal_sides_of_different_lengths(small: TextTokenizer, make_row: MakeRo
 
 
 @given(st.integers(1, 90), st.integers(1, 16))
-@settings(max_examples=50, deadline=None)
 def test_the_last_block_is_filled_with_supervised_end_of_text(small, large, make_row, max_length, block_size):
     row = make_row("the cat", "sat on the mat")
     plain = encode_student([row], small, max_length=512, block_size=1, fill_last_block=True).pairs[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_cache.corpus import PreprocessedFormat, open_preprocessed
@@ -276,7 +276,6 @@ def test_rows_that_cannot_be_used_are_left_out_with_their_reason(small: TextToke
     assert pairer(small, small).pair_many([]).pairs == []
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_whatever_a_set_claims_chunks_are_right(
     data: st.DataObject, large: TextTokenizer, small: TextTokenizer

@@ -28,7 +28,6 @@ def render(make_tokenizer: Callable[..., Path]) -> Callable[..., tuple[str, list
 
 
 @given(st.lists(contents, min_size=1, max_size=5))
-@settings(max_examples=50, deadline=None)
 def test_every_content_is_where_the_range_says(small: TextTokenizer, make_row: Callable[..., ChatRow], texts):
     row = make_row(*texts)
     rendered = small.render(row.messages)

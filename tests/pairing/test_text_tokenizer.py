@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -34,7 +34,6 @@ def test_pad_token_is_used_where_there_is_one(make_tokenizer: MakeTokenizer):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-@settings(max_examples=50, deadline=None)
 def test_byte_level_ends_are_exact(small: TextTokenizer, text: str):
     encoded = small.encode(text)
     assert encoded.is_exact

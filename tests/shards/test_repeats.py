@@ -1,7 +1,7 @@
 """Candidates of a chunk that say again what an earlier one says."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_cache.shards import record_columns
@@ -18,13 +18,11 @@ def found(said):
     return repeats_of_candidates(ids_F, sizes_J, owner_J).tolist()
 
 
-@settings(max_examples=50, deadline=None)
 @given(candidates)
 def test_the_first_of_equal_candidates_is_none(said):
     assert found(said) == [one in said[:j] for j, one in enumerate(said)]
 
 
-@settings(max_examples=50, deadline=None)
 @given(candidates)
 def test_candidates_whose_keys_are_equal_by_chance_are_told_apart(said):
     mix, record_columns._MIX = record_columns._MIX, np.uint64(1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one, pairs
@@ -15,10 +15,8 @@ from tide_cache.views import draw_shown_first, draw_view, partial_views
 from tide_cache.views.compdemo import shown_first
 
 PLAN = ViewsConfig(num_views=4, seed=3, time_sampling="stratified", schedule="linear", complementary=False)
-few = settings(max_examples=100, deadline=None)
 
 
-@few
 @given(pair=pairs(), number=st.integers(0, 3), demo_ratio=st.floats(0, 1))
 def test_the_two_views_partition_the_masked_chunks(pair, number, demo_ratio):
     view = draw_view(pair, number, PLAN)
@@ -33,7 +31,6 @@ def test_the_two_views_partition_the_masked_chunks(pair, number, demo_ratio):
         assert (part.sample_id, part.view, part.t) == (view.sample_id, view.view, view.t)
 
 
-@few
 @given(pair=pairs(), number=st.integers(0, 3), demo_ratio=st.sampled_from([0.0, 1.0]))
 def test_an_empty_side_leaves_one_view_the_plain_one(pair, number, demo_ratio):
     view = draw_view(pair, number, PLAN)

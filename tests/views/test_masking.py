@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.pair_examples import one_to_one, pairs
@@ -25,7 +25,6 @@ configs = st.builds(
     schedule=st.sampled_from(["linear", "cosine"]),
     complementary=st.booleans(),
 )
-quick = settings(max_examples=100, deadline=None)
 
 
 def spans(pair):
@@ -33,7 +32,6 @@ def spans(pair):
         yield slice(teacher_start, teacher_end), slice(student_start, student_end)
 
 
-@quick
 @given(pair=pairs(), config=configs, view=st.integers(0, 9))
 def test_a_chunk_is_masked_whole_or_not_at_all_on_both_sides(pair, config, view):
     drawn = draw_view(pair, view, config)
@@ -46,7 +44,6 @@ def test_a_chunk_is_masked_whole_or_not_at_all_on_both_sides(pair, config, view)
     assert not drawn.is_teacher_masked_M[~in_chunks_M].any()
 
 
-@quick
 @given(pair=pairs(), config=configs, view=st.integers(0, 9))
 def test_only_supervised_tokens_are_masked_and_t_is_in_range(pair, config, view):
     drawn = draw_view(pair, view, config)
@@ -58,7 +55,6 @@ def test_only_supervised_tokens_are_masked_and_t_is_in_range(pair, config, view)
     assert drawn.is_student_masked_L.dtype == drawn.is_teacher_masked_M.dtype == np.bool_
 
 
-@quick
 @given(pair=pairs(), config=configs, view=st.integers(0, 9))
 def test_an_active_chunk_is_masked_and_supervised_throughout(pair, config, view):
     drawn = draw_view(pair, view, config)
@@ -69,7 +65,6 @@ def test_an_active_chunk_is_masked_and_supervised_throughout(pair, config, view)
     assert active_chunks(pair, drawn).tolist() == expected
 
 
-@quick
 @given(pair=pairs(), config=configs, view=st.integers(0, 9))
 def test_equal_names_give_equal_views(pair, config, view):
     first, second = draw_view(pair, view, config), draw_view(replace(pair), view, replace(config))
@@ -91,7 +86,6 @@ def test_seed_sample_and_view_each_change_the_draw():
         assert not np.array_equal(other.is_student_masked_L, base.is_student_masked_L)
 
 
-@quick
 @given(pair=pairs(), config=configs, view=st.integers(0, 4).map(lambda number: 2 * number))
 def test_complementary_views_share_out_the_supervised_tokens(pair, config, view):
     config = replace(config, num_views=2 * config.num_views, complementary=True)

@@ -1,7 +1,7 @@
 """Random numbers are pinned: masks of existing caches depend on them."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_cache.views.random import KeyedRandom
@@ -16,7 +16,6 @@ def test_draws_are_the_recorded_ones():
     assert KeyedRandom("order", "cache", 1, 0).permutation(10).tolist() == PINNED_ORDER
 
 
-@settings(max_examples=50, deadline=None)
 @given(key=st.lists(st.text(max_size=4) | st.integers()), first=st.integers(0, 9), second=st.integers(0, 9))
 def test_numbers_depend_on_how_many_were_drawn_not_on_how(key, first, second):
     parts, whole = KeyedRandom(*key), KeyedRandom(*key)
@@ -38,7 +37,6 @@ def test_uniform_lies_below_one_in_float32_and_fills_the_range():
     assert abs(counts / 200_000 - 1 / 16).max() < 0.003
 
 
-@settings(max_examples=50, deadline=None)
 @given(size=st.integers(0, 50), key=st.integers())
 def test_permutations_hold_each_number_once(size, key):
     order = KeyedRandom(key).permutation(size)

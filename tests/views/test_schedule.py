@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_cache.views.schedule import MIN_T, draw_time, mask_probability, time_of_probability, time_weight
@@ -12,7 +12,6 @@ from tide_cache.views.schedule import MIN_T, draw_time, mask_probability, time_o
 SCHEDULES = ("linear", "cosine")
 
 
-@settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**63), name=st.text(max_size=8), num_views=st.integers(1, 9), first=st.integers(0, 3))
 def test_stratified_views_cover_every_stratum_once_a_round(seed, name, num_views, first):
     views = range(first * num_views, (first + 1) * num_views)

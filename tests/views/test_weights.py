@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.pair_examples import pairs
@@ -84,7 +84,6 @@ def test_a_unit_alone_counts_by_the_inverse_of_its_mean_chance(law, expected):
         assert weights({size: 1}, {size: 1}, law)[size] == pytest.approx(weight, rel=0.012)  # t is at least MIN_T
 
 
-@settings(max_examples=60, deadline=None)
 @given(pair=pairs(), seed=st.integers(0, 99))
 def test_units_are_what_draws_mask_at_once(pair, seed):
     size_L = unit_sizes(pair.is_supervised_L, pair.chunks_C4[:, 2:])
