@@ -417,6 +417,7 @@ class Targets:
 
     Attributes:
         true_id_N: The token under each mask, int64.
+        view_N: Number within the batch of each row's view, increasing, int64.
         t_N: Diffusion time of each row's view, float32.
         time_weight_N: -alpha'(t) / (1 - alpha(t)) of the view's mask schedule, 1/t for the linear one, float32.
         mask_weight_N: Weight that makes tokens of all chunks count equally, see `views.weights`, float32.
@@ -431,6 +432,7 @@ class Targets:
     """
 
     true_id_N: torch.Tensor
+    view_N: torch.Tensor
     t_N: torch.Tensor
     time_weight_N: torch.Tensor
     mask_weight_N: torch.Tensor

@@ -208,3 +208,29 @@ def test_elsewhere_the_truth_is_taught_and_every_masked_row_counts_once(example)
         assert told.count(one.targets) == len(one.targets.true_id_N)
     assert not case.targets.topk.has_topk_N.any()
     assert whole.targets.topk.has_topk_N.all()
+
+
+def test_x_token_renormalises_over_the_kept_and_averages_over_a_chunk(example):
+    """arXiv:2605.21699, with the teacher in the student's vocabulary: a mean over each chunk's rows."""
+    case = example(8, chunk_size=3, chunk_k=4, length=12, kinds=("truth", "projected"))
+    topk, chunk_N = case.targets.topk, case.targets.truth.chunk_of_row_N
+    objective = ForwardKL(1.0, tail="renormalise", per="chunk")
+    chunks = chunk_N[topk.rows_R].unique()
+    assert objective.count(case.targets) == len(chunks) > 1
+    p_RK = topk.kept_logprobs_NK[topk.rows_R].softmax(dim=1)
+    kept_RK = topk.kept_ids_NK[topk.rows_R]
+    q_RK = (
+        case.logits_NV[topk.rows_R].gather(1, kept_RK.clamp_min(0)).masked_fill(kept_RK < 0, -torch.inf).log_softmax(1)
+    )
+    kl_R = torch.where(p_RK > 0, p_RK * (p_RK.log() - q_RK), 0).sum(dim=1)
+    expected = sum(kl_R[chunk_N[topk.rows_R] == chunk].mean() for chunk in chunks)
+    torch.testing.assert_close(case.loss(objective), expected)
+    torch.testing.assert_close(case.gradient(objective), torch.autograd.grad(expected, case.logits_NV)[0])
+
+
+def test_where_chunks_are_single_tokens_a_chunk_is_a_row(example):
+    case = example(6)
+    for how in ({}, {"temperature_mode": "kept"}):
+        row, chunk = (ForwardKL(2.0, per=per, **how) for per in ("row", "chunk"))
+        assert row.count(case.targets) == chunk.count(case.targets)
+        torch.testing.assert_close(case.loss(row), case.loss(chunk))

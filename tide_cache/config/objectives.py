@@ -36,17 +36,34 @@ class _Objective(Setting):
             of_objective()
 
 
-RowWeight = Literal["even", "soon", "later"]
-"""Which masked tokens count: all; those revealed within `horizon` steps of the view; or those revealed later."""
+RowWeight = Literal["even", "soon", "later", "uncertain"]
+"""Which masked tokens count: all; those revealed within `horizon` steps of the view; those revealed later; or the share
+of each view's tokens of which the student is least sure."""
 
 
 @dataclass(frozen=True)
 class _ByStep(_Objective):
     row_weight: RowWeight = field(default="even", kw_only=True)
-    """even, or, on a cache with views.source = trajectory, only tokens revealed within horizon steps (soon) or only the
-    others (later). TAD (arXiv:2605.09536): ce soon, kl later."""
+    """even; on a cache with views.source = trajectory, only tokens revealed within horizon steps (soon) or only the
+    others (later): TAD (arXiv:2605.09536): ce soon, kl later; or uncertain, only where the student is least sure."""
     horizon: Annotated[int, Ge(1)] = field(default=8, kw_only=True)
     """Steps that are soon; 8 as TAD's scripts."""
+    share: Annotated[float, Gt(0), Le(1)] = field(default=0.2, kw_only=True)
+    """Share of each view's rows or chunks that uncertain teaches, rounded up; a fifth as SE-KD (arXiv:2602.01395)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.row_weight == "uncertain" and getattr(self, "elsewhere", "nothing") != "nothing":
+            raise ValueError(
+                "row_weight = 'uncertain' teaches some rows with candidates, elsewhere = 'truth' all without; drop one"
+            )
+
+
+_CHOOSES_TAUGHT = Refused(
+    "uncertain",
+    "'uncertain' chooses where a teacher is heard; ce teaches every row, or those by step; use it in kl, "
+    "reverse_kl or chunk_kl",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,9 @@ class CrossEntropyConfig(_ByStep):
     """Denoising cross-entropy on the true tokens; needs no teacher."""
 
     kind: Literal["ce"] = field(default="ce", kw_only=True)
+    row_weight: Annotated[Literal["even", "soon", "later"], _CHOOSES_TAUGHT] = field(default="even", kw_only=True)
+    """even, or, on a cache with views.source = trajectory, only tokens revealed within horizon steps (soon) or only the
+    others (later). TAD (arXiv:2605.09536): ce soon, kl later."""
     time_weight: Literal["scheduler", "realised_ratio", "uniform"] | None = None
     """1/t as BD3LM, 1/(the token's own chance to be masked, given what is masked), or none with a mean over masked
     tokens; by default scheduler with semantics = 'paper' and realised_ratio with 'corrected'."""
@@ -72,9 +92,15 @@ class ForwardKLConfig(_ByStep):
     """What T softens: the whole distribution, or the kept ids among themselves (any T, none captured)."""
     elsewhere: Elsewhere = "nothing"
     """What rows without candidates are taught; truth: the true token, with the same weight."""
+    per: Literal["row", "chunk"] = "row"
+    """What counts once: a row, or a chunk, whose rows are then averaged. X-Token (arXiv:2605.21699): chunk, with tail =
+    'renormalise', on projected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.per == "chunk" and (self.elsewhere == "truth" or self.row_weight == "uncertain"):
+            other = "elsewhere = 'truth'" if self.elsewhere == "truth" else "row_weight = 'uncertain'"
+            raise ValueError(f"per = 'chunk' counts chunks, {other} counts rows; drop one")
         if self.temperature_mode == "kept" and self.tail == "sampled":
             raise ValueError(
                 "tail = 'sampled' estimates what temperature_mode = 'kept' compares as one outcome; drop one"

@@ -121,6 +121,7 @@ def _targets(records: Sequence[ViewRecord], layout: BatchLayout) -> Targets:
     topk, chunks, extra_ids_NX = candidate_targets(num_rows, told, joined.signal, active, len(layout.temperatures))
     return Targets(
         true_id_N=_tensor(joined.student_ids_L[joined.is_student_masked_L], np.int64),
+        view_N=_tensor(np.repeat(np.arange(len(records)), rows_B), np.int64),
         t_N=_tensor(np.repeat(t_B, rows_B), np.float32),
         time_weight_N=_tensor(np.repeat(weight_B, rows_B), np.float32),
         mask_weight_N=_tensor(_mask_weights(joined, laws), np.float32),

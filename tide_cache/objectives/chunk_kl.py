@@ -35,7 +35,7 @@ class ChunkKL(ChunkKLConfig, ByStep):
     def needs(self) -> Needs:
         """Candidate chunks of the teacher, at T on both sides; with `kept`, at T = 1."""
         at = frozenset({self._compared_at})
-        return Needs(self.step_signals | {"chunks"}, student_temperatures=at, teacher_temperatures=at)
+        return Needs(self.step_signals | {"chunks"}, at | self.row_temperatures, teacher_temperatures=at)
 
     @property
     def _compared_at(self) -> float:
@@ -45,7 +45,8 @@ class ChunkKL(ChunkKLConfig, ByStep):
         """Return the number of active chunks that have candidates; with `truth` elsewhere, of all masked rows."""
         if self.elsewhere == "truth":
             return float(self.num_taught(targets))
-        return float(self.of_chunks(has_candidates(targets), targets).sum())
+        has_C = has_candidates(targets)
+        return float(self.of_chunks(has_C, has_C, targets).sum())
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Return the sum in nats; by default a candidate's log-prob has the gradient T^2 (q_c p_rest/q_rest - p_c)."""
@@ -53,12 +54,12 @@ class ChunkKL(ChunkKLConfig, ByStep):
         if self.tail != "rest":
             both = both.without_rest(of_student=self.tail == "renormalise")
         if self.temperature_mode == "captured":
-            total = self.temperature**2 * self.of_chunks(both.kl_C(), targets).sum()
+            kl_C = self.temperature**2 * both.kl_C()
         else:
             inside_C = both.tempered(self.temperature).kl_C()
             weight_C = self.temperature**2 * both.mass_C(both.p_J).exp()
-            total = self.of_chunks(both.kept_kl_C() + weight_C * inside_C, targets).sum()
-        total = total.to(student.log_z_NT.dtype)
+            kl_C = both.kept_kl_C() + weight_C * inside_C
+        total = self.of_chunks(kl_C, has_candidates(targets), targets, student).sum().to(student.log_z_NT.dtype)
         if self.elsewhere == "nothing":
             return total
         return total + untold(student, self.or_not_taught(_is_told(targets), targets))

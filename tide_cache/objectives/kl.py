@@ -36,7 +36,12 @@ class _GroupedKL(ByStep):
     @property
     def needs(self) -> Needs:
         """Candidates of the teacher, at T on both sides, and draws from their tails if `tail` is `sampled`."""
-        return _needs_at(self.temperature, self.tail, self.step_signals)
+        return self._needs_at(self.temperature)
+
+    def _needs_at(self, temperature: float) -> Needs:
+        at = frozenset({temperature})
+        signals = {"topk", "tail"} if self.tail == "sampled" else {"topk"}
+        return Needs(self.step_signals | signals, at | self.row_temperatures, teacher_temperatures=at)
 
     def count(self, targets: Targets) -> float:
         """Return the number of rows that carry teacher candidates, of those that are taught."""
@@ -54,7 +59,11 @@ class _GroupedKL(ByStep):
             drawn = _drawn(student, targets, self.temperature)
             p_RD, q_RD = self._ordered(drawn.teacher_RD, drawn.student_RD)
             kl_R = kl_R + (drawn.weight_RD * p_RD.exp() * (p_RD - q_RD)).sum(dim=1)
-        return self.temperature**2 * self.of_rows(kl_R, targets.topk.rows_R, targets).sum()
+        return self.temperature**2 * self._sum(kl_R, student, targets)
+
+    def _sum(self, values_R: torch.Tensor, student: RowStatistics, targets: Targets) -> torch.Tensor:
+        """Add up what is taught."""
+        return self.of_rows(values_R, targets.topk.rows_R, targets, student).sum()
 
     def _distributions(
         self, student: RowStatistics, targets: Targets, temperature: float
@@ -71,12 +80,6 @@ class _GroupedKL(ByStep):
         return without_rest[0], without_rest[1]
 
 
-def _needs_at(temperature: float, tail: Tail, further: frozenset[str]) -> Needs:
-    at = frozenset({temperature})
-    signals = {"topk", "tail"} if tail == "sampled" else {"topk"}
-    return Needs(further | signals, student_temperatures=at, teacher_temperatures=at)
-
-
 @dataclass(frozen=True)
 class ForwardKL(ForwardKLConfig, _GroupedKL):
     """Sum T^2 KL(p_T || q_T): the student covers what the teacher finds likely.
@@ -91,11 +94,19 @@ class ForwardKL(ForwardKLConfig, _GroupedKL):
     @property
     def needs(self) -> Needs:
         """As all of its kind; with `kept`, T = 1 alone."""
-        return super().needs if self.temperature_mode == "captured" else _needs_at(1.0, self.tail, self.step_signals)
+        return super().needs if self.temperature_mode == "captured" else self._needs_at(1.0)
 
     def count(self, targets: Targets) -> float:
-        """Return the number of rows that carry teacher candidates, or of all that are taught."""
+        """Return the number of rows, or chunks, that carry teacher candidates, or of all rows that are taught."""
+        if self.per == "chunk":
+            rows_R = targets.topk.rows_R
+            return round(float(self.of_rows(_share_of_chunk(targets).double(), rows_R, targets).sum()))
         return super().count(targets) if self.elsewhere == "nothing" else float(self.num_taught(targets))
+
+    def _sum(self, values_R: torch.Tensor, student: RowStatistics, targets: Targets) -> torch.Tensor:
+        if self.per == "chunk":
+            values_R = values_R * _share_of_chunk(targets)
+        return super()._sum(values_R, student, targets)
 
     def total(self, student: RowStatistics, targets: Targets, progress: float = 0.0) -> torch.Tensor:
         """Return the sum in nats; without `kept` its gradient in a logit is T (q_T - p_T)."""
@@ -104,10 +115,20 @@ class ForwardKL(ForwardKLConfig, _GroupedKL):
         else:
             q, p = self._distributions(student, targets, 1.0)
             kl_R = decoupled_kl(p, q, self.temperature)
-            total = self.of_rows(kl_R, targets.topk.rows_R, targets).sum()
+            total = self._sum(kl_R, student, targets)
         if self.elsewhere == "nothing":
             return total
         return total + untold(student, self.or_not_taught(targets.topk.has_topk_N, targets))
+
+
+def _share_of_chunk(targets: Targets) -> torch.Tensor:
+    """Return 1 / (rows with candidates in the same chunk) for each row with candidates; 1 in no chunk [R]."""
+    chunk_R = targets.truth.chunk_of_row_N[targets.topk.rows_R]
+    num_chunks = len(targets.truth.chunk_logprob_C)
+    place_R = torch.where(chunk_R < 0, num_chunks, chunk_R)
+    one_R = torch.ones_like(targets.t_N[targets.topk.rows_R])
+    size_C = one_R.new_zeros(num_chunks + 1).index_add(0, place_R, one_R)
+    return torch.where(chunk_R < 0, one_R, 1 / size_C[place_R])
 
 
 @dataclass(frozen=True)
