@@ -178,6 +178,8 @@ def test_what_cannot_be_causal_is_refused_before_anything_is_loaded(run_of, tiny
         prepare_build(run_of("shared", teacher__other={"model": str(tiny_teacher)}))
     with pytest.raises(RunFileError, match=r"build.passes: found 'compdemo' with teacher.context = 'causal'"):
         prepare_build(run_of(build__passes=["plain", "compdemo"]))
+    with pytest.raises(RunFileError, match=r"signals.chunk_passes: found 2 with teacher.context = 'causal'"):
+        prepare_build(run_of(signals__chunk_passes=2))
 
 
 def test_a_first_token_without_a_prefix_is_refused():

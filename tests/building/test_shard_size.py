@@ -1,5 +1,6 @@
 """A shard takes minutes: by a rule of numbers that every worker reads, decided once and kept in plan.json."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +49,8 @@ def test_tokens_count_views_clean_copies_and_passes(run_in, tmp_path):
     assert reads_per_sample(run) == 3 * (10 + 3)
     alone = run.model_copy(update={"teacher": run.teacher.model_copy(update={"context": "full"})})
     assert reads_per_sample(alone) == 3 * 10
+    again = alone.model_copy(update={"signals": replace(alone.signals, chunk_passes=2)})
+    assert reads_per_sample(again) == 3 * 10 * 3
 
 
 def test_a_build_that_goes_on_keeps_the_size_it_was_planned_with(run_in, tmp_path):
@@ -69,7 +72,7 @@ def test_a_cut_that_no_reader_would_open_is_refused_before_rows_are_paired(run_i
         require_openable(10**8, 2 * 10**6, 10)
     require_openable(10**8, 512, 10)
     monkeypatch.setattr("tide_cache.building.shard_size.MAX_SHARDS", 2)
-    monkeypatch.setattr("tide_cache.building.prepare.pair_corpus", None)
+    monkeypatch.setattr("tide_cache.building.rows.pair_corpus", None)
     with pytest.raises(RunFileError, match=r"build\.samples_per_shard: found 8, which cuts"):
         prepare_build(run_in(tmp_path / "cache"))
 

@@ -75,6 +75,7 @@ class Pickled:
 
 def test_sorted_and_encoded_aside_as_beside_a_gpu_a_cache_has_the_same_bytes(tmp_path, run_in, tree, monkeypatch):
     changes = {"pipeline": "cross", "signals__kinds": ("truth", "chunks", "projected"), "build__samples_per_shard": 20}
+    changes["signals__chunk_passes"] = 1
     build_cache(run_in(tmp_path / "here", **changes))
     for module in (capture, worker_module):
         monkeypatch.setattr(module, "Aside", Pickled)

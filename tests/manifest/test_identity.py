@@ -17,6 +17,7 @@ from tide_cache.manifest import (
     ViewsIdentity,
     require_same_identity,
 )
+from tide_cache.manifest.identity import version_for
 
 CHANGES = {
     "corpus_hash": {"corpus_hash": "f" * 64},
@@ -57,6 +58,15 @@ def test_a_demo_ratio_is_named_though_the_default_is_not_written():
     assert "demo_ratio" not in IDENTITY.model_dump(mode="json")["views"]
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         CacheIdentity.model_validate_json(changed.model_dump_json().replace("0.25", "1.25"), strict=True)
+
+
+def test_further_passes_are_named_and_need_a_newer_reader_and_none_are_not_written():
+    changed = IDENTITY.signals.model_copy(update={"chunk_passes": 1})
+    assert "chunk_passes" not in IDENTITY.model_dump(mode="json")["signals"]
+    assert IDENTITY.differences(IDENTITY.model_copy(update={"signals": changed})) == [("signals.chunk_passes", 0, 1)]
+    with pytest.raises(ValidationError, match=r"format_version: found 1, signals.chunk_passes needs 6"):
+        CacheIdentity(**dict(IDENTITY) | {"signals": changed})
+    assert version_for("block", ("truth", "projected"), "trajectory", 1) == 6
 
 
 def test_a_mismatch_lists_every_field_with_both_values():

@@ -122,7 +122,7 @@ def test_a_folder_of_parts_that_leads_out_of_the_cache_is_refused(parted, tmp_pa
         (lambda d: d["parts"]["plain"][0].update(sha256="../x"), "parts.plain.0.sha256: String should match"),
         (lambda d: d["parts"].update({"../x": []}), r"parts\.\.\./x"),
         (lambda d: d.update(shards={}), "shards: Extra inputs are not permitted"),
-        (lambda d: d["identity"].update(format_version=6), "found 6, expected at most 5"),
+        (lambda d: d["identity"].update(format_version=7), "found 7, expected at most 6"),
     ],
 )
 def test_a_head_that_contradicts_itself_is_refused(parted, change, message):

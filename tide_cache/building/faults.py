@@ -48,6 +48,11 @@ def _context_faults(run: BuildRun, checkpoint: CheckpointInfo) -> list[str]:
             f"teacher.context: found 'causal', but {checkpoint.location} ({checkpoint.model_type}) is a masked "
             f"diffusion model, which sees both sides; {way_out}"
         )
+    if run.signals.chunk_passes:
+        faults.append(
+            f"signals.chunk_passes: found {run.signals.chunk_passes} with teacher.context = 'causal': a causal teacher "
+            "sees the true tokens before each one already; leave it out"
+        )
     if "compdemo" in run.build.passes:
         faults.append(
             "build.passes: found 'compdemo' with teacher.context = 'causal': it shows parts of what is masked, and a "

@@ -45,7 +45,7 @@ def cache_identity(
         day: What chat templates write as today's date, None where none writes one.
     """
     return CacheIdentity(
-        format_version=version_for(run.teacher.context, run.signals.kinds, run.views.source),
+        format_version=version_for(run.teacher.context, run.signals.kinds, run.views.source, run.signals.chunk_passes),
         corpus_hash=corpus.content_hash,
         num_rows=len(corpus),
         teacher=said,

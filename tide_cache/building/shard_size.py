@@ -72,9 +72,11 @@ def require_openable(num_rows: int, samples_per_shard: int, stored_views: int) -
 def reads_per_sample(run: BuildRun) -> int:
     """Return how many times the teacher reads a sample of the longest length, over all views and passes.
 
-    Under the block mask the views of a forward share one clean copy. Each view of `compdemo` takes two forwards.
+    Under the block mask the views of a forward share one clean copy. Each view of `compdemo` takes two forwards, and
+    each forward is repeated for chunks of several tokens up to `signals.chunk_passes` times.
     """
     forwards = sum({"plain": 1, "compdemo": 2}[name] for name in run.build.passes)
+    forwards *= 1 + run.signals.chunk_passes
     views = 1 if run.teacher.context == "causal" else run.views.num_views
     clean = -(-views // run.build.views_per_forward) if run.teacher.context == "block" else 0
     return forwards * (views + clean)

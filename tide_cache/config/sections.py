@@ -91,6 +91,9 @@ class SignalsConfig(Setting):
     logprob_dtype must be float16."""
     chunk_k: Annotated[int, Ge(1)] = 16
     """At most this many tuples of teacher tokens for a chunk of several; one token has up to top_k candidates."""
+    chunk_passes: Annotated[int, Ge(0)] = 0
+    """Further forwards, each of which shows the teacher one more true token of every chunk of several, so that what
+    follows is predicted given what it begins with. 1 is enough where few chunks have three teacher tokens."""
     tail_samples: Annotated[int, Ge(0)] = 0
     """Ids drawn from the rest of each top-k row, for objectives with tail = 'sampled'."""
 

@@ -16,6 +16,7 @@ from tide_cache.config.settings import CodecName, LogprobDtype, MaskSource, Sche
 from tide_cache.errors import CacheMismatchError
 from tide_cache.locations import CachePath
 from tide_cache.shards import (
+    CONDITIONAL_VERSION,
     FORMAT_VERSION,
     NEWEST_VERSION,
     PROJECTED_VERSION,
@@ -28,7 +29,7 @@ from tide_cache.shards import (
 ABSENT = "(absent)"
 
 UNWRITTEN: dict[str, Any] = {
-    "demo_ratio": 0.5, "tail_samples": 0, "chunk_k": 0, "codec": "plain", "date": None,
+    "demo_ratio": 0.5, "tail_samples": 0, "chunk_k": 0, "chunk_passes": 0, "codec": "plain", "date": None,
     "source": "random", "trajectory": "decode", "steps_per_block": None, "threshold": None,
 }  # fmt: skip
 """Values left out of documents, so that a cache from before these fields keeps its id, and can get another pass."""
@@ -86,6 +87,7 @@ class SignalsIdentity(_Sparse):
     logprob_dtype: LogprobDtype
     tail_samples: Annotated[int, Field(ge=0)] = UNWRITTEN["tail_samples"]
     chunk_k: Annotated[int, Field(ge=0)] = UNWRITTEN["chunk_k"]
+    chunk_passes: Annotated[int, Field(ge=0)] = UNWRITTEN["chunk_passes"]
     codec: CodecName = UNWRITTEN["codec"]
 
 
@@ -113,9 +115,15 @@ class CacheIdentity(Frozen):
 
     @model_validator(mode="after")
     def _is_new_enough(self) -> Self:
-        expected = version_for(self.teacher.get("context"), self.signals.kinds, self.views.source)
+        expected = version_for(
+            self.teacher.get("context"), self.signals.kinds, self.views.source, self.signals.chunk_passes
+        )
         if self.format_version < expected:
-            reasons = {PROJECTED_VERSION: "the signal 'projected'", TRAJECTORY_VERSION: "views.source 'trajectory'"}
+            reasons = {
+                PROJECTED_VERSION: "the signal 'projected'",
+                TRAJECTORY_VERSION: "views.source 'trajectory'",
+                CONDITIONAL_VERSION: "signals.chunk_passes",
+            }
             reason = reasons.get(expected, "context 'causal'")
             raise ValueError(f"format_version: found {self.format_version}, {reason} needs {expected}")
         if self.format_version > NEWEST_VERSION:
@@ -161,8 +169,10 @@ class CacheIdentity(Frozen):
         return differing_fields(self, other)
 
 
-def version_for(context: Scalar, kinds: Collection[str], source: MaskSource = "random") -> int:
+def version_for(context: Scalar, kinds: Collection[str], source: MaskSource = "random", chunk_passes: int = 0) -> int:
     """Return the format version of a cache with this context of the teacher, these signals and these masks."""
+    if chunk_passes:
+        return CONDITIONAL_VERSION
     if source == "trajectory":
         return TRAJECTORY_VERSION
     if "projected" in kinds:

@@ -17,6 +17,7 @@ from tide_cache.shards.publish import (
 from tide_cache.shards.reader import ColumnStore, ShardFacts, ShardReader
 from tide_cache.shards.remote_files import FsspecFiles, files_of
 from tide_cache.shards.schema import (
+    CONDITIONAL_VERSION,
     FORMAT_VERSION,
     NEWEST_VERSION,
     PARTS_VERSION,
@@ -30,6 +31,7 @@ from tide_cache.shards.schema import (
 from tide_cache.shards.writer import EncodedShard, at_former_levels, encode_pairs, encode_signals
 
 __all__ = [
+    "CONDITIONAL_VERSION",
     "FORMAT_VERSION",
     "LOCAL_FILES",
     "NEWEST_VERSION",

@@ -19,7 +19,9 @@ PARTS_VERSION = 4
 """Version of a manifest whose entries are in separate files; identity, plan and shards keep theirs."""
 TRAJECTORY_VERSION = 5
 """Version of identity, plan and manifest of a cache whose views are steps of a decoding."""
-NEWEST_VERSION = TRAJECTORY_VERSION
+CONDITIONAL_VERSION = 6
+"""Version of the same documents of a cache whose chunks were asked for token after token."""
+NEWEST_VERSION = CONDITIONAL_VERSION
 """The newest version that this release reads."""
 
 PASSES: tuple[PassName, ...] = get_args(PassName)

@@ -1,6 +1,6 @@
 """From masked views to teacher signals: pack, forward, head on masked rows, and sort the rows back to their views."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +19,8 @@ from tide_cache.modeling.packing import pack_block, pack_causal, pack_full
 from tide_cache.modeling.row_signals import Projection, RowSignals, start_row_signals
 from tide_cache.records import MaskedView, SamplePair, TeacherSignal
 from tide_cache.teacher.chunks import Speller
-from tide_cache.teacher.sorting import Batch, Sorter, as_arrays, first_student_ids
+from tide_cache.teacher.conditional import Batch, shown_and_asked
+from tide_cache.teacher.sorting import Sorter, as_arrays, first_student_ids
 from tide_cache.views.masking import whole_view
 from tide_cache.views.random import KeyedRandom
 
@@ -74,12 +75,15 @@ class _Answered:
     Attributes:
         starts: Rows [S] that are a whole chunk of the teacher's, and their signals in student ids once they arrive, if
             the signal `projected` is wanted.
+        further: Of each forward that showed the first true tokens of chunks: rows [R] that it was asked for, and their
+            signals once they arrive.
     """
 
     arriving_rows: Callable[[], RowSignals]
     is_masked_BnL: np.ndarray
     true_N: np.ndarray
     starts: tuple[np.ndarray, Callable[[], RowSignals]] | None
+    further: Sequence[tuple[np.ndarray, Callable[[], RowSignals]]]
 
 
 class Teacher:
@@ -172,19 +176,9 @@ class Teacher:
             is_real_BL[b, : len(pair.teacher_ids_M)] = True
             for n, view in enumerate(views):
                 is_masked_BnL[b, n, : len(pair.teacher_ids_M)] = view.is_teacher_masked_M
-        x_t_BnL = np.where(is_masked_BnL, self._settings.mask_id, x_0_BL[:, None])
         sample_N, view_N, position_N = np.nonzero(is_masked_BnL)
-        x_t, x_0, is_real = (self._moved(array) for array in (x_t_BnL, x_0_BL, is_real_BL))
-        if self._settings.context == "block":
-            rows = torch.from_numpy(sample_N), torch.from_numpy(view_N * length + position_N)
-            kept = on_device(keep_blocks(*rows, x_0_BL.shape, self._settings.block_size), self._backbone.device)
-            place_N, packed = kept.place_N, pack_block(x_t, x_0, is_real, self._settings.block_size, kept=kept)
-        elif self._settings.context == "causal":
-            place_N, packed = self._moved(position_N - 1), pack_causal(x_0, is_real)
-        else:
-            place_N, packed = self._moved(position_N), pack_full(x_t[:, 0], is_real)
-        hidden_BSD = self._backbone(packed)
-        hidden_ND = hidden_BSD[self._moved(sample_N), place_N]
+        told = x_0_BL, is_real_BL
+        hidden_ND = self._hidden(*told, is_masked_BnL, (sample_N, view_N, position_N))
         true_N = x_0_BL[sample_N, position_N]
         pairs = [pair for pair, _ in batch]
         mass_N = self._sorter.wanted_mass(pairs, length)[sample_N, position_N]
@@ -201,7 +195,55 @@ class Teacher:
         if self._first_V is not None:
             true_student_N = first_student_ids(pairs, length)[sample_N, position_N]
             starts = self._project(self._first_V, hidden_ND, true_N, true_student_N)
-        return _Answered(arriving_rows, is_masked_BnL, true_N, starts)
+        further = [*self._ask_again(batch, *told, is_masked_BnL)]
+        return _Answered(arriving_rows, is_masked_BnL, true_N, starts, further)
+
+    def _hidden(
+        self, x_0_BL: np.ndarray, is_real_BL: np.ndarray, is_masked_BnL: np.ndarray, places: tuple[np.ndarray, ...]
+    ) -> torch.Tensor:
+        """Run a forward, and return the hidden states from which masked tokens are predicted: [N, D].
+
+        Args:
+            x_0_BL: Clean tokens.
+            is_real_BL: False at padding.
+            is_masked_BnL: Tokens that the teacher does not see.
+            places: Sample, view and position of each token wanted.
+        """
+        sample_N, view_N, position_N = places
+        x_t_BnL = np.where(is_masked_BnL, self._settings.mask_id, x_0_BL[:, None])
+        x_t, x_0, is_real = (self._moved(array) for array in (x_t_BnL, x_0_BL, is_real_BL))
+        if self._settings.context == "block":
+            rows = torch.from_numpy(sample_N), torch.from_numpy(view_N * x_0_BL.shape[1] + position_N)
+            kept = on_device(keep_blocks(*rows, x_0_BL.shape, self._settings.block_size), self._backbone.device)
+            place_N, packed = kept.place_N, pack_block(x_t, x_0, is_real, self._settings.block_size, kept=kept)
+        elif self._settings.context == "causal":
+            place_N, packed = self._moved(position_N - 1), pack_causal(x_0, is_real)
+        else:
+            place_N, packed = self._moved(position_N), pack_full(x_t[:, 0], is_real)
+        hidden_ND: torch.Tensor = self._backbone(packed)[self._moved(sample_N), place_N]
+        return hidden_ND
+
+    def _ask_again(
+        self, batch: Batch, x_0_BL: np.ndarray, is_real_BL: np.ndarray, is_masked_BnL: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Callable[[], RowSignals]]]:
+        """Show the first true tokens of chunks, one more in each forward, while there are chunks that have more."""
+        for shown in range(1, self._settings.signals.chunk_passes + 1):
+            is_shown_BnL, is_asked_BnL = shown_and_asked(batch, x_0_BL.shape[1], shown)
+            if not is_asked_BnL.any():
+                return
+            places = sample_R, _, position_R = np.nonzero(is_asked_BnL)
+            is_hidden_BnL = is_masked_BnL & ~is_shown_BnL
+            yield (
+                np.flatnonzero(is_asked_BnL[is_masked_BnL]),
+                start_row_signals(
+                    self._hidden(x_0_BL, is_real_BL, is_hidden_BnL, places),
+                    self._backbone.head_VD,
+                    self._moved(x_0_BL[sample_R, position_R]),
+                    torch.ones(len(position_R)),
+                    self._settings.signals,
+                    self._settings.head_rows,
+                ),
+            )
 
     def _project(
         self, first_V: torch.Tensor, hidden_ND: torch.Tensor, true_N: np.ndarray, true_student_N: np.ndarray
@@ -227,12 +269,16 @@ class Teacher:
         """Return the result of a forward as the signals of its views."""
         rows = answered.arriving_rows()
         _require_finite(rows, batch, answered.is_masked_BnL)
+        further = [(row_R, said()) for row_R, said in answered.further]
+        for row_R, said in further:
+            _require_finite(said, batch, answered.is_masked_BnL, row_R)
         starts = None if answered.starts is None else (answered.starts[0], answered.starts[1]())
         what = batch, answered.is_masked_BnL, answered.true_N
         if self._aside is None:
-            return self._sorter.signals(*what, rows, starts)
+            return self._sorter.signals(*what, rows, starts, further)
         arrays = None if starts is None else (starts[0], as_arrays(starts[1]))
-        signals: list[list[TeacherSignal]] = self._aside.call("signals_of_arrays", *what, as_arrays(rows), arrays)
+        told = [(row_R, as_arrays(said)) for row_R, said in further]
+        signals: list[list[TeacherSignal]] = self._aside.call("signals_of_arrays", *what, as_arrays(rows), arrays, told)
         return signals
 
     def _uniform(self, batch: Batch) -> np.ndarray:
@@ -262,10 +308,20 @@ def require_prefixes(pairs: Iterable[SamplePair]) -> None:
             )
 
 
-def _require_finite(rows: RowSignals, batch: Batch, is_masked_BnL: np.ndarray) -> None:
+def _require_finite(
+    rows: RowSignals, batch: Batch, is_masked_BnL: np.ndarray, row_R: np.ndarray | slice = slice(None)
+) -> None:
+    """Name the view of the first row that is not finite.
+
+    Args:
+        rows: Signals of all masked tokens, or of some.
+        batch: Samples and views.
+        is_masked_BnL: Masked tokens.
+        row_R: Which of them `rows` are.
+    """
     is_finite_N = rows.truth_logprobs_N.isfinite() & ~rows.log_partition_NT.isnan().any(dim=1)
     if not is_finite_N.all():
-        sample, view, _ = np.argwhere(is_masked_BnL)[int((~is_finite_N).nonzero()[0])]
+        sample, view, _ = np.argwhere(is_masked_BnL)[row_R][int((~is_finite_N).nonzero()[0])]
         bad = batch[sample][1][view]
         raise TeacherOutputError(
             f"the teacher's output is not finite for sample {bad.sample_id!r}, view {bad.view}; nothing of this shard "

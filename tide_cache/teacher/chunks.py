@@ -21,7 +21,7 @@ from tide_cache.modeling.row_signals import RowSignals
 from tide_cache.records import ChunkCandidates, Int32s
 from tide_cache.shards.record_columns import repeats_of_candidates
 from tide_cache.signal_table import concat, empty, take
-from tide_cache.teacher.tuples import AskedChunks, likely_tuples
+from tide_cache.teacher.tuples import AskedChunks, Further, LikelyTuples, likely_tuples
 
 
 class Speller(Protocol):
@@ -43,7 +43,12 @@ class Speller(Protocol):
 
 
 def chunk_candidates(
-    chunks: AskedChunks, true_ids_N: Int32s, rows: RowSignals, spelling: Speller, signals: SignalsConfig
+    chunks: AskedChunks,
+    true_ids_N: Int32s,
+    rows: RowSignals,
+    spelling: Speller,
+    signals: SignalsConfig,
+    further: Sequence[Further] = (),
 ) -> ChunkCandidates:
     """Return the candidates of all chunks of a batch, in the order given.
 
@@ -56,27 +61,28 @@ def chunk_candidates(
         rows: Signals of the rows.
         spelling: From teacher to student tokens.
         signals: What to keep.
+        further: What forwards said that showed one, two, ... true tokens of chunks.
     """
-    parts = [
-        _group(np.flatnonzero(chunks.teacher_size_A == size), int(size), chunks, true_ids_N, rows, spelling, signals)
-        for size in np.unique(chunks.teacher_size_A)
-    ]
+
+    def of_size(size: int) -> ChunkCandidates:
+        members_G = np.flatnonzero(chunks.teacher_size_A == size)
+        likely = likely_tuples(members_G, size, chunks, true_ids_N, rows, signals, further)
+        return _spelled_out(members_G, chunks, likely, spelling, signals)
+
+    parts = [of_size(size) for size in np.unique(chunks.teacher_size_A).tolist()]
     joined = concat([empty(ChunkCandidates, len(signals.temperatures)), *parts])
     ordered = take(joined, np.argsort(joined.chunks_A), chunks.student_size_A[joined.chunks_A])
     return replace(ordered, chunks_A=chunks.index_A)
 
 
-def _group(
+def _spelled_out(
     members_G: npt.NDArray[np.int64],
-    size: int,
     chunks: AskedChunks,
-    true_ids_N: Int32s,
-    rows: RowSignals,
+    likely: LikelyTuples,
     spelling: Speller,
     signals: SignalsConfig,
 ) -> ChunkCandidates:
-    """Return the candidates of the chunks of `size` teacher tokens; `chunks_A` of the result are places in `chunks`."""
-    likely = likely_tuples(members_G, size, chunks, true_ids_N, rows, signals)
+    """Return the candidates of some chunks; `chunks_A` of the result are places in `chunks`."""
     group_J, logprobs_J, is_true_J, log_tail_GT = (
         likely.group_J,
         likely.logprobs_J,
@@ -102,7 +108,7 @@ def _group(
         ids_F=_end_to_end(spelled_JP[is_kept_J], sizes_J[is_kept_J]).astype(np.uint32),
         logprobs_J=logprobs_J[is_kept_J].astype(np.float32),
         log_tail_AT=log_tail_GT.astype(np.float32),
-        log_partition_AT=rows.log_partition_NT.numpy()[likely.rows_GM].sum(axis=1, dtype=np.float64).astype(np.float32),
+        log_partition_AT=likely.log_partition_GT.astype(np.float32),
     )
 
 

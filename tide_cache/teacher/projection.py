@@ -13,6 +13,7 @@ P student tokens of a text, R rows of the result, E kept ids of all rows, S chun
 row, T temperatures.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from tide_cache.modeling.row_signals import RowSignals
 from tide_cache.records import ProjectedTopK
 from tide_cache.signal_table import concat, empty, take
 from tide_cache.teacher.chunks import Speller
-from tide_cache.teacher.tuples import AskedChunks, likely_tuples
+from tide_cache.teacher.tuples import AskedChunks, Further, likely_tuples
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -53,6 +54,7 @@ def projected_topk(
     starts: Starts,
     spelling: Speller,
     signals: SignalsConfig,
+    further: Sequence[Further] = (),
 ) -> ProjectedTopK:
     """Return the teacher's candidates at the student tokens of all chunks of a batch.
 
@@ -64,12 +66,13 @@ def projected_topk(
         starts: Signals at the chunks of one teacher token.
         spelling: From teacher to student tokens.
         signals: What to keep.
+        further: What forwards said that showed one, two, ... true tokens of chunks.
     """
     parts = [empty(ProjectedTopK, len(signals.temperatures)), _of_starts(first_row_A, starts, signals)]
     for size in np.unique(chunks.teacher_size_A).tolist():
         members_G = np.flatnonzero((chunks.teacher_size_A == size) & (chunks.student_size_A > (size == 1)))
         if len(members_G):
-            texts = _Texts.of(members_G, size, chunks, true_ids_N, rows, spelling, signals)
+            texts = _Texts.of(members_G, size, chunks, true_ids_N, rows, spelling, signals, further)
             parts += [
                 _of_texts(texts, place, first_row_A[members_G] + place, signals)
                 for place in range(int(size == 1), texts.true_GP.shape[1])
@@ -126,9 +129,10 @@ class _Texts:
         rows: RowSignals,
         spelling: Speller,
         signals: SignalsConfig,
+        further: Sequence[Further],
     ) -> "_Texts":
         """Spell the likeliest tuples of chunks of `size` teacher tokens; the chunk's own text keeps its tokens."""
-        likely = likely_tuples(members_G, size, chunks, true_ids_N, rows, signals)
+        likely = likely_tuples(members_G, size, chunks, true_ids_N, rows, signals, further)
         group_J, logprob_J, log_tail_GT = likely.group_J, likely.logprobs_J, likely.log_tail_GT
         spelled = [ids or () for ids in spelling.several(list(map(tuple, likely.tuples_JM.tolist())))]
         student_size_G = chunks.student_size_A[members_G].astype(np.int64)

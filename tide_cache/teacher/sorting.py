@@ -26,12 +26,9 @@ from tide_cache.records import (
 )
 from tide_cache.signal_table import take
 from tide_cache.teacher.chunks import Speller, chunk_candidates
+from tide_cache.teacher.conditional import Batch, hidden_chunks
 from tide_cache.teacher.projection import Starts, projected_topk
-from tide_cache.teacher.tuples import AskedChunks
-
-Batch = Sequence[tuple[SamplePair, list[MaskedView]]]
-"""Samples with the views that share a forward; all have the same number of views."""
-
+from tide_cache.teacher.tuples import AskedChunks, Further
 
 Arrays = dict[str, np.ndarray]
 """`RowSignals` on its way to another process."""
@@ -81,6 +78,7 @@ class Sorter:
         true_N: np.ndarray,
         rows: RowSignals,
         starts: tuple[np.ndarray, RowSignals] | None = None,
+        further: Sequence[tuple[np.ndarray, RowSignals]] = (),
     ) -> list[list[TeacherSignal]]:
         """Return the signals of the views of each sample.
 
@@ -91,8 +89,12 @@ class Sorter:
             rows: Their signals, in the same order.
             starts: Rows [S] that are a whole chunk of the teacher's, and their signals in student ids, if the signal
                 `projected` is wanted.
+            further: What forwards said that showed one, two, ... true tokens of each longer chunk: for which of the
+                masked rows, increasing, and their signals.
         """
-        return self._with_chunks(batch, self._split(rows, is_masked_BnL, batch), rows, true_N, starts)
+        told = [Further(_places(row_R, len(true_N)), said) for row_R, said in further]
+        signals = self._split(_told_again(rows, further), is_masked_BnL, batch)
+        return self._with_chunks(batch, signals, rows, true_N, starts, told)
 
     def signals_of_arrays(
         self,
@@ -101,10 +103,12 @@ class Sorter:
         true_N: np.ndarray,
         rows: Arrays,
         starts: tuple[np.ndarray, Arrays] | None,
+        further: Sequence[tuple[np.ndarray, Arrays]] = (),
     ) -> list[list[TeacherSignal]]:
         """Do the same where rows came from another process; see `as_arrays`."""
         of_starts = None if starts is None else (starts[0], _of_arrays(starts[1]))
-        return self.signals(batch, is_masked_BnL, true_N, _of_arrays(rows), of_starts)
+        told = [(row_R, _of_arrays(said)) for row_R, said in further]
+        return self.signals(batch, is_masked_BnL, true_N, _of_arrays(rows), of_starts, told)
 
     def wanted_mass(self, pairs: Sequence[SamplePair], length: int) -> np.ndarray:
         """Return the mass that the kept ids of each teacher position must reach, [B, L]; 0 where no ids are wanted.
@@ -167,6 +171,7 @@ class Sorter:
         rows: RowSignals,
         true_N: np.ndarray,
         starts: tuple[np.ndarray, RowSignals] | None,
+        further: Sequence[Further],
     ) -> list[list[TeacherSignal]]:
         """Return the signals with those of active chunks, if wanted: for whole chunks and for student tokens."""
         wanted, spelling = self._signals, self._spelling
@@ -176,7 +181,7 @@ class Sorter:
         true_N = true_N.astype(np.int32)
         flat = [signal for of_sample in signals for signal in of_sample]
         if wanted.has_chunks:
-            every = chunk_candidates(asked.chunks, true_N, rows, spelling, wanted)
+            every = chunk_candidates(asked.chunks, true_N, rows, spelling, wanted, further)
             ends = sums_before(asked.num_chunks_V)
             flat = [
                 replace(signal, chunks=take(every, np.arange(start, end), asked.chunks.student_size_A))
@@ -186,7 +191,7 @@ class Sorter:
             start_row_S, said = starts
             of_starts = Starts(asked.of_rows(start_row_S), said, spelling.num_student_ids)
             projected = projected_topk(
-                asked.chunks, asked.first_student_row_A, true_N, rows, of_starts, spelling, wanted
+                asked.chunks, asked.first_student_row_A, true_N, rows, of_starts, spelling, wanted, further
             )
             flat = [
                 replace(signal, projected=_from_row(projected, start, end))
@@ -194,6 +199,23 @@ class Sorter:
             ]
         left = iter(flat)
         return [[next(left) for _ in of_sample] for of_sample in signals]
+
+
+def _places(row_R: np.ndarray, num_rows: int) -> np.ndarray:
+    """Invert a list of rows: the place in it of each row, -1 for those that it lacks."""
+    place_N = np.full(num_rows, -1, np.int64)
+    place_N[row_R] = np.arange(len(row_R))
+    return place_N
+
+
+def _told_again(rows: RowSignals, further: Sequence[tuple[np.ndarray, RowSignals]]) -> RowSignals:
+    """Return rows whose true tokens are judged by the last forward that asked for them."""
+    if not further:
+        return rows
+    truth_N, is_top1_N = rows.truth_logprobs_N.clone(), rows.is_top1_N.clone()
+    for row_R, said in further:
+        truth_N[torch.from_numpy(row_R)], is_top1_N[torch.from_numpy(row_R)] = said.truth_logprobs_N, said.is_top1_N
+    return replace(rows, truth_logprobs_N=truth_N, is_top1_N=is_top1_N)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +237,7 @@ class _Asked:
     @classmethod
     def of(cls, batch: Batch) -> "_Asked":
         """Find the active chunks of a batch."""
-        active = [(pair, view, _active(pair, view)) for pair, views in batch for view in views]
+        active = [(pair, view, hidden_chunks(pair, view)) for pair, views in batch for view in views]
         teacher_row_V, student_row_V = (
             sums_before([int(masked(view).sum()) for _, view, _ in active]) for masked in (_of_teacher, _of_student)
         )
@@ -271,12 +293,6 @@ def first_student_ids(pairs: Sequence[SamplePair], length: int) -> np.ndarray:
         is_single_C = pair.is_distillable_C & (pair.chunks_C4[:, 1] - pair.chunks_C4[:, 0] == 1)
         row_L[pair.chunks_C4[is_single_C, 0]] = pair.student_ids_L[pair.chunks_C4[is_single_C, 2]]
     return result_BL
-
-
-def _active(pair: SamplePair, view: MaskedView) -> Int32s:
-    """Return the chunks with a loss that the teacher does not see; a part of them in a partial view of CompDemo."""
-    is_hidden_C = view.is_teacher_masked_M[pair.chunks_C4[:, 0]]
-    return np.flatnonzero(pair.is_distillable_C & is_hidden_C).astype(np.int32)
 
 
 def _tail_samples(ids_RD: torch.Tensor, logprobs_RD: torch.Tensor) -> TailSamples:

@@ -5,12 +5,17 @@ are found position by position: the best prefixes with one more position are ext
 is dropped is summed, at every temperature, so that tuples and tail make up the whole distribution. No mass is computed
 as 1 minus a sum.
 
+Where further forwards showed the first true tokens of a chunk, a tuple is judged by the forward that showed as much of
+its own beginning as is true. So all tuples fall into one product for each forward: its prefix is true, and what follows
+begins with another token than the true one, but in the last forward with any. docs/decisions/conditional-chunks.md.
+
 Shape suffixes: N masked rows, A chunks of all views of a batch, G those with the same number of teacher tokens,
 J tuples, X pairs of a prefix and a last id, K kept ids of a row, T temperatures, M teacher tokens of a chunk,
 F student tokens of all chunks, concatenated.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -42,24 +47,37 @@ class AskedChunks:
 
 
 @dataclass(frozen=True, eq=False)
+class Further:
+    """What a further forward said, which showed the first true tokens of every chunk that has more.
+
+    Attributes:
+        row_N: Row of each masked token among its rows; -1 where it was not asked for.
+        rows: Its rows.
+    """
+
+    row_N: npt.NDArray[np.int64]
+    rows: RowSignals
+
+
+@dataclass(frozen=True, eq=False)
 class LikelyTuples:
     """The likeliest tuples of some chunks, chunk by chunk, likeliest first.
 
     Attributes:
-        rows_GM: Rows of the positions of each chunk.
         group_J: Chunk of each.
         tuples_JM: Its teacher tokens.
         logprobs_J: Its log-prob at T = 1, float64.
         is_true_J: Whether it is the chunk's own text.
         log_tail_GT: log of the sum of p^(1/T) over all other tuples of each chunk.
+        log_partition_GT: log of the sum of p^(1/T) over all tuples of each chunk; 0 at T = 1.
     """
 
-    rows_GM: npt.NDArray[np.integer]
     group_J: npt.NDArray[np.int64]
     tuples_JM: npt.NDArray[np.int64]
     logprobs_J: Floats
     is_true_J: npt.NDArray[np.bool_]
     log_tail_GT: Floats
+    log_partition_GT: Floats
 
 
 def likely_tuples(
@@ -69,21 +87,43 @@ def likely_tuples(
     true_ids_N: npt.NDArray[np.integer],
     rows: RowSignals,
     signals: SignalsConfig,
+    further: Sequence[Further] = (),
 ) -> LikelyTuples:
-    """Return the likeliest tuples of the chunks `members_G`, which have `size` teacher tokens each."""
+    """Return the likeliest tuples of the chunks `members_G`, which have `size` teacher tokens each.
+
+    Args:
+        members_G: Places in `chunks`.
+        size: Teacher tokens of each.
+        chunks: Active chunks.
+        true_ids_N: True teacher token of each row.
+        rows: Signals of the rows.
+        signals: What to keep.
+        further: What forwards said that showed one, two, ... true tokens.
+    """
     rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
-    tuples_GJM, logprobs_GJ, log_tail_GT = best_tuples(rows_GM, rows, signals)
+    true_GM = true_ids_N[rows_GM]
+    told = [[_lists(rows, row_G) for row_G in rows_GM.T]]
+    for said in further[: size - 1]:
+        shown = len(told)
+        told.append(told[0][:shown] + [_lists(said.rows, said.row_N[row_G]) for row_G in rows_GM.T[shown:]])
+    products = _products(told, true_GM, signals)
+    best = _merged([_best(lists, signals) for lists in products], signals)
+    tuples_GJM, logprobs_GJ, log_tail_GT = _cut(best, signals)
     found_J = np.flatnonzero(logprobs_GJ > -np.inf)
     group_J = found_J // logprobs_GJ.shape[1]
     tuples_JM = tuples_GJM.reshape(-1, size)[found_J]
-    true_GM = true_ids_N[rows_GM]
     is_true_J = np.logical_and.reduce([tuples_JM[:, m] == true_GM[group_J, m] for m in range(size)])
-    return LikelyTuples(rows_GM, group_J, tuples_JM, logprobs_GJ.ravel()[found_J], is_true_J, log_tail_GT)
+    return LikelyTuples(
+        group_J, tuples_JM, logprobs_GJ.ravel()[found_J], is_true_J, log_tail_GT, _log_partition(products, signals)
+    )
 
 
-def best_tuples(
-    rows_GM: npt.NDArray[np.integer], rows: RowSignals, signals: SignalsConfig
-) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
+_Best = tuple[npt.NDArray[np.int64], Floats, Floats]
+"""Teacher ids [G, J, M] of tuples, log-probs at T = 1 [G, J], decreasing, -inf if a chunk has fewer, and the log of the
+sum of p^(1/T) of all others [G, T]."""
+
+
+def best_tuples(rows_GM: npt.NDArray[np.integer], rows: RowSignals, signals: SignalsConfig) -> _Best:
     """Return the likeliest tuples over the positions of each chunk, and the sum of all others.
 
     A chunk of one position has all ids that its row keeps. One of several has at most `signals.chunk_k` tuples, and
@@ -93,15 +133,15 @@ def best_tuples(
         rows_GM: Rows of the positions of each chunk.
         rows: Signals of the rows.
         signals: What to keep.
-
-    Returns:
-        Teacher ids [G, J, M], log-probs at T = 1 [G, J], decreasing, -inf if a chunk has fewer, and the log of the
-        others' sum of p^(1/T) [G, T].
     """
-    first = _lists(rows, rows_GM[:, 0])
+    return _cut(_best([_lists(rows, row_G) for row_G in rows_GM.T], signals), signals)
+
+
+def _best(lists: Sequence["_Lists"], signals: SignalsConfig) -> _Best:
+    """Return the likeliest tuples of a product, a factor for each position; at most `chunk_k` of several positions."""
+    first = lists[0]
     tuples_GJM, logprobs_GJ, rest_GT = first.ids_GK[:, :, None], first.logprobs_GK, first.log_tail_GT
-    for row_G in rows_GM.T[1:]:
-        last = _lists(rows, row_G)
+    for last in lists[1:]:
         rest_GT = np.logaddexp(rest_GT + last.log_partition_GT, _log_powers(logprobs_GJ, signals) + last.log_tail_GT)
         rest_GT = np.logaddexp(rest_GT, _hopeless(logprobs_GJ, last.logprobs_GK, signals))
         prefix_X, last_X = _hopeful(logprobs_GJ.shape[1], last.ids_GK.shape[1], signals.chunk_k)
@@ -117,12 +157,69 @@ def best_tuples(
             axis=2,
         )
         logprobs_GJ = np.take_along_axis(extended_GX, chosen_GJ, axis=1)
-    if rows_GM.shape[1] > 1 and signals.top_p < 1:
+    return tuples_GJM, logprobs_GJ, rest_GT
+
+
+def _cut(best: _Best, signals: SignalsConfig) -> _Best:
+    """Keep the fewest tuples that reach `top_p`, of chunks of several positions."""
+    tuples_GJM, logprobs_GJ, rest_GT = best
+    if tuples_GJM.shape[2] > 1 and signals.top_p < 1:
         mass_GJ = np.exp(logprobs_GJ).cumsum(axis=1)
         is_surplus_GJ = np.concatenate([np.zeros((len(mass_GJ), 1), bool), mass_GJ[:, :-1] >= signals.top_p], axis=1)
         rest_GT = np.logaddexp(rest_GT, _log_powers(np.where(is_surplus_GJ, logprobs_GJ, -np.inf), signals))
         logprobs_GJ = np.where(is_surplus_GJ, -np.inf, logprobs_GJ)
     return tuples_GJM, logprobs_GJ, rest_GT
+
+
+def _merged(parts: Sequence[_Best], signals: SignalsConfig) -> _Best:
+    """Return the likeliest tuples of several products, no tuple of which is in two."""
+    if len(parts) == 1:
+        return parts[0]
+    tuples_GJM = np.concatenate([tuples for tuples, _, _ in parts], axis=1)
+    logprobs_GJ = np.concatenate([logprobs for _, logprobs, _ in parts], axis=1)
+    rest_GT = np.logaddexp.reduce([rest for _, _, rest in parts])
+    chosen_GJ = np.argsort(-logprobs_GJ, axis=1, kind="stable")[:, : signals.chunk_k]
+    rest_GT = np.logaddexp(rest_GT, _log_powers(_without(logprobs_GJ, chosen_GJ), signals))
+    return (
+        np.take_along_axis(tuples_GJM, chosen_GJ[:, :, None], axis=1),
+        np.take_along_axis(logprobs_GJ, chosen_GJ, axis=1),
+        rest_GT,
+    )
+
+
+def _products(
+    told: Sequence[Sequence["_Lists"]], true_GM: npt.NDArray[np.integer], signals: SignalsConfig
+) -> list[list["_Lists"]]:
+    """Return the factors of each forward's product of tuples.
+
+    A true token that its row does not keep is not followed: tuples that begin with it stay in the tail of that forward.
+
+    Args:
+        told: For each forward, the lists of all positions; those that it showed are not looked at.
+        true_GM: True ids.
+        signals: What to keep.
+    """
+    result: list[list[_Lists]] = []
+    prefix: list[_Lists] = []
+    for shown, lists in enumerate(told):
+        is_last = shown + 1 == len(told)
+        following = lists[shown] if is_last else lists[shown].without(true_GM[:, shown], signals)
+        result.append([*prefix, following, *lists[shown + 1 :]])
+        if not is_last:
+            prefix.append(lists[shown].only(true_GM[:, shown], signals))
+    return result
+
+
+def _log_partition(products: Sequence[Sequence["_Lists"]], signals: SignalsConfig) -> Floats:
+    """Return the log of the sum of p^(1/T) over all tuples of all products: [G, T]."""
+    sums: list[Floats] = [
+        np.stack([factor.log_partition_GT for factor in lists], axis=1).sum(axis=1) for lists in products
+    ]
+    if len(sums) == 1:
+        return sums[0]
+    result_GT: Floats = np.logaddexp.reduce(sums)
+    result_GT[:, signals.temperatures.index(1.0)] = 0
+    return result_GT
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +230,29 @@ class _Lists:
     logprobs_GK: Floats
     log_tail_GT: Floats
     log_partition_GT: Floats
+
+    def only(self, id_G: npt.NDArray[np.integer], signals: SignalsConfig) -> "_Lists":
+        """Return the lists with one id alone; with nothing where it is not kept."""
+        logprob_G1 = np.where(self.ids_GK == id_G[:, None], self.logprobs_GK, -np.inf).max(axis=1, keepdims=True)
+        return replace(
+            self,
+            ids_GK=id_G[:, None].astype(np.int64),
+            logprobs_GK=logprob_G1,
+            log_tail_GT=np.full_like(self.log_tail_GT, -np.inf),
+            log_partition_GT=logprob_G1 / np.asarray(signals.temperatures),
+        )
+
+    def without(self, id_G: npt.NDArray[np.integer], signals: SignalsConfig) -> "_Lists":
+        """Return the lists without an id; as they are where it is not kept."""
+        logprobs_GK = np.where(self.ids_GK == id_G[:, None], -np.inf, self.logprobs_GK)
+        order_GK = np.argsort(-logprobs_GK, axis=1, kind="stable")
+        logprobs_GK = np.take_along_axis(logprobs_GK, order_GK, axis=1)
+        return replace(
+            self,
+            ids_GK=np.take_along_axis(self.ids_GK, order_GK, axis=1),
+            logprobs_GK=logprobs_GK,
+            log_partition_GT=np.logaddexp(_log_powers(logprobs_GK, signals), self.log_tail_GT),
+        )
 
 
 def _lists(rows: RowSignals, row_G: npt.NDArray[np.integer]) -> _Lists:
