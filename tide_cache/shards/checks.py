@@ -9,18 +9,18 @@ whole row group.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tide_cache.arrays import sums_before
 from tide_cache.config.settings import CodecName
-from tide_cache.records import Bools, SamplePair
-from tide_cache.shards.columns import Array, Columns, Ragged, names_of, ragged, scalars
+from tide_cache.records import SamplePair
+from tide_cache.shards.columns import Columns, Ragged, names_of, ragged, scalars
+from tide_cache.shards.lists import lists_with_twins, probabilities, sums, unordered_items
 from tide_cache.shards.record_columns import masks_of, repeats_of_candidates
 from tide_cache.shards.schema import TableName
-from tide_cache.shards.value_faults import Ints, require, require_lengths
+from tide_cache.shards.value_faults import Ints, ValueFault, require, require_lengths
 from tide_cache.signal_table import CHUNKS, PARTS, PROJECTED, TAIL, TOPK, Part, PartName, parts_in
 
 MASS_TOLERANCE = 1e-3
@@ -242,38 +242,16 @@ def _check_mass(of_kept: tuple[str, Ragged], counts_R: Ints, log_tail: Ragged, r
     """Check that kept probabilities and tail sum to one, up to the tolerance and the rounding to float16."""
     name, logprobs = of_kept
     tail_R = log_tail.values.reshape(-1, len(rules.temperatures))[:, rules.temperatures.index(1.0)]
-    probs_E = np.exp(logprobs.values)
     if counts_R.max(initial=0) <= CLEAR_LISTS:  # almost always enough, and several times faster
-        rough_R = _rough_sums(probs_E, counts_R) + np.exp(tail_R)
+        rough_R = probabilities(logprobs.values, counts_R) + np.exp(tail_R)
         if (np.abs(rough_R - 1) <= MASS_TOLERANCE / 2).all():
             return
-    mass_R = _sums(probs_E, counts_R) + np.exp(tail_R)
-    information_R = -_sums(probs_E * logprobs.values, counts_R)
+    probs_E = np.exp(logprobs.values)
+    mass_R = sums(probs_E, counts_R) + np.exp(tail_R)
+    information_R = -sums(probs_E * logprobs.values, counts_R)
     excess_R = np.abs(mass_R - 1) - information_R * FLOAT16_HALF_STEP
     problem = "what is kept and the tail do not sum to probability 1"
     require(name, excess_R <= MASS_TOLERANCE, row_R, problem)
-
-
-def _sums(values_E: npt.NDArray[np.float32], counts_R: Ints, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
-    """Return the sum of each of several concatenated lists."""
-    sums_R = np.zeros(len(counts_R), dtype)
-    if len(values_E):
-        starts_R = sums_before(counts_R)[:-1]
-        # an empty list would get the first value of the next one
-        sums_R[counts_R > 0] = np.add.reduceat(values_E, starts_R[counts_R > 0], dtype=dtype)
-    return sums_R
-
-
-def _rough_sums(values_E: npt.NDArray[np.float32], counts_R: Ints) -> npt.NDArray[Any]:
-    """Return the sum of each list in single precision; lists of equal length are summed as the rows of a matrix.
-
-    It is not a product with ones: the threads of a BLAS wait for each other under full load, which doubled the time.
-    """
-    size = int(counts_R.max(initial=0))
-    if size and (counts_R == size).all():
-        result: npt.NDArray[Any] = values_E.reshape(-1, size).sum(axis=1)
-        return result
-    return _sums(values_E, counts_R, np.float32)
 
 
 def _check_tail(columns: Columns, rules: ShardRules) -> None:
@@ -297,9 +275,8 @@ def _check_chunks(columns: Columns, pairs: Sequence[SamplePair], rules: ShardRul
     if thorough:
         counts_A, logprobs = ragged(columns, "chunk_counts").values, ragged(columns, "chunk_logprobs")
         owner_J, row_J = np.repeat(np.arange(len(counts_A)), counts_A), logprobs.row_of_value
-        falls_J = np.diff(logprobs.values, prepend=np.inf) <= 0
-        is_first_J = np.diff(owner_J, prepend=-1) != 0
-        require("chunk_logprobs", falls_J | is_first_J, row_J, "candidates are not in order of probability")
+        rises = unordered_items(logprobs.values, counts_A)
+        require("chunk_logprobs", ~rises, row_J[1:], "candidates are not in order of probability")
         ids_F = ragged(columns, "chunk_ids").values
         is_repeated_J = repeats_of_candidates(ids_F, np.repeat(size_A, counts_A), owner_J)
         require("chunk_ids", ~is_repeated_J, row_J, "a candidate occurs twice in a chunk")
@@ -324,28 +301,12 @@ def _keyed(ids: npt.NDArray[np.uint32], owner: Ints) -> npt.NDArray[np.uint64]:
 
 
 def _check_candidates(columns: Columns, of_counts: str, of_ids: str, of_logprobs: str) -> None:
-    """Check lists as the rows of a matrix: rows that are sorted apart take a seventh of the time."""
     counts, ids, logprobs = (ragged(columns, name) for name in (of_counts, of_ids, of_logprobs))
-    row_R = counts.row_of_value
-    logprobs_RK = _padded(logprobs.values, counts.values, np.float32(-np.inf))
-    falls_R: Bools = np.all(logprobs_RK[:, 1:] <= logprobs_RK[:, :-1], axis=1)
-    require(of_logprobs, falls_R, row_R, "ids are not in order of probability")
-    # Past the end of a list stand numbers that are no ids, each once.
-    beyond_K = np.iinfo(np.uint32).max - np.arange(logprobs_RK.shape[1], dtype=np.uint32)
-    ids_RK = np.sort(_padded(ids.values, counts.values, beyond_K), axis=1)
-    is_distinct_R: Bools = np.all(ids_RK[:, 1:] != ids_RK[:, :-1], axis=1)
-    require(of_ids, is_distinct_R, row_R, "an id occurs twice at a position")
-
-
-def _padded(values_E: Array, counts_R: Ints, beyond: Array | np.float32) -> Array:
-    """Lay lists out as the rows of a matrix, and fill them up."""
-    width = int(counts_R.max(initial=0))
-    if (counts_R == width).all():  # as at a fixed k: nothing is copied
-        return values_E.reshape(len(counts_R), width)
-    is_inside_RK = np.arange(width) < counts_R[:, None]
-    result: Array = np.where(is_inside_RK, values_E.dtype.type(0), beyond)
-    result[is_inside_RK] = values_E
-    return result
+    rises = unordered_items(logprobs.values, counts.values)
+    if rises.any():
+        require(of_logprobs, ~rises, logprobs.row_of_value[1:], "ids are not in order of probability")
+    for first in lists_with_twins(ids.values, counts.values)[:1]:
+        raise ValueFault(of_ids, int(counts.row_of_value[first]), "an id occurs twice at a position")
 
 
 def _check_indexes(index_S: Ints) -> None:

@@ -14,6 +14,7 @@ from tide_cache.arrays import sums_before
 from tide_cache.config.settings import LogprobDtype
 from tide_cache.records import Bools, Int32s, MaskedView, SampleId, SamplePair, TeacherSignal, ViewRecord
 from tide_cache.shards.columns import Column, Columns, Ragged, names_of, ragged, scalars
+from tide_cache.shards.lists import round_to_half
 from tide_cache.signal_table import PARTS, from_columns, to_columns
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -69,9 +70,9 @@ def signals_to_columns(
         "teacher_masked": Ragged.of([_positions(view.is_teacher_masked_M) for view in views], np.int32),
     }
     for field in (field for part in PARTS for field in part.fields if field.column in said[0]):
-        lists = Ragged.of([arrays[field.column] for arrays in said], field.dtype)
-        is_rounded = field.rule == "rounded logprob" and logprob_dtype == "float16"
-        columns[field.column] = _rounded(lists) if is_rounded else lists
+        columns[field.column] = lists = Ragged.of([arrays[field.column] for arrays in said], field.dtype)
+        if field.rule == "rounded logprob" and logprob_dtype == "float16":
+            round_to_half(lists.values)  # an overflow becomes -inf, which the value checks refuse
     return columns
 
 
@@ -144,8 +145,3 @@ def repeats_of_candidates(ids_F: Integers, sizes_J: Integers, owner_J: Integers)
 
 def _positions(is_masked: Bools) -> Int32s:
     return np.flatnonzero(is_masked).astype(np.int32)
-
-
-def _rounded(logprobs: Ragged) -> Ragged:
-    with np.errstate(over="ignore"):  # an overflow becomes -inf, which the value checks refuse
-        return Ragged(logprobs.offsets, logprobs.values.astype(np.float16).astype(np.float32))
