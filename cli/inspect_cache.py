@@ -65,7 +65,6 @@ def inspect_cache(
     require_cache(cache_path(cache))
     with chatter_to_stderr():
         from tide_cache.inspecting.inspection import Inspection, inspect
-        from tide_cache.inspecting.viewing import describe_view
 
         root = cache_path(cache)
         found: Inspection | ViewDescription
@@ -73,6 +72,8 @@ def inspect_cache(
             with ProgressReport("inspect", "row groups") as report:
                 found = inspect(root, report.update)
         else:
+            from tide_cache.inspecting.viewing import describe_view  # loads what tokenizers need
+
             found = describe_view(root, view, tokenizer, teacher_tokenizer, signal_pass)
     if json:
         print_json(asdict(found))

@@ -1,6 +1,7 @@
 """A cache from Python: its records, PyTorch micro-batches, a `datasets.Dataset`, and its files for other programs.
 
 All of it goes through the readers that training uses, with their checks: what is damaged or does not fit is refused.
+Opening a cache takes its manifest alone, so what needs torch is imported where it is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,20 +14,17 @@ from tide_cache.config.sections import BatchConfig
 from tide_cache.config.settings import LANES, Batching, Semantics
 from tide_cache.config.train import read_objectives
 from tide_cache.errors import RunFileError
-from tide_cache.inspecting.export import ExportedView
-from tide_cache.loading.cache import HELD_GROUPS, CacheSource
-from tide_cache.loading.fitting import require_fitting_caches
-from tide_cache.loading.opening import OpenedCache, lanes_fault
-from tide_cache.loading.torch_dataset import MicroBatches
 from tide_cache.locations import CachePath, cache_path
 from tide_cache.manifest import CacheIdentity, Manifest, Statistics, shard_path
-from tide_cache.objectives import Objective, objective_of, union_of_needs
-from tide_cache.pairing import TextTokenizer
 from tide_cache.records import ViewRecord
 from tide_cache.shards import PassName, TableName
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from tide_cache.loading.cache import CacheSource
+    from tide_cache.loading.torch_dataset import MicroBatches
+    from tide_cache.objectives import Objective
 
 
 def open_cache(location: str | Path, *, signal_pass: PassName | None = None) -> "Cache":
@@ -131,14 +129,16 @@ class Cache:
         return self._source.records([sample], view)[0]
 
     @cached_property
-    def _source(self) -> CacheSource:
+    def _source(self) -> "CacheSource":
+        from tide_cache.loading.cache import HELD_GROUPS, CacheSource
+
         held = max(HELD_GROUPS, self.num_views)  # so that iteration decodes each row group once
         return CacheSource(self.root, self.manifest, held_groups=held, signal_pass=self.signal_pass)
 
     def torch_dataset(
         self,
         student: str | Path,
-        objectives: Sequence[Objective],
+        objectives: "Sequence[Objective]",
         *,
         steps: int,
         global_batch: int,
@@ -152,7 +152,7 @@ class Cache:
         rank: int = 0,
         world: int = 1,
         lanes: int | None = LANES,
-    ) -> MicroBatches:
+    ) -> "MicroBatches":
         """Yield the micro-batches (StudentBatch, Targets) of `tide-cache train` with the same settings.
 
         Step e of an epoch shows the samples in the project's global order, view `epoch mod num_views` of each. Epochs
@@ -179,6 +179,12 @@ class Cache:
             CacheMismatchError: The cache is not for this tokenizer, or lacks a signal or temperature.
             RunFileError: The batches cannot be cut in this way.
         """
+        from tide_cache.loading.fitting import require_fitting_caches
+        from tide_cache.loading.opening import OpenedCache, lanes_fault
+        from tide_cache.loading.torch_dataset import MicroBatches
+        from tide_cache.objectives import union_of_needs
+        from tide_cache.pairing import TextTokenizer
+
         if min(micro_batch, global_batch, world) < 1 or global_batch % (micro_batch * world):
             raise RunFileError(
                 f"global_batch: found {global_batch}, expected a multiple of micro_batch x world = "
@@ -224,6 +230,8 @@ class Cache:
         """
         from datasets import Dataset, Features
 
+        from tide_cache.inspecting.export import ExportedView
+
         exported = ExportedView.open(self.root, view, signal_pass=self.signal_pass, student=student)
         values = {"location": str(self.root), "signal_pass": self.signal_pass, "view": view, "student": student}
         return Dataset.from_generator(
@@ -251,12 +259,14 @@ class Cache:
 def _exported_rows(
     location: str, signal_pass: PassName, view: int, student: str | None, cache_id: str
 ) -> Iterator[dict[str, Any]]:
+    from tide_cache.inspecting.export import ExportedView
+
     exported = ExportedView.open(cache_path(location), view, signal_pass=signal_pass, student=student)
     for rows in exported.groups():
         yield from rows
 
 
-def preset_objectives(name: str, semantics: Semantics = "corrected") -> tuple[Objective, ...]:
+def preset_objectives(name: str, semantics: Semantics = "corrected") -> "tuple[Objective, ...]":
     """Return the objectives of a row of the paper's table; `PRESETS[name].signal_pass` is the pass they learn from.
 
     Args:
@@ -266,6 +276,8 @@ def preset_objectives(name: str, semantics: Semantics = "corrected") -> tuple[Ob
     Raises:
         RunFileError: There is no such row.
     """
+    from tide_cache.objectives import objective_of
+
     try:
         preset = find_preset(name)
     except ValueError as error:

@@ -6,15 +6,19 @@ active chunks of a view, J candidate chunks of all of them, concatenated, F stud
 T temperatures, B samples of a batch, K kept ids per row, X further ids per row, D drawn ids per row.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from tide_cache.arrays import sums_before
+
+if TYPE_CHECKING:  # whoever reads a cache without training waits for no import of torch
+    import torch
 
 Bools = npt.NDArray[np.bool_]
 Int32s = npt.NDArray[np.int32]
@@ -385,7 +389,8 @@ class TopKTargets:
     @property
     def has_topk_N(self) -> torch.Tensor:
         """Tell of each row whether it carries teacher candidates."""
-        return torch.zeros_like(self.kept_ids_NK[:, :0]).any(dim=1).index_fill(0, self.rows_R, True)
+        none_N = self.kept_ids_NK[:, :0].any(dim=1)
+        return none_N.index_fill(0, self.rows_R, True)
 
 
 @dataclass(frozen=True, eq=False)

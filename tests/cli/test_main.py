@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from tide_cache.families import FAMILIES
 from tide_cache.modeling.backbone import ADAPTERS
 from tide_cache_cli.main import app
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "cache-v1"
 COMMANDS = [
     "demo", "build-teacher-shards", "answers", "import-topk", "convert", "train", "inspect", "verify", "eval",
     "generate", "doctor", "schema",
@@ -36,14 +38,20 @@ def test_help_of_every_command_has_an_example(command):
     assert f"tide-cache {command}" in result.stdout.split("Example:")[1]
 
 
-def test_help_loads_no_heavy_library():
-    """Starting must not cost what torch costs."""
-    code = (
-        "import sys, tide_cache_cli.main\n"
-        "print(sorted({'torch', 'transformers', 'deepspeed', 'pyarrow', 'datasets'} & set(sys.modules)))"
-    )
+def test_who_needs_no_heavy_library_loads_none():
+    """Starting must not cost what torch costs: neither help, nor opening, checking and reading about a cache."""
+    code = textwrap.dedent(f"""
+        import sys, tide_cache_cli.main
+        heavy = {{'torch', 'transformers', 'tokenizers', 'deepspeed', 'datasets'}}
+        print(sorted({{*heavy, 'pyarrow'}} & set(sys.modules)))
+        import tide_cache, tide_cache.inspecting.inspection
+        from tide_cache.manifest import verify
+        cache = tide_cache.open_cache({str(GOLDEN)!r})
+        assert verify(cache.root, deep=True).ok
+        print(len(cache), sorted(heavy & set(sys.modules)))
+    """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split("\n") == ["[]", "8 []", ""]
 
 
 def test_a_misspelt_command_is_suggested():
