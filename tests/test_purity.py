@@ -29,6 +29,7 @@ PATTERNS = {
     "tide_cache/modeling/experts.py": {"torch"},
     "tide_cache/modeling/packing.py": {"torch"},
     "tide_cache/modeling/head.py": {"torch"},
+    "tide_cache/shards/lists.py": {"numpy"},
     "tide_cache/shards/record_columns.py": {"numpy"},
     "tide_cache/shards/codecs.py": {"numpy", "pyarrow"},
     "tide_cache/shards/columns.py": {"numpy", "pyarrow"},
@@ -42,7 +43,19 @@ PATTERNS = {
 """Pure files, and the libraries each may use. Of this package they may use each other and nothing else."""
 
 PURE = {path: libraries for pattern, libraries in PATTERNS.items() for path in sorted(ROOT.glob(pattern))}
-STANDARD = {"abc", "collections", "dataclasses", "functools", "hashlib", "itertools", "json", "math", "types", "typing"}
+STANDARD = {
+    "__future__",
+    "abc",
+    "collections",
+    "dataclasses",
+    "functools",
+    "hashlib",
+    "itertools",
+    "json",
+    "math",
+    "types",
+    "typing",
+}
 SIDE_EFFECTS = {"open", "print", "input", "exec", "eval", "Path"}
 NUMPY_RANDOM = {"Philox"}
 TORCH_RANDOM = {
