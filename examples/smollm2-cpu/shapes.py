@@ -1,15 +1,11 @@
-"""Chunks by shape: what the teacher knows of each, and what a student learns from those of one shape alone.
+"""Chunks by shape: what the teacher knows of each.
 
-`python shapes.py table CACHE` prints, for a cache with the signals `chunks` and `projected`, how much of the teacher's
-probability its candidates hold, and how much lies in texts of another number of student tokens.
-
-`python shapes.py train RUN_FILE START CACHE OUT SEED SHAPE` trains one student of the arm `chunk_kl` who is told of
-chunks of one shape. A shape is `1-1` (one teacher token, one student token), `1-n`, `n-1` or `n-n`.
+`python shapes.py CACHE` prints, for a cache with the signals `chunks` and `projected`, how much of the teacher's
+probability its candidates hold, and how much lies in texts of another number of student tokens. A shape is `1-1` (one
+teacher token, one student token), `1-n`, `n-1` or `n-n`. `told.py` trains a student who is told of one shape alone.
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +17,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from tide_cache import open_cache  # noqa: E402
 from tide_cache.arrays import sums_before  # noqa: E402
-from tide_cache.loading.groups import Groups  # noqa: E402
-from tide_cache.loading.source import TeacherSource  # noqa: E402
 from tide_cache.records import SamplePair, ViewRecord  # noqa: E402
-from tide_cache.signal_table import take  # noqa: E402
-from tide_cache.sweep.arms import make_jobs  # noqa: E402
-from tide_cache.training.distributed import World  # noqa: E402
-from tide_cache.training.prepare import prepare  # noqa: E402
-from tide_cache.training.run import train_prepared  # noqa: E402
 
 SHAPES = ("1-1", "1-n", "n-1", "n-n")
 
@@ -79,38 +68,5 @@ def shapes_of(pair: SamplePair, chunks_A: npt.NDArray[np.int32]) -> npt.NDArray[
     return 2 * is_several_A + (spans_A4[:, 3] - spans_A4[:, 2] > 1)
 
 
-class OneShape:
-    """A source that says nothing of chunks of other shapes."""
-
-    def __init__(self, source: TeacherSource, shape: str):
-        self._source, self._shape = source, SHAPES.index(shape)
-
-    @property
-    def groups(self) -> Groups:
-        """Those of the source."""
-        return self._source.groups
-
-    def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
-        """Return the source's records without the candidates of other chunks."""
-        return [self._cut(record) for record in self._source.records(samples, epoch)]
-
-    def _cut(self, record: ViewRecord) -> ViewRecord:
-        signal: Any = record.signal
-        chunks, size_C = signal.chunks, record.pair.chunks_C4[:, 3] - record.pair.chunks_C4[:, 2]
-        chosen = np.flatnonzero(shapes_of(record.pair, chunks.chunks_A) == self._shape)
-        return replace(record, signal=replace(signal, chunks=take(chunks, chosen, size_C[chunks.chunks_A])))
-
-
-def train_one(run_file: str, start: str, cache: str, out: str, seed: str, shape: str) -> None:
-    """Train the student that the sweep would train, from a source that speaks of one shape."""
-    places = {"student.model": start, "data.cache": cache, "train.out": out}
-    _, jobs = make_jobs(Path(run_file), places, (), int(seed) + 1, None)
-    run = next(job.run for job in jobs if (job.arm, job.seed) == ("chunk_kl", int(seed)))
-    run = run.model_copy(update={"train": run.train.model_copy(update={"out": Path(out)})})
-    world = World(0, 1, 0)
-    prepared = prepare(run, world, resume=False)
-    train_prepared(run, replace(prepared, source=OneShape(prepared.source, shape)), world)
-
-
 if __name__ == "__main__":
-    {"table": print_table, "train": train_one}[sys.argv[1]](*sys.argv[2:])
+    print_table(*sys.argv[1:])

@@ -1,11 +1,12 @@
 """How much of a teacher's gain another tokenizer keeps: (gain over ce, share of ce) across, over the same with one.
 
 `python shares.py OUT` reads the students under OUT/students: `shared-*` and `kept-*` with the teacher's tokenizer,
-`projected-*` with another one. It writes experiments/results/smollm2-signal.json and prints the tables.
+`projected-*`, `conditional-*` and `wide-*` with another one. It writes experiments/results/smollm2-signal.json and
+prints the tables. Every sweep across tokenizers is compared with the `ce` of the same cache, start and seed; `wide`
+takes its signals in the order of `conditional`, and so its `ce`.
 
-Gains are paired by start and seed. An interval of a share is the middle 95 % of 10,000 resamples of starts, seeds and
-rows, the same on both sides. Where a student was measured before its sums by row were kept, rows are not resampled;
-`tide-cache eval MODEL --by-row --out held-out.json` measures it again.
+An interval of a share resamples starts, seeds and, where all students kept their sums by row, rows: the middle 95% of
+experiments/bootstrap.py. With few pairs it is too narrow.
 """
 
 import json
@@ -23,58 +24,76 @@ from experiments.bootstrap import share_of_gain  # noqa: E402
 from experiments.statistics import interval  # noqa: E402
 
 RESULTS = ROOT / "experiments/results/smollm2-signal.json"
-SHARED = {"shared": ("ce", "kl"), "kept": ("kl-T-2-among-the-kept",)}
-CROSS = {
-    "projected": (
-        "ce",
-        "chunk_kl",
-        "chunk_kl-T-2-among-the-kept",
-        "kl-projected",
-        "kl-projected-T-2-among-the-kept",
-        "kl-projected-T-2-among-the-kept-truth-elsewhere",
-    )
+KEPT, CHUNKS, PROJECTED = (
+    "kl-T-2-among-the-kept",
+    "chunk_kl-T-2-among-the-kept",
+    "kl-projected-T-2-among-the-kept",
+)
+SIDES = {
+    "shared": {"shared": ("ce", "kl"), "kept": (KEPT,)},
+    "cross": {
+        "projected": ("ce", "chunk_kl", CHUNKS, "kl-projected", PROJECTED, f"{PROJECTED}-truth-elsewhere"),
+    },
+    "conditional": {
+        "conditional": ("ce", PROJECTED, CHUNKS, "x-token", f"{PROJECTED}-least-sure"),
+        "wide": (f"{PROJECTED}-64-tuples",),
+    },
 }
+"""By side: the sweeps whose students are compared with its `ce`, and their arms."""
 ACROSS = {
-    "chunk_kl": ("chunk_kl", "kl"),
-    "kl_projected": ("kl-projected", "kl"),
-    "chunk_kl_kept": ("chunk_kl-T-2-among-the-kept", "kl-T-2-among-the-kept"),
-    "kl_projected_kept": ("kl-projected-T-2-among-the-kept", "kl-T-2-among-the-kept"),
-    "kl_projected_kept_truth_elsewhere": (
-        "kl-projected-T-2-among-the-kept-truth-elsewhere",
-        "kl-T-2-among-the-kept",
-    ),
+    "chunk_kl": ("cross", "chunk_kl", "kl"),
+    "kl_projected": ("cross", "kl-projected", "kl"),
+    "chunk_kl_kept": ("cross", CHUNKS, KEPT),
+    "kl_projected_kept": ("cross", PROJECTED, KEPT),
+    "kl_projected_kept_truth_elsewhere": ("cross", f"{PROJECTED}-truth-elsewhere", KEPT),
+    "chunk_kl_kept_conditional": ("conditional", CHUNKS, KEPT),
+    "kl_projected_kept_conditional": ("conditional", PROJECTED, KEPT),
+    "kl_projected_kept_conditional_64_tuples": ("conditional", f"{PROJECTED}-64-tuples", KEPT),
+    "kl_projected_kept_conditional_least_sure": ("conditional", f"{PROJECTED}-least-sure", KEPT),
+    "x_token_conditional": ("conditional", "x-token", "kl"),
 }
-"""Shares by name: the arm across tokenizers, and that with the teacher's own with which it is compared."""
+"""Shares by name: side and arm across tokenizers, and the arm with the teacher's own with which it is compared."""
+TEACHER, BEST = "smollm2", "kl_projected_kept_conditional"
+"""The share that is quoted for the teacher; it was chosen before it was measured."""
 Pair = tuple[str, int]
-Arms = dict[str, dict[Pair, dict[str, Any]]]
-"""Held-out figures by arm, then by start and seed."""
+Students = dict[str, dict[Pair, dict[str, Any]]]
 
 
 def main(out: Path) -> None:
     """Write the JSON, and print tables as Markdown."""
-    shared, cross = (_measured(out / "students", arms) for arms in (SHARED, CROSS))
+    sides = {side: _students(out / "students", sweeps) for side, sweeps in SIDES.items()}
+    arms = {side: {name: _arm(every, name) for name in every if every[name]} for side, every in sides.items()}
     shares = {
-        f"share_of_gain_kept_{name}": _share(cross, arm, shared, of_shared) for name, (arm, of_shared) in ACROSS.items()
+        f"share_of_gain_kept_{name}": _share(sides[side], arm, sides["shared"], own)
+        for name, (side, arm, own) in ACROSS.items()
+        if sides[side].get(arm)
     }
-    sides = {"shared": shared, "cross": cross}
-    arms = {side: {name: _arm(found, name) for name in found if found[name]} for side, found in sides.items()}
-    RESULTS.write_text(json.dumps({"arms": arms, "shares": shares}, indent=1) + "\n", encoding="utf-8")
+    best = shares[f"share_of_gain_kept_{BEST}"]
+    figures = {
+        f"share_of_gain_kept_{TEACHER}{end}": best[name]
+        for end, name in (("", "share"), ("_low", "low"), ("_high", "high"))
+    }
+    document = {"figures": figures, "arms": arms, "shares": shares}
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     for side, of_side in arms.items():
         print(f"\n| {side}: arm | students | bits per byte | minus ce |\n|---|---|---|---|")
         for name, arm in of_side.items():
-            gain = "" if name == "ce" else f"{arm['minus_ce']['mean']:+.4f} ± {arm['minus_ce']['half_width']:.4f}"
-            print(f"| {name} | {arm['students']} | {arm['bits_per_byte']:.4f} | {gain} |")
-    print("\n| share of gain kept | pairs | share | 95% |\n|---|---|---|---|")
+            gain, width = arm["minus_ce"]["mean"], arm["minus_ce"]["half_width"]
+            told = "" if name == "ce" else f"{gain:+.4f}" if width is None else f"{gain:+.4f} ± {width:.4f}"
+            print(f"| {name} | {arm['students']} | {arm['bits_per_byte']:.4f} | {told} |")
+    print("\n| share of gain kept | pairs | rows | share | 95% |\n|---|---|---|---|---|")
     for name, share in shares.items():
-        print(f"| {name} | {share['pairs']} | {share['share']:.2f} | {share['low']:.2f} to {share['high']:.2f} |")
+        low, high = share["low"], share["high"]
+        print(f"| {name} | {share['pairs']} | {share['rows']} | {share['share']:.2f} | {low:.2f} to {high:.2f} |")
 
 
-def _measured(students: Path, arms: dict[str, tuple[str, ...]]) -> Arms:
-    found: Arms = {}
-    for sweep, names in arms.items():
+def _students(students: Path, sweeps: dict[str, tuple[str, ...]]) -> Students:
+    """Return the held-out figures of each student, by arm, start and seed."""
+    found: Students = {}
+    for sweep, names in sweeps.items():
         for name in names:
             files = sorted(students.glob(f"{sweep}-*/{name}/seed-*/held-out.json"))
-            found[name] = {_pair(file): _read(file)["nll"] for file in files}
+            found[name] = {_pair(file): json.loads(file.read_text(encoding="utf-8"))["nll"] for file in files}
     return found
 
 
@@ -83,30 +102,34 @@ def _pair(file: Path) -> Pair:
     return file.parts[-4].partition("-")[2], int(file.parent.name.removeprefix("seed-"))
 
 
-def _arm(arms: Arms, name: str) -> dict[str, Any]:
-    bits, baseline = (
-        {pair: nll["nats_per_byte"] / math.log(2) for pair, nll in arms[arm].items()} for arm in (name, "ce")
-    )
-    pairs = [pair for pair in sorted(bits) if pair in baseline]
-    gain = interval([bits[pair] - baseline[pair] for pair in pairs])
+def _bits(report: dict[str, Any]) -> float:
+    bits: float = report["nats_per_byte"] / math.log(2)
+    return bits
+
+
+def _arm(students: Students, name: str) -> dict[str, Any]:
+    arm, baseline = students[name], students["ce"]
+    pairs = [pair for pair in sorted(arm) if pair in baseline]
+    gain = interval([_bits(arm[pair]) - _bits(baseline[pair]) for pair in pairs])
     return {
         "students": len(pairs),
-        "bits_per_byte": mean(bits[pair] for pair in pairs),
+        "bits_per_byte": mean(_bits(arm[pair]) for pair in pairs),
         "minus_ce": {"mean": gain.mean, "half_width": gain.half_width},
-        "by_student": {f"{start}/{seed}": bits[start, seed] for start, seed in pairs},
+        "by_student": {f"{start}/{seed}": _bits(arm[start, seed]) for start, seed in pairs},
     }
 
 
-def _share(cross: Arms, arm: str, shared: Arms, of_shared: str) -> dict[str, Any]:
+def _share(across: Students, arm: str, shared: Students, own: str) -> dict[str, Any]:
     """Return the share with its interval, over the pairs that all four arms have."""
-    found = share_of_gain(cross[arm], cross["ce"], shared[of_shared], shared["ce"])
-    interval_of = {"low": found.low, "high": found.high, "pairs": found.students, "rows": found.rows}
-    return {"share": found.value, **interval_of, "compared_with": of_shared}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
+    found = share_of_gain(across[arm], across["ce"], shared[own], shared["ce"])
+    return {
+        "share": found.value,
+        "low": found.low,
+        "high": found.high,
+        "pairs": found.students,
+        "rows": found.rows,
+        "compared_with": own,
+    }
 
 
 if __name__ == "__main__":

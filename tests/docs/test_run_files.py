@@ -46,7 +46,7 @@ def test_run_files_in_the_docs_are_valid(text, tmp_path):
 
 
 def test_there_are_run_files_to_check():
-    assert len(EXAMPLES) == 22
+    assert len(EXAMPLES) == 23
     assert len(WHOLE) >= 8
 
 
