@@ -25,13 +25,14 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--out", type=Path, help="folder of everything; by default runs/experiments-SIZE")
     parser.add_argument("--hours", type=float, default=float("inf"), help="start nothing after so long")
+    parser.add_argument("--only", default="", help="run the stages whose names begin so, with teacher and starts")
     parser.add_argument("--processes", type=int, default=num_cores(), help="students at a time")
     args = parser.parse_args()
     experiment = Experiment((args.out or ROOT / f"runs/experiments-{args.size}").resolve(), SIZES[args.size])
     results_file = ROOT / f"experiments/results/{args.size}.json"
     try:
         if args.what == "run":
-            run(experiment, args.processes, time.monotonic() + 3600 * args.hours)
+            run(experiment, args.processes, time.monotonic() + 3600 * args.hours, args.only)
             write_results(experiment, results_file)
         else:
             write_report(read_results(results_file), ROOT / "docs")
@@ -39,8 +40,8 @@ def main() -> None:
         sys.exit(str(error))
 
 
-def run(experiment: Experiment, processes: int, until: float) -> None:
-    """Do what is left, stage by stage."""
+def run(experiment: Experiment, processes: int, until: float, only: str) -> None:
+    """Do what is left, stage by stage; `only`: of stages whose names begin so."""
     say("material")
     make_material(experiment.root / "material", SHARED, experiment.size.held_out, experiment.size.vocabularies)
     say("teacher")
@@ -48,7 +49,7 @@ def run(experiment: Experiment, processes: int, until: float) -> None:
     say("students' starts")
     make_starts(experiment)
     results = {}
-    for stage in STAGES:
+    for stage in (stage for stage in STAGES if stage.name.startswith(only)):
         if time.monotonic() > until:
             return
         say(stage.name)

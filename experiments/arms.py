@@ -181,6 +181,34 @@ SIGNALS = (
 )
 """Where nothing else is said, k = 64, top_p = 0.99, and T is 2 for kl, 1 for chunk_kl and 5 for calm."""
 
+KEPT: Entry = {"temperature": 2.0, "temperature_mode": "kept"}
+UNCERTAIN: Entry = {"row_weight": "uncertain", "share": 0.2}
+PROJECTED = (("kinds", ("truth", "chunks", "projected")),)
+"""One cache for all arms across tokenizers, so that they visit samples in one order."""
+
+
+def across(name: str, *entries: Entry, **options: Any) -> TunedArm:
+    """Return an arm across tokenizers that reads candidate chunks or what is projected."""
+    return taught(name, "cross", *entries, grid=(1.0,), signals=PROJECTED, **options)
+
+
+SHARE = (
+    replace(untaught(f"{BASELINE}, same order", "cross", CE_UNWEIGHTED), grid=(1.0,), signals=PROJECTED),
+    replace(untaught(BASELINE, "shared", CE_UNWEIGHTED), grid=(1.0,)),
+    taught("kl, T = 1", "shared", KL | {"temperature": 1.0}, grid=(1.0,)),
+    taught("kl, T = 2 among the kept", "shared", KL | KEPT, grid=(1.0,)),
+    across("chunk_kl, T = 1", CHUNK_KL),
+    across("chunk_kl, T = 2 among the kept", CHUNK_KL | KEPT),
+    across("kl on projected, T = 2 among the kept", KL | KEPT),
+    across("chunk_kl, T = 2 among the kept, uncertain rows", CHUNK_KL | KEPT | UNCERTAIN),
+    across("kl on projected, T = 2 among the kept, uncertain rows", KL | KEPT | UNCERTAIN),
+    across("x-token", KL | {"temperature": 1.0, "tail": "renormalise", "per": "chunk"}),
+    across("chunk_kl, T = 1, p = 1", CHUNK_KL, source="certain"),
+)
+"""How much of what a teacher with the student's tokenizer gains is kept with another tokenizer."""
+
+SHARE_STAGE = Stage("share of gain kept", 300, SHARE)
+
 STAGES = (
     Stage("300 samples", 300, FIRST),
     Stage("300 samples, further arms", 300, FURTHER),
@@ -193,5 +221,6 @@ STAGES = (
     Stage("300 samples, controls and others", 300, EXTRA),
     Stage("all samples, more arms", None, MORE),
     Stage("1000 samples, more arms", 1000, MORE, tuned_on=300),
+    SHARE_STAGE,
 )
 """In order of priority: a cut loses the end."""

@@ -57,7 +57,7 @@ def pretrain(
     rows: Path,
     tokenizer_folder: Path,
     hidden_and_layers: tuple[int, int],
-    epochs: float,
+    epochs: int,
     device: str,
     threads: int,
     precision: str = "float32",
@@ -71,7 +71,7 @@ def pretrain(
         rows: Conversations, JSON lines.
         tokenizer_folder: The model's tokenizer.
         hidden_and_layers: The model's size.
-        epochs: Passes over the text, or a part of one.
+        epochs: Passes over the text.
         device: `cpu` or `cuda`.
         threads: Of the CPU.
         precision: `float32`, or `bfloat16` for matrix products in it and weights in float32.
@@ -82,14 +82,13 @@ def pretrain(
     tokenizer = TextTokenizer.load(str(tokenizer_folder))
     config = shape_config(model_shape(hidden_and_layers), tokenizer)
     torch.manual_seed(0)
-    rows_of_ids = windows(rows, tokenizer)
     settings = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=epochs,
         per_device_train_batch_size=8,
         learning_rate=1.5e-3,
         lr_scheduler_type="cosine",
-        warmup_steps=min(100, max(1, int(epochs * len(rows_of_ids) // 80))),
+        warmup_steps=100,
         weight_decay=0.1,
         adam_beta2=0.95,
         logging_steps=50,
@@ -101,7 +100,7 @@ def pretrain(
         disable_tqdm=True,
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    trainer = Trainer(model, settings, train_dataset=rows_of_ids)
+    trainer = Trainer(model, settings, train_dataset=windows(rows, tokenizer))
     cut = Path(settings.output_dir).exists() and get_last_checkpoint(settings.output_dir)
     trainer.train(resume_from_checkpoint=cut or None)
     tokenizer.save(out)

@@ -3,39 +3,23 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.arms import BASELINE, CE_UNWEIGHTED, STAGES, Stage, TunedArm
-from experiments.stages import Experiment, Trial
+from experiments.arms import BASELINE, CE_UNWEIGHTED, STAGES
+from experiments.bytes_table import bytes_table
+from experiments.rows import Row, find, rows_of, rows_under
+from experiments.shares import share_figures, share_table
+from experiments.stages import Experiment
 from experiments.statistics import Interval, interval, paired
-from experiments.trials import best_trial, grid_trials
+from experiments.trials import grid_trials
 from tide_cache.demo.design import TIMES, Pipeline
 
 COLOURS = {"cross": "#b4472b", "shared": "#1f5fa8"}
 TITLES = {"cross": "another tokenizer", "shared": "the teacher's tokenizer"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """An arm with the students that were measured at its chosen value."""
-
-    arm: TunedArm
-    stage: Stage
-    value: float
-    is_tuned: bool
-    students: Mapping[int, dict[str, Any]]
-
-    def test(self, figure: str = "nll") -> dict[int, float]:
-        """Return a figure of each seed on the test rows."""
-        return {seed: measured["test"][figure] for seed, measured in self.students.items()}
-
-    def test_at(self, place: int) -> dict[int, float]:
-        """Return the NLL of each seed at one t."""
-        return {seed: measured["test"]["times"][place]["nll"] for seed, measured in self.students.items()}
 
 
 def write_results(experiment: Experiment, file: Path) -> None:
@@ -51,6 +35,8 @@ def write_results(experiment: Experiment, file: Path) -> None:
         "captures": {path.stem: _read(path) for path in sorted((root / "caches").glob("*.json"))},
         "students": {path.parent.relative_to(root / "students").as_posix(): _read(path) for path in measured},
     }
+    if shares := share_figures(content):
+        content["shares"] = shares
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(_one_line_each(content), encoding="utf-8")
 
@@ -71,35 +57,6 @@ def read_results(file: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def rows_of(results: dict[str, Any], stage_name: str) -> list[Row]:
-    """Return the arms of a stage that have at least one student, at the value that validation likes best so far."""
-    stage = next(stage for stage in STAGES if stage.name == stage_name)
-    students, seeds = results["students"], tuple(results["size"]["seeds"])
-    rows = []
-    for arm in stage.arms:
-        grid = grid_trials(stage, arm, seeds[0])
-        done = tuple(trial for trial in grid if trial.key in students)
-        if not done:
-            continue
-        value = best_trial(done, students).value
-        trials = [Trial(arm, stage.samples, value, seed) for seed in seeds]
-        found = {trial.seed: students[trial.key] for trial in trials if trial.key in students}
-        if not found:
-            continue
-        rows.append(Row(arm, stage, value, len(done) == len(grid), found))
-    return rows
-
-
-def rows_under(results: dict[str, Any], prefix: str) -> list[Row]:
-    """Return the rows of all stages whose names begin like this."""
-    return [row for stage in STAGES if stage.name.startswith(prefix) for row in rows_of(results, stage.name)]
-
-
-def find(rows: list[Row], name: str, pipeline: Pipeline) -> Row | None:
-    """Return the row of an arm."""
-    return next((row for row in rows if (row.arm.name, row.arm.pipeline) == (name, pipeline)), None)
 
 
 def arm_table(rows: list[Row], pipeline: Pipeline, baselines: list[Row]) -> str:
@@ -196,6 +153,8 @@ def tables(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for pipeline in COLOURS:
         yield f"views {pipeline}", arm_table(views, pipeline, views)
         yield f"signals {pipeline}", arm_table(rows_of(results, "signals"), pipeline, first)
+        yield f"bytes {pipeline}", bytes_table(results, pipeline)
+    yield "share", share_table(results)
     yield "grid", grid_table(results)
 
 

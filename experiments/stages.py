@@ -86,7 +86,7 @@ class Experiment:
         """Return what the students with a tokenizer start from."""
         return self._start(f"student-{pipeline}", pipeline, self.size.student, self.size.student_epochs, threads=1)
 
-    def _start(self, name: str, pipeline: Pipeline, shape: tuple[int, int], epochs: float, threads: int) -> Path:
+    def _start(self, name: str, pipeline: Pipeline, shape: tuple[int, int], epochs: int, threads: int) -> Path:
         """Return a denoiser to start from, made of a causal model of all text for training."""
         start, causal = self.root / "starts" / name, self.root / "causal" / name
         if not (start / "config.json").exists():
@@ -115,15 +115,19 @@ class Experiment:
             "objective": [{"kind": "ce", "time_weight": "uniform"}],
             "optimizer": {"lr": 1e-3, "weight_decay": 0.01},
             "train": self._train_section(
-                self.teacher, size.teacher_steps, size.teacher_batch, size.teacher_views, checkpoint_every=100
+                self.teacher,
+                size.teacher_steps,
+                size.teacher_batch,
+                size.teacher_views,
+                checkpoint_every=100,
+                precision=size.teacher_precision,
             ),
         }
         train(TrainRun.model_validate(values), resume=resume)
 
     def cache(self, arm: TunedArm, samples: int | None) -> Path:
         """Folder of the cache that an arm learns from."""
-        variant = "".join(f"-{key}-{value:g}" for key, value in arm.signals)
-        return self.root / "caches" / f"{arm.pipeline}-{samples or 'all'}{variant}"
+        return self.root / "caches" / cache_name(arm, samples)
 
     def _num_views(self, samples: int | None) -> int:
         return NUM_VIEWS if samples else self.size.all_views
@@ -158,7 +162,7 @@ class Experiment:
         measured = self.measure(out / "model", trial.arm.pipeline) | {"cpu_s": cpu_s}
         shutil.rmtree(out / "model")
         file.write_text(json.dumps(measured) + "\n", encoding="utf-8")
-        return measured
+        return json.loads(file.read_text(encoding="utf-8"))  # lists, as whoever reads it later gets
 
     def measure(self, model: Path, pipeline: Pipeline) -> dict[str, Any]:
         """Return held-out NLL and accuracy by t on validation and on test rows, and the share of right numbers."""
@@ -166,12 +170,16 @@ class Experiment:
         trained = TrainedModel(read_checkpoint(str(model)), tokenizer, BLOCK_SIZE, device=self.size.device)
         measured = {"parameters": sum(weight.numel() for weight in trained.backbone.model.parameters())}
         for part in ("validation", "test"):
-            report = measure(trained, self.pairs(part, tokenizer, pipeline), times=TIMES).nll
+            pairs = self.pairs(part, tokenizer, pipeline)
+            report = measure(trained, pairs, times=TIMES, by_row=part == "test").nll
             measured[part] = {
                 "nll": report.mean_nll,
                 "accuracy": report.mean_accuracy,
                 "times": [asdict(entry) for entry in report.times],
+                "nats_per_byte": report.nats_per_byte,
             }
+            if report.rows is not None:
+                measured[part]["rows"] = asdict(report.rows)
         measured["test"]["exact_match"] = self._exact_match(trained)
         return measured
 
@@ -252,10 +260,17 @@ class Experiment:
         }
         return TrainRun.model_validate(values)
 
-    def _train_section(self, out: Path, steps: int, batch: int, views: int, **more: int) -> dict[str, Any]:
+    def _train_section(self, out: Path, steps: int, batch: int, views: int, **more: Any) -> dict[str, Any]:
         of_size = {"precision": self.size.precision, "device": self.size.device}
         batches = {"global_batch": batch, "micro_batch": batch, "views_per_step": views}
         return {"out": str(out), "steps": steps, **batches, **of_size, **more}
+
+
+def cache_name(arm: TunedArm, samples: int | None) -> str:
+    """Return the folder name of the cache that an arm learns from."""
+    values = {key: "-".join(value) if key == "kinds" else f"{value:g}" for key, value in arm.signals}
+    variant = "".join(f"-{key}-{value}" for key, value in values.items())
+    return f"{arm.pipeline}-{samples or 'all'}{variant}"
 
 
 def num_cores() -> int:

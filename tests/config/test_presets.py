@@ -1,11 +1,14 @@
 """A preset stands for the objectives and the pass of a row of the paper's table, and for nothing else."""
 
 import pytest
+from pydantic import TypeAdapter
 
 from tide_cache.config.base import load_run_file
+from tide_cache.config.objectives import AnyObjective
 from tide_cache.config.presets import PRESETS
 from tide_cache.config.train import TrainRun
 from tide_cache.errors import RunFileError
+from tide_cache.objectives import OBJECTIVES, objective_of
 
 VALUES = {"student.model": "m", "data.cache": "c", "train.out": "o", "train.steps": 1}
 
@@ -43,3 +46,22 @@ def test_faults():
         load_run_file(TrainRun, None, VALUES | {"preset": "cross/tide-cros"})
     with pytest.raises(RunFileError, match="preset and objective: give one of them"):
         load_run_file(TrainRun, None, VALUES | {"preset": "cross/kl", "objective": [{"kind": "ce"}]})
+
+
+@pytest.mark.parametrize("kind", ["kl", "chunk_kl"])
+def test_an_entry_that_names_a_temperature_keeps_its_meaning(kind):
+    def read(**named):
+        entry = TypeAdapter(AnyObjective).validate_python({"kind": kind, **named})
+        assert objective_of(entry) == OBJECTIVES[kind](**named)
+        return entry.temperature, entry.temperature_mode
+
+    assert read() == (2.0, "kept")
+    assert read(temperature=2.0) == (2.0, "captured")
+    assert read(temperature_mode="captured") == (1.0, "captured")
+    assert read(temperature_mode="kept") == (2.0, "kept")
+    assert read(temperature=3.0, temperature_mode="kept") == (3.0, "kept")
+
+
+def test_draws_from_tails_keep_t_at_one():
+    entry = TypeAdapter(AnyObjective).validate_python({"kind": "kl", "tail": "sampled"})
+    assert (entry.temperature, entry.temperature_mode) == (1.0, "captured")

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.arms import CALM, CHUNK_KL, FIRST, KL, STAGES, Stage, taught
+from experiments.arms import CALM, CHUNK_KL, FIRST, KEPT, KL, SHARE, STAGES, UNCERTAIN, Stage, across, taught
+from experiments.bytes_table import bytes_table
 from experiments.pretraining import model_shape
 from experiments.report import arm_table, read_results, rows_of, tables, write_results
+from experiments.shares import share_figures, share_table
 from experiments.sizes import SIZES
 from experiments.stages import CertainTeacher, Experiment, Trial
 from experiments.statistics import interval, paired
@@ -29,6 +31,7 @@ ARMS = (
     replace(CROSS, name="chunk_kl, p = 1", source="certain"),
     taught("kl", "shared", KL, grid=(1.0,), source="live"),
     taught("calm, compdemo", "cross", CALM, grid=(1.0,), signal_pass="compdemo"),
+    across("kl on projected, uncertain rows", KL | KEPT | UNCERTAIN),
 )
 
 
@@ -76,7 +79,11 @@ def test_results_hold_every_student_and_capture(experiment, measured, tmp_path):
     write_results(experiment, tmp_path / "toy.json")
     results = read_results(tmp_path / "toy.json")
     assert results["students"]["8/cross-chunk-kl/weight-1/seed-0"] == measured["chunk_kl"]
-    assert set(results["captures"]) == {"cross-8-plain", "shared-8-plain", "cross-8-compdemo"}
+    assert set(results["captures"]) == {
+        "cross-8-plain", "shared-8-plain", "cross-8-compdemo", "cross-8-kinds-truth-chunks-projected-plain",
+    }  # fmt: skip
+    rows = results["students"]["8/cross-chunk-kl/weight-1/seed-0"]["test"]["rows"]
+    assert sum(rows["num_bytes"]) > sum(rows["num_supervised"]) > 0
     assert all(table for _, table in tables(results))
 
 
@@ -162,6 +169,32 @@ def test_an_arm_is_compared_with_the_baseline_seed_by_seed():
     rows = rows_of(results, "300 samples")
     assert [row.arm.name for row in rows] == ["ce, unweighted", "kl"]
     assert "**-0.500 ± 0.000**" in arm_table(rows, "shared", rows)
+
+
+def test_the_share_is_of_the_arms_that_validation_likes_best(monkeypatch):
+    monkeypatch.setattr("experiments.bootstrap.RESAMPLES", 200)
+    gains = {"kl, T = 1": 0.1, "kl, T = 2 among the kept": 0.2, "x-token": 0.14, "chunk_kl, T = 1, p = 1": 0.5}
+    results = {"size": {"seeds": [0, 1]}, "students": {}, "captures": {}}
+    assert share_figures(results) == {}
+    for arm in SHARE:
+        for seed in (0, 1):
+            nll = 4.0 - gains.get(arm.name, 0)
+            results["students"][Trial(arm, 300, 1.0, seed).key] = {
+                "validation": {"nll": nll}, "test": {"nll": nll, "nats_per_byte": nll / 2},
+            }  # fmt: skip
+    found = share_figures(results, "toy")
+    assert found["share_of_gain_kept_toy"] == pytest.approx(0.7) == found["share_of_gain_kept_toy_low"]
+    assert found["chosen_on_validation"] == {"cross": "x-token", "shared": "kl, T = 2 among the kept"}
+    assert (found["seeds"], found["rows"]) == (2, None)
+    assert "| x-token | cross | 2 | 0.1010 | 0.1010 to 0.1010 | 0.70 | 0.70 to 0.70 |" in share_table(results)
+
+
+def test_gains_are_divided_by_the_megabytes_that_are_read():
+    results = {"size": {"seeds": [0]}, "students": {}, "captures": {"shared-300-plain": {"bytes": 4e6}}}
+    stage = next(stage for stage in STAGES if stage.name == "signals")
+    for arm, nll in ((FIRST[3], 4.0), (stage.arms[1], 3.9)):
+        results["students"][Trial(arm, 300, 1.0, 0).key] = measured_at(nll)
+    assert "| 300 | kl, T = 1 | 2.0 | 0.100 | 0.0500 |" in bytes_table(results, "shared")
 
 
 def test_intervals_are_those_of_students_t():

@@ -25,13 +25,13 @@ STEPS = 30 if IS_FULL else 12
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
 ARMS = {
     "ce": ("plain", {"kind": "ce"}),
-    "kl": ("plain", {"kind": "kl"}),
-    "kl sampled": ("plain", {"kind": "kl", "tail": "sampled"}),
+    "kl": ("plain", {"kind": "kl", "temperature": 1.0}),
+    "kl sampled": ("plain", {"kind": "kl", "temperature": 1.0, "tail": "sampled"}),
     "reverse_kl": ("plain", {"kind": "reverse_kl"}),
     "calm": ("plain", {"kind": "calm"}),
     "reverse_calm": ("plain", {"kind": "reverse_calm"}),
     "bernoulli_kl": ("plain", {"kind": "bernoulli_kl"}),
-    "chunk_kl": ("plain", {"kind": "chunk_kl"}),
+    "chunk_kl": ("plain", {"kind": "chunk_kl", "temperature": 1.0}),
     "tidal over kl": ("plain", {"kind": "tidal", "over": "kl", "time_weight": "midrange"}),
     "tidal over calm": ("compdemo", {"kind": "tidal", "over": "calm", "time_weight": "midrange"}),
     "tide-shared": ("compdemo", {"kind": "tidal", "over": "kl", "time_weight": "midrange"}),

@@ -22,6 +22,24 @@ TemperatureMode = Literal["captured", "kept"]
 outcomes only, and how much they hold is compared at T = 1; any T will do."""
 
 
+def softened(
+    temperature: float | None, mode: TemperatureMode | None, kept: bool = True
+) -> tuple[float, TemperatureMode]:
+    """Return T and its mode where an entry leaves one of them open, or both.
+
+    With real weights T = 2 among the kept gained most. An entry that names a T alone means the captured one.
+
+    Args:
+        temperature: As stated; None if it is open.
+        mode: Likewise.
+        kept: Whether the entry can compare the kept outcomes by themselves.
+    """
+    if temperature is not None:
+        return temperature, mode or "captured"
+    mode = mode or ("kept" if kept else "captured")
+    return (2.0 if mode == "kept" else 1.0), mode
+
+
 @dataclass(frozen=True)
 class _Objective(Setting):
     """What every entry has."""
@@ -84,12 +102,14 @@ class ForwardKLConfig(_ByStep):
     """KL(teacher || student) on aligned pairs."""
 
     kind: Literal["kl"] = field(default="kl", kw_only=True)
-    temperature: Temperature = 1.0
-    """Softens both distributions; must have been captured. 1 lowered NLL by 0.166, 2 by 0.111: docs/experiments.md."""
+    temperature: Temperature = None  # type: ignore[assignment]  # decided with the mode
+    """Softens both distributions. By default 2 among the kept ids: docs/objectives.md#defaults-and-why; 1 with tail =
+    'sampled' or temperature_mode = 'captured'."""
     tail: Tail = "rest"
     """What is not kept: one outcome, left out, or estimated from signals.tail_samples draws."""
-    temperature_mode: TemperatureMode = "captured"
-    """What T softens: the whole distribution, or the kept ids among themselves (any T, none captured)."""
+    temperature_mode: TemperatureMode = None  # type: ignore[assignment]  # decided with T
+    """What T softens: the whole distribution (captured, the default where temperature is given), or the kept ids among
+    themselves (kept: any T, none captured)."""
     elsewhere: Elsewhere = "nothing"
     """What rows without candidates are taught; truth: the true token, with the same weight."""
     per: Literal["row", "chunk"] = "row"
@@ -97,6 +117,9 @@ class ForwardKLConfig(_ByStep):
     'renormalise', on projected."""
 
     def __post_init__(self) -> None:
+        temperature, mode = softened(self.temperature, self.temperature_mode, kept=self.tail != "sampled")
+        object.__setattr__(self, "temperature", temperature)
+        object.__setattr__(self, "temperature_mode", mode)
         super().__post_init__()
         if self.per == "chunk" and (self.elsewhere == "truth" or self.row_weight == "uncertain"):
             other = "elsewhere = 'truth'" if self.elsewhere == "truth" else "row_weight = 'uncertain'"
@@ -155,15 +178,23 @@ class ChunkKLConfig(_ByStep):
     """KL(teacher || student) over candidate chunks and the rest, across tokenizers."""
 
     kind: Literal["chunk_kl"] = field(default="chunk_kl", kw_only=True)
-    temperature: Temperature = 1.0
-    """Softens both distributions; must have been captured. 1 lowered NLL by 0.066, 2 by 0.015: docs/experiments.md."""
+    temperature: Temperature = None  # type: ignore[assignment]  # decided with the mode
+    """Softens both distributions. By default 2 among the candidates: docs/objectives.md#defaults-and-why; 1 with
+    temperature_mode = 'captured'."""
     tail: Literal["rest", "renormalise", "fits"] = "rest"
     """What is no candidate: one outcome; left out on both sides; or, with fits, left out of the teacher alone, since
     all that a student can write has the chunk's length."""
-    temperature_mode: TemperatureMode = "captured"
-    """What T softens: the whole distribution, or the candidates among themselves (any T, none captured)."""
+    temperature_mode: TemperatureMode = None  # type: ignore[assignment]  # decided with T
+    """What T softens: the whole distribution (captured, the default where temperature is given), or the candidates
+    among themselves (kept: any T, none captured)."""
     elsewhere: Elsewhere = "nothing"
     """What rows of chunks without candidates are taught; truth: the true token, with the same weight."""
+
+    def __post_init__(self) -> None:
+        temperature, mode = softened(self.temperature, self.temperature_mode)
+        object.__setattr__(self, "temperature", temperature)
+        object.__setattr__(self, "temperature_mode", mode)
+        super().__post_init__()
 
 
 _NOT_REVERSED = Refused(

@@ -24,8 +24,9 @@ CE = {"kind": "ce"}
 KL = {"kind": "kl", "temperature": 2.0}  # the paper's; on its own, T = 1 was better: docs/experiments.md
 CALM = {"kind": "calm", "temperature": 5.0}
 TIDAL = {"kind": "tidal", "time_weight": "midrange"}
-TIDE_CHUNK = (CE, {"kind": "chunk_kl", "temperature": 1.0}, CALM | {"chunks": "without_candidates"})
-"""Ours: the teacher's alternatives for a chunk if it has any, otherwise the chunk's likelihood."""
+TIDE_CHUNK = (CE, {"kind": "chunk_kl", "temperature": 2.0, "temperature_mode": "kept"})
+"""Ours: the teacher's alternatives for a chunk, and T among them alone: what gained most of all that reads `chunks`.
+`calm` on chunks without alternatives added nothing: docs/experiments.md."""
 
 PRESETS: MappingProxyType[str, Preset] = MappingProxyType(
     {

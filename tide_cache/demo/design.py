@@ -44,7 +44,7 @@ KL = {"kind": "kl", "temperature": 1.0, "weight": 1.0}
 CALM = {"kind": "calm", "temperature": 5.0, "weight": 1.0}
 REVERSE_CALM = {"kind": "reverse_calm", "temperature": 5.0, "weight": 1.0}
 CHUNK_KL = {"kind": "chunk_kl", "temperature": 1.0, "weight": 1.0}
-CALM_ELSEWHERE = {**CALM, "chunks": "without_candidates"}
+CHUNK_KL_KEPT = {**CHUNK_KL, "temperature": 2.0, "temperature_mode": "kept"}
 
 ARMS = (
     DemoArm("ce", "shared", (CE,)),
@@ -56,7 +56,7 @@ ARMS = (
     DemoArm("ce + calm", "cross", (CE, CALM)),
     DemoArm("ce + reverse_calm", "cross", (CE, REVERSE_CALM)),
     DemoArm("ce + chunk_kl", "cross", (CE, CHUNK_KL)),
-    DemoArm("tide-chunk", "cross", (CE, CHUNK_KL, CALM_ELSEWHERE)),
+    DemoArm("tide-chunk", "cross", (CE, CHUNK_KL_KEPT)),
 )
 """All arms, with every weight and temperature stated; the first of each pipeline is its baseline."""
 
