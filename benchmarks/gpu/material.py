@@ -1,6 +1,5 @@
 """Tiny models and samples for the first call, and a speller that needs no tokenizers."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from benchmarks.material import VIEWS, Shape, write_cache
 from benchmarks.published_shapes import LLADA2_MINI, STUDENT, WEDLM_8B, Config
 from benchmarks.students import qwen3_config
+from tide_cache.arrays import Int64s
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.config.settings import TeacherContext
 from tide_cache.loading.cache import CacheSource
@@ -53,9 +53,9 @@ class SameIds:
         result_JP[sizes_J == 1, 0] = ids_J[sizes_J == 1]
         return result_JP
 
-    def several(self, tuples: Sequence[tuple[int, ...]]) -> list[tuple[int, ...] | None]:
+    def several(self, tuples_JM: Int64s) -> tuple[Int32s, Int64s]:
         """Spell tuples; see `Speller`."""
-        return list(tuples)
+        return tuples_JM.ravel().astype(np.int32), np.full(len(tuples_JM), tuples_JM.shape[1])
 
 
 def samples(root: Path, shape: Shape, num_views: int) -> tuple[list[SamplePair], list[list[MaskedView]]]:

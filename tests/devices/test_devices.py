@@ -63,8 +63,8 @@ class Speller:
         result_JP[sizes_J == 1, 0] = ids_J[sizes_J == 1]
         return result_JP
 
-    def several(self, tuples):
-        return tuples
+    def several(self, tuples_JM):
+        return tuples_JM.ravel().astype(np.int32), np.full(len(tuples_JM), tuples_JM.shape[1])
 
 
 def sample(name, sizes):

@@ -1,7 +1,10 @@
-"""Targets by the names of their arrays, whichever part holds them."""
+"""Targets by the names of their arrays, whichever part holds them, and spellings as arrays."""
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from tide_cache.records import Targets
 
@@ -21,3 +24,9 @@ def changed(targets: Targets, **changes: Any) -> Targets:
     for name, part in parts.items():
         parts[name] = replace(part, **{key: changes.pop(key) for key in leaves(part) if key in changes})
     return replace(targets, **parts, **changes)
+
+
+def end_to_end(spelled: Sequence[Sequence[int] | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Spellings as `Speller.several` gives them: their tokens, concatenated, and how many each has."""
+    sizes = [len(ids or ()) for ids in spelled]
+    return np.array([i for ids in spelled for i in ids or ()], np.int32), np.array(sizes)

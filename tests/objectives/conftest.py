@@ -64,8 +64,8 @@ class OneVocabulary:
     def single(self, ids_J: np.ndarray, sizes_J: np.ndarray) -> np.ndarray:
         return np.where(sizes_J == 1, ids_J, -1).astype(np.int32)[:, None].repeat(max(1, *sizes_J), axis=1)
 
-    def several(self, tuples: Sequence[tuple[int, ...]]) -> list[tuple[int, ...] | None]:
-        return list(tuples)
+    def several(self, tuples_JM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return tuples_JM.ravel().astype(np.int32), np.full(len(tuples_JM), tuples_JM.shape[1])
 
 
 def capture(

@@ -10,13 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.pair_examples import pairs
+from helpers.target_examples import end_to_end
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.modeling.row_signals import row_signals
 from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.teacher.chunks import chunk_candidates
 from tide_cache.teacher.compdemo import compdemo_signals
-from tide_cache.teacher.tuples import AskedChunks, best_tuples
+from tide_cache.teacher.tuples import AskedChunks, ChunkRows, best_tuples
 from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 
@@ -41,8 +42,8 @@ class Speller:
                 result[j, :size] = spelled
         return result
 
-    def several(self, tuples):
-        return [self.of(ids) for ids in tuples]
+    def several(self, tuples_JM):
+        return end_to_end([self.of(ids) for ids in tuples_JM.tolist()])
 
 
 def signals_of(logits_NV, signals, mass):
@@ -144,7 +145,7 @@ def test_what_cannot_be_spelled_in_the_chunks_size_is_tail():
     rows = signals_of(logits_NV, signals, 1.0)
     chunks = chunks_of([1, 2], [(10,), (10, 11)])
     speller = Speller({0: None, 1: (7, 8), 2: (9,)})
-    candidates = chunk_candidates(chunks, np.full(3, 5, np.int32), rows, speller, signals)
+    candidates = chunk_candidates(ChunkRows(chunks, np.full(3, 5, np.int32), rows, signals), speller)
     single, double = by_chunk(candidates, [1, 2])
     logp_NV = logits_NV.log_softmax(dim=1)
     assert set(single) == {(9,), (3,), (4,), (10,)}  # 5 is the true token: its own spelling is 10
@@ -158,13 +159,9 @@ def test_what_cannot_be_spelled_in_the_chunks_size_is_tail():
 def test_of_two_tuples_that_are_spelled_alike_the_likelier_is_the_candidate():
     logits_NV = torch.tensor([[0.0, 1.0, 2.0]])
     signals = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=3, top_p=1.0, chunk_k=4)
-    candidates = chunk_candidates(
-        chunks_of([1], [(0,)]),
-        np.zeros(1, np.int32),
-        signals_of(logits_NV, signals, 1.0),
-        Speller({1: (7,), 2: (7,)}),
-        signals,
-    )
+    rows = signals_of(logits_NV, signals, 1.0)
+    said = ChunkRows(chunks_of([1], [(0,)]), np.zeros(1, np.int32), rows, signals)
+    candidates = chunk_candidates(said, Speller({1: (7,), 2: (7,)}))
     (found,) = by_chunk(candidates, [1])
     logp_V = logits_NV.log_softmax(dim=1)[0]
     assert found == pytest.approx({(7,): float(logp_V[2]), (0,): float(logp_V[0])}, abs=1e-6)
@@ -175,9 +172,50 @@ def test_a_chunk_may_have_no_candidate_at_all():
     signals = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=3, top_p=1.0, chunk_k=4)
     rows = signals_of(torch.zeros(3, 3), signals, 1.0)
     nothing = Speller(dict.fromkeys(range(3)))
-    candidates = chunk_candidates(chunks_of([1, 2], [(0, 1), (0,)]), np.array([0, 1, 9]), rows, nothing, signals)
+    said = ChunkRows(chunks_of([1, 2], [(0, 1), (0,)]), np.array([0, 1, 9]), rows, signals)
+    candidates = chunk_candidates(said, nothing)
     assert by_chunk(candidates, [2, 1]) == [{(0, 1): pytest.approx(np.log(1 / 3))}, {}]
     assert candidates.log_tail_AT[1].tolist() == pytest.approx(candidates.log_partition_AT[1].tolist(), abs=1e-6)
+
+
+def plainly(said, speller):
+    """Candidates of each chunk in the order of the chunks, one by one: ids, log-probs and tail."""
+    for first, size, asked, own in zip(
+        said.chunks.first_row_A,
+        said.chunks.teacher_size_A,
+        said.chunks.student_size_A,
+        np.split(said.chunks.student_ids_F, np.cumsum(said.chunks.student_size_A)[:-1]),
+        strict=True,
+    ):
+        rows_M = np.arange(first, first + size)
+        tuples_GJM, logprobs_GJ, tail_GT = best_tuples(rows_M[None], said.rows, said.signals)
+        found, tail_T = {}, tail_GT[0]
+        for ids, logprob in zip(map(tuple, tuples_GJM[0].tolist()), logprobs_GJ[0], strict=True):
+            spelled = tuple(own.tolist()) if ids == tuple(said.true_ids_N[rows_M].tolist()) else speller.of(ids)
+            if logprob == -np.inf:
+                continue
+            if spelled is None or len(spelled) != asked or spelled in found:
+                tail_T = np.logaddexp(tail_T, logprob / np.array(TEMPERATURES))
+            else:
+                found[spelled] = np.float32(logprob)
+        yield found, tail_T.astype(np.float32)
+
+
+@few
+@given(seed=st.integers(0, 999), top_p=st.sampled_from([0.6, 1.0]))
+def test_a_batch_of_chunks_is_spelled_as_each_alone_to_the_bit(seed, top_p):
+    random = np.random.default_rng(seed)
+    teacher_sizes, student_sizes = random.integers(1, 4, (2, 9))
+    num_rows = int(teacher_sizes.sum())
+    logits_NV = 2 * torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(seed))
+    signals = SignalsConfig(kinds=KINDS, temperatures=TEMPERATURES, top_k=VOCAB - 1, top_p=top_p, chunk_k=7)
+    chunks = chunks_of(teacher_sizes, [random.integers(0, 4, size) for size in student_sizes])
+    said = ChunkRows(chunks, random.integers(0, VOCAB, num_rows), signals_of(logits_NV, signals, top_p), signals)
+    speller = Speller({0: None, 1: (2,), 2: (3, 4), 3: (3, 4), 4: (2,)})
+    candidates = chunk_candidates(said, speller)
+    expected = list(plainly(said, speller))
+    assert by_chunk(candidates, student_sizes) == [found for found, _ in expected]
+    assert np.array_equal(candidates.log_tail_AT, [tail_T for _, tail_T in expected])
 
 
 MASK_ID, SEED = 159, 1

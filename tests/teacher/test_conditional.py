@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from helpers.pair_examples import one_to_one
+from helpers.target_examples import end_to_end
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import Backbone
@@ -78,8 +79,11 @@ class Spelling:
     def single(self, ids_J, sizes_J):
         return ids_J[:, None]
 
-    def several(self, tuples):
-        return [ids if len(ids) == 1 else (*ids[:-2], 10 + VOCAB * ids[-2] + ids[-1]) for ids in tuples]
+    def of(self, ids):
+        return ids if len(ids) == 1 else (*ids[:-2], 10 + VOCAB * ids[-2] + ids[-1])
+
+    def several(self, tuples_JM):
+        return end_to_end([self.of(ids) for ids in tuples_JM.tolist()])
 
 
 KINDS = ("truth", "chunks", "projected")
@@ -136,7 +140,7 @@ def test_a_tuple_is_judged_by_the_forward_that_showed_its_true_beginning(teacher
                 logprob += np.log(teacher.given(seen, start + m)[token])
                 true += true == m and token == TRUE[start + m]
             is_true = ids == tuple(TRUE[start:end])
-            spelled = tuple(PAIR.student_ids_L[first:last]) if is_true else Spelling().several([ids])[0]
+            spelled = tuple(PAIR.student_ids_L[first:last]) if is_true else Spelling().of(ids)
             expected[spelled] = logprob
         size, count = last - first, int(candidates.counts_A[a])
         texts = candidates.ids_F[token_at : token_at + size * count].reshape(count, size).tolist()

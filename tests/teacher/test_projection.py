@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.target_examples import end_to_end
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.records import MaskedView, SampleId, SamplePair
@@ -39,8 +40,8 @@ class Spelling:
     def single(self, ids_J, sizes_J):
         raise AssertionError("not asked for here")
 
-    def several(self, tuples):
-        return [written("".join(TEACHER[i] for i in ids)) for ids in tuples]
+    def several(self, tuples_JM):
+        return end_to_end([written("".join(TEACHER[i] for i in ids)) for ids in tuples_JM.tolist()])
 
 
 class Given(Backbone):

@@ -8,9 +8,13 @@ Shape suffixes: V teacher ids, J candidates, P student tokens of a candidate at 
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from tide_cache.arrays import Int64s
+from tide_cache.pairing.remembered import Remembered
 from tide_cache.pairing.tokenizer import TextTokenizer, shared_vocab_size
 from tide_cache.records import Int32s
 
@@ -42,7 +46,7 @@ class Spelling:
         self._specials = frozenset(np.flatnonzero(student.is_special_V).tolist())
         self._equal_V = self._byte_equal()
         self._tokens_VP, self._lengths_V = self._tokenised_alone()
-        self._remembered: dict[tuple[int, ...], tuple[int, ...] | None] = {}
+        self._remembered: dict[int, Remembered] = {}
 
     def single(self, ids_J: Int32s, sizes_J: Int32s) -> Int32s:
         """Spell single teacher tokens in a given number of student tokens each.
@@ -55,6 +59,8 @@ class Spelling:
             Student ids, shape (J, P), -1 beyond the size; a row begins with -1 where there is no such spelling.
         """
         width = int(sizes_J.max(initial=1))
+        if width == 1 and sizes_J.all():
+            return self._equal_V.take(ids_J)[:, None]
         result_JP = np.full((len(ids_J), width), -1, np.int32)
         is_one_J = sizes_J == 1
         result_JP[is_one_J, 0] = self._equal_V[ids_J[is_one_J]]
@@ -63,16 +69,28 @@ class Spelling:
         result_JP[fits_J, :shared] = self._tokens_VP[ids_J[fits_J], :shared]
         return result_JP
 
-    def several(self, tuples: Sequence[tuple[int, ...]]) -> list[tuple[int, ...] | None]:
-        """Spell tuples of teacher tokens in as many student tokens as it takes; None where bytes would change."""
-        unknown = list({ids for ids in tuples if ids not in self._remembered})
-        if len(self._remembered) + len(unknown) > _MEMORY:
-            self._remembered.clear()
-            unknown = list(set(tuples))
-        joined = [[self._spelled[i] for i in ids] for ids in unknown]
-        texts = [b"".join(parts) if all(parts) else b"" for parts in joined]
-        self._remembered.update(zip(unknown, self._encoded(texts), strict=True))
-        return [self._remembered[ids] for ids in tuples]
+    def several(self, tuples_JM: npt.NDArray[np.integer[Any]]) -> tuple[Int32s, Int64s]:
+        """Spell tuples of teacher tokens in as many student tokens as it takes.
+
+        Args:
+            tuples_JM: Teacher ids; those of tuples seen before are looked up.
+
+        Returns:
+            Student ids of all tuples, end to end, and their number for each [J]; 0 where bytes would change.
+        """
+        length = tuples_JM.shape[1]
+        remembered = self._remembered.setdefault(length, Remembered(length))
+        number_J = remembered.find(tuples_JM)
+        if (number_J < 0).any():
+            unknown = list(set(map(tuple, tuples_JM[number_J < 0].tolist())))
+            if sum(map(len, self._remembered.values())) + len(unknown) > _MEMORY:
+                self._remembered = {length: (remembered := Remembered(length))}
+                unknown = list(set(map(tuple, tuples_JM.tolist())))
+            joined = [[self._spelled[i] for i in ids] for ids in unknown]
+            texts = [b"".join(parts) if all(parts) else b"" for parts in joined]
+            remembered.add(unknown, [ids or () for ids in self._encoded(texts)])
+            number_J = remembered.find(tuples_JM)
+        return remembered.spellings(number_J)
 
     @property
     def num_student_ids(self) -> int:

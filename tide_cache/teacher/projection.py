@@ -13,7 +13,6 @@ P student tokens of a text, R rows of the result, E kept ids of all rows, S chun
 row, T temperatures.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +24,7 @@ from tide_cache.modeling.row_signals import RowSignals
 from tide_cache.records import ProjectedTopK
 from tide_cache.signal_table import concat, empty, take
 from tide_cache.teacher.chunks import Speller
-from tide_cache.teacher.tuples import AskedChunks, Further, likely_tuples
+from tide_cache.teacher.tuples import ChunkRows, LikelyTuples
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -46,37 +45,23 @@ class Starts:
     num_ids: int
 
 
-def projected_topk(
-    chunks: AskedChunks,
-    first_row_A: Ints,
-    true_ids_N: npt.NDArray[np.integer],
-    rows: RowSignals,
-    starts: Starts,
-    spelling: Speller,
-    signals: SignalsConfig,
-    further: Sequence[Further] = (),
-) -> ProjectedTopK:
+def projected_topk(said: ChunkRows, first_row_A: Ints, starts: Starts, spelling: Speller) -> ProjectedTopK:
     """Return the teacher's candidates at the student tokens of all chunks of a batch.
 
     Args:
-        chunks: Active chunks; rows of chunks of several tokens keep `top_k` ids, or the whole vocabulary.
+        said: Active chunks, and what was said at their rows.
         first_row_A: Number of the first masked student token of each; the others follow it.
-        true_ids_N: True teacher token under each mask.
-        rows: Signals of the masked teacher tokens.
         starts: Signals at the chunks of one teacher token.
         spelling: From teacher to student tokens.
-        signals: What to keep.
-        further: What forwards said that showed one, two, ... true tokens of chunks.
     """
+    signals = said.signals
     parts = [empty(ProjectedTopK, len(signals.temperatures)), _of_starts(first_row_A, starts, signals)]
-    for size in np.unique(chunks.teacher_size_A).tolist():
-        members_G = np.flatnonzero((chunks.teacher_size_A == size) & (chunks.student_size_A > (size == 1)))
-        if len(members_G):
-            texts = _Texts.of(members_G, size, chunks, true_ids_N, rows, spelling, signals, further)
-            parts += [
-                _of_texts(texts, place, first_row_A[members_G] + place, signals)
-                for place in range(int(size == 1), texts.true_GP.shape[1])
-            ]
+    for likely in said.likely:
+        texts = _Texts.of(likely, said, spelling)
+        parts += [
+            _of_texts(texts, place, first_row_A[likely.chunks_G] + place, signals)
+            for place in range(int(likely.tuples_JM.shape[1] == 1), texts.true_GP.shape[1])
+        ]
     joined = concat(parts)
     return take(joined, np.argsort(joined.rows_R))
 
@@ -120,32 +105,18 @@ class _Texts:
     true_GP: Ints
 
     @classmethod
-    def of(
-        cls,
-        members_G: Ints,
-        size: int,
-        chunks: AskedChunks,
-        true_ids_N: npt.NDArray[np.integer],
-        rows: RowSignals,
-        spelling: Speller,
-        signals: SignalsConfig,
-        further: Sequence[Further],
-    ) -> "_Texts":
-        """Spell the likeliest tuples of chunks of `size` teacher tokens; the chunk's own text keeps its tokens."""
-        likely = likely_tuples(members_G, size, chunks, true_ids_N, rows, signals, further)
-        group_J, logprob_J, log_tail_GT = likely.group_J, likely.logprobs_J, likely.log_tail_GT
-        spelled = [ids or () for ids in spelling.several(list(map(tuple, likely.tuples_JM.tolist())))]
-        student_size_G = chunks.student_size_A[members_G].astype(np.int64)
-        true = chunks.student_ids_F[places_in_lists(chunks.student_size_A, members_G)]
-        true_GP = _padded(true, student_size_G)
-        for j in np.flatnonzero(likely.is_true_J).tolist():
-            spelled[j] = tuple(true_GP[group_J[j], : student_size_G[group_J[j]]].tolist())
-        sizes_J = np.fromiter(map(len, spelled), np.int64, len(spelled))
-        spelled_JP = _padded(np.array([i for ids in spelled for i in ids], np.int64), sizes_J)
-        is_lost_J = sizes_J == 0
-        for index, temperature in enumerate(signals.temperatures):
-            np.logaddexp.at(log_tail_GT[:, index], group_J[is_lost_J], logprob_J[is_lost_J] / temperature)
-        return cls(group_J[~is_lost_J], spelled_JP[~is_lost_J], logprob_J[~is_lost_J], log_tail_GT, true_GP)
+    def of(cls, likely: LikelyTuples, said: ChunkRows, spelling: Speller) -> "_Texts":
+        """Spell the likeliest tuples of some chunks; a chunk's own text keeps its tokens."""
+        chunks, group_J, is_true_J = said.chunks, likely.group_J, likely.is_true_J
+        ids_F, found_J = spelling.several(likely.tuples_JM)
+        true_ids_F = chunks.student_ids_F[places_in_lists(chunks.student_size_A, likely.chunks_G)]
+        true_GP = _padded(true_ids_F, chunks.student_size_A[likely.chunks_G])
+        spelled_JP = _padded(ids_F, found_J, least=true_GP.shape[1])
+        spelled_JP[is_true_J] = -1
+        spelled_JP[is_true_J, : true_GP.shape[1]] = true_GP[group_J[is_true_J]]
+        is_lost_J = spelled_JP[:, 0] < 0
+        log_tail_GT = likely.log_tail_with(is_lost_J, said.signals.temperatures)
+        return cls(group_J[~is_lost_J], spelled_JP[~is_lost_J], likely.logprobs_J[~is_lost_J], log_tail_GT, true_GP)
 
     def at(self, place: int) -> tuple[Ints, Ints, Floats]:
         """Return chunk, student token and probability of the texts that agree with the true one before a place."""
@@ -157,9 +128,9 @@ class _Texts:
         return self.group_J[is_said_J], self.spelled_JP[is_said_J, place], np.exp(self.logprob_J[is_said_J])
 
 
-def _padded(values_F: npt.NDArray[np.integer], sizes_X: Ints) -> Ints:
-    """Return concatenated lists as rows, -1 beyond each."""
-    result_XP = np.full((len(sizes_X), int(sizes_X.max(initial=1))), -1, np.int64)
+def _padded(values_F: npt.NDArray[np.integer], sizes_X: npt.NDArray[np.integer], least: int = 1) -> Ints:
+    """Return concatenated lists as rows of at least some places, -1 beyond each."""
+    result_XP = np.full((len(sizes_X), int(sizes_X.max(initial=least))), -1, np.int64)
     result_XP[np.arange(result_XP.shape[1]) < sizes_X[:, None]] = values_F
     return result_XP
 

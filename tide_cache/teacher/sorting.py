@@ -28,7 +28,7 @@ from tide_cache.signal_table import take
 from tide_cache.teacher.chunks import Speller, chunk_candidates
 from tide_cache.teacher.conditional import Batch, hidden_chunks
 from tide_cache.teacher.projection import Starts, projected_topk
-from tide_cache.teacher.tuples import AskedChunks, Further
+from tide_cache.teacher.tuples import AskedChunks, ChunkRows, Further
 
 Arrays = dict[str, np.ndarray]
 """`RowSignals` on its way to another process."""
@@ -178,21 +178,18 @@ class Sorter:
         if spelling is None or not wanted.tuples_per_chunk:
             return signals
         asked = _Asked.of(batch)
-        true_N = true_N.astype(np.int32)
+        said = ChunkRows(asked.chunks, true_N.astype(np.int32), rows, wanted, further)
         flat = [signal for of_sample in signals for signal in of_sample]
         if wanted.has_chunks:
-            every = chunk_candidates(asked.chunks, true_N, rows, spelling, wanted, further)
+            every = chunk_candidates(said, spelling)
             ends = sums_before(asked.num_chunks_V)
             flat = [
                 replace(signal, chunks=take(every, np.arange(start, end), asked.chunks.student_size_A))
                 for signal, (start, end) in zip(flat, pairwise(ends), strict=True)
             ]
         if starts is not None:
-            start_row_S, said = starts
-            of_starts = Starts(asked.of_rows(start_row_S), said, spelling.num_student_ids)
-            projected = projected_topk(
-                asked.chunks, asked.first_student_row_A, true_N, rows, of_starts, spelling, wanted, further
-            )
+            of_starts = Starts(asked.of_rows(starts[0]), starts[1], spelling.num_student_ids)
+            projected = projected_topk(said, asked.first_student_row_A, of_starts, spelling)
             flat = [
                 replace(signal, projected=_from_row(projected, start, end))
                 for signal, (start, end) in zip(flat, pairwise(asked.student_row_V), strict=True)

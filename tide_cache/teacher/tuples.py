@@ -16,10 +16,12 @@ F student tokens of all chunks, concatenated.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from tide_cache.arrays import Int64s
 from tide_cache.config.sections import SignalsConfig
 from tide_cache.modeling.row_signals import RowSignals
 from tide_cache.records import Int32s
@@ -61,10 +63,11 @@ class Further:
 
 @dataclass(frozen=True, eq=False)
 class LikelyTuples:
-    """The likeliest tuples of some chunks, chunk by chunk, likeliest first.
+    """The likeliest tuples of some chunks with the same number of teacher tokens, chunk by chunk, likeliest first.
 
     Attributes:
-        group_J: Chunk of each.
+        chunks_G: The chunks, by their places among all.
+        group_J: Chunk of each tuple, among these.
         tuples_JM: Its teacher tokens.
         logprobs_J: Its log-prob at T = 1, float64.
         is_true_J: Whether it is the chunk's own text.
@@ -72,50 +75,80 @@ class LikelyTuples:
         log_partition_GT: log of the sum of p^(1/T) over all tuples of each chunk; 0 at T = 1.
     """
 
-    group_J: npt.NDArray[np.int64]
-    tuples_JM: npt.NDArray[np.int64]
+    chunks_G: Int64s
+    group_J: Int64s
+    tuples_JM: Int64s
     logprobs_J: Floats
     is_true_J: npt.NDArray[np.bool_]
     log_tail_GT: Floats
     log_partition_GT: Floats
 
+    def log_tail_with(self, is_lost_J: npt.NDArray[np.bool_], temperatures: tuple[float, ...]) -> Floats:
+        """Return tails that some of the tuples have joined: [G, T]."""
+        log_tail_GT = self.log_tail_GT.copy()
+        join_tails(log_tail_GT, self.group_J[is_lost_J], self.logprobs_J[is_lost_J], temperatures)
+        return log_tail_GT
 
-def likely_tuples(
-    members_G: npt.NDArray[np.int64],
-    size: int,
-    chunks: AskedChunks,
-    true_ids_N: npt.NDArray[np.integer],
-    rows: RowSignals,
-    signals: SignalsConfig,
-    further: Sequence[Further] = (),
-) -> LikelyTuples:
-    """Return the likeliest tuples of the chunks `members_G`, which have `size` teacher tokens each.
 
-    Args:
-        members_G: Places in `chunks`.
-        size: Teacher tokens of each.
+def join_tails(log_tail_GT: Floats, group_I: Int64s, logprobs_I: Floats, temperatures: tuple[float, ...]) -> None:
+    """Add p^(1/T) of some items to the tails of their chunks, in place, one after the other."""
+    for index, temperature in enumerate(temperatures):
+        np.logaddexp.at(log_tail_GT[:, index], group_I, logprobs_I / temperature)
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkRows:
+    """Chunks, and what a forward said at their rows.
+
+    Attributes:
         chunks: Active chunks.
         true_ids_N: True teacher token of each row.
-        rows: Signals of the rows.
+        rows: Signals of the rows; those of chunks of several tokens keep `top_k` ids, or the whole vocabulary.
         signals: What to keep.
-        further: What forwards said that showed one, two, ... true tokens.
+        further: What forwards said that showed one, two, ... true tokens of chunks.
     """
-    rows_GM = chunks.first_row_A[members_G][:, None] + np.arange(size)
-    true_GM = true_ids_N[rows_GM]
-    told = [[_lists(rows, row_G) for row_G in rows_GM.T]]
-    for said in further[: size - 1]:
-        shown = len(told)
-        told.append(told[0][:shown] + [_lists(said.rows, said.row_N[row_G]) for row_G in rows_GM.T[shown:]])
-    products = _products(told, true_GM, signals)
-    best = _merged([_best(lists, signals) for lists in products], signals)
-    tuples_GJM, logprobs_GJ, log_tail_GT = _cut(best, signals)
-    found_J = np.flatnonzero(logprobs_GJ > -np.inf)
-    group_J = found_J // logprobs_GJ.shape[1]
-    tuples_JM = tuples_GJM.reshape(-1, size)[found_J]
-    is_true_J = np.logical_and.reduce([tuples_JM[:, m] == true_GM[group_J, m] for m in range(size)])
-    return LikelyTuples(
-        group_J, tuples_JM, logprobs_GJ.ravel()[found_J], is_true_J, log_tail_GT, _log_partition(products, signals)
-    )
+
+    chunks: AskedChunks
+    true_ids_N: npt.NDArray[np.integer]
+    rows: RowSignals
+    signals: SignalsConfig
+    further: Sequence[Further] = ()
+
+    @cached_property
+    def is_one_A(self) -> npt.NDArray[np.bool_]:
+        """Whether a chunk is one token on both sides: every kept id is a candidate, and nothing is searched."""
+        is_one_A: npt.NDArray[np.bool_] = (self.chunks.teacher_size_A == 1) & (self.chunks.student_size_A == 1)
+        return is_one_A
+
+    @cached_property
+    def likely(self) -> tuple[LikelyTuples, ...]:
+        """The likeliest tuples of all other chunks, by their number of teacher tokens; found once for all signals."""
+        teacher_size_A = self.chunks.teacher_size_A
+        sizes = np.unique(teacher_size_A[~self.is_one_A]).tolist()
+        return tuple(self._likely(np.flatnonzero((teacher_size_A == size) & ~self.is_one_A), size) for size in sizes)
+
+    def _likely(self, chunks_G: Int64s, size: int) -> LikelyTuples:
+        rows_GM = self.chunks.first_row_A[chunks_G][:, None] + np.arange(size)
+        true_GM = self.true_ids_N[rows_GM]
+        told = [[_lists(self.rows, row_G) for row_G in rows_GM.T]]
+        for said in self.further[: size - 1]:
+            shown = len(told)
+            told.append(told[0][:shown] + [_lists(said.rows, said.row_N[row_G]) for row_G in rows_GM.T[shown:]])
+        products = _products(told, true_GM, self.signals)
+        best = _merged([_best(lists, self.signals) for lists in products], self.signals)
+        tuples_GJM, logprobs_GJ, log_tail_GT = _cut(best, self.signals)
+        found_J = np.flatnonzero(logprobs_GJ > -np.inf)
+        group_J = found_J // logprobs_GJ.shape[1]
+        tuples_JM = tuples_GJM.reshape(-1, size)[found_J]
+        return LikelyTuples(
+            chunks_G,
+            group_J,
+            tuples_JM,
+            logprobs_GJ.ravel()[found_J],
+            np.logical_and.reduce([tuples_JM[:, m] == true_GM[group_J, m] for m in range(size)]),
+            log_tail_GT,
+            _log_partition(products, self.signals),
+        )
 
 
 _Best = tuple[npt.NDArray[np.int64], Floats, Floats]
@@ -298,12 +331,10 @@ def _without(logprobs_GX: Floats, chosen_GJ: npt.NDArray[np.int64]) -> Floats:
 
 def _log_powers(logprobs_GJ: Floats, signals: SignalsConfig) -> Floats:
     """Return log sum_j p_j^(1/T) of each row, for each T: [G, T]; -inf for rows without any."""
-    return np.stack([_logsumexp(logprobs_GJ / temperature) for temperature in signals.temperatures], axis=1)
-
-
-def _logsumexp(values_GJ: Floats) -> Floats:
-    top_G = values_GJ.max(axis=1, initial=-np.inf)
-    safe_G = np.where(top_G > -np.inf, top_G, 0)
+    powers_TGJ = logprobs_GJ / np.array(signals.temperatures)[:, None, None]
+    top_TG = powers_TGJ.max(axis=2, initial=-np.inf)
+    top_TG[top_TG == -np.inf] = 0
+    powers_TGJ -= top_TG[:, :, None]
     with np.errstate(divide="ignore"):
-        result: Floats = np.log(np.exp(values_GJ - safe_G[:, None]).sum(axis=1)) + safe_G
-    return result
+        result_TG: Floats = np.log(np.exp(powers_TGJ, out=powers_TGJ).sum(axis=2)) + top_TG
+    return result_TG.T
