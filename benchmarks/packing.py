@@ -1,5 +1,9 @@
-"""How many of the tokens that a student computes are tokens of samples, on GSM8K, by how micro-batches are made up."""
+"""How many of the tokens that a student computes are tokens of samples, on GSM8K, by how micro-batches are made up.
 
+And how many the busiest of several ranks computes, on which all others wait.
+"""
+
+from collections.abc import Sequence
 from typing import get_args
 
 from benchmarks.build import MASK
@@ -9,12 +13,14 @@ from tide_cache.config.sections import BatchConfig, ViewsConfig
 from tide_cache.config.settings import LANES, Batching
 from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.groups import Groups
-from tide_cache.loading.micro_batches import step_micro_batches
+from tide_cache.loading.micro_batches import padded_lengths, rank_batches, step_micro_batches
 from tide_cache.loading.order import LaneOrder
 from tide_cache.loading.source import PlainSource
 from tide_cache.pairing import TextTokenizer, encode_student
+from tide_cache.records import ViewRecord
 
 BLOCK_SIZE, MAX_LENGTH, GLOBAL_BATCH, MICRO_BATCH = 32, 512, 64, 8
+WORLDS = (1, 2, 4, 8)
 
 
 def run(options: Options) -> dict[str, float]:
@@ -37,4 +43,33 @@ def run(options: Options) -> dict[str, float]:
                     real += int(batch.is_real_BL.sum())
                     computed += batch.is_real_BL.numel()
             figures[f"{batching}_useful_token_share{ending}"] = real / computed
+            if fills:
+                figures |= {f"{batching}_busiest_w{n}": busiest(source, order, config, n) for n in WORLDS}
+        if fills:
+            config = BatchConfig(GLOBAL_BATCH, MICRO_BATCH, "packed", 2 * MAX_LENGTH)
+            figures |= {f"packed_wide_busiest_w{n}": busiest(source, order, config, n) for n in WORLDS}
+            config = BatchConfig(GLOBAL_BATCH * max(WORLDS), MICRO_BATCH)
+            figures |= {f"length_8_times_busiest_w{n}": busiest(source, order, config, n) for n in WORLDS}
     return figures
+
+
+def busiest(source: PlainSource, order: LaneOrder, config: BatchConfig, world: int) -> float:
+    """Return the tokens that the busiest rank of each step computes, compared with an equal share of the samples'.
+
+    Args:
+        source: Of samples whose last blocks are filled.
+        order: Of the samples.
+        config: How steps are cut.
+        world: Number of ranks.
+    """
+    useful = computed = 0
+    for step in range(order.num_samples // config.global_batch):
+        of_ranks = [rank_batches(source, order, config, BLOCK_SIZE, step, rank, world) for rank in range(world)]
+        rows = [[[_tokens(row) for row in batch] for batch in of_rank] for of_rank in of_ranks]
+        useful += sum(sum(batch) for of_rank in rows for batch in of_rank)
+        computed += max(sum(len(batch) * max(batch) for batch in of_rank) for of_rank in rows)
+    return computed * world / useful
+
+
+def _tokens(row: tuple[Sequence[ViewRecord], ...]) -> int:
+    return sum(padded_lengths(row, BLOCK_SIZE))

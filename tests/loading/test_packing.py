@@ -128,6 +128,36 @@ def test_every_sample_is_in_one_micro_batch(lengths, num_batches, batching):
         assert all(one <= other for one, other in zip(longest, shortest[1:], strict=False))
 
 
+def computed(lengths, batches):
+    """Tokens of each forward, with padding."""
+    return [len(batch) * max(sum(lengths[sample] for sample in row) for row in batch) for batch in batches]
+
+
+@given(lengths_of_steps, st.sampled_from([1, 2, 3, 6, 12]))
+def test_cuts_by_length_compute_no_more_than_equal_parts_and_need_no_more_memory(lengths, num_batches):
+    size, ascending = 12 // num_batches, sorted(lengths)
+    equal = [size * ascending[last] for last in range(size - 1, 12, size)]
+    found = computed(lengths, plan_micro_batches(lengths, num_batches, "length", 0))
+    assert sum(found) <= sum(equal)
+    assert max(found) <= max(equal)
+
+
+def test_short_samples_share_a_forward_that_long_ones_would_pad():
+    lengths = [8, 8, 8, 8, 8, 64, 64, 64]
+    batches = plan_micro_batches(lengths, 2, "length", 0)
+    assert [len(batch) for batch in batches] == [5, 3]
+    assert computed(lengths, batches) == [40, 192]  # equal parts: 4 x 8 + 4 x 64 = 288
+
+
+def test_packed_rows_are_about_equally_full():
+    """The fullest row is what the others are padded to."""
+    lengths = [60, 52, 44, 36, 28, 20, 12, 4]
+    batches = plan_micro_batches(lengths, 2, "packed", 128)
+    assert [[sum(lengths[sample] for sample in row) for row in batch] for batch in batches] == [[128], [128]]
+    batches = plan_micro_batches(lengths, 2, "packed", 100)
+    assert sorted(sum(lengths[sample] for sample in row) for batch in batches for row in batch) == [80, 84, 92]
+
+
 PAIRS = [one_to_one(f"sample{size}", size) for size in (3, 30, 9, 17, 5, 22, 14, 8)]
 
 

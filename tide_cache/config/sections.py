@@ -166,7 +166,7 @@ class BatchConfig(Setting):
     global_batch: Annotated[int, Ge(1)] = 64
     """Samples per optimizer step, over all ranks."""
     micro_batch: Annotated[int, Ge(1)] = 8
-    """Samples per forward on one rank."""
+    """Samples per forward on one rank; with batching = length more short and fewer long ones, for no more tokens."""
     batching: Batching = "length"
     """Who shares a forward: samples as they come, those of like length, or several packed into one row."""
     row_tokens: Annotated[int, Ge(1)] = 512

@@ -11,12 +11,13 @@ from typing import Literal
 from tide_cache.config.sections import BatchConfig
 from tide_cache.config.settings import Batching
 from tide_cache.loading.collate import BatchLayout, collate_rows
+from tide_cache.loading.cuts import Row, even_rows, fewest_tokens
 from tide_cache.loading.order import Order, Visit
 from tide_cache.loading.source import TeacherSource
 from tide_cache.loading.window_order import rank_turns
 from tide_cache.records import StudentBatch, Targets, ViewRecord
 
-Rows = list[list[int]]
+Rows = list[Row]
 """A micro-batch: its rows, each with the samples that share it, as places in the step."""
 BatchRows = list[list[tuple[ViewRecord, ...]]]
 """The same with the views of each sample."""
@@ -34,29 +35,12 @@ def plan_micro_batches(
         row_tokens: See `BatchConfig`.
     """
     if batching == "packed":
-        rows = _rows(lengths, row_tokens, num_batches)
+        rows = even_rows(lengths, row_tokens, num_batches)
         cuts = [len(rows) * number // num_batches for number in range(num_batches + 1)]
         return [rows[start:stop] for start, stop in pairwise(cuts)]
     samples = sorted(range(len(lengths)), key=lambda sample: lengths[sample])
-    size = len(samples) // num_batches
-    return [[[sample] for sample in samples[first : first + size]] for first in range(0, len(samples), size)]
-
-
-def _rows(lengths: Sequence[int], row_tokens: int, min_rows: int) -> Rows:
-    """Return rows, the fullest first; each sample, the longest first, goes into the fullest row with room."""
-    rows: Rows = []
-    tokens: list[int] = []
-    for sample in sorted(range(len(lengths)), key=lambda sample: -lengths[sample]):
-        with_room = [row for row, taken in enumerate(tokens) if taken + lengths[sample] <= row_tokens]
-        row = max(with_room, key=lambda row: tokens[row], default=len(rows))
-        if row == len(rows):
-            rows.append([])
-            tokens.append(0)
-        rows[row].append(sample)
-        tokens[row] += lengths[sample]
-    while len(rows) < min_rows:  # too few short samples for the number of forwards
-        rows.append([max(rows, key=len).pop()])
-    return sorted(rows, key=lambda row: -sum(lengths[sample] for sample in row))
+    parts = fewest_tokens([lengths[sample] for sample in samples], num_batches)
+    return [[[samples[place]] for place in part] for part in parts]
 
 
 def step_micro_batches(
