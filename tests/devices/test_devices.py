@@ -47,10 +47,11 @@ ALLOWED = {
         "signals are sorted on the host, which waits for an event; `projected` has its own",
     ),
     "tide_cache/decoding/sampler.py:sample_block": (1, "whether a block is done decides what is launched next"),
+    "tide_cache/training/notes.py:read": (1, "after a step is launched, for what ranks had said before its forwards"),
     "tide_cache/evaluation/agreement.py:_statistics": (3, "figures are summed on the host, and nothing is launched"),
     "tide_cache/evaluation/agreement.py:_most_likely": (1, "likewise"),
 }
-"""Where the host may wait for the device: how often in a forward, and why. A training step never does."""
+"""Where the host may wait for the device: how often in a forward, and why. A training step waits for notes only."""
 
 
 class Speller:
@@ -206,8 +207,9 @@ def stepped(model, entries, records, device, world):
         batches = [(pinned(batch), pinned(targets)) for batch, targets in batches]
     student = Student(model, BLOCK, HEAD_ROWS)
     objectives = [objective_of(entry) for entry in entries]
-    sums = train_step(Engine(student, device), batches, objectives, world, 0.5)
-    held = [value.held if isinstance(value, OnGpu) else value for value in (*vars(sums).values(),)]
+    sums = vars(train_step(Engine(student, device), batches, objectives, world, 0.5, (1.0, 0.0)))
+    notes = torch.tensor(sums.pop("notes").read())
+    held = [notes] + [value.held if isinstance(value, OnGpu) else value for value in sums.values()]
     gradients = [weight.grad for weight in student.parameters()]
     return held + [gradient.held if isinstance(gradient, OnGpu) else gradient for gradient in gradients]
 

@@ -69,13 +69,13 @@ def make_run(tmp_path_factory, students, build_values):
     root = tmp_path_factory.mktemp("runs")
     build_cache(BuildRun.model_validate(build_values(root / "cache", signals__temperatures=(1.0, 2.0))))
 
-    def make(name, head="tied", lora=None, **section):
+    def make(name, head="tied", lora=None, lanes=64, **section):
         values = {"out": str(root / name), "steps": STEPS, "global_batch": 8, "micro_batch": 2, "precision": "float32"}
         values |= {"checkpoint_every": 0, "log_every": 1, "device": "cpu", "ema_decay": 0.5}
         return TrainRun.model_validate(
             {
                 "student": {"model": str(students[head]), "lora": lora},
-                "data": {"cache": str(root / "cache")},
+                "data": {"cache": str(root / "cache"), "lanes": lanes},
                 "objective": [{"kind": "ce"}, {"kind": "kl"}, {"kind": "calm"}],
                 "optimizer": {"lr": 1e-3, "max_grad_norm": 0.5, "weight_decay": 0.1},
                 "train": values | section,
@@ -89,27 +89,27 @@ def job(run, resume=False, stop_at=0):
     return {"run": run.model_dump(mode="json"), "resume": resume, "stop_at": stop_at}
 
 
-def in_two_processes(folder, jobs):
-    """Train in two processes that talk through gloo."""
+def in_processes(folder, jobs, size=2):
+    """Train in processes that talk through gloo."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    all_ranks = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     processes = [
         fresh.Process(
             [sys.executable, "-W", "ignore", str(Path(__file__).with_name("worker.py")), str(file)],
-            env=os.environ | both | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=PIPE, text=True,
+            env=os.environ | all_ranks | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=PIPE, text=True,
         )
-        for rank in range(2)
+        for rank in range(size)
     ]  # fmt: skip
     try:
         said = [process.communicate(timeout=600)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    assert [process.returncode for process in processes] == [0] * size, "\n".join(said)
     assert "".join(said) == ""
 
 
@@ -126,7 +126,7 @@ def trained(make_run, tmp_path_factory):
     down, down_low = make_run("down", zero_stage=2), make_run("down bfloat16", precision="bfloat16", zero_stage=2)
     jobs = [*(job(run) for run in runs.values()), job(down, stop_at=2), job(down_low, stop_at=2)]
     jobs += [job(at_stage(run, 3), resume=True) for run in (up, up_low)]
-    in_two_processes(tmp_path_factory.mktemp("jobs"), jobs)
+    in_processes(tmp_path_factory.mktemp("jobs"), jobs)
     for run in (down, down_low):
         train(at_stage(run, 3), resume=True)
     return runs | {"alone": alone, "alone low": alone_low, "1 to 2": up, "2 to 1": down, "1 to 2 low": up_low,
@@ -181,6 +181,25 @@ def test_adapters_learn_alike_in_every_stage(trained):
 
 def test_two_processes_change_no_loss(trained):
     assert_close_runs(trained["alone"], trained["0"], rel=1e-5)
+
+
+def test_ranks_stop_together_a_step_after_one_of_them_was_asked(trained):
+    """The other rank hears of it with the next step, and none has gone further: else they would wait for each other."""
+    for name in ("2 to 1", "2 to 1 low"):
+        assert [path.name for path in (trained[name].train.out / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+@pytest.mark.skipif(not IS_FULL, reason="nine processes: TIDE_CACHE_TESTS=full; the order itself is tested always")
+@pytest.mark.parametrize("batching", ["length", "packed"])
+def test_one_to_four_processes_change_no_loss(make_run, tmp_path, batching):
+    """Three share lanes that three divides."""
+    how = {"lanes": 48, "global_batch": 12, "micro_batch": 1, "batching": batching, "row_tokens": 96}
+    alone = make_run(f"{batching} alone", **how)
+    train(alone)
+    for size in (2, 3, 4):
+        run = make_run(f"{batching} {size}", **how, zero_stage=size // 3)
+        in_processes(tmp_path, [job(run)], size)
+        assert_close_runs(run, alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", LOW)

@@ -99,13 +99,6 @@ def give_time() -> None:
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=COLLECTIVE_S), group)
 
 
-def max_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """Return the largest of the ranks' values, element by element; returns a new tensor."""
-    result = value.clone()
-    dist.all_reduce(result, op=dist.ReduceOp.MAX)
-    return result
-
-
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Add a small tensor over all ranks; returns a new one."""
     total = values.clone()

@@ -29,7 +29,7 @@ from tide_cache.records import StudentBatch, Targets
 from tide_cache.student.model import Student
 from tide_cache.training.checkpoints import CHECKPOINTS, save_checkpoint
 from tide_cache.training.company import keep_company
-from tide_cache.training.distributed import World, device_name, find_world, rank_device, sum_over_ranks
+from tide_cache.training.distributed import World, device_name, find_world, rank_device
 from tide_cache.training.ema import EMA
 from tide_cache.training.engine import effective_stage, make_engine, set_learning_rate
 from tide_cache.training.lora import add_adapters, merged
@@ -136,7 +136,7 @@ class _Loop:
         self._out = run.train.out
         self._steps_done = prepared.resumed.step if prepared.resumed is not None else 0
         self._started_s = self._shown_s = time.monotonic()
-        self._shown_step, self._is_due = self._steps_done, True
+        self._shown_step: int | None = None
         self._last: StepMetrics | None = None
         if world.is_first:
             with new_folder(self._out):
@@ -174,20 +174,23 @@ class _Loop:
             self._take_reported_steps(stop, reporters)
 
     def _take_reported_steps(self, stop: StopRequest, reporters: Sequence[Reporter]) -> None:
-        train = self._run.train
+        train, is_alone = self._run.train, self._world.size == 1
         window = Window(len(self._names), self._engine.device)
         while self._steps_done < self._prepared.steps:
-            window.add(*self._step())
+            is_due, is_told_to_stop = self._is_due(), False
+            sums, num_tokens, stalled_s = self._step(() if is_alone else (stop.is_set, is_due))
+            window.add(sums, num_tokens, stalled_s)
+            if not is_alone:
+                is_told_to_stop, is_due = (note > 0 for note in sums.notes.read())
             is_last = self._steps_done == self._prepared.steps
             if self._steps_done % train.log_every == 0 or is_last:
                 self._last = self._metrics(window.close())
                 for reporter in reporters:
                     reporter.write(self._last)
                 self._show(self._last)
-            elif self._is_due:
+            elif is_due:
                 self._show(self._metrics(window.figures()))
-            asked_to_stop, self._is_due = self._agree(stop)
-            if asked_to_stop and not is_last:
+            if (stop.is_set if is_alone else is_told_to_stop) and not is_last:
                 self._save_checkpoint()
                 stop.raise_interrupted(
                     f"Stopped after step {self._steps_done} of {self._prepared.steps}; a checkpoint is committed. "
@@ -221,12 +224,13 @@ class _Loop:
                 sum(tensor.nbytes for tensor in tensors.values()),
             )
 
-    def _step(self) -> tuple[StepSums, int, float]:
+    def _step(self, notes: Sequence[float]) -> tuple[StepSums, int, float]:
+        """Take a step, and give the other ranks this one's notes: what they hear of each other is one step old."""
         stalled_s = self._prefetcher.stall_s
         batches = self._prefetcher.take()
         set_learning_rate(self._engine, self._rate(self._steps_done))
         progress = self._steps_done / self._prepared.steps
-        sums = train_step(self._engine, batches, self._prepared.objectives, self._world, progress)
+        sums = train_step(self._engine, batches, self._prepared.objectives, self._world, progress, notes)
         self._steps_done += 1
         num_tokens = sum(int(batch.is_real_BL.sum()) for batch, _ in batches)
         return sums, num_tokens, self._prefetcher.stall_s - stalled_s
@@ -274,16 +278,13 @@ class _Loop:
             elapsed_s=time.monotonic() - self._started_s,
         )
 
-    def _agree(self, stop: StopRequest) -> tuple[bool, bool]:
-        """Agree over the ranks whether to stop, and whether the next step is shown since steps are slow."""
+    def _is_due(self) -> bool:
+        """Whether the step that begins is shown: the first one, and the next one where steps are slow."""
+        if self._shown_step is None:
+            return True
         waited_s = time.monotonic() - self._shown_s
         step_s = waited_s / (self._steps_done - self._shown_step) if self._steps_done > self._shown_step else 0.0
-        is_due = waited_s + step_s >= SECONDS_BETWEEN_SHOWN or step_s >= SECONDS_BETWEEN_SHOWN / 2
-        if self._world.size == 1:
-            return stop.is_set, is_due
-        ours = torch.tensor([int(stop.is_set), int(is_due)], device=self._engine.device)
-        asked_to_stop, due = sum_over_ranks(ours).tolist()
-        return asked_to_stop > 0, due > 0
+        return waited_s + step_s >= SECONDS_BETWEEN_SHOWN or step_s >= SECONDS_BETWEEN_SHOWN / 2
 
     def _save_checkpoint_if_there_is_room(self) -> None:
         """Save a checkpoint; a full disk costs this checkpoint, not the run, which may never need it."""

@@ -11,6 +11,7 @@ from tide_cache.objectives import Objective, ids_to_gather, union_of_needs
 from tide_cache.objectives.base import student_truth
 from tide_cache.records import RowStatistics, StudentBatch, Targets
 from tide_cache.training.distributed import World, sum_over_ranks
+from tide_cache.training.notes import Notes
 
 T_BUCKETS = 10
 
@@ -21,13 +22,14 @@ class StepSums:
 
     `totals_O` are detached, in nats, not weighted; `counts_O` are over all ranks. `nll_by_t_B` are sums of
     -log q(true) over the masked rows whose t lies in each of `T_BUCKETS` equal parts of (0, 1], `rows_by_t_B` their
-    numbers.
+    numbers. `notes` are the notes of all ranks, added up.
     """
 
     totals_O: torch.Tensor
     counts_O: torch.Tensor
     nll_by_t_B: torch.Tensor
     rows_by_t_B: torch.Tensor
+    notes: Notes
 
 
 def train_step(
@@ -36,6 +38,7 @@ def train_step(
     objectives: Sequence[Objective],
     world: World,
     progress: float = 0.0,
+    notes: Sequence[float] = (),
 ) -> StepSums:
     """Run forwards and backwards of a step and let the engine update.
 
@@ -49,15 +52,15 @@ def train_step(
         objectives: What to sum.
         world: This process.
         progress: Share of the run's steps that are taken.
+        notes: Numbers to add up over the ranks, equally many on each: they share a collective with the counts.
     """
     device = engine.device
-    counts_O = torch.tensor(
-        [sum(objective.count(targets) for _, targets in micro_batches) for objective in objectives],
-        dtype=torch.float64,
-    )
-    counts_O = moved(counts_O, device)
+    counts = [sum(objective.count(targets) for _, targets in micro_batches) for objective in objectives]
+    summed = moved(torch.tensor([*counts, *notes], dtype=torch.float64), device)
     if world.size > 1:
-        counts_O = sum_over_ranks(counts_O)
+        summed = sum_over_ranks(summed)
+    counts_O, notes_N = torch.split(summed, [len(counts), len(notes)])
+    sent = Notes(notes_N)  # before the forwards: what is copied later arrives later
     weights = [objective.weight * world.size for objective in objectives]
     weight_O = moved(torch.tensor(weights, dtype=torch.float64), device)
     scale_O = (weight_O / counts_O.masked_fill(counts_O == 0, 1)).unbind()
@@ -79,4 +82,4 @@ def train_step(
         bucket_N = (there.t_N * T_BUCKETS).long().clamp(0, T_BUCKETS - 1)
         nll_B.index_add_(0, bucket_N, nll_N)
         rows_B.index_add_(0, bucket_N, torch.ones_like(nll_N))
-    return StepSums(totals_O, counts_O, nll_B, rows_B)
+    return StepSums(totals_O, counts_O, nll_B, rows_B, sent)

@@ -1,6 +1,6 @@
 """Figures of the steps since the last line of metrics, over all ranks.
 
-Shape suffixes: O objectives, B buckets of t.
+Shape suffixes: O objectives, B buckets of t, W ranks.
 """
 
 import resource
@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
-from tide_cache.training.distributed import max_over_ranks, sum_over_ranks
+from tide_cache.training.distributed import sum_over_ranks
 from tide_cache.training.step import T_BUCKETS, StepSums
 
 
@@ -55,17 +56,20 @@ class Window:
     def figures(self) -> WindowFigures:
         """Return the figures of the steps added so far; every rank calls this."""
         ours = torch.tensor([self._num_tokens, self._stall_s, 1.0], dtype=torch.float64, device=self._device)
-        parts = [self._totals_O, self._nll_B, self._rows_B, ours]
-        summed = sum_over_ranks(torch.cat(parts))
-        total_O, nll_B, rows_B, (num_tokens, stall_s, num_ranks) = torch.split(summed, [len(part) for part in parts])
+        memory_W = torch.zeros(dist.get_world_size(), dtype=torch.float64, device=self._device)
+        memory_W[dist.get_rank()] = _peak_memory_bytes(self._device)
+        parts = [self._totals_O, self._nll_B, self._rows_B, ours, memory_W]
+        summed = sum_over_ranks(torch.cat(parts)).cpu()
+        total_O, nll_B, rows_B, (num_tokens, stall_s, num_ranks), memory_W = torch.split(
+            summed, [len(part) for part in parts]
+        )
         elapsed_s = max(time.monotonic() - self._start_s, 1e-9)
-        memory = max_over_ranks(torch.tensor(_peak_memory_bytes(self._device), device=self._device))
         return WindowFigures(
-            means=(total_O / self._counts_O.masked_fill(self._counts_O == 0, 1)).tolist(),
+            means=(total_O / self._counts_O.masked_fill(self._counts_O == 0, 1).cpu()).tolist(),
             nll_by_t=[nll / rows if rows else None for nll, rows in zip(nll_B.tolist(), rows_B.tolist(), strict=True)],
             tokens_per_s=float(num_tokens) / elapsed_s,
             stall_share=float(stall_s / num_ranks) / elapsed_s,
-            peak_memory_bytes=int(memory),
+            peak_memory_bytes=int(memory_W.max()),
         )
 
     def _clear(self) -> None:
