@@ -136,6 +136,13 @@ def test_deepspeed_is_configured_from_the_run_file(tmp_path):
     assert not exact["bf16"]["enabled"]
 
 
+@pytest.mark.parametrize(("num_trained", "bucket"), [(1000, 1000), (8_000_000_000, 500_000_000)])
+def test_zero_allocates_no_more_for_messages_than_there_are_gradients(num_trained, bucket):
+    train = TrainConfig(out="out", steps=1, zero_stage=2)
+    config = deepspeed_config(train, OptimizerConfig(), world_size=2, num_trained=num_trained)
+    assert config["zero_optimization"]["reduce_bucket_size"] == bucket
+
+
 def test_no_operator_of_deepspeed_is_probed():
     """It runs compilers, and prints a warning for each operator where there is a GPU and no CUDA toolkit."""
     assert vars(deepspeed.ops)["__compatible_ops__"] == {"deepspeed_shm_comm": False}

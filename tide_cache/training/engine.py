@@ -12,13 +12,20 @@ from torch import nn
 from tide_cache.config.train import OptimizerConfig, TrainConfig
 from tide_cache.training.distributed import give_time
 from tide_cache.training.ema import AveragingAdamW
+from tide_cache.training.gradients import Gradients
 from tide_cache.training.quiet_deepspeed import deepspeed
 
 PERSISTENT_ELEMENTS = 100_000
 """Weights below this size stay whole on every rank under ZeRO 3: to gather a norm costs more than it saves."""
 
 
-def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, world_size: int) -> dict[str, Any]:
+LARGEST_BUCKET = 500_000_000
+"""Gradients that ZeRO sends at a time, by DeepSpeed's own default; it allocates that many however few there are."""
+
+
+def deepspeed_config(
+    train: TrainConfig, optimizer: OptimizerConfig, world_size: int, num_trained: int | None = None
+) -> dict[str, Any]:
     """Derive DeepSpeed's configuration.
 
     bfloat16 always runs at least as ZeRO 1, which keeps float32 masters and accumulates in float32; DeepSpeed's own
@@ -28,6 +35,7 @@ def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, world_size:
         train: Section `train` of the run file.
         optimizer: Section `optimizer`.
         world_size: Number of processes; `global_batch` is a multiple of `micro_batch` times this.
+        num_trained: Weights that are trained, where they are known.
     """
     is_bfloat16 = train.precision == "bfloat16"
     config: dict[str, Any] = {
@@ -41,6 +49,8 @@ def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, world_size:
         "bf16": {"enabled": is_bfloat16},
         "steps_per_print": sys.maxsize,
     }
+    if num_trained is not None and effective_stage(train):
+        config["zero_optimization"]["reduce_bucket_size"] = min(num_trained, LARGEST_BUCKET)
     if is_bfloat16:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
@@ -77,7 +87,8 @@ def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfi
         logger.setLevel(logging.WARNING)
     logger.addFilter(_says_something)
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, not the user's
-    config = deepspeed_config(train, optimizer, world_size)
+    num_trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    config = deepspeed_config(train, optimizer, world_size, num_trained)
     with contextlib.redirect_stdout(sys.stderr):
         deepspeed.init_distributed(dist_init_required=False)  # else zero.Init takes itself for the only process
         if effective_stage(train) == 3:
@@ -91,14 +102,8 @@ def make_engine(module: nn.Module, train: TrainConfig, optimizer: OptimizerConfi
         )
     give_time()
     if isinstance(engine.optimizer, torch.optim.Optimizer):
-        engine.clip_fp32_gradients = lambda: _clip(engine)
+        Gradients(module, world_size).take_over(engine)
     return engine
-
-
-def _clip(engine: Any) -> None:
-    """Clip as DeepSpeed does without ZeRO, and leave the norm where it looks for it after the step."""
-    norm = deepspeed.runtime.utils.clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping())
-    engine.optimizer._global_grad_norm = norm
 
 
 def _says_something(record: logging.LogRecord) -> bool:
