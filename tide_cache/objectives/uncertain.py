@@ -2,7 +2,7 @@
 
 With log Z at T the Rényi entropy of order 1/T over the whole vocabulary is exact: (log Z(T) - log Z(1)/T) / (1 - 1/T).
 Near T = 1 it is Shannon's. The entropy over the kept ids and the rest as one outcome would need no further T, but calls
-a student sure that spreads over the rest: docs/objectives.md has the figures.
+a student sure that spreads over the rest: docs/decisions/uncertain-rows.md.
 
 Source: SE-KD, arXiv:2602.01395: distil only where the student's entropy is highest, a fifth of the positions.
 
