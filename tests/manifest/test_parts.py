@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import threading
 import time
 
 import pytest
@@ -10,10 +11,11 @@ import pytest
 from helpers.cache_examples import IDENTITY, PLAN, Builder
 from helpers.shard_examples import assert_pairs_equal, assert_records_equal, make_shard
 from tide_cache.errors import CacheMismatchError, ShardCorruptError
+from tide_cache.locations import RemotePath
 from tide_cache.manifest import CacheFolder, CommitRecord, Manifest, ManifestHead, PlanDocument, verify
-from tide_cache.manifest.finishing import is_in_parts
+from tide_cache.manifest.finishing import is_in_parts, make_document
 from tide_cache.manifest.parts import PARTS_FOLDER, Part, part_bytes, part_name
-from tide_cache.shards import PARTS_VERSION, canonical_json
+from tide_cache.shards import PARTS_VERSION, canonical_json, files_of
 
 
 @pytest.fixture
@@ -211,3 +213,21 @@ def test_a_hundred_thousand_shards_open_without_reading_a_part(tmp_path):
     assert manifest.reader(folder.root, "plain", 1023).layout.num_row_groups == 2
     with pytest.raises(ShardCorruptError, match=r"plain-000001-.*found no file"):
         manifest.reader(folder.root, "plain", 1024)
+
+
+@pytest.mark.parametrize("most", [2, 4096])
+def test_records_of_a_store_are_asked_for_together(builder, monkeypatch, most):
+    """One after the other, 200,000 of them would take a quarter of an hour to answer."""
+    monkeypatch.setattr("tide_cache.manifest.finishing.MOST_SHARDS_IN_ONE_FILE", most)
+    manifest = builder.finish()
+    document = CacheFolder(builder.root).plan_document
+    both_asked = threading.Barrier(2, timeout=30)
+
+    def record_of(table, shard):
+        if shard < 2:
+            both_asked.wait()
+        return manifest.shards[table][shard]
+
+    root = RemotePath("memory://finish/cache")
+    made = make_document(root, document, manifest.tables, record_of, files_of(root))
+    assert made.totals == manifest.totals

@@ -22,7 +22,7 @@ from tide_cache.locations import CachePath
 from tide_cache.manifest import CacheFolder, Manifest, record_path, tables_of
 from tide_cache.manifest.manifest import table_folder
 from tide_cache.progress import doing
-from tide_cache.shards import TableName, files_of
+from tide_cache.shards import TableName, files_of, reads_at_once
 
 __all__ = [
     "BuildProgress",
@@ -234,16 +234,20 @@ def build_shards(
 def _lacking(
     folder: CacheFolder, tables: Sequence[TableName], shards: range, is_hashed: bool
 ) -> dict[int, list[TableName]]:
-    """Return the tables that shards lack, by shard; hashing uses all cores, since it runs outside of Python."""
+    """Return the tables that shards lack, by shard.
+
+    Hashing uses all cores, since it runs outside of Python; of a store many records are asked for at once.
+    """
 
     def is_committed(place: tuple[TableName, int]) -> bool:
         return folder.is_committed(*place, is_hashed)
 
     places = [(table, shard) for shard in shards for table in tables]
     lacking: dict[int, list[TableName]] = {}
+    num_threads = max(reads_at_once(folder.root), len(os.sched_getaffinity(0)) if is_hashed else 1)
     with (
         doing("Checking the shards that are there", len(places), "files") as phase,
-        ThreadPoolExecutor(len(os.sched_getaffinity(0)) if is_hashed else 1, "check") as pool,
+        ThreadPoolExecutor(num_threads, "check") as pool,
     ):
         for (table, shard), is_there in zip(places, pool.map(is_committed, places), strict=True):
             if not is_there:

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from tide_cache.errors import ShardCorruptError
 from tide_cache.locations import CachePath
@@ -17,7 +19,7 @@ from tide_cache.manifest.parts import (
 )
 from tide_cache.manifest.plan import PlanDocument
 from tide_cache.manifest.whole import WholeManifest, unequal_samples
-from tide_cache.shards import PASSES, Files, OtherBytesError, TableName, naming_refusals, publish
+from tide_cache.shards import PASSES, Files, OtherBytesError, TableName, naming_refusals, publish, reads_at_once
 from tide_cache.version import __version__
 
 MOST_SHARDS_IN_ONE_FILE = 4096
@@ -45,7 +47,7 @@ def make_document(
     """
     if is_in_parts(document):
         return _make_head(root, document, tables, record_of, files)
-    shards = {table: tuple(record_of(table, s) for s in range(document.plan.num_shards)) for table in tables}
+    shards = {table: _records(root, table, range(document.plan.num_shards), record_of) for table in tables}
     return WholeManifest(
         format_version=document.identity.format_version,
         tide_cache_version=__version__,
@@ -80,7 +82,7 @@ def _make_head(
         files.remove_leftovers(folder)
     for table in tables:
         for number, first in enumerate(range(0, num_shards, per_part)):
-            records = [record_of(table, shard) for shard in range(first, min(first + per_part, num_shards))]
+            records = _records(root, table, range(first, min(first + per_part, num_shards)), record_of)
             for record in records:
                 add_statistics(totals[table], record.statistics)
                 shard_bytes[table] += record.size
@@ -99,6 +101,13 @@ def _make_head(
         shard_bytes=shard_bytes,
         totals=totals,
     )
+
+
+def _records(root: CachePath, table: TableName, shards: range, record_of: RecordOf) -> tuple[CommitRecord, ...]:
+    if (num_threads := reads_at_once(root)) == 1:
+        return tuple(record_of(table, shard) for shard in shards)
+    with ThreadPoolExecutor(num_threads, "finish") as pool:
+        return tuple(pool.map(partial(record_of, table), shards))
 
 
 def _publish_part(

@@ -15,7 +15,7 @@ from tide_cache.shards.publish import (
     replace_json,
 )
 from tide_cache.shards.reader import ColumnStore, ShardFacts, ShardReader
-from tide_cache.shards.remote_files import FsspecFiles, files_of
+from tide_cache.shards.remote_files import FsspecFiles, files_of, reads_at_once
 from tide_cache.shards.schema import (
     CONDITIONAL_VERSION,
     FORMAT_VERSION,
@@ -70,5 +70,6 @@ __all__ = [
     "naming_refusals",
     "publish",
     "publish_json",
+    "reads_at_once",
     "replace_json",
 ]
