@@ -42,7 +42,7 @@ def _starts(folder: Path, num_rows: int, repeats: int) -> dict[str, float]:
     values = run_values(folder, 1, SMALL_TEACHER)
     with (folder / "sums.jsonl").open("w", encoding="utf-8") as file:
         for row in range(num_rows):
-            said = {"prompt": f"What is {row} plus {row % 97}?", "response": f"It is {row + row % 97}."}
+            said = {"question": f"What is {row} plus {row % 97}?", "answer": f"It is {row + row % 97}."}
             file.write(json.dumps(said) + "\n")
     values["corpus"]["spec"] = str(folder / "sums.jsonl")
     values["views"] = {"num_views": 1}
