@@ -2,20 +2,21 @@
 
 The head is applied tile by tile, in forward and again in backward, and the gradient of the logits is analytic: for
 log_z it is softmax(logits / T) / T, for log_rest the same over the ids outside the kept ones, and for a gathered logit
-it is one.
+it is one. Here tiles are made by torch; on a GPU `fused_head.py` makes them inside of kernels.
 
 Shape suffixes: N masked rows, R rows of a slice, D hidden size, V vocabulary, W ids of a tile, K ids asked for,
 T temperatures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
-from tide_cache.modeling.head import apply_head
+from tide_cache.modeling.head import add_product
 from tide_cache.records import RowStatistics
-from tide_cache.student.tiles import tiles
+from tide_cache.student.head_way import HeadWay, uses_kernels
+from tide_cache.student.tiles import Tile, tiles
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # fused already; a compiler would break at every tile
@@ -26,6 +27,7 @@ def row_statistics(
     temperatures: Sequence[float],
     is_kept_NK: torch.Tensor | None = None,
     slice_rows: int = 256,
+    way: HeadWay = "auto",
 ) -> RowStatistics:
     """Return logits at a few ids, and logsumexp over all ids and over the ids outside the kept ones, at each T.
 
@@ -39,20 +41,21 @@ def row_statistics(
         temperatures: Positive, dimensionless.
         is_kept_NK: Which of the ids make up the kept set that `log_rest` leaves out; by default all that are not -1.
             Kept ids of a row must be distinct.
-        slice_rows: Rows whose logits exist at a time, over a part of the vocabulary.
+        slice_rows: Rows whose logits exist at a time, over a part of the vocabulary, if no kernel is used.
+        way: `torch`; `triton`, whose kernels need a GPU and inputs of 16 bits; `auto`: triton where it works.
 
     Returns:
         Gathered logits are 0 at padding; `log_rest_NT` is -inf if there is nothing outside the kept set.
     """
     is_kept_NK = ids_NK >= 0 if is_kept_NK is None else is_kept_NK & (ids_NK >= 0)
     gathered_NK, log_z_NT, log_rest_NT = _RowStatistics.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head_VD, ids_NK, is_kept_NK, tuple(temperatures), slice_rows
+        hidden_ND, head_VD, ids_NK, is_kept_NK, tuple(temperatures), slice_rows, way
     )
     return RowStatistics(gathered_NK, log_z_NT, log_rest_NT, tuple(temperatures))
 
 
 class _RowStatistics(torch.autograd.Function):
-    """Tile by tile: one matrix product forward, three backward."""
+    """Logits are made, used and forgotten part by part, and once more in backward."""
 
     @staticmethod
     def forward(
@@ -63,18 +66,16 @@ class _RowStatistics(torch.autograd.Function):
         is_kept_NK: torch.Tensor,
         temperatures: tuple[float, ...],
         slice_rows: int,
+        way: HeadWay,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        num_rows = hidden_ND.shape[0]
-        stats_dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        gathered_NK = hidden_ND.new_zeros(ids_NK.shape, dtype=stats_dtype)
-        largest_N = hidden_ND.new_full((num_rows,), -torch.inf, dtype=stats_dtype)
-        sum_NT = hidden_ND.new_zeros((num_rows, len(temperatures)), dtype=stats_dtype)
-        for tile in tiles(len(head_VD), ids_NK, is_kept_NK, slice_rows):
-            logits_RW = tile.logits(hidden_ND, head_VD, stats_dtype)
-            tile.gather(logits_RW, gathered_NK)
-            _add_exp(tile.hide(logits_RW), largest_N[tile.rows], sum_NT[tile.rows], temperatures)
-        shift_N = _finite(largest_N)
-        log_rest_NT = sum_NT.log() + torch.stack([shift_N / temperature for temperature in temperatures], dim=1)
+        ctx.fused = None
+        if uses_kernels(way, hidden_ND, head_VD, temperatures):
+            from tide_cache.student.fused_head import FusedHead  # only where there is triton
+
+            ctx.fused = FusedHead.of(ids_NK, is_kept_NK, len(head_VD), temperatures)
+            gathered_NK, log_rest_NT = ctx.fused.forward(hidden_ND, head_VD)
+        else:
+            gathered_NK, log_rest_NT = _by_tiles(hidden_ND, head_VD, ids_NK, is_kept_NK, temperatures, slice_rows)
         kept_NK = gathered_NK.masked_fill(~is_kept_NK, -torch.inf)
         log_z_NT = log_rest_NT
         if kept_NK.shape[1]:
@@ -92,22 +93,67 @@ class _RowStatistics(torch.autograd.Function):
             torch.zeros_like(result) if gradient is None else gradient
             for gradient, result in zip(gradients, (gathered_NK, log_z_NT, log_rest_NT), strict=True)
         )
-        stats_dtype = gathered_NK.dtype
-        grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=stats_dtype)
-        grad_head_VD = torch.zeros_like(head_VD, dtype=stats_dtype)
         has_rest_NT = log_rest_NT > -torch.inf
         safe_rest_NT = torch.where(has_rest_NT, log_rest_NT, 0)
         coefficient_NT = grad_z_NT * (log_rest_NT - log_z_NT).exp() + torch.where(has_rest_NT, grad_rest_NT, 0)
         at_ids_NK = _gradient_at_ids(grad_gathered_NK, grad_z_NT, gathered_NK, is_kept_NK, log_z_NT, ctx.temperatures)
-        for tile in tiles(len(head_VD), ids_NK, is_kept_NK, ctx.slice_rows):
-            rows = tile.rows
-            logits_RW = tile.hide(tile.logits(hidden_ND, head_VD, stats_dtype))
-            grad_RW = _softmax_part(logits_RW, safe_rest_NT[rows], coefficient_NT[rows], ctx.temperatures)
-            tile.add(at_ids_NK, grad_RW)
-            grad_RW = grad_RW.to(hidden_ND.dtype)
-            _add_product(grad_hidden_ND[rows], grad_RW, head_VD[tile.ids])
-            _add_product(grad_head_VD[tile.ids], grad_RW.T, hidden_ND[rows])
-        return grad_hidden_ND.to(hidden_ND.dtype), grad_head_VD.to(head_VD.dtype), None, None, None, None
+        of_logits = (safe_rest_NT, coefficient_NT, at_ids_NK)
+        is_head_trained = ctx.needs_input_grad[1]
+        if ctx.fused is not None:
+            found = ctx.fused.backward(hidden_ND, head_VD, *of_logits, is_head_trained)
+        else:
+            tiled = tiles(len(head_VD), ids_NK, is_kept_NK, ctx.slice_rows)
+            found = _gradients_by_tiles(hidden_ND, head_VD, tiled, *of_logits, ctx.temperatures, is_head_trained)
+        grad_hidden_ND, grad_head_VD = found
+        grad_head_VD = None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype)
+        return grad_hidden_ND.to(hidden_ND.dtype), grad_head_VD, None, None, None, None, None
+
+
+def _by_tiles(
+    hidden_ND: torch.Tensor,
+    head_VD: torch.Tensor,
+    ids_NK: torch.Tensor,
+    is_kept_NK: torch.Tensor,
+    temperatures: tuple[float, ...],
+    slice_rows: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits at the ids asked for [N, K], 0 at padding, and log_rest [N, T]: one matrix product."""
+    stats_dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+    gathered_NK = hidden_ND.new_zeros(ids_NK.shape, dtype=stats_dtype)
+    largest_N = hidden_ND.new_full((len(hidden_ND),), -torch.inf, dtype=stats_dtype)
+    sum_NT = hidden_ND.new_zeros((len(hidden_ND), len(temperatures)), dtype=stats_dtype)
+    for tile in tiles(len(head_VD), ids_NK, is_kept_NK, slice_rows):
+        logits_RW = tile.logits(hidden_ND, head_VD, stats_dtype)
+        tile.gather(logits_RW, gathered_NK)
+        _add_exp(tile.hide(logits_RW), largest_N[tile.rows], sum_NT[tile.rows], temperatures)
+    shift_N = _finite(largest_N)
+    return gathered_NK, sum_NT.log() + torch.stack([shift_N / temperature for temperature in temperatures], dim=1)
+
+
+def _gradients_by_tiles(
+    hidden_ND: torch.Tensor,
+    head_VD: torch.Tensor,
+    tiled: Iterable[Tile],
+    log_rest_NT: torch.Tensor,
+    coefficient_NT: torch.Tensor,
+    at_ids_NK: torch.Tensor,
+    temperatures: tuple[float, ...],
+    is_head_trained: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the gradients of both inputs, in the dtype of the statistics: two or three matrix products."""
+    stats_dtype = log_rest_NT.dtype
+    grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=stats_dtype)
+    grad_head_VD = torch.zeros_like(head_VD, dtype=stats_dtype) if is_head_trained else None
+    for tile in tiled:
+        rows = tile.rows
+        logits_RW = tile.hide(tile.logits(hidden_ND, head_VD, stats_dtype))
+        grad_RW = _softmax_part(logits_RW, log_rest_NT[rows], coefficient_NT[rows], temperatures)
+        tile.add(at_ids_NK, grad_RW)
+        grad_RW = grad_RW.to(hidden_ND.dtype)
+        add_product(grad_hidden_ND[rows], grad_RW, head_VD[tile.ids])
+        if grad_head_VD is not None:
+            add_product(grad_head_VD[tile.ids], grad_RW.T, hidden_ND[rows])
+    return grad_hidden_ND, grad_head_VD
 
 
 def _add_exp(
@@ -140,14 +186,6 @@ def _squares(logits_RW: torch.Tensor, temperatures: tuple[float, ...]) -> bool:
 def _finite(largest_R: torch.Tensor) -> torch.Tensor:
     """Return what is subtracted before exp: 0 if there is no id yet."""
     return torch.where(largest_R > -torch.inf, largest_R, 0)
-
-
-def _add_product(sum_XD: torch.Tensor, first_XY: torch.Tensor, second_YD: torch.Tensor) -> None:
-    """Add a matrix product, in the dtype of the sum."""
-    if first_XY.dtype == sum_XD.dtype:
-        sum_XD.addmm_(first_XY, second_YD)
-    else:
-        sum_XD += apply_head(first_XY, second_YD.T, sum_XD.dtype)
 
 
 def _gradient_at_ids(

@@ -1,0 +1,77 @@
+"""The fused head's kernels: in Triton's interpreter against torch's way, and compiled for a GPU that is not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import compiled_head
+from helpers.fresh import IS_FULL
+from tide_cache.student import head_way
+from tide_cache.student.row_statistics import row_statistics
+
+ROOT = Path(__file__).parents[2]
+CASES = ROOT / "tests" / "helpers" / "interpreted_head.py"
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """What every case said, from one process that has Triton as its interpreter."""
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", CASES], env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_kernels_give_what_torch_gives(interpreted):
+    assert len(interpreted["cases"]) == 27
+    assert interpreted["failed"] == {}
+
+
+@pytest.mark.parametrize("kernel", ["sums_of_powers", "gradient_of_logits"])
+def test_kernels_compile_for_hopper(kernel, tmp_path, monkeypatch):
+    """The interpreter runs much that the compiler refuses."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    from tide_cache.student.fused_head import CUT, Cut
+
+    small = Cut(rows=64, ids=32, step=32, warps=4, stages=2)
+    found = compiled_head.compiled(kernel, CUT if IS_FULL else small)
+    assert "wgmma.mma_async" in found.asm["ptx"]
+    assert len(found.asm["cubin"]) > 1000
+    assert found.metadata.shared <= 227 * 1024
+
+
+def test_without_a_gpu_the_kernels_are_not_asked(monkeypatch):
+    hidden, head, ids = torch.randn(3, 4).bfloat16(), torch.randn(9, 4).bfloat16(), torch.zeros(3, 1, dtype=torch.int64)
+    monkeypatch.setattr(head_way, "kernels_problem", None)
+    assert row_statistics(hidden, head, ids, (1.0,)).log_z_NT.shape == (3, 1)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"way = 'triton': found the device 'cpu', and the kernels need CUDA; torch"):
+        row_statistics(hidden, head, ids, (1.0,), way="triton")
+
+
+def test_what_the_kernels_do_not_serve(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    asked = []
+    monkeypatch.setattr(head_way, "try_kernels", lambda *inputs: asked.append(inputs))
+    gpu = torch.device("cuda", 0)
+    assert "found float32, and the kernels are for bfloat16" in head_way.kernels_problem(gpu, torch.float32, 8, (1.0,))
+    for _ in range(2):  # tried once
+        assert head_way.kernels_problem(gpu, torch.bfloat16, 8, (1.0,)) is None
+    head_way.kernels_problem.cache_clear()
+    assert asked == [(gpu, torch.bfloat16, 8, (1.0,))]
+
+
+def test_without_triton_there_is_a_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in ("fused_head", "fused_kernels"):
+        monkeypatch.delitem(sys.modules, f"tide_cache.student.{name}", raising=False)
+    assert "triton is not there" in head_way.try_kernels(torch.device("cpu"), torch.bfloat16, 8, (1.0,))
