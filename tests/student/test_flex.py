@@ -20,7 +20,8 @@ from tide_cache.modeling.attention import Copies, block_diffusion_mask, prepare_
 from tide_cache.modeling.backbone import new_backbone
 from tide_cache.objectives import ids_to_gather
 from tide_cache.student.model import Student
-from tide_cache.training.run import _checkpoint_activations, _choose_attention
+from tide_cache.training.kernels import _choose_attention
+from tide_cache.training.run import _checkpoint_activations
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 PLAN = BatchLayout(mask_id=14, pad_id=15, block_size=4)
@@ -113,12 +114,12 @@ class TestOnAGpu:
     """What the choice does with the answer of the trial; the trial itself needs a GPU."""
 
     def test_flex_is_used_where_it_runs(self, backbone, monkeypatch):
-        monkeypatch.setattr("tide_cache.training.run.flex_problem", lambda _: None)
+        monkeypatch.setattr("tide_cache.training.kernels.flex_problem", lambda _: None)
         assert _choose_attention("auto", backbone, "cuda:0") == []
         assert backbone.model.config._attn_implementation == "flex_attention"
 
     def test_asked_for_by_name_it_is_not_replaced(self, backbone, monkeypatch):
-        monkeypatch.setattr("tide_cache.training.run.flex_problem", lambda _: "it does not run here: no compiler")
+        monkeypatch.setattr("tide_cache.training.kernels.flex_problem", lambda _: "it does not run here: no compiler")
         with pytest.raises(
             ModelError, match=r"student.attention = 'flex': it does not run here: no compiler; use sdpa"
         ):

@@ -5,14 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from helpers import compiled_head
 from helpers.fresh import IS_FULL
+from tide_cache.config.objectives import CrossEntropyConfig
+from tide_cache.errors import ModelError
 from tide_cache.student import head_way
 from tide_cache.student.row_statistics import row_statistics
+from tide_cache.training import kernels
 
 ROOT = Path(__file__).parents[2]
 CASES = ROOT / "tests" / "helpers" / "interpreted_head.py"
@@ -75,3 +79,26 @@ def test_without_triton_there_is_a_reason(monkeypatch):
     for name in ("fused_head", "fused_kernels"):
         monkeypatch.delitem(sys.modules, f"tide_cache.student.{name}", raising=False)
     assert "triton is not there" in head_way.try_kernels(torch.device("cpu"), torch.bfloat16, 8, (1.0,))
+
+
+class TestOnAGpu:
+    """What a run does with the answer of the trial; the trial itself needs a GPU."""
+
+    RUN = SimpleNamespace(train=SimpleNamespace(head="auto", precision="bfloat16"), objective=[CrossEntropyConfig()])
+    BACKBONE = SimpleNamespace(head_VD=torch.zeros(9, 8))
+
+    def remarks(self, monkeypatch, problem, **changed):
+        monkeypatch.setattr(kernels, "kernels_problem", lambda *inputs: f"{problem} {inputs[1:]}")
+        run = SimpleNamespace(**vars(self.RUN) | {"train": SimpleNamespace(**vars(self.RUN.train) | changed)})
+        return kernels._try_head(run, self.BACKBONE, "cuda:0")
+
+    def test_torch_takes_the_place_of_kernels_that_do_not_run(self, monkeypatch):
+        (remark,) = self.remarks(monkeypatch, "no compiler")
+        assert remark == "train.head = 'auto': torch is used, not triton: no compiler (torch.bfloat16, 8, (1.0,))"
+
+    def test_asked_for_by_name_they_are_not_replaced(self, monkeypatch):
+        with pytest.raises(ModelError, match=r"train.head = 'triton': no compiler .*; use torch"):
+            self.remarks(monkeypatch, "no compiler", head="triton")
+
+    def test_nobody_asks_in_float32(self, monkeypatch):
+        assert self.remarks(monkeypatch, "no compiler", precision="float32") == []

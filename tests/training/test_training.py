@@ -325,18 +325,21 @@ class TestRefusals:
         self.refuse(run, RunFileError, "student.max_length: found 99999, the model's limit is 32768")
 
 
-def test_flex_is_refused_on_a_cpu_before_anything_is_loaded(make_run):
-    run = make_run()
+def test_kernels_for_a_gpu_are_refused_on_a_cpu_before_anything_is_loaded(make_run):
+    run = make_run(head="triton")
     run = run.model_copy(update={"student": run.student.model_copy(update={"attention": "flex"})})
-    with pytest.raises(RunFileError, match=r"student.attention = 'flex': found the device .*; use sdpa, or auto"):
+    with pytest.raises(RunFileError, match=r"student.attention = 'flex': found the device .*; use sdpa, or auto") as f:
         prepare(run, ALONE, resume=False)
+    assert "train.head = 'triton': found the device 'cpu', and the kernels need CUDA; use torch, or auto" in str(
+        f.value
+    )
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_under_the_engine_gives_the_losses_of_sdpa(make_run, monkeypatch):
     """Not compiled, and with PyTorch's refusal to train it on CPUs lifted."""
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
-    monkeypatch.setattr("tide_cache.training.run.flex_problem", lambda _: None)
+    monkeypatch.setattr("tide_cache.training.kernels.flex_problem", lambda _: None)
     sdpa = make_run("sdpa", batching="packed", micro_batch=4)
     flex = make_run("flex", batching="packed", micro_batch=4)
     flex = flex.model_copy(update={"student": flex.student.model_copy(update={"attention": "auto"})})

@@ -45,6 +45,8 @@ TeacherContext = Literal["full", "block", "causal"]
 Precision = Literal["float32", "bfloat16"]
 Quantisation = Literal["none", "8bit", "4bit"]
 AttentionKind = Literal["sdpa", "flex"]
+HeadWay = Literal["auto", "torch", "triton"]
+"""torch: tile by tile, on any device. triton: kernels, on a GPU. auto: triton where it works."""
 DeviceMap = Literal["auto"]
 
 Semantics = Literal["paper", "corrected"]

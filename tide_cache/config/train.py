@@ -21,7 +21,16 @@ from tide_cache.config.objectives import AnyObjective, CrossEntropyConfig
 from tide_cache.config.presets import find_preset
 from tide_cache.config.sections import BatchConfig, ViewsConfig
 from tide_cache.config.semantics import resolve
-from tide_cache.config.settings import LANES, LearningRateSchedule, PassName, Precision, Reporter, Semantics, Setting
+from tide_cache.config.settings import (
+    LANES,
+    HeadWay,
+    LearningRateSchedule,
+    PassName,
+    Precision,
+    Reporter,
+    Semantics,
+    Setting,
+)
 
 
 class ModelShape(Frozen):
@@ -172,7 +181,10 @@ class TrainConfig(Frozen, BatchConfig, RunLength):  # type: ignore[misc]  # `Fro
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(default=0, ge=0)
-    head_rows: int = Field(default=256, ge=1, description="Masked rows per slice of the fused head.")
+    head: HeadWay = Field(
+        default="auto", description="What computes the fused head: torch; triton, on CUDA; auto: triton where it works."
+    )
+    head_rows: int = Field(default=256, ge=1, description="Masked rows per slice of the fused head, by torch.")
     prefetch: int = Field(default=2, ge=0, description="Steps that are loaded ahead, by a thread; 0 for none.")
     activation_checkpointing: bool = False
     checkpoint_every: int = Field(default=500, ge=0, description="Steps between checkpoints; 0 for none.")

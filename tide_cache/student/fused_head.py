@@ -173,7 +173,7 @@ class FusedHead:
         if not rows:
             return
         powers, cut = _Powers.of(self.temperatures), self.cut
-        with torch.cuda.device_of(hidden_ND):
+        with torch.cuda.device_of(hidden_ND):  # type: ignore[no-untyped-call]
             kernel[triton.cdiv(rows, cut.rows), parts](
                 hidden=hidden_ND, head=head_VD, codes=self.codes_NK, first=self.first_CN, rounds=self.rounds_CB,
                 num_rows=rows, num_ids=num_ids, vocab=len(head_VD), hidden_stride=hidden_ND.stride(0),

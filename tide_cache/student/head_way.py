@@ -1,12 +1,11 @@
 """Which way the fused head goes: torch's, or through Triton's kernels where they work."""
 
 from functools import lru_cache
-from typing import Literal
 
 import torch
 
-HeadWay = Literal["auto", "torch", "triton"]
-"""torch: tile by tile, on any device. triton: kernels, on a GPU. auto: triton where it works."""
+from tide_cache.config.settings import HeadWay
+
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 MOST_DIFFERENCE = 0.02
 """Of the kernels' results on a small input, relative: 16-bit numbers round by 0.004."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from tide_cache.config.settings import HeadWay
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.rows import masked_hidden
 from tide_cache.records import StudentBatch
@@ -14,10 +15,10 @@ from tide_cache.student.row_statistics import row_statistics
 class Student(nn.Module):
     """A backbone under the block mask on [x_t, x_0], with the fused head on the masked rows."""
 
-    def __init__(self, backbone: Backbone, block_size: int, slice_rows: int):
+    def __init__(self, backbone: Backbone, block_size: int, slice_rows: int, way: HeadWay = "auto"):
         super().__init__()
         self.backbone = backbone
-        self.head = _Head(backbone.head_VD, slice_rows)
+        self.head = _Head(backbone.head_VD, slice_rows, way)
         self._block_size = block_size
 
     def forward(
@@ -48,14 +49,14 @@ class _Head(nn.Module):
     The weight is the backbone's, tied or not; it must not be read outside a module that holds it.
     """
 
-    def __init__(self, weight_VD: torch.Tensor, slice_rows: int):
+    def __init__(self, weight_VD: torch.Tensor, slice_rows: int, way: HeadWay):
         super().__init__()
         self.weight = weight_VD
-        self._slice_rows = slice_rows
+        self._slice_rows, self._way = slice_rows, way
 
     def forward(
         self, hidden_ND: torch.Tensor, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, temperatures: tuple[float, ...]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the three tensors of `RowStatistics`."""
-        result = row_statistics(hidden_ND, self.weight, ids_NK, temperatures, is_kept_NK, self._slice_rows)
+        result = row_statistics(hidden_ND, self.weight, ids_NK, temperatures, is_kept_NK, self._slice_rows, self._way)
         return result.gathered_NK, result.log_z_NT, result.log_rest_NT

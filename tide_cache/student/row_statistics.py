@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from tide_cache.config.settings import HeadWay
 from tide_cache.modeling.head import add_product
 from tide_cache.records import RowStatistics
-from tide_cache.student.head_way import HeadWay, uses_kernels
+from tide_cache.student.head_way import uses_kernels
 from tide_cache.student.tiles import Tile, tiles
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig, Qwen3Config
 
 from tide_cache.config.common import TokenizerConfig
@@ -28,8 +27,7 @@ from tide_cache.loading.opening import (
 )
 from tide_cache.loading.order import Order
 from tide_cache.loading.source import PlainSource, TeacherSource
-from tide_cache.modeling.attention import flex_problem
-from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device, student_faults
+from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, student_faults
 from tide_cache.objectives import Objective, objective_of, union_of_needs
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.pairing.checking import LengthLimit, remarks_of, require_samples, require_usable
@@ -45,6 +43,7 @@ from tide_cache.training.checkpoints import (
 )
 from tide_cache.training.company import PROBE
 from tide_cache.training.distributed import World
+from tide_cache.training.kernels import kernel_faults
 from tide_cache.training.lora import lora_faults
 from tide_cache.training.reporters import reporter_faults
 from tide_cache.training.room import require_room_for
@@ -119,7 +118,7 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
         *(hot_cache_faults(run.data.hot_cache) if run.data.hot_cache else []),
         *_views_faults(run, caches),
         *_out_faults(run.train.out, resume),
-        *_attention_faults(run),
+        *kernel_faults(run),
         *_fix_day(run, tokenizer, resume, day or today()),
         *reporter_faults(run.train.report_to),
     ]
@@ -232,15 +231,6 @@ def _lanes(run: TrainRun, resume: bool) -> int | None:
 def _lanes_faults(lanes: int | None, world: World) -> list[str]:
     fault = None if lanes is None else lanes_fault("processes", world.size, "data.lanes", lanes)
     return [] if fault is None else [fault]
-
-
-def _attention_faults(run: TrainRun) -> list[str]:
-    if run.student.attention != "flex":
-        return []
-    device = torch.device(resolve_device(run.train.device))
-    if device.type == "cuda":  # tried on the device itself, once the model is there
-        return []
-    return [f"student.attention = 'flex': {flex_problem(device)}; use sdpa, or auto, which takes flex where it runs"]
 
 
 def _out_faults(out: Path, resume: bool) -> list[str]:

@@ -12,15 +12,13 @@ import torch
 
 from tide_cache.config.train import TrainRun
 from tide_cache.disk import new_folder, write_whole
-from tide_cache.errors import DeviceMemoryError, ModelError, WriteError, fault_list
+from tide_cache.errors import DeviceMemoryError, WriteError, fault_list
 from tide_cache.interruption import StopRequest
 from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.loading.prefetch import Prefetcher
-from tide_cache.modeling.attention import flex_problem
 from tide_cache.modeling.backbone import DTYPES, Backbone, load_backbone, new_backbone, resolve_device
 from tide_cache.modeling.checkpoint import save_student
 from tide_cache.modeling.moving import pinned
-from tide_cache.modeling.stock import StockBackbone
 from tide_cache.objectives import Objective
 from tide_cache.objectives.tidal import Tidal
 from tide_cache.pairing.dates import today
@@ -32,6 +30,7 @@ from tide_cache.training.company import keep_company
 from tide_cache.training.distributed import World, device_name, find_world, rank_device
 from tide_cache.training.ema import EMA
 from tide_cache.training.engine import effective_stage, make_engine, set_learning_rate
+from tide_cache.training.kernels import choose_kernels
 from tide_cache.training.lora import add_adapters, merged
 from tide_cache.training.meeting import join, wait_for_all
 from tide_cache.training.metrics import OnStep, StepMetrics, objective_names
@@ -130,7 +129,7 @@ class _Loop:
     def __init__(self, run: TrainRun, prepared: Prepared, world: World, device: str, on_step: OnStep | None):
         self._run, self._prepared, self._world, self._on_step = run, prepared, world, on_step
         self._backbone = _backbone(run, prepared, "cpu" if effective_stage(run.train) == 3 else device)
-        self._remarks = (*prepared.remarks, *_choose_attention(run.student.attention, self._backbone, device))
+        self._remarks = (*prepared.remarks, *choose_kernels(run, self._backbone, device))
         self._engine = self._make_engine()
         self._names = objective_names([entry.kind for entry in run.objective])
         self._out = run.train.out
@@ -148,7 +147,7 @@ class _Loop:
             add_adapters(self._backbone.model, run.student.lora, run.train.seed)
         if run.train.activation_checkpointing:
             _checkpoint_activations(self._backbone.model)
-        student = Student(self._backbone, prepared.layout.block_size, run.train.head_rows).train()
+        student = Student(self._backbone, prepared.layout.block_size, run.train.head_rows, run.train.head).train()
         saved = SavedState(prepared.resumed.path, student) if prepared.resumed is not None else None
         if saved is not None:
             with doing(f"Reading checkpoint of step {saved.steps}"):
@@ -315,19 +314,6 @@ def _checkpoint_activations(model: Any) -> None:
     """Compute activations again in backward instead of keeping them."""
     enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.23
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-def _choose_attention(wanted: str, backbone: Backbone, device: str) -> list[str]:
-    """Set the student's attention kernel; return a remark if it is not the preferred one."""
-    if wanted == "sdpa":
-        return []
-    if problem := flex_problem(torch.device(device)):
-        if wanted == "flex":
-            raise ModelError(f"student.attention = 'flex': {problem}; use sdpa")
-        return [f"student.attention = 'auto': sdpa is used, not flex: {problem}"]
-    assert isinstance(backbone, StockBackbone), "only stock architectures are trained"
-    backbone.use_attention("flex")
-    return []
 
 
 def _trust(objectives: Sequence[Objective], progress: float) -> float | None:
