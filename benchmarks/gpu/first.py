@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu import heads
 from benchmarks.gpu.growing import GrowingFile
 from benchmarks.gpu.material import CAPTURES, TINY, SameIds, capture_settings, samples, write_teacher
 from benchmarks.gpu.watching import counted_waits
@@ -59,6 +60,7 @@ def run(file: GrowingFile, device: str) -> None:
     file.take("import_without_toolkit", import_without_toolkit)
     file.take("products", partial(products, device))
     file.take("grouped", partial(grouped, device))
+    file.take("head", partial(heads.agree, device, heads.SMALL if device != "cpu" else heads.DRY))
     if device != "cpu":
         file.take("flex", partial(flex, device))
     with tempfile.TemporaryDirectory() as folder:

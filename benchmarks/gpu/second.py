@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import loader
+from benchmarks.gpu import heads
 from benchmarks.gpu.growing import GrowingFile
 from benchmarks.gpu.material import TINY, SameIds, capture_settings, samples
 from benchmarks.gpu.watching import counted_waits, profiled
@@ -109,11 +110,13 @@ def run(file: GrowingFile, device: str) -> None:
         roots = {pipeline: Path(folder, pipeline) for pipeline in ("shared", "cross")}
         for pipeline, root in roots.items():
             write_cache(root, size.step.shape(pipeline))
+        file.take("head", partial(heads.compare, size.device, size.rounds))
         trainee = size.step.trainee()
         for name, preset in STEPS.items():
             root = roots[preset.partition("/")[0]]
             file.take(f"step_{name}", partial(step, name, preset, root, trainee, size, file))
         file.take("loader", partial(stalls, trainee, size))
+        file.take("head_cuts", partial(heads.cuts, size.device, size.rounds))
         del trainee
         torch.cuda.empty_cache()
         for name, wanted in CAPTURES.items():

@@ -118,7 +118,7 @@ class TestGpuSuite:
         assert found["second"]["faults"] == {}
         errors = {name: value for name, value in found["first"]["figures"].items() if "error" in name}
         assert {name.split(".")[0] for name in errors} == {
-            "products", "grouped", "capture_llada2_moe_block", "step_cross/tide-chunk",
+            "products", "grouped", "head", "capture_llada2_moe_block", "step_cross/tide-chunk",
         }  # fmt: skip
         assert all(value < 0.01 for value in errors.values())
         assert {"build.shards", "train_2_optimizer.loss", "resume.loss", "eval.nll"} <= found["first"]["figures"].keys()
@@ -131,7 +131,7 @@ class TestGpuSuite:
         record = json.loads((tmp_path / "x.json").read_text())
         assert record["figures"] == {}
         assert "capture_wedlm_block" in record["left_out"]
-        assert "no time for step_ce" in capsys.readouterr().err
+        assert "no time for head, step_ce" in capsys.readouterr().err
 
     def test_spans_that_overlap_count_once(self):
         assert union_ns([(5, 9), (0, 4), (3, 6), (20, 21)]) == 10

@@ -26,6 +26,7 @@ from tide_cache.modeling.stock import StockBackbone
 from tide_cache.objectives import objective_of
 from tide_cache.records import SampleId, SamplePair, ViewRecord
 from tide_cache.student.model import Student
+from tide_cache.student.row_statistics import row_statistics
 from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
 from tide_cache.training.distributed import World
@@ -235,6 +236,24 @@ def test_a_step_never_waits(monkeypatch, records, name, size):
         found = stepped(gpu(model_of("a2d-qwen3")), entries, of_pass, GPU, world)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_head_in_16_bits():
+    """As in training: torch's way, whose products are of 16 bits and their sums of 32."""
+    random = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(rows, 8, generator=random).bfloat16() for rows in (20, 30))
+    ids = torch.rand(20, 30, generator=random).topk(3).indices
+    gradients = {}
+    with Pretended() as gpu:
+        for name in ("host", "gpu"):
+            inputs = [OnGpu(part) if name == "gpu" else part for part in (hidden, head, ids)]
+            inputs[:2] = [part.requires_grad_() for part in inputs[:2]]
+            found = row_statistics(*inputs, (1.0, 2.0), slice_rows=HEAD_ROWS)
+            loss = found.gathered_NK.sum() + found.log_z_NT.sum() + found.log_rest_NT.sum()
+            gradients[name] = torch.autograd.grad(loss, inputs[:2])
+    assert (gpu.mixes, gpu.waits) == ([], [])
+    for one, other in zip(gradients["gpu"], gradients["host"], strict=True):
+        torch.testing.assert_close(one.held, other, rtol=0.02, atol=0.02)
 
 
 def written(backbone, counts, **options):

@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from benchmarks.gpu import heads
 from tide_cache.student import fused_head, head_way
 from tide_cache.student.fused_head import Cut
 from tide_cache.student.row_statistics import row_statistics
@@ -178,6 +179,18 @@ def _trial():
         assert "differ from the plain head by" in head_way.try_kernels(torch.device("cpu"), torch.float32, 16, (1.0,))
     finally:
         fused_head.FusedHead.forward = right
+
+
+@named("what is measured on a GPU")
+def _measured():
+    found = heads.agree("cpu", heads.DRY)
+    errors = {name: value for name, value in found.items() if name.startswith("error_")}
+    assert len(errors) == 10
+    assert max(errors.values()) < 0.01
+    assert found["is_same_again_triton"] == 1
+    heads.CUTS = {"tiles1": {"tiles": 1}}
+    found = heads.compare("cpu", 1) | heads.cuts("cpu", 1)
+    assert {"torch_s", "triton_s", "triton_tiles1_s", "products_s", "time_ratio", "difference_head"} <= found.keys()
 
 
 def main():

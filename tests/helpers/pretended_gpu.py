@@ -248,6 +248,8 @@ class Pretended(TorchFunctionMode):
         values, options = tree_map(_held, args), tree_map(_held, kwargs)
         if func is aten.mm.dtype:
             result = values[0].to(values[2]) @ values[1].to(values[2])
+        elif func is aten.addmm.dtype_out:
+            result = options["out"].copy_(values[0] + values[1].to(values[3]) @ values[2].to(values[3]))
         elif packet in (aten._grouped_mm,):
             result = _grouped(*values, **options)
         else:

@@ -151,8 +151,9 @@ class FusedHead:
         tiles = min(num_tiles, max(1, self.cut.gradient_ids // (max(1, len(hidden_ND)) * ids)))
         gradient_NW = hidden_ND.new_empty(len(hidden_ND), tiles * ids)
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=torch.float32)
-        grad_head_VD = torch.empty_like(head_VD) if is_head_trained else None
-        for first_tile in range(0, num_tiles, tiles):
+        make = torch.empty_like if len(hidden_ND) else torch.zeros_like
+        grad_head_VD = make(head_VD) if is_head_trained else None
+        for first_tile in range(0, num_tiles if len(hidden_ND) else 0, tiles):
             part = slice(first_tile * ids, min((first_tile + tiles) * ids, vocab))
             self._launch(
                 gradient_of_logits, triton.cdiv(part.stop - part.start, ids), hidden_ND, head_VD, shifts=shifts_TN,
@@ -170,7 +171,7 @@ class FusedHead:
     ) -> None:
         """Run a kernel on all rows and some parts of the vocabulary."""
         (rows, size), num_ids = hidden_ND.shape, self.codes_NK.shape[1]
-        if not rows:
+        if not rows:  # an empty grid is an error
             return
         powers, cut = _Powers.of(self.temperatures), self.cut
         with torch.cuda.device_of(hidden_ND):  # type: ignore[no-untyped-call]
