@@ -20,7 +20,7 @@ from benchmarks.material import Loading, Shape, write_cache
 from benchmarks.options import Options
 from benchmarks.students import PROXY, PROXY_VOCAB, Trainee, objectives_of, qwen3_config, shape_of
 from tide_cache.loading.cache import CacheSource
-from tide_cache.loading.collate import collate
+from tide_cache.loading.collate import batch_of
 from tide_cache.loading.hot_cache import HotCache
 from tide_cache.loading.order import LaneOrder
 from tide_cache.loading.prefetch import Prefetcher
@@ -57,7 +57,8 @@ class _Epochs:
 
     def batch(self, number: int, size: int = MICRO_BATCH) -> tuple[StudentBatch, Targets]:
         visits = self.order.visits(range(number * size, (number + 1) * size))
-        return collate(self.source.records([visit.sample for visit in visits], visits[0].epoch), self.layout)
+        samples = [visit.sample for visit in visits]
+        return batch_of([[(view,)] for view in self.source.ready(samples, visits[0].epoch, self.layout)], self.layout)
 
     def run(self, epoch: int) -> tuple[int, float]:
         """Masked positions of an epoch, and the processor time that loading them took."""

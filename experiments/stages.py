@@ -28,7 +28,7 @@ from tide_cache.evaluation import generate_text
 from tide_cache.evaluation.measuring import measure
 from tide_cache.evaluation.trained import TrainedModel
 from tide_cache.loading.groups import Groups
-from tide_cache.loading.source import LiveTeacher, TeacherSource
+from tide_cache.loading.source import LiveTeacher, RecordSource, TeacherSource
 from tide_cache.modeling.backbone import read_checkpoint
 from tide_cache.pairing import TextTokenizer, encode_student
 from tide_cache.records import ChunkCandidates, Message, SamplePair, ViewRecord
@@ -278,7 +278,7 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class CertainTeacher:
+class CertainTeacher(RecordSource):
     """A source whose teacher is sure of the true text: the losses over chunks stay, no teacher is left."""
 
     def __init__(self, source: TeacherSource):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tide_cache.config.presets import find_preset
 from tide_cache.config.sections import BatchConfig
-from tide_cache.config.settings import LANES, Batching, Semantics
+from tide_cache.config.settings import HOT_CACHE_GIB, LANES, Batching, Semantics
 from tide_cache.config.train import read_objectives
 from tide_cache.errors import RunFileError
 from tide_cache.locations import CachePath, cache_path
@@ -152,6 +152,8 @@ class Cache:
         rank: int = 0,
         world: int = 1,
         lanes: int | None = LANES,
+        hot_cache: str | Path | None = None,
+        hot_cache_gib: float = HOT_CACHE_GIB,
     ) -> "MicroBatches":
         """Yield the micro-batches (StudentBatch, Targets) of `tide-cache train` with the same settings.
 
@@ -174,12 +176,15 @@ class Cache:
             world: Number of processes, a divisor of `lanes`.
             lanes: Lanes of the order; `data.lanes` of a run file. None is the order before there were lanes, for its
                 states.
+            hot_cache: Folder on a local disk in which decoded row groups are kept; `data.hot_cache` of a run file.
+            hot_cache_gib: Size to which it may grow, in GiB.
 
         Raises:
             CacheMismatchError: The cache is not for this tokenizer, or lacks a signal or temperature.
-            RunFileError: The batches cannot be cut in this way.
+            RunFileError: The batches cannot be cut in this way, or the folder is something else.
         """
         from tide_cache.loading.fitting import require_fitting_caches
+        from tide_cache.loading.hot_cache import open_hot_cache
         from tide_cache.loading.opening import OpenedCache, lanes_fault
         from tide_cache.loading.torch_dataset import MicroBatches
         from tide_cache.objectives import union_of_needs
@@ -202,8 +207,9 @@ class Cache:
         needs = [objective.needs for objective in objectives]
         opened = OpenedCache(self.root, self.manifest, self.signal_pass, num_views)
         require_fitting_caches([opened], tokenizer, needs)
+        hot = None if hot_cache is None else open_hot_cache(Path(hot_cache), hot_cache_gib)
         return MicroBatches(
-            partial(opened.source, union_of_needs(needs).signals, views_per_step, lanes and lanes // world),
+            partial(opened.source, union_of_needs(needs).signals, views_per_step, lanes and lanes // world, hot),
             self.cache_id,
             seed,
             opened.layout(tokenizer),

@@ -225,14 +225,7 @@ def empty(record: type[Lists], num_temperatures: int, num_entries: int = 0) -> L
     return made
 
 
-_AS_THEY_ARE: Mapping[Rule, type] = {}
-
-
-def concat(
-    several: Sequence[Said],
-    first: Mapping[Rule, Sequence[int]] | None = None,
-    widened: Mapping[Rule, type] = _AS_THEY_ARE,
-) -> Said:
+def concat(several: Sequence[Said], first: Mapping[Rule, Sequence[int]] | None = None) -> Said:
     """Concatenate the signals of several views.
 
     A part is that of the views that have it. A field of positions that some lack is left out, and tails that some lack
@@ -241,7 +234,6 @@ def concat(
     Args:
         several: At least one.
         first: By "masked position" and "chunk": the number of each view's first one, where these are numbered.
-        widened: Rules whose values get another type on the way; to copy them once more costs more than this does.
     """
     record = type(several[0])
     made: dict[str, Any] = {}
@@ -249,21 +241,13 @@ def concat(
         arrays = [getattr(one, field.name) for one in several]
         if first is not None and field.rule in first:
             arrays = [array + np.int32(start) for array, start in zip(arrays, first[field.rule], strict=True)]
-        made[field.name] = (
-            None if any(array is None for array in arrays) else np.concatenate(arrays, dtype=widened.get(field.rule))
-        )
+        made[field.name] = None if any(array is None for array in arrays) else np.concatenate(arrays)
     for name, part in NESTED.get(record, {}).items():
-        made[name] = _concat_part(several, name, part, first, widened)
+        made[name] = _concat_part(several, name, part, first)
     return record(**made)
 
 
-def _concat_part(
-    several: Sequence[Any],
-    name: str,
-    record: type,
-    first: Mapping[Rule, Sequence[int]] | None,
-    widened: Mapping[Rule, type],
-) -> Any:
+def _concat_part(several: Sequence[Any], name: str, record: type, first: Mapping[Rule, Sequence[int]] | None) -> Any:
     found = [getattr(one, name) for one in several]
     having = [i for i, part in enumerate(found) if part is not None]
     if not having:
@@ -271,9 +255,9 @@ def _concat_part(
     if _FIELDS[record][0].rule == "count":  # its entries are those of the whole, and none may be missing
         parts = [empty(record, 0, len(one.counts_R)) if part is None else part
                  for one, part in zip(several, found, strict=True)]  # fmt: skip
-        return concat(parts, widened=widened)
+        return concat(parts)
     starts = None if first is None else {rule: [values[i] for i in having] for rule, values in first.items()}
-    return concat([found[i] for i in having], starts, widened)
+    return concat([found[i] for i in having], starts)
 
 
 def take(lists: Lists, chosen_X: Ints, sizes_X: Ints | None = None) -> Lists:

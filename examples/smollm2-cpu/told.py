@@ -26,7 +26,7 @@ from shapes import SHAPES, shapes_of  # noqa: E402
 
 from tide_cache import open_cache  # noqa: E402
 from tide_cache.loading.groups import Groups  # noqa: E402
-from tide_cache.loading.source import TeacherSource  # noqa: E402
+from tide_cache.loading.source import RecordSource, TeacherSource  # noqa: E402
 from tide_cache.records import SamplePair, ViewRecord  # noqa: E402
 from tide_cache.signal_table import take  # noqa: E402
 from tide_cache.sweep.arms import make_jobs  # noqa: E402
@@ -37,7 +37,7 @@ from tide_cache.training.run import train_prepared  # noqa: E402
 Change = Callable[[ViewRecord], ViewRecord]
 
 
-class Changed:
+class Changed(RecordSource):
     """A source whose records are changed on the way."""
 
     def __init__(self, source: TeacherSource, change: Change):

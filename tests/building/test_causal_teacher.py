@@ -94,7 +94,7 @@ def test_a_chunk_has_the_product_of_its_tokens_under_the_true_prefix(causal_run,
     for record in source_of(causal_run).records(range(2), 3):
         pair, logprobs_MV = record.pair, next_token_logprobs(record.pair)
         ((signal,),) = teacher.signals([pair], [[record.view]])
-        joined = join_views([replace(record, signal=signal)], [every.temperatures], every.temperatures)
+        joined = join_views([replace(record, signal=signal)], every.temperatures, every.temperatures)
         summed_A, chunks = ActiveChunks.of(joined).teacher_logprobs(joined), signal.chunks
         spans_A4 = pair.chunks_C4[chunks.chunks_A]
         first_A = np.cumsum(chunks.counts_A) - chunks.counts_A

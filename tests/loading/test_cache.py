@@ -1,11 +1,16 @@
 """A cache is read from the pass that is asked for, by default from its first."""
 
+from collections import Counter
+
 import pytest
 
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
 from tide_cache.loading.cache import CacheSource
+from tide_cache.loading.collate import BatchLayout
+from tide_cache.loading.order import LaneOrder
 from tide_cache.manifest import Manifest
+from tide_cache.shards import ShardReader
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +38,19 @@ def test_only_the_signals_that_are_asked_for_are_decoded(cache):
     for whole, part in zip(every.records([3, 0, 39], 1), truth.records([3, 0, 39], 1), strict=True):
         assert part.signal.truth_logprobs_N.tolist() == whole.signal.truth_logprobs_N.tolist()
         assert (whole.signal.topk is None, part.signal.topk is None) == (False, True)
+
+
+def test_footers_are_read_once_however_often_the_order_comes_back_to_a_shard(cache, monkeypatch):
+    footers, groups = Counter(), Counter()
+    read_footer, read = ShardReader._read_footer, ShardReader._read
+    monkeypatch.setattr(ShardReader, "_read_footer", lambda self: footers.update([self.path]) or read_footer(self))
+    monkeypatch.setattr(ShardReader, "_read", lambda self, *what: groups.update([self.path]) or read(self, *what))
+    folder, manifest = cache
+    source = CacheSource(folder, manifest, held_groups=1)
+    order = LaneOrder(source.groups, "key", 0, lanes=2)
+    for turn in range(2 * order.num_samples):
+        (visit,) = order.visits([turn])
+        source.ready([visit.sample], visit.epoch, BatchLayout(98, 99, 8, temperatures=(1.0,)))
+    assert len(footers) == 2 * manifest.plan.num_shards > 2, "those of the samples and those of the pass"
+    assert set(footers.values()) == {1}
+    assert max(groups.values()) > 2

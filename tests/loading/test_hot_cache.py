@@ -1,29 +1,33 @@
-"""Decoded row groups on a local disk: the same records, read once, and never a reason to fail."""
+"""Decoded row groups on a local disk: the same batches, read once, and never a reason to fail."""
 
 import errno
 import json
 
 import numpy as np
 import pytest
+import torch
 
+from helpers.target_examples import leaves
 from tide_cache.errors import RunFileError
 from tide_cache.loading import hot_cache
 from tide_cache.loading.cache import CacheSource
-from tide_cache.loading.hot_cache import MARKER, HotCache, hot_cache_faults, is_same, load, open_hot_cache, pack
+from tide_cache.loading.collate import BatchLayout, batch_of
+from tide_cache.loading.hot_cache import MARKER, HotCache, halved, hot_cache_faults, is_same, load, open_hot_cache, pack
 from tide_cache.manifest import Manifest
 from tide_cache.shards import Ragged, ShardReader
 
 GIB = 1 << 30
 
 
+LAYOUT = BatchLayout(2, 1, 8, shared_vocab_size=1 << 20, temperatures=(1.0, 2.0))
+
+
 def said(source, epoch=0):
-    """What a source says of all samples, as bytes."""
-    return [
-        (record.pair.sample_id, record.view.t, record.view.is_student_masked_L.tobytes(),
-         record.signal.truth_logprobs_N.tobytes(), record.signal.topk.ids_E.tobytes(),
-         record.signal.topk.logprobs_E.tobytes(), record.signal.topk.logprobs_E.dtype)
-        for record in source.records(range(source.groups.num_samples), epoch)
-    ]  # fmt: skip
+    """The batch of all samples, as bytes."""
+    ready = source.ready(range(source.groups.num_samples), epoch, LAYOUT)
+    batch, targets = batch_of([[(view,)] for view in ready], LAYOUT)
+    arrays = {name: value for part in (batch, targets) for name, value in leaves(part).items()}
+    return {name: v.numpy().tobytes() if isinstance(v, torch.Tensor) else v for name, v in arrays.items()}
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def source(tiny_cache, tmp_path):
     )
 
 
-def test_the_same_records_come_without_the_shards(source, tiny_cache, tmp_path, monkeypatch):
+def test_the_same_batches_come_without_the_shards(source, tiny_cache, tmp_path, monkeypatch):
     expected = said(CacheSource(tiny_cache, Manifest.load(tiny_cache), signals=("truth", "topk")))
     assert said(source()) == expected
     monkeypatch.setattr(ShardReader, "_read", lambda *_: pytest.fail("a shard was read again"))
@@ -56,10 +60,14 @@ def test_columns_come_back_to_the_last_bit(tmp_path):
     columns = {"a": ragged, "b": exact, "names": ["x", "ü", ""], "t": np.array([0.25, 1.0, 0.5]),
                "flags": Ragged(ragged.offsets, np.array([True, False, True]))}  # fmt: skip
     path = tmp_path / "file"
-    path.write_bytes(b"".join(pack(columns)))
-    assert is_same(load(path), columns)
-    assert not is_same(load(path), columns | {"t": np.array([0.25, 1.0, 0.75])})
-    assert path.read_bytes().count(b"<f2") == 1, "of the two, one is exact in float16"
+    kept = halved(columns)
+    path.write_bytes(b"".join(pack(kept)))
+    found = load(path)
+    assert is_same(found, kept)
+    assert not is_same(found, kept | {"t": np.array([0.25, 1.0, 0.75])})
+    assert [found[name].values.dtype for name in "ab"] == [np.float16, np.float32], "one is exact in float16"
+    for name in "ab":
+        assert found[name].values.astype(np.float32).tobytes() == columns[name].values.tobytes()
 
 
 @pytest.mark.parametrize("damage", ["cut", "head", "empty", "longer"])
@@ -114,8 +122,8 @@ def test_another_version_and_other_folders_are_refused(tmp_path):
     folder = tmp_path / "hot"
     assert hot_cache_faults(folder) == []
     folder.mkdir()
-    (folder / MARKER).write_text(json.dumps({"version": 2}))
-    with pytest.raises(RunFileError, match="has version 2, this release reads version 1; remove the folder"):
+    (folder / MARKER).write_text(json.dumps({"version": 1}))
+    with pytest.raises(RunFileError, match="has version 1, this release reads version 2; remove the folder"):
         open_hot_cache(folder, 1.0)
     (folder / MARKER).write_text("{")
     assert "cannot be read" in hot_cache_faults(folder)[0]

@@ -16,16 +16,18 @@ from tide_cache.loading.micro_batches import (
     rank_batches,
     share_of_rank,
     step_micro_batches,
-    visited_records,
+    visited_views,
 )
 from tide_cache.loading.order import LaneOrder
 from tide_cache.loading.source import LiveTeacher, PlainSource
+from tide_cache.loading.taking import TakenViews
 from tide_cache.loading.window_order import WindowOrder
 from tide_cache.modeling.backbone import new_backbone
 from tide_cache.objectives import OBJECTIVES, ids_to_gather
 from tide_cache.records import RowStatistics
 from tide_cache.student.model import Student
 from tide_cache.teacher.capture import CaptureSettings, Teacher
+from tide_cache.views import draw_view
 
 PLAN = BatchLayout(mask_id=14, pad_id=15, block_size=4, shared_vocab_size=9, temperatures=(1.0, 2.0))
 VIEWS = ViewsConfig(num_views=4, seed=1, time_sampling="uniform", schedule="linear", complementary=False)
@@ -158,6 +160,7 @@ def test_packed_rows_are_about_equally_full():
     assert sorted(sum(lengths[sample] for sample in row) for batch in batches for row in batch) == [80, 84, 92]
 
 
+LAYOUT = BatchLayout(mask_id=14, pad_id=15, block_size=4)
 PAIRS = [one_to_one(f"sample{size}", size) for size in (3, 30, 9, 17, 5, 22, 14, 8)]
 
 
@@ -165,7 +168,7 @@ PAIRS = [one_to_one(f"sample{size}", size) for size in (3, 30, 9, 17, 5, 22, 14,
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_together_take_the_samples_of_the_step(batching, world):
     source, order = PlainSource(PAIRS, VIEWS), LaneOrder(Groups.of_sizes((8,)), "key", 0, 4)
-    config, layout = BatchConfig(8, 2, batching, row_tokens=32, views_per_step=2), BatchLayout(14, 15, 4)
+    config, layout = BatchConfig(8, 2, batching, row_tokens=32, views_per_step=2), LAYOUT
     shares = [list(step_micro_batches(source, order, layout, config, 1, rank, world)) for rank in range(world)]
     assert {len(share) for share in shares} == {4 // world}
     found = sum(targets.num_supervised for share in shares for _, targets in share)
@@ -179,8 +182,13 @@ def test_ranks_together_take_the_samples_of_the_step(batching, world):
 
 def rows_of_ranks(source, order, config, world):
     """The samples of each rank in step 1, micro-batch by micro-batch."""
-    batches = [rank_batches(source, order, config, 4, 1, rank, world) for rank in range(world)]
-    return [[views[0].pair.sample_id for rows in of_rank for row in rows for views in row] for of_rank in batches]
+    batches = [rank_batches(source, order, LAYOUT, config, 1, rank, world) for rank in range(world)]
+    return [[name_of(views[0]) for rows in of_rank for row in rows for views in row] for of_rank in batches]
+
+
+def name_of(view):
+    """The sample of a view, by its tokens."""
+    return tuple(TakenViews([view]).column("student_id", np.int64).tolist())
 
 
 @pytest.mark.parametrize("batching", ["order", "length", "packed"])
@@ -189,11 +197,11 @@ def test_one_micro_batch_alone_is_that_of_the_step(batching):
     config = BatchConfig(8, 2, batching, row_tokens=32)
     for order in (LaneOrder(Groups.of_sizes((8,)), "key", 0, 4), WindowOrder((8,), "key", 0)):
         source = PlainSource(PAIRS, VIEWS)
-        together = rank_batches(source, order, config, 4, 1, 1, 2)
+        together = rank_batches(source, order, LAYOUT, config, 1, 1, 2)
         for number, rows in enumerate(together):
-            (alone,) = rank_batches(source, order, config, 4, 1, 1, 2, only=number)
+            (alone,) = rank_batches(source, order, LAYOUT, config, 1, 1, 2, only=number)
             for one, other in zip(alone, rows, strict=True):
-                assert [views[0].pair for views in one] == [views[0].pair for views in other]
+                assert [name_of(views[0]) for views in one] == [name_of(views[0]) for views in other]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -209,10 +217,13 @@ def test_ranks_get_about_the_same_tokens_of_batches_in_order_of_length(world):
 
 def test_epochs_go_through_the_views_n_at_a_time():
     visits = LaneOrder(Groups.of_sizes((8,)), "key", 0, 4).visits(range(24))
-    views = visited_records(PlainSource(PAIRS, VIEWS), visits, views_per_step=3)
+    views = visited_views(PlainSource(PAIRS, VIEWS), visits, LAYOUT, views_per_step=3)
     for visit, of_visit in zip(visits, views, strict=True):
-        assert [record.view.view for record in of_visit] == [3 * visit.epoch + n for n in range(3)]
-        assert all(record.pair is PAIRS[visit.sample] for record in of_visit)
+        pair = PAIRS[visit.sample]
+        drawn = [draw_view(pair, 3 * visit.epoch + n, VIEWS).is_student_masked_L for n in range(3)]
+        found = [TakenViews([view]).column("position", np.int64) for view in of_visit]
+        assert [places.tolist() for places in found] == [np.flatnonzero(mask_L).tolist() for mask_L in drawn]
+        assert all(name_of(view) == tuple(pair.student_ids_L.tolist()) for view in of_visit)
 
 
 def test_padding_shrinks_from_order_to_length_to_packed():

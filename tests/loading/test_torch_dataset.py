@@ -22,6 +22,7 @@ from tide_cache.loading.order import LaneOrder
 from tide_cache.loading.window_order import WindowOrder
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
+from tide_cache.shards import ShardReader
 from tide_cache.training.distributed import World
 from tide_cache.training.prepare import prepare
 
@@ -193,3 +194,13 @@ def test_only_the_signals_of_the_objectives_are_read(tiny_cache, tiny_teacher):
     _, with_topk = next(iter(cache.torch_dataset(tiny_teacher, [tide_cache.ForwardKL()], steps=1, **PLAN)))
     assert not without.topk.has_topk_N.any()
     assert with_topk.topk.has_topk_N.any()
+
+
+def test_a_hot_cache_changes_nothing_but_what_is_read(make, tmp_path, monkeypatch):
+    folder = tmp_path / "hot"
+    expected = list(make())
+    assert_same(list(make(hot_cache=folder)), expected)
+    monkeypatch.setattr(ShardReader, "_read", lambda *_: pytest.fail("a shard was read again"))
+    assert_same(list(DataLoader(make(hot_cache=str(folder)), batch_size=None)), expected)
+    with pytest.raises(RunFileError, match="is a file; give a folder"):
+        make(hot_cache=next(folder.glob("??/*")))

@@ -13,7 +13,6 @@ from tide_cache.config.train import TrainRun
 from tide_cache.errors import CacheIncompleteError, CacheMismatchError, CheckpointError, RunFileError
 from tide_cache.loading.cache import CacheSource
 from tide_cache.loading.collate import collate
-from tide_cache.loading.micro_batches import visited_records
 from tide_cache.loading.order import LaneOrder
 from tide_cache.manifest import Manifest
 from tide_cache.pairing import TextTokenizer
@@ -81,7 +80,7 @@ def test_a_mix_of_one_is_the_run_of_that_cache_to_the_bit(make_run, caches):
 
 
 def visited(source, visits):
-    return [record for (record,) in visited_records(source, visits)]
+    return [source.records([visit.sample], visit.epoch)[0] for visit in visits]
 
 
 def test_each_cache_gives_the_records_of_its_own_stream(make_run, caches):

@@ -58,6 +58,9 @@ Batching = Literal["order", "length", "packed"]
 LANES = 64
 """Of the order of samples, by default: a run may have any number of ranks that divides it."""
 
+HOT_CACHE_GIB = 64.0
+"""To which size a folder of decoded row groups grows, by default."""
+
 LearningRateSchedule = Literal["cosine", "constant"]
 Reporter = Literal["none", "tensorboard", "wandb"]
 Remasking = Literal["low_confidence", "random"]

@@ -22,6 +22,7 @@ from tide_cache.config.presets import find_preset
 from tide_cache.config.sections import BatchConfig, ViewsConfig
 from tide_cache.config.semantics import resolve
 from tide_cache.config.settings import (
+    HOT_CACHE_GIB,
     LANES,
     HeadWay,
     LearningRateSchedule,
@@ -116,7 +117,7 @@ class DataConfig(Frozen):
     hot_cache: Path | None = Field(
         default=None, description="Folder on a local disk in which decoded row groups of the caches are kept."
     )
-    hot_cache_gib: float = Field(default=64.0, gt=0, description="Size to which that folder may grow, in GiB.")
+    hot_cache_gib: float = Field(default=HOT_CACHE_GIB, gt=0, description="Size to which that folder may grow, in GiB.")
     date: datetime.date | None = Field(
         default=None,
         description="Day that the chat template takes for today, where a corpus is rendered by one that writes the "

@@ -1,24 +1,28 @@
-"""From view records to a student batch and its targets: pad, find the masked rows, and give each row its signal.
+"""From views to a student batch and its targets: pad, number through, and give each row its signal.
 
 Shape suffixes as in `tide_cache.records`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from tide_cache.arrays import Ints
 from tide_cache.config.settings import Schedule
-from tide_cache.loading.candidates import candidate_targets
-from tide_cache.loading.joining import ActiveChunks, JoinedViews, join_views
-from tide_cache.loading.sharing import told_topk
+from tide_cache.loading.candidates import columns_of
+from tide_cache.loading.joining import join_views
+from tide_cache.loading.ready_views import ReadyAxis, ReadyView, SourceLaw, make_ready
+from tide_cache.loading.taking import TakenViews
 from tide_cache.modeling.kept import keep_blocks
-from tide_cache.records import StudentBatch, Targets, TruthTargets, ViewRecord
-from tide_cache.views.masking import is_complement
-from tide_cache.views.schedule import time_weight
-from tide_cache.views.weights import ViewLaw, denoising_weights, unit_sizes
+from tide_cache.records import ChunkTargets, StudentBatch, Targets, TopKTargets, TruthTargets, ViewRecord
+from tide_cache.shards import Array
+
+ReadyRows = Sequence[Sequence[Sequence[ReadyView]]]
+"""A micro-batch: its rows, the samples of each, and the views of each of these."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,19 @@ class BatchLayout:
     sources: tuple["BatchLayout", ...] = ()
     complementary: bool = False
 
-    def of(self, record: ViewRecord) -> "BatchLayout":
-        """Return the layout of the source that a record comes from."""
-        return self.sources[record.source] if self.sources else self
+    def law(self, source: int = 0) -> SourceLaw:
+        """Return what the views of a source mean to the student."""
+        of = self.sources[source] if self.sources else self
+        return SourceLaw(of.shared_vocab_size, of.temperatures, self.temperatures, of.schedule, of.complementary)
+
+
+def ready_records(records: Sequence[ViewRecord], layout: BatchLayout) -> list[ReadyView]:
+    """Return records as views of tables, in their order."""
+    ready: list[ReadyView] = []
+    for source, members in groupby(records, key=lambda record: record.source):
+        law = layout.law(source)
+        ready += make_ready(join_views(list(members), law.own, law.temperatures), law).all()
+    return ready
 
 
 def collate(records: Sequence[ViewRecord], layout: BatchLayout) -> tuple[StudentBatch, Targets]:
@@ -58,11 +72,22 @@ def collate(records: Sequence[ViewRecord], layout: BatchLayout) -> tuple[Student
         records: At least one; all with signals or all without.
         layout: Ids and sizes.
     """
-    return collate_rows([[(record,)] for record in records], layout)
+    return batch_of([[(view,)] for view in ready_records(records, layout)], layout)
 
 
 def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], layout: BatchLayout) -> tuple[StudentBatch, Targets]:
     """Return records as one micro-batch; a row may hold several samples, and several views of each.
+
+    Args:
+        rows: As for `batch_of`.
+        layout: Ids and sizes.
+    """
+    ready = iter(ready_records([record for row in rows for views in row for record in views], layout))
+    return batch_of([[[next(ready) for _ in views] for views in row] for row in rows], layout)
+
+
+def batch_of(rows: ReadyRows, layout: BatchLayout) -> tuple[StudentBatch, Targets]:
+    """Return views as one micro-batch.
 
     Every sample starts at the start of a block.
 
@@ -71,86 +96,166 @@ def collate_rows(rows: Sequence[Sequence[Sequence[ViewRecord]]], layout: BatchLa
         layout: Ids and sizes.
     """
     num_views = len(rows[0][0])
-    sizes = [
-        [-(-len(views[0].pair.student_ids_L) // layout.block_size) * layout.block_size for views in row] for row in rows
-    ]
-    shape = (len(rows), max(map(sum, sizes)))
-    x_0_BL = np.full(shape, layout.pad_id, np.int64)
-    is_real_BL = np.zeros(shape, bool)
-    sample_BL = np.full(shape, -1, np.int64)
-    is_masked_BnL = np.zeros((shape[0], num_views, shape[1]), bool)
-    for b, (row, of_row) in enumerate(zip(rows, sizes, strict=True)):
-        for number, (views, end) in enumerate(zip(row, np.cumsum(of_row).tolist(), strict=True)):
-            start, pair = end - of_row[number], views[0].pair
-            inside = slice(start, start + len(pair.student_ids_L))
-            x_0_BL[b, inside], is_real_BL[b, inside], sample_BL[b, start:end] = pair.student_ids_L, True, number
-            for n, record in enumerate(views):
-                is_masked_BnL[b, n, inside] = record.view.is_student_masked_L
-    row_sample_N, row_position_N = (
-        torch.from_numpy(place_N) for place_N in np.nonzero(is_masked_BnL.reshape(shape[0], -1))
-    )
-    x_t_BnL = np.where(is_masked_BnL, layout.mask_id, x_0_BL[:, None])
+    taken = TakenViews([views[n] for row in rows for n in range(num_views) for views in row])
+    places = _Places.of(rows, num_views, layout.block_size)
+    num_rows, length = len(rows), places.length
+    x_0_BL = np.full((num_rows, length), layout.pad_id, np.int64)
+    is_real_BL = np.zeros((num_rows, length), bool)
+    for ids, row, view, start in zip(
+        taken.parts("student_id"), places.row_V, places.view_V, places.start_V, strict=True
+    ):
+        if view == 0:  # all views of a sample have its tokens
+            x_0_BL[row, start : start + len(ids)] = ids
+            is_real_BL[row, start : start + len(ids)] = True
+    first_V = np.array([view * length + start for view, start in zip(places.view_V, places.start_V, strict=True)])
+    row_position_N = taken.column("position", np.int64)
+    row_position_N += taken.spread(first_V, "row")
+    row_sample_N = taken.spread(np.array(places.row_V), "row")
+    x_t_BL = np.concatenate([x_0_BL] * num_views, axis=1) if num_views > 1 else x_0_BL.copy()
+    place_N = row_sample_N * (num_views * length)
+    place_N += row_position_N
+    true_id_N = x_t_BL.reshape(-1)[place_N]
+    x_t_BL.reshape(-1)[place_N] = layout.mask_id
+    places_of_rows = torch.from_numpy(row_sample_N), torch.from_numpy(row_position_N)
     batch = StudentBatch(
         x_0_BL=torch.from_numpy(x_0_BL),
-        x_t_BL=torch.from_numpy(x_t_BnL.reshape(shape[0], -1)),
+        x_t_BL=torch.from_numpy(x_t_BL),
         is_real_BL=torch.from_numpy(is_real_BL),
-        row_sample_N=row_sample_N,
-        row_position_N=row_position_N,
-        sample_BL=torch.from_numpy(sample_BL) if any(len(row) > 1 for row in rows) else None,
-        kept=keep_blocks(row_sample_N, row_position_N, shape, layout.block_size),
+        row_sample_N=places_of_rows[0],
+        row_position_N=places_of_rows[1],
+        sample_BL=_samples(rows, length, layout.block_size) if any(len(row) > 1 for row in rows) else None,
+        kept=keep_blocks(*places_of_rows, (num_rows, length), layout.block_size),
     )
-    records = [views[n] for row in rows for n in range(num_views) for views in row]
-    return batch, _targets(records, layout)
+    return batch, _targets(taken, true_id_N, layout)
 
 
-def _targets(records: Sequence[ViewRecord], layout: BatchLayout) -> Targets:
-    layouts = [layout.of(record) for record in records]
-    joined = join_views(records, [own.temperatures for own in layouts], layout.temperatures)
-    rows_B = np.diff(joined.rows_before_L[joined.token_start_B])
-    num_rows = int(rows_B.sum())
-    active = ActiveChunks.of(joined)
-    sample_A = np.repeat(np.arange(len(records)), rows_B)[active.first_row_A]
-    t_B = np.array([record.view.t for record in records])
-    laws = [
-        ViewLaw(own.schedule, is_complement(record.view.view, own.complementary))
-        for record, own in zip(records, layouts, strict=True)
-    ]
-    weight_B = np.array([time_weight(t, law.schedule, law.is_complement) for t, law in zip(t_B, laws, strict=True)])
-    vocab_B = np.array([own.shared_vocab_size for own in layouts])
-    told = told_topk(joined, active, vocab_B[sample_A], layout.temperatures)
-    topk, chunks, extra_ids_NX = candidate_targets(num_rows, told, joined.signal, active, len(layout.temperatures))
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the views of a batch lie: row by row, view by view, sample by sample.
+
+    Attributes:
+        row_V: Row of each.
+        view_V: Which of the views of its sample it is.
+        start_V: Where its sample begins in the row.
+        length: Tokens of a row.
+    """
+
+    row_V: list[int]
+    view_V: list[int]
+    start_V: list[int]
+    length: int
+
+    @classmethod
+    def of(cls, rows: ReadyRows, num_views: int, block_size: int) -> "_Places":
+        row_V: list[int] = []
+        view_V: list[int] = []
+        start_V: list[int] = []
+        length = 0
+        for number, row in enumerate(rows):
+            starts, end = [], 0
+            for views in row:
+                starts.append(end)
+                end += _blocks(views[0].length, block_size)
+            row_V += [number] * (num_views * len(row))
+            view_V += [view for view in range(num_views) for _ in row]
+            start_V += starts * num_views
+            length = max(length, end)
+        return cls(row_V, view_V, start_V, length)
+
+
+def _samples(rows: ReadyRows, length: int, block_size: int) -> torch.Tensor:
+    """Return which sample of its row each token belongs to."""
+    sample_BL = np.full((len(rows), length), -1, np.int64)
+    for row, of_row in enumerate(rows):
+        end = 0
+        for number, views in enumerate(of_row):
+            start, end = end, end + _blocks(views[0].length, block_size)
+            sample_BL[row, start:end] = number
+    return torch.from_numpy(sample_BL)
+
+
+def _blocks(length: int, block_size: int) -> int:
+    """Return the length of the blocks that so many tokens fill."""
+    return -(-length // block_size) * block_size
+
+
+def _targets(taken: TakenViews, true_id_N: npt.NDArray[np.int64], layout: BatchLayout) -> Targets:
+    num_T = len(layout.temperatures)
+    topk, width = _topk(taken, num_T)
+    t_B = taken.column("t", np.float32)
     return Targets(
-        true_id_N=_tensor(joined.student_ids_L[joined.is_student_masked_L], np.int64),
-        view_N=_tensor(np.repeat(np.arange(len(records)), rows_B), np.int64),
-        t_N=_tensor(np.repeat(t_B, rows_B), np.float32),
-        time_weight_N=_tensor(np.repeat(weight_B, rows_B), np.float32),
-        mask_weight_N=_tensor(_mask_weights(joined, laws), np.float32),
-        num_supervised=int(joined.is_supervised_L.sum()),
+        true_id_N=torch.from_numpy(true_id_N),
+        view_N=torch.from_numpy(taken.spread(np.arange(taken.count("view")), "row")),
+        t_N=torch.from_numpy(taken.spread(t_B, "row")),
+        time_weight_N=torch.from_numpy(taken.spread(taken.column("time_weight", np.float32), "row")),
+        mask_weight_N=_tensor(taken, "mask_weight", np.float32),
+        num_supervised=int(taken.column("num_supervised", np.int64).sum()),
         temperatures=layout.temperatures,
-        extra_ids_NX=extra_ids_NX,
+        extra_ids_NX=torch.from_numpy(padded(taken.column("extras", np.int64), taken.column("extra_id", np.int64), -1)),
         truth=TruthTargets(
-            chunk_of_row_N=_tensor(active.chunk_of_row(num_rows), np.int64),
-            chunk_logprob_C=_tensor(active.teacher_logprobs(joined), np.float32),
-            chunk_t_C=_tensor(t_B[sample_A], np.float32),
+            chunk_of_row_N=_tensor(taken, "chunk_of_row", np.int64),
+            chunk_logprob_C=_tensor(taken, "chunk_logprob", np.float32),
+            chunk_t_C=torch.from_numpy(taken.spread(t_B, "chunk")),
         ),
         topk=topk,
-        chunks=chunks,
-        steps_to_reveal_N=_steps(joined),
+        chunks=ChunkTargets(
+            candidate_chunk_J=_tensor(taken, "candidate_chunk", np.int64),
+            candidate_logprob_J=_tensor(taken, "candidate_logprob", np.float32),
+            token_candidate_F=_tensor(taken, "token_candidate", np.int64),
+            token_row_F=_tensor(taken, "token_row", np.int64),
+            token_column_F=torch.from_numpy(columns_of(taken.column("token_place", np.int64), width)),
+            log_tail_CT=_by_temperature(taken, "chunk_log_tail", "chunk", num_T),
+            log_partition_CT=_by_temperature(taken, "chunk_log_partition", "chunk", num_T),
+        ),
+        steps_to_reveal_N=_tensor(taken, "steps", np.int64) if taken.has("steps") else None,
     )
 
 
-def _steps(joined: JoinedViews) -> torch.Tensor | None:
-    """Return how many steps it takes until each masked row is revealed, where all views say so."""
-    steps_N = None if joined.signal is None else joined.signal.steps_to_reveal_N
-    return None if steps_N is None else _tensor(steps_N, np.int64)
+def _topk(taken: TakenViews, num_temperatures: int) -> tuple[TopKTargets, int]:
+    """Return the candidates for single tokens, and the most kept ids of a row."""
+    num_rows, num_entries = taken.count("row"), taken.count("entry")
+    counts_R = taken.column("kept_count", np.int64)
+    width = int(counts_R.max(initial=0))
+    ids, logprobs = taken.column("kept_id", np.int64), taken.column("kept_logprob", np.float32)
+    is_full = len(ids) == num_rows * width and num_entries == num_rows  # as ever at a fixed k with one tokenizer
+    rows_R = np.arange(num_rows) if is_full else taken.column("kept_row", np.int64)
+    counts_N = counts_R if is_full else _spread(counts_R, rows_R, num_rows)
+    drawn_row_D = taken.column("drawn_row", np.int64)
+    drawn_N = np.bincount(drawn_row_D, minlength=num_rows)
+    column_D = columns_of(taken.column("drawn_place", np.int64), width)
+    targets = TopKTargets(
+        rows_R=torch.from_numpy(rows_R),
+        kept_ids_NK=torch.from_numpy(padded(counts_N, ids, -1)),
+        kept_logprobs_NK=torch.from_numpy(padded(counts_N, logprobs, -np.inf)),
+        log_tail_NT=_by_temperature(taken, "log_tail", "row", num_temperatures),
+        log_partition_NT=_by_temperature(taken, "log_partition", "row", num_temperatures),
+        drawn_column_ND=torch.from_numpy(padded(drawn_N, column_D, -1)),
+        drawn_logprob_ND=torch.from_numpy(padded(drawn_N, taken.column("drawn_logprob", np.float32), 0)),
+        drawn_share_ND=torch.from_numpy(padded(drawn_N, taken.column("drawn_share", np.float32), 0)),
+    )
+    return targets, width
 
 
-def _mask_weights(joined: JoinedViews, laws: Sequence[ViewLaw]) -> npt.NDArray[np.float64]:
-    """Return each masked row's weight; chunks matter without a teacher too: they decide what is masked together."""
-    view_L = np.repeat(np.arange(len(laws)), np.diff(joined.token_start_B))
-    unit_L = unit_sizes(joined.is_supervised_L, joined.chunks_C4[:, 2:])
-    return denoising_weights(unit_L, joined.is_student_masked_L, view_L, laws)
+def padded(counts_N: Ints, values: Array, beyond: float) -> Array:
+    """Return the lists of rows as the rows of a matrix, filled up."""
+    width = int(counts_N.max(initial=0))
+    if len(values) == len(counts_N) * width:
+        return values.reshape(len(counts_N), width)
+    result = np.full((len(counts_N), width), beyond, values.dtype)
+    result[np.arange(width) < counts_N[:, None]] = values
+    return result
 
 
-def _tensor(array: np.ndarray, dtype: type) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
+def _spread(values_R: Ints, rows_R: Ints, num_rows: int) -> Ints:
+    """Return one number for each row, 0 where there is none."""
+    result = np.zeros(num_rows, np.int64)
+    result[rows_R] = values_R
+    return result
+
+
+def _tensor(taken: TakenViews, name: str, dtype: type) -> torch.Tensor:
+    return torch.from_numpy(taken.column(name, dtype))
+
+
+def _by_temperature(taken: TakenViews, name: str, of: ReadyAxis, num_temperatures: int) -> torch.Tensor:
+    return _tensor(taken, name, np.float32).reshape(taken.count(of), num_temperatures)

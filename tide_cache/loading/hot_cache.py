@@ -1,12 +1,12 @@
 """Decoded row groups on a local disk: what has been read and checked once is mapped into memory afterwards.
 
-A file holds the columns of one row group that a run reads. Its name is a hash of the shard's footer, which holds the
-hash of every row group, of the row group's number and of the columns: another cache never gets it. A file is read
-again before it gets its name. Later only its size and its head are checked.
+A file holds a table of `READY`: one view of the samples of a row group. Its name is a hash of the footers of its
+shards, which hold the hash of every row group, of its place there, and of what it is made ready for: another cache
+never gets it. A file is read again before it gets its name. Later only its size and its head are checked.
 
     "TIDEHOT1" | bytes of the head, 4, little-endian | sha256 of the head | head, JSON | arrays, at multiples of 64
 
-Log-probs that float16 holds exactly are stored as such.
+Log-probs that float16 holds exactly are stored as such, and stay so: a batch widens what it takes.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from tide_cache.errors import RunFileError
 from tide_cache.progress import tell
 from tide_cache.shards import Array, Column, Columns, Ragged
 
-VERSION = 1
+VERSION = 2
 MARKER = "hot-cache.json"
 MAGIC = b"TIDEHOT1"
 SUFFIX, TEMPORARY = ".hot", ".tmp"
@@ -49,23 +49,21 @@ class HotCache:
         self._is_open = True
         self._bytes = sum(size for _, size, _ in self._files())
 
-    def get(self, shard: str, row_group: int, names: str, read: Callable[[], Columns]) -> Columns:
-        """Return the columns of a row group, and keep them when they were not there.
+    def get(self, content: str, read: Callable[[], Columns]) -> Columns:
+        """Return a table, and keep it when it was not there.
 
         Args:
-            shard: Hash of the shard's footer.
-            row_group: Number of the row group.
-            names: Which of its columns, in words.
-            read: Reads and checks them.
+            content: Says which table it is; it has hashes of all that determines it.
+            read: Reads and checks it.
         """
-        name = hashlib.sha256(f"{shard} {row_group} {names}".encode()).hexdigest()
+        name = hashlib.sha256(content.encode()).hexdigest()
         path = self._folder / name[:2] / f"{name}{SUFFIX}"
         found = load(path)
         if found is not None:
             with contextlib.suppress(OSError):
                 os.utime(path)  # it is in use
             return found
-        columns = read()
+        columns = halved(read())
         if self._is_open:
             with self._or_without():
                 self._keep(path, columns)
@@ -173,9 +171,7 @@ def pack(columns: Columns) -> list[bytes]:
         if isinstance(column, list):
             entries.append({"name": name, "texts": column})
         elif isinstance(column, Ragged):
-            values = _halved(column.values)
-            entry = {"name": name, "offsets": add(column.offsets), "values": add(values)}
-            entries.append(entry | ({"wide": column.values.dtype.str} if values.dtype != column.values.dtype else {}))
+            entries.append({"name": name, "offsets": add(column.offsets), "values": add(column.values)})
         else:
             entries.append({"name": name, "array": add(column)})
     head = json.dumps({"version": VERSION, "columns": entries, "bytes": at}).encode()
@@ -210,9 +206,7 @@ def load(path: Path) -> dict[str, Column] | None:
         elif "array" in entry:
             result[entry["name"]] = array(entry["array"])
         else:
-            values = array(entry["values"])
-            values = values.astype(entry["wide"]) if "wide" in entry else values
-            result[entry["name"]] = Ragged(array(entry["offsets"]), values)
+            result[entry["name"]] = Ragged(array(entry["offsets"]), array(entry["values"]))
     return result
 
 
@@ -228,6 +222,14 @@ def _bytes_of(column: Column) -> Any:
         return column
     arrays = (column.offsets, column.values) if isinstance(column, Ragged) else (column,)
     return [(array.dtype.str, array.tobytes()) for array in arrays]
+
+
+def halved(columns: Columns) -> dict[str, Column]:
+    """Return columns of lists as float16 where that loses nothing."""
+    return {
+        name: Ragged(column.offsets, _halved(column.values)) if isinstance(column, Ragged) else column
+        for name, column in columns.items()
+    }
 
 
 def _halved(values: Array) -> Array:

@@ -10,16 +10,17 @@ from typing import Literal
 
 from tide_cache.config.sections import BatchConfig
 from tide_cache.config.settings import Batching
-from tide_cache.loading.collate import BatchLayout, collate_rows
+from tide_cache.loading.collate import BatchLayout, batch_of
 from tide_cache.loading.cuts import Row, even_rows, fewest_tokens
 from tide_cache.loading.order import Order, Visit
+from tide_cache.loading.ready_views import ReadyView
 from tide_cache.loading.source import TeacherSource
 from tide_cache.loading.window_order import rank_turns
-from tide_cache.records import StudentBatch, Targets, ViewRecord
+from tide_cache.records import StudentBatch, Targets
 
 Rows = list[Row]
 """A micro-batch: its rows, each with the samples that share it, as places in the step."""
-BatchRows = list[list[tuple[ViewRecord, ...]]]
+BatchRows = list[list[tuple[ReadyView, ...]]]
 """The same with the views of each sample."""
 
 
@@ -57,15 +58,15 @@ def step_micro_batches(
         rank: This process.
         world: Number of processes, a divisor of the order's lanes.
     """
-    for rows in rank_batches(source, order, config, layout.block_size, step, rank, world):
-        yield collate_rows(rows, layout)
+    for rows in rank_batches(source, order, layout, config, step, rank, world):
+        yield batch_of(rows, layout)
 
 
 def rank_batches(
     source: TeacherSource,
     order: Order,
+    layout: BatchLayout,
     config: BatchConfig,
-    block_size: int,
     step: int,
     rank: int,
     world: int,
@@ -79,38 +80,41 @@ def rank_batches(
     Args:
         source: Where records come from.
         order: Of the samples.
+        layout: Of the batches.
         config: How steps are cut.
-        block_size: Samples are padded to a multiple of it.
         step: Number of the step.
         rank: This process.
         world: Number of processes.
         only: Number of the one micro-batch that is wanted; by default all.
     """
     if order.lanes is None:
-        return window_batches(source, order, config, block_size, step, rank, world, only)
+        return window_batches(source, order, layout, config, step, rank, world, only)
     first, n = step * config.global_batch, config.views_per_step
     turns = range(first + rank, first + config.global_batch, world)
     wanted = range(len(turns) // config.micro_batch) if only is None else [only]
     if config.batching == "order":
         of_batches = [turns[number * config.micro_batch :][: config.micro_batch] for number in wanted]
-        return [[[views] for views in visited_records(source, order.visits(own), n)] for own in of_batches]
-    of_sample = visited_records(source, order.visits(turns), n)
+        return [[[views] for views in visited_views(source, order.visits(own), layout, n)] for own in of_batches]
+    of_sample = visited_views(source, order.visits(turns), layout, n)
     planned = plan_micro_batches(
-        padded_lengths(of_sample, block_size), len(turns) // config.micro_batch, config.batching, config.row_tokens
+        padded_lengths(of_sample, layout.block_size),
+        len(turns) // config.micro_batch,
+        config.batching,
+        config.row_tokens,
     )
     return [[[of_sample[sample] for sample in row] for row in planned[number]] for number in wanted]
 
 
-def padded_lengths(of_sample: Sequence[Sequence[ViewRecord]], block_size: int) -> list[int]:
+def padded_lengths(of_sample: Sequence[Sequence[ReadyView]], block_size: int) -> list[int]:
     """Return the tokens that each sample takes up."""
-    return [-(-len(views[0].pair.student_ids_L) // block_size) * block_size for views in of_sample]
+    return [-(-views[0].length // block_size) * block_size for views in of_sample]
 
 
 def window_batches(
     source: TeacherSource,
     order: Order,
+    layout: BatchLayout,
     config: BatchConfig,
-    block_size: int,
     step: int,
     rank: int,
     world: int,
@@ -123,10 +127,11 @@ def window_batches(
     share = share if only is None else [share[only]]
     if config.batching == "order":
         of_batches = rank_turns(step, config.global_batch, config.micro_batch, 0, 1)
-        return [[[views] for views in visited_records(source, order.visits(of_batches[k]), n)] for k in share]
+        return [[[views] for views in visited_views(source, order.visits(of_batches[k]), layout, n)] for k in share]
     turns = range(step * config.global_batch, (step + 1) * config.global_batch)
-    of_sample = visited_records(source, order.visits(turns), n)
-    planned = plan_micro_batches(padded_lengths(of_sample, block_size), num_batches, config.batching, config.row_tokens)
+    of_sample = visited_views(source, order.visits(turns), layout, n)
+    lengths = padded_lengths(of_sample, layout.block_size)
+    planned = plan_micro_batches(lengths, num_batches, config.batching, config.row_tokens)
     return [[[of_sample[sample] for sample in row] for row in planned[number]] for number in share]
 
 
@@ -147,9 +152,9 @@ def share_of_rank(num_batches: int, rank: int, world: int, batching: Batching = 
     return [turn * world + (world - 1 - rank if is_turned and turn % 2 else rank) for turn in rounds]
 
 
-def visited_records(
-    source: TeacherSource, visits: Sequence[Visit], views_per_step: int = 1
-) -> list[tuple[ViewRecord, ...]]:
+def visited_views(
+    source: TeacherSource, visits: Sequence[Visit], layout: BatchLayout, views_per_step: int = 1
+) -> list[tuple[ReadyView, ...]]:
     """Return the views of consecutive visits, in order; the visits may cross from one epoch into the next.
 
     Epoch e shows views e * n to e * n + n - 1 of a sample, counted modulo the number of views.
@@ -157,11 +162,12 @@ def visited_records(
     Args:
         source: Where records come from.
         visits: Samples and epochs.
+        layout: Of the batches.
         views_per_step: n.
     """
-    result: list[tuple[ViewRecord, ...]] = []
+    result: list[tuple[ReadyView, ...]] = []
     for epoch, group in groupby(visits, key=lambda visit: visit.epoch):
         samples = [visit.sample for visit in group]
-        of_views = [source.records(samples, epoch * views_per_step + view) for view in range(views_per_step)]
+        of_views = [source.ready(samples, epoch * views_per_step + view, layout) for view in range(views_per_step)]
         result += zip(*of_views, strict=True)
     return result

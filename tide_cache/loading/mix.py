@@ -4,9 +4,10 @@ Every turn goes to one of the caches, in proportion to the weights; its turns in
 epochs. So a lane of a cache is visited as it would be alone, with the others' samples in between.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from tide_cache.arrays import Int64s, ranges, sums_before
 from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.groups import Groups
 from tide_cache.loading.order import LaneOrder, Visit
+from tide_cache.loading.ready_views import ReadyView
 from tide_cache.loading.source import TeacherSource
 from tide_cache.loading.window_order import WindowOrder
 from tide_cache.records import ViewRecord
@@ -97,6 +99,9 @@ class _Block:
     before_in_block: Int64s
 
 
+Answer = TypeVar("Answer")
+
+
 class MixedSource:
     """Several sources as one: samples are numbered over all of them, and a record says which source it is from."""
 
@@ -111,13 +116,25 @@ class MixedSource:
 
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
         """Return this epoch's view of each of the samples, in the given order."""
+        return self._in_order(
+            samples, lambda number, own: [replace(r, source=number) for r in self._sources[number].records(own, epoch)]
+        )
+
+    def ready(self, samples: Sequence[int], epoch: int, layout: BatchLayout, source: int = 0) -> list[ReadyView]:
+        """Return the same views, ready for batches; a mix is not in a mix itself."""
+        assert source == 0, source
+        return self._in_order(
+            samples, lambda number, own: self._sources[number].ready(own, epoch, layout, source=number)
+        )
+
+    def _in_order(self, samples: Sequence[int], ask: Callable[[int, list[int]], list[Answer]]) -> list[Answer]:
+        """Ask each source for its own samples, by their numbers there."""
         of_sample = np.searchsorted(self._first_sample, samples, side="right") - 1
-        result: dict[int, ViewRecord] = {}
+        result: dict[int, Answer] = {}
         for number in np.unique(of_sample).tolist():
             places = np.flatnonzero(of_sample == number).tolist()
             own = [samples[place] - self._first_sample[number] for place in places]
-            for place, record in zip(places, self._sources[number].records(own, epoch), strict=True):
-                result[place] = ViewRecord(record.pair, record.view, record.signal, number)
+            result |= zip(places, ask(number, own), strict=True)
         return [result[place] for place in range(len(samples))]
 
 

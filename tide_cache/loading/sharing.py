@@ -2,7 +2,7 @@
 
 Those of the signal `projected` are at student rows and in student ids already.
 
-Shape suffixes as in `tide_cache.records`; A active chunks of the batch, P its masked teacher
+Shape suffixes as in `tide_cache.records`; A active chunks of the views, P their masked teacher
 positions, R those of them with kept ids.
 """
 
@@ -20,10 +20,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class SharedTopK:
-    """Candidates at some of the batch's masked rows.
+    """Candidates at some masked rows of several views.
 
     Attributes:
-        topk: `rows_R` are rows of the batch; ids that the student lacks are removed.
+        topk: `rows_R` are student rows, numbered through the views; ids that the student lacks are removed.
         num_draws_R: Draws from each row's tail, including ids that the student lacks.
     """
 
@@ -32,17 +32,17 @@ class SharedTopK:
 
 
 def told_topk(
-    joined: JoinedViews, active: ActiveChunks, vocab_A: Ints, temperatures: Temperatures
+    joined: JoinedViews, active: ActiveChunks, shared_vocab_size: int, temperatures: Temperatures
 ) -> SharedTopK | None:
-    """Return the candidates at the batch's rows, from `topk` or `projected`; some views of a mix may have either.
+    """Return the candidates at the rows, from `topk` or `projected`; some rows may have either.
 
     Args:
-        joined: All views of the batch.
-        active: Its active chunks.
-        vocab_A: As for `shared_topk`.
+        joined: Views of one source.
+        active: Their active chunks.
+        shared_vocab_size: As for `shared_topk`.
         temperatures: Of tails and partitions.
     """
-    shared = shared_topk(joined, active, vocab_A, temperatures)
+    shared = shared_topk(joined, active, shared_vocab_size, temperatures)
     if joined.signal is None or (projected := joined.signal.projected) is None:
         return shared
     told = SharedTopK(TopK(**vars(projected)), np.zeros(len(projected.rows_R), np.int64))
@@ -54,39 +54,34 @@ def told_topk(
 
 
 def shared_topk(
-    joined: JoinedViews, active: ActiveChunks, vocab_A: Ints, temperatures: Temperatures
+    joined: JoinedViews, active: ActiveChunks, shared_vocab_size: int, temperatures: Temperatures
 ) -> SharedTopK | None:
-    """Return the positions that have a row in the batch, by its number; ids that the student lacks join the rest.
+    """Return the positions that have a row, by its number; ids that the student lacks join the rest.
 
     Args:
-        joined: The views of the batch.
-        active: The batch's active chunks.
-        vocab_A: Teacher ids from here on mean something else to the student, for the sample of each active chunk.
+        joined: Views of one source.
+        active: Their active chunks.
+        shared_vocab_size: Teacher ids from here on mean something else to the student.
         temperatures: T of tails and partitions.
     """
     if joined.signal is None or joined.signal.topk is None:
         return None
-    topk, student_ids_L = joined.signal.topk, joined.student_ids_L
-    is_pair_A = aligned_pairs(active.spans_A4, joined.teacher_ids_M, student_ids_L, vocab_A.max(initial=0))
-    is_pair_A &= student_ids_L[active.spans_A4[:, 2]] < vocab_A
-    position_A = joined.positions_before_M[active.spans_A4[:, 0]]
+    topk = joined.signal.topk
+    is_pair_A = aligned_pairs(active.spans_A4, joined.teacher_ids_M, joined.student_ids_L, shared_vocab_size)
+    position_A = joined.positions_before_M[active.spans_A4[is_pair_A, 0]]
     row_of_position_P = np.full(len(joined.signal.truth_logprobs_N), -1, np.int32)
-    row_of_position_P[position_A[is_pair_A]] = active.first_row_A[is_pair_A]
-    vocab_of_position_P = np.zeros(len(row_of_position_P), np.int64)
-    vocab_of_position_P[position_A] = vocab_A
-    row_R, vocab_R = row_of_position_P[topk.rows_R], vocab_of_position_P[topk.rows_R]
-    is_wanted_R = row_R >= 0
-    tail, num_draws_R = _shared_tail(topk, vocab_R)
-    if topk.ids_E.max(initial=0) >= vocab_R[is_wanted_R].min(initial=1 << 32):  # never so with one tokenizer
+    row_of_position_P[position_A] = active.first_row_A[is_pair_A]
+    row_R = row_of_position_P[topk.rows_R]
+    wanted_R = np.flatnonzero(row_R >= 0)
+    if len(wanted_R) < len(row_R):
+        topk, row_R = take(topk, wanted_R), row_R[wanted_R]
+    tail, num_draws_R = _shared_tail(topk, shared_vocab_size)
+    if topk.ids_E.max(initial=0) >= shared_vocab_size:  # never so with one tokenizer
         entry_E = np.repeat(np.arange(len(topk.rows_R)), topk.counts_R)
-        is_shared_E = topk.ids_E < vocab_R[entry_E]
+        is_shared_E = topk.ids_E < shared_vocab_size
         log_tail_RT = _with_foreign(topk, entry_E[~is_shared_E], topk.logprobs_E[~is_shared_E], temperatures)
         topk = replace(keep_items(topk, is_shared_E), log_tail_RT=log_tail_RT)
-    shared = replace(topk, rows_R=row_R, tail=tail)
-    if not is_wanted_R.all():
-        wanted = np.flatnonzero(is_wanted_R)
-        shared, num_draws_R = take(shared, wanted), num_draws_R[wanted]
-    return SharedTopK(shared, num_draws_R)
+    return SharedTopK(replace(topk, rows_R=row_R, tail=tail), num_draws_R)
 
 
 def _with_foreign(topk: TopK, row_F: Ints, logprob_F: Float32s, temperatures: Temperatures) -> Float32s:
@@ -103,10 +98,10 @@ def _with_foreign(topk: TopK, row_F: Ints, logprob_F: Float32s, temperatures: Te
     return result_RT
 
 
-def _shared_tail(topk: TopK, vocab_R: Ints) -> tuple[TailSamples | None, Ints]:
+def _shared_tail(topk: TopK, shared_vocab_size: int) -> tuple[TailSamples | None, Ints]:
     """Return the draws of ids that the student has, and the number of all draws of each row."""
     if topk.tail is None:
         return None, np.zeros(len(topk.rows_R), np.int64)
     row_S = np.repeat(np.arange(len(topk.rows_R)), topk.tail.counts_R)
     num_draws_R = np.bincount(row_S, weights=topk.tail.draws_S, minlength=len(topk.rows_R)).astype(np.int64)
-    return keep_items(topk.tail, topk.tail.ids_S < vocab_R[row_S]), num_draws_R
+    return keep_items(topk.tail, topk.tail.ids_S < shared_vocab_size), num_draws_R

@@ -1,11 +1,15 @@
 """Where view records come from: a cache, a live teacher, or a plain corpus; training cannot tell the difference."""
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Generic, Protocol, TypeVar
 
 from tide_cache.config.sections import ViewsConfig
+from tide_cache.loading.collate import BatchLayout, ready_records
 from tide_cache.loading.groups import Groups
+from tide_cache.loading.ready_views import ReadyView
 from tide_cache.records import SamplePair, ViewRecord
 from tide_cache.teacher.capture import Teacher
 from tide_cache.teacher.compdemo import compdemo_signals
@@ -22,8 +26,35 @@ class TeacherSource(Protocol):
     def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
         """Return this epoch's view of each of the samples, in the given order."""
 
+    def ready(self, samples: Sequence[int], epoch: int, layout: BatchLayout, source: int = 0) -> list[ReadyView]:
+        """Return the same views, ready for batches.
 
-class PlainSource:
+        Args:
+            samples: Numbers of the samples.
+            epoch: Number of the epoch.
+            layout: Of the batches.
+            source: Place of this source in a mix.
+        """
+
+
+class RecordSource(ABC):
+    """A source whose views are records, made one by one."""
+
+    @property
+    @abstractmethod
+    def groups(self) -> Groups:
+        """Where its groups lie, in storage order."""
+
+    @abstractmethod
+    def records(self, samples: Sequence[int], epoch: int) -> list[ViewRecord]:
+        """Return this epoch's view of each of the samples, in the given order."""
+
+    def ready(self, samples: Sequence[int], epoch: int, layout: BatchLayout, source: int = 0) -> list[ReadyView]:
+        """Return the same views, ready for batches; arguments as in `TeacherSource`."""
+        return ready_records([replace(one, source=source) for one in self.records(samples, epoch)], layout)
+
+
+class PlainSource(RecordSource):
     """A corpus without a teacher: every epoch draws new masks, and records have no signal."""
 
     def __init__(self, pairs: Sequence[SamplePair], views: ViewsConfig):
@@ -40,7 +71,7 @@ class PlainSource:
         return [ViewRecord(pair, draw_view(pair, epoch, self._views), None) for pair in pairs]
 
 
-class LiveTeacher:
+class LiveTeacher(RecordSource):
     """A live teacher next to the student: says what a cache of the same views says, at the cost of a forward."""
 
     def __init__(
@@ -81,20 +112,23 @@ class LiveTeacher:
         return [ViewRecord(*record) for record in zip(pairs, views, (s for (s,) in signals), strict=True)]
 
 
-class GroupCache:
+Key = TypeVar("Key", bound=Hashable)
+Held = TypeVar("Held")
+
+
+class GroupCache(Generic[Key, Held]):
     """Keeps the groups read last: lanes take turns, and each group is decoded once."""
 
-    def __init__(self, read: Callable[[int, int], list[ViewRecord]], capacity: int):
+    def __init__(self, read: Callable[[Key], Held], capacity: int):
         self._read, self._capacity = read, capacity
-        self._groups: OrderedDict[tuple[int, int], list[ViewRecord]] = OrderedDict()
+        self._groups: OrderedDict[Key, Held] = OrderedDict()
 
-    def get(self, group: int, view: int) -> list[ViewRecord]:
-        """Return the records of one view of a group."""
-        key = (group, view)
+    def get(self, key: Key) -> Held:
+        """Return what was read of a group."""
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key]
-        records = self._groups[key] = self._read(group, view)
+        group = self._groups[key] = self._read(key)
         if len(self._groups) > self._capacity:
             self._groups.popitem(last=False)
-        return records
+        return group

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tide_cache.config.sections import BatchConfig
 from tide_cache.config.settings import LANES
 from tide_cache.errors import RunFileError
-from tide_cache.loading.collate import BatchLayout, collate_rows
+from tide_cache.loading.collate import BatchLayout, batch_of
 from tide_cache.loading.micro_batches import rank_batches
 from tide_cache.loading.opening import make_order
 from tide_cache.loading.source import TeacherSource
@@ -84,10 +84,10 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
         order = make_order(source.groups, self._key, self._seed, self._lanes)
         for number in range(self._next, len(self), stride):
             step, own = divmod(number, self.micro_batches_per_step)
-            where = self._config, self.layout.block_size, self._steps[step], self._rank, self._world
+            where = self.layout, self._config, self._steps[step], self._rank, self._world
             (rows,) = rank_batches(source, order, *where, only=own)
             self._next = number + stride
-            yield collate_rows(rows, self.layout)
+            yield batch_of(rows, self.layout)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress of the iteration as plain numbers; in a loader's worker, the worker's.

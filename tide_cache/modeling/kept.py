@@ -3,6 +3,7 @@
 Shape suffixes: B rows, L tokens of one copy, K blocks of one copy, N masked rows; R tokens that a masked copy keeps.
 """
 
+import numpy as np
 import torch
 
 from tide_cache.records import KeptBlocks
@@ -20,23 +21,27 @@ def keep_blocks(
         block_size: Tokens per block.
     """
     rows, length = shape
-    view_N, position_N = row_position_N // length, row_position_N % length
+    view_N, position_N = np.divmod(row_position_N.numpy(), length)
+    block_N, within_N = np.divmod(position_N, block_size)
     num_blocks = -(-length // block_size)
-    has_wanted_BK = torch.zeros(rows, num_blocks, dtype=torch.bool)
-    has_wanted_BK[row_sample_N, position_N // block_size] = True
-    counts_B = has_wanted_BK.sum(dim=1)
+    has_wanted_BK = np.zeros((rows, num_blocks), bool)
+    place_N = row_sample_N.numpy() * num_blocks
+    place_N += block_N
+    has_wanted_BK.reshape(-1)[place_N] = True
+    counts_B = has_wanted_BK.sum(axis=1)
     num_kept = max(1, int(counts_B.max()))
-    blocks_BK = has_wanted_BK.int().argsort(dim=1, descending=True, stable=True)[:, :num_kept]
-    index_BR = (blocks_BK[:, :, None] * block_size + torch.arange(block_size)).flatten(1)
-    is_kept_BK = torch.arange(num_kept) < counts_B[:, None]
-    is_kept_BR = is_kept_BK.repeat_interleave(block_size, dim=1) & (index_BR < length)
-    last_B = (has_wanted_BK * torch.arange(num_blocks)).amax(dim=1)
-    rank_BK = has_wanted_BK.cumsum(dim=1) - 1  # kept blocks keep their order
-    place_in_view_N = rank_BK[row_sample_N, position_N // block_size] * block_size + position_N % block_size
+    blocks_BK = np.argsort(~has_wanted_BK, axis=1, kind="stable")[:, :num_kept]
+    index_BR = (blocks_BK[:, :, None] * block_size + np.arange(block_size)).reshape(rows, -1)
+    is_kept_BK = np.arange(num_kept) < counts_B[:, None]
+    is_kept_BR = is_kept_BK.repeat(block_size, axis=1) & (index_BR < length)
+    last_block = int(np.flatnonzero(has_wanted_BK.any(axis=0))[-1:].sum())
+    rank_BK = has_wanted_BK.cumsum(axis=1) - 1  # kept blocks keep their order
+    within_N += rank_BK.reshape(-1)[place_N] * block_size
+    within_N += view_N * index_BR.shape[1]
     return KeptBlocks(
         block_size=block_size,
-        index_BR=torch.where(is_kept_BR, index_BR, 0),
-        is_kept_BR=is_kept_BR,
-        clean_length=min(length, max(1, int(last_B.max())) * block_size),
-        place_N=view_N * index_BR.shape[1] + place_in_view_N,
+        index_BR=torch.from_numpy(np.where(is_kept_BR, index_BR, 0)),
+        is_kept_BR=torch.from_numpy(is_kept_BR),
+        clean_length=min(length, max(1, last_block) * block_size),
+        place_N=torch.from_numpy(within_N),
     )

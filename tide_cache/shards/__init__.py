@@ -2,7 +2,7 @@
 
 from tide_cache.config.settings import CodecName, PassName, SignalKind
 from tide_cache.shards.checks import ShardRules
-from tide_cache.shards.columns import Array, Column, Columns, Ragged
+from tide_cache.shards.columns import Array, Column, Columns, Ragged, ragged, rows_of, scalars
 from tide_cache.shards.files import LOCAL_FILES, Files, LocalFiles, is_temporary
 from tide_cache.shards.layout import SAMPLES_PER_GROUP, ShardLayout
 from tide_cache.shards.publish import (
@@ -14,7 +14,8 @@ from tide_cache.shards.publish import (
     publish_json,
     replace_json,
 )
-from tide_cache.shards.reader import ColumnStore, ShardFacts, ShardReader
+from tide_cache.shards.reader import ShardFacts, ShardReader
+from tide_cache.shards.record_columns import columns_to_pairs, columns_to_views, masks_of
 from tide_cache.shards.remote_files import FsspecFiles, files_of, reads_at_once
 from tide_cache.shards.schema import (
     CONDITIONAL_VERSION,
@@ -44,7 +45,6 @@ __all__ = [
     "Array",
     "CodecName",
     "Column",
-    "ColumnStore",
     "Columns",
     "EncodedShard",
     "Files",
@@ -62,14 +62,20 @@ __all__ = [
     "TableName",
     "at_former_levels",
     "canonical_json",
+    "columns_to_pairs",
+    "columns_to_views",
     "encode_pairs",
     "encode_signals",
     "file_sha256",
     "files_of",
     "is_temporary",
+    "masks_of",
     "naming_refusals",
     "publish",
     "publish_json",
+    "ragged",
     "reads_at_once",
     "replace_json",
+    "rows_of",
+    "scalars",
 ]

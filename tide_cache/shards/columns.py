@@ -71,6 +71,17 @@ def scalars(columns: Columns, name: str) -> Array:
     return column
 
 
+def rows_of(columns: Columns, row: int) -> dict[str, Column]:
+    """Return one row of a table as a table; nothing is copied."""
+    return {name: _row_of(column, row) for name, column in columns.items()}
+
+
+def _row_of(column: Column, row: int) -> Column:
+    if isinstance(column, Ragged):
+        return Ragged(column.offsets[row : row + 2] - column.offsets[row], column[row])
+    return column[row : row + 1]
+
+
 def names_of(columns: Columns) -> list[str]:
     """Return the samples of the rows."""
     column = columns["sample_id"]

@@ -7,7 +7,7 @@ format. A reader keeps no file open, so it can be sent to worker processes.
 
 import hashlib
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,20 +65,6 @@ class ShardFacts(Protocol):
         """Number of its samples."""
 
 
-class ColumnStore(Protocol):
-    """Keeps columns of row groups that were read and checked."""
-
-    def get(self, shard: str, row_group: int, names: str, read: Callable[[], Columns]) -> Columns:
-        """Return the columns of a row group; `read` gives them where they are not kept.
-
-        Args:
-            shard: Hash of the shard's footer.
-            row_group: Number of the row group.
-            names: Which of its columns, in words.
-            read: Reads and checks them.
-        """
-
-
 _RANGES = TypeAdapter(list[tuple[int, int, str]])
 
 
@@ -98,26 +84,30 @@ class ShardReader:
         self._rules = rules
         self._files = files
 
-    def read_pairs(self, group: int, store: ColumnStore | None = None) -> list[SamplePair]:
+    @property
+    def content(self) -> str:
+        """Hash of the shard's footer, which holds those of all row groups."""
+        return self._facts.footer_sha256
+
+    def read_pairs(self, group: int) -> list[SamplePair]:
         """Return the samples of a group; arrays are read-only.
 
         Args:
             group: Group of samples.
-            store: Keeps what is decoded.
 
         Raises:
             ShardCorruptError: The bytes are not the committed ones, or a value breaks a law of the format.
             CacheMismatchError: The shard was written in a newer format.
         """
-        row_group = self.layout.row_group(0, group)
-        return columns_to_pairs(_stored(store, self._facts, row_group, "pairs", lambda: self._pairs(group)))
+        return columns_to_pairs(self.pair_columns(group))
 
     def read_indexed_pairs(self, group: int) -> tuple[list[int], list[SamplePair]]:
         """Read the samples of a group, and each one's row number in the corpus; raises as `read_pairs`."""
-        columns = self._pairs(group)
+        columns = self.pair_columns(group)
         return scalars(columns, "sample_index").tolist(), columns_to_pairs(columns)
 
-    def _pairs(self, group: int) -> Columns:
+    def pair_columns(self, group: int) -> Columns:
+        """Return the samples of a group as columns, checked; raises as `read_pairs`."""
         assert self._facts.header.table == "pairs"
         row_group = self.layout.row_group(0, group)
         columns = self._columns(row_group)
@@ -132,7 +122,6 @@ class ShardReader:
         pairs: Sequence[SamplePair],
         thorough: bool = False,
         signals: Collection[SignalKind] | None = None,
-        store: ColumnStore | None = None,
     ) -> list[ViewRecord]:
         """Return one view of the samples of a group; arrays other than masks are read-only.
 
@@ -142,31 +131,27 @@ class ShardReader:
             pairs: The same group, from the pairs shard of the same number.
             thorough: Also check that kept ids are distinct and in order of probability.
             signals: Which signals to decode and check, by default all that are stored; always includes `truth`.
-            store: Keeps what is decoded.
 
         Raises:
             ShardCorruptError: The bytes are not the committed ones, or a value breaks a law of the format.
             CacheMismatchError: The shard was written in a newer format.
         """
-        names, row_group = self._columns_of_signals(signals), self.layout.row_group(view, group)
-        stored_as = "all" if names is None else " ".join(names)
-        columns = _stored(
-            store, self._facts, row_group, stored_as, lambda: self._signals(view, group, pairs, thorough, signals)
-        )
+        columns = self.signal_columns(view, group, pairs, thorough, signals)
         return columns_to_views(columns, pairs, len(self._rules.temperatures))
 
     def check_signals(self, view: int, group: int, pairs: Sequence[SamplePair]) -> None:
         """Check one view of the samples of a group, thoroughly, and make no records; raises as `read_signals`."""
-        self._signals(view, group, pairs, True, None)
+        self.signal_columns(view, group, pairs, thorough=True)
 
-    def _signals(
+    def signal_columns(
         self,
         view: int,
         group: int,
         pairs: Sequence[SamplePair],
-        thorough: bool,
-        signals: Collection[SignalKind] | None,
+        thorough: bool = False,
+        signals: Collection[SignalKind] | None = None,
     ) -> Columns:
+        """Return one view of the samples of a group as columns, checked; arguments and errors as in `read_signals`."""
         assert self._facts.header.table != "pairs"
         assert len(pairs) == len(self.layout.samples_of(group)), "pairs of another group"
         row_group = self.layout.row_group(view, group)
@@ -312,12 +297,6 @@ class ShardReader:
 
     def _corrupt(self, problem: str) -> ShardCorruptError:
         return ShardCorruptError(f"{self.path}: {problem}.\n{WAY_OUT}")
-
-
-def _stored(
-    store: ColumnStore | None, facts: ShardFacts, row_group: int, names: str, read: Callable[[], Columns]
-) -> Columns:
-    return read() if store is None else store.get(facts.footer_sha256, row_group, names, read)
 
 
 class _Window(io.RawIOBase):

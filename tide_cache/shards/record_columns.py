@@ -99,7 +99,7 @@ def columns_to_views(columns: Columns, pairs: Sequence[SamplePair], num_temperat
     ]
 
 
-def masks_of(positions: Ragged, lengths: Sequence[int]) -> Ragged:
+def masks_of(positions: Ragged, lengths: Sequence[int] | Integers) -> Ragged:
     """Return boolean masks of the given lengths for lists of positions."""
     offsets = sums_before(lengths).astype(np.int32)
     is_masked: Bools = np.zeros(offsets[-1], np.bool_)

@@ -26,7 +26,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from tide_cache.arrays import ranges, sums_before
+from tide_cache.arrays import Int64s, ranges, sums_before
 from tide_cache.config.settings import Schedule
 from tide_cache.records import Bools, Int32s
 from tide_cache.views.schedule import MIN_T, mask_probability, slope
@@ -78,9 +78,10 @@ def denoising_weights(
         view_L: Which view each token belongs to.
         laws: How the mask of each view came about.
     """
-    sizes_U = np.unique(unit_L[unit_L > 0])
-    size_L = np.searchsorted(sizes_U, unit_L)
-    place_L = view_L * len(sizes_U) + size_L
+    has_size = np.bincount(unit_L) > 0
+    has_size[:1] = False  # a token that is never masked
+    sizes_U = np.flatnonzero(has_size)
+    place_L = view_L * len(sizes_U) + sums_before(has_size)[unit_L]
     shape = (len(laws), len(sizes_U))
     units_BU, masked_BU = (
         (np.bincount(place_L[is_counted_L], minlength=shape[0] * shape[1]).reshape(shape) / sizes_U)
@@ -94,14 +95,18 @@ def denoising_weights(
     return result
 
 
-def _weights(masked_BU: Float64s, units_BU: Float64s, sizes_U: Int32s, law: ViewLaw) -> Float64s:
+def _weights(masked_BU: Float64s, units_BU: Float64s, sizes_U: Int64s, law: ViewLaw) -> Float64s:
     """Return the mean of dp/dt / r over t, given how many units of each size are masked; 0 if none is."""
     log_node_J, log_slope_J, log_shown_J = _nodes(law.schedule)
     untouched_UJ = sizes_U[:, None] * log_shown_J
     touched_UJ = np.log(-np.expm1(untouched_UJ))
     masked_UJ, shown_UJ = (untouched_UJ, touched_UJ) if law.is_complement else (touched_UJ, untouched_UJ)
     view_E, size_E = masked_BU.nonzero()
-    log_posterior_EJ = (masked_BU @ masked_UJ + (units_BU - masked_BU) @ shown_UJ)[view_E]
+    log_masked_BJ, log_shown_BJ = np.zeros((2, len(masked_BU), len(log_node_J)))
+    for size in range(len(sizes_U)):  # the order of a matrix product depends on how many views there are
+        log_masked_BJ += masked_BU[:, size, None] * masked_UJ[size]
+        log_shown_BJ += (units_BU - masked_BU)[:, size, None] * shown_UJ[size]
+    log_posterior_EJ = (log_masked_BJ + log_shown_BJ)[view_E]
     if law.is_complement:
         view_M, size_M = view_E[is_several_E := sizes_U[size_E] > 1], size_E[is_several_E]
         masked_M1, units_M1 = masked_BU[view_M, size_M, None], units_BU[view_M, size_M, None]
