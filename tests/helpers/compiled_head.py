@@ -42,6 +42,31 @@ def compiled(kernel: str, cut: Any, is_whole: bool = True, capability: int = HOP
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
+class Hopper:
+    """What Triton asks the driver of a GPU before it compiles a kernel that is called."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", HOPPER, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: Any = None) -> int:
+        return 0
+
+
+class Compiled:
+    """Stands for a kernel: what would be launched is compiled, as the call has it, and no more."""
+
+    def __init__(self, kernel: Any, into: list[Any]):
+        self._kernel, self._into = kernel, into
+
+    def __getitem__(self, grid: tuple[int, int]) -> Any:
+        return lambda **arguments: self._into.append(self._kernel.warmup(grid=(*grid, 1), **arguments))
+
+
 def needs(found: Any) -> dict[str, int]:
     """Return what a compiled kernel needs of a multiprocessor."""
     import triton

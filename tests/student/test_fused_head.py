@@ -39,18 +39,42 @@ def test_kernels_give_what_torch_gives(interpreted):
     assert interpreted["failed"] == {}
 
 
-@pytest.mark.parametrize("kernel", ["sums_of_powers", "gradient_of_logits"])
-def test_kernels_compile_for_hopper(kernel, tmp_path, monkeypatch):
-    """The interpreter runs much that the compiler refuses."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_calls_compile_for_hopper_once(tmp_path, monkeypatch):
+    """The interpreter runs much that the compiler refuses; and the number of rows differs from batch to batch."""
     pytest.importorskip("triton", reason="triton is not installed: pip install triton")
-    from tide_cache.student.fused_head import CUT, Cut
+    from triton.runtime import driver
 
-    small = Cut(rows=64, ids=32, step=32, warps=4, stages=2)
-    found = compiled_head.compiled(kernel, CUT if IS_FULL else small)
-    assert "wgmma.mma_async" in found.asm["ptx"]
-    assert len(found.asm["cubin"]) > 1000
-    assert found.metadata.shared <= 227 * 1024
+    from tide_cache.student import fused_head
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(fused_head, "CUT", fused_head.Cut(rows=64, ids=32, step=32, warps=4, stages=2))
+    found = {name: [] for name in ("sums_of_powers", "gradient_of_logits")}
+    for name, calls in found.items():
+        monkeypatch.setattr(fused_head, name, compiled_head.Compiled(getattr(fused_head, name), calls))
+    monkeypatch.setattr(driver, "_active", compiled_head.Hopper())
+    for rows, k in ((7, 3), (16, 16), (33, 1)):
+        hidden, head = torch.zeros(rows, 64).bfloat16(), torch.zeros(101, 64).bfloat16()
+        ids = torch.arange(k).expand(rows, k).contiguous()
+        fused = fused_head.FusedHead.of(ids, ids > 0, 101, (1.0, 2.0))
+        fused.forward(hidden, head)
+        fused.backward(hidden, head, torch.zeros(rows, 2), torch.zeros(rows, 2), torch.zeros(rows, k))
+    for calls in found.values():
+        assert len(calls) == 3
+        assert len(set(map(id, calls))) == 1
+        assert "wgmma.mma_async" in calls[0].asm["ptx"]
+
+
+@pytest.mark.skipif(not IS_FULL, reason="half a minute; TIDE_CACHE_TESTS=full")
+@pytest.mark.parametrize("kernel", ["sums_of_powers", "gradient_of_logits"])
+def test_kernels_as_used_fit_a_multiprocessor(kernel, tmp_path, monkeypatch):
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    from tide_cache.student.fused_head import CUT
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = compiled_head.needs(compiled_head.compiled(kernel, CUT))
+    assert found["shared_bytes"] <= 227 * 1024
+    assert found["registers"] * 32 * CUT.warps <= 65_536
+    assert found["spilled_bytes"] <= 64
 
 
 def test_without_a_gpu_the_kernels_are_not_asked(monkeypatch):
