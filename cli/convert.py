@@ -64,6 +64,16 @@ def convert(
         str | None,
         typer.Option(metavar="COMMIT", help="Branch, tag or commit of --tokenizer on the hub.", show_default=False),
     ] = None,
+    pad_vocab: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MULTIPLE",
+            help="Fill the vocabulary's rows up to a multiple of this, 64 for a GPU. All rows without a token are then "
+            "never sampled and never scored.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Turn a causal checkpoint into a block-diffusion student to train."""
@@ -87,6 +97,7 @@ def convert(
             tokenizer=tokenizer,
             tokenizer_revision=tokenizer_revision,
             gguf=gguf,
+            pad_vocab=pad_vocab,
         )
     if json:
         print_json({"source": source, "out": str(out), **asdict(done)})
@@ -107,6 +118,8 @@ def convert(
             f"Tokenizer: {done.tokenizer}; {done.num_rows:,} rows made from the {done.num_rows_before:,} of the source"
             f".\n{what}"
         )
+    if pad_vocab is not None:
+        what += f".\nVocabulary: {done.num_rows:,} rows, those from {done.num_ids:,} on are padding"
     print_text(f"{what}.\n{out}: a {done.model_type} student to start from. Train it before you ask it anything.")
 
 

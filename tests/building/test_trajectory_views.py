@@ -12,7 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from tide_cache.building.driver import build_cache
-from tide_cache.building.planning import plan_build
+from tide_cache.building.planning import plan_build, prediction
+from tide_cache.building.planning.forwards import time_decoding
 from tide_cache.building.prepare import prepare_build
 from tide_cache.building.worker import load_teacher
 from tide_cache.config.build import BuildRun
@@ -126,7 +127,7 @@ def test_the_order_is_the_teacher_s_own_under_the_true_tokens(decoded):
             assert set(steps_L[student_start:student_end][is_masked]) == {revealed - first + 1}
 
 
-def test_a_step_before_the_view_is_refused_and_a_plan_counts_the_column(decoded, run_of):
+def test_a_step_before_the_view_is_refused_and_a_plan_counts_the_column(decoded, run_of, monkeypatch):
     rules = Manifest.load(decoded.build.out).identity.shard_rules
     records = [[source_of(decoded).records([0], view)[0] for view in range(NUM_VIEWS)]]
     bad = [[replace(r, signal=replace(r.signal, steps_to_reveal_N=r.signal.steps_to_reveal_N * 0)) for r in records[0]]]
@@ -134,8 +135,11 @@ def test_a_step_before_the_view_is_refused_and_a_plan_counts_the_column(decoded,
     with pytest.raises(TeacherOutputError, match="revealed before its view"):
         encode_signals(header, [0], bad, rules, "float16")
     run = run_of()
+    decode_s = []
+    monkeypatch.setattr(prediction, "time_decoding", lambda *of: decode_s.append(time_decoding(*of)) or decode_s[0])
     plan = plan_build(run, prepare_build(run, pairs_all=False), sample_rows=2)
     assert plan.bytes_by_column["plain"]["steps_to_reveal"] > 0
+    assert plan.teacher_hours * 3600 > decode_s[0] * plan.num_samples > 0
 
 
 def test_inspect_says_where_masks_come_from(decoded):

@@ -13,8 +13,9 @@ from helpers.teacher_examples import DREAM, FAST_DLLM, LLADA, LLADA2, LLADA_MOE,
 from tide_cache.config.objectives import AnyObjective
 from tide_cache.config.presets import PRESETS
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
+from tide_cache.decoding.reveal import RevealRules, reveal_steps
 from tide_cache.decoding.sampler import generate
-from tide_cache.decoding.step import DecodingCounts
+from tide_cache.decoding.step import Commit, DecodingCounts
 from tide_cache.evaluation.agreement import teacher_agreement
 from tide_cache.evaluation.harness.likelihood import Continuation, continuation_logprobs
 from tide_cache.families import FAMILIES
@@ -49,6 +50,7 @@ ALLOWED = {
     ),
     "tide_cache/decoding/sampler.py:sample_block": (1, "whether a block is done decides what is launched next"),
     "tide_cache/training/notes.py:read": (1, "after a step is launched, for what ranks had said before its forwards"),
+    "tide_cache/decoding/reveal.py:reveal_block": (1, "its steps are written down; with a threshold it may be done"),
     "tide_cache/evaluation/agreement.py:_statistics": (3, "figures are summed on the host, and nothing is launched"),
     "tide_cache/evaluation/agreement.py:_most_likely": (1, "likewise"),
 }
@@ -278,6 +280,17 @@ def test_the_sampler_waits_once_a_step(name, options):
     with pretending() as gpu:
         found = written(gpu(model_of(name)), DecodingCounts(), **options)
     assert found == expected
+
+
+@pytest.mark.parametrize(("context", "threshold"), [("block", None), ("full", 0.5)])
+def test_revealing_waits_once_a_block_and_with_a_threshold_once_a_step(context, threshold):
+    random = np.random.default_rng(0)
+    samples = [(random.integers(0, MASK_ID, size), np.arange(size) >= 2) for size in (11, 6)]
+    rules = RevealRules(MASK_ID, Commit(BLOCK, 3, threshold), context, 100)
+    expected = reveal_steps(model_of("a2d-qwen3"), samples, rules)
+    with pretending() as gpu:
+        found = reveal_steps(gpu(model_of("a2d-qwen3")), samples, rules)
+    assert [steps.tolist() for steps in found] == [steps.tolist() for steps in expected]
 
 
 def test_a_likelihood_waits_once_a_forward():

@@ -10,12 +10,17 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from helpers.tiny_gguf import write_tiny_gguf
+from tide_cache.config.sections import SignalsConfig
+from tide_cache.decoding.sampler import generate
 from tide_cache.errors import ModelError, PairingError, RunFileError
 from tide_cache.modeling.backbone import load_backbone, read_checkpoint
 from tide_cache.modeling.checkpoint import save_student
+from tide_cache.modeling.row_signals import row_signals
 from tide_cache.pairing import TextTokenizer
 from tide_cache.records import Message
 from tide_cache.student.convert import convert
+from tide_cache.student.exporting import export_model
+from tide_cache.student.model import Student
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -107,6 +112,55 @@ def test_the_configuration_is_what_other_libraries_need(causal, tmp_path, family
     assert tokenizer.chat_template == original.chat_template
     text = "<|user|>copy: a<|im_end|>"
     assert tokenizer.encode(text) == original.encode(text)
+
+
+@torch.no_grad()
+def said(backbone):
+    """What a backbone generates with random tokens, and what it says of masked ones."""
+    prompts = [[5, 9, 300], [7]]
+    options = {"block_size": 4, "max_new_tokens": 8, "steps_per_block": 4, "temperature": 1.5}
+    generator = torch.Generator().manual_seed(0)
+    answers = generate(backbone, prompts, mask_id=383, pad_id=380, stop_ids=(), generator=generator, **options)
+    true_N = torch.tensor([3, 100, 382])
+    hidden_ND = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    signals = SignalsConfig(kinds=("truth", "topk"), temperatures=(1.0, 2.0), top_k=380, top_p=1.0)
+    rows = row_signals(hidden_ND, backbone.head_VD, true_N, torch.ones(3), signals, 2)
+    kept = Student(backbone, 4, 64).head(hidden_ND, true_N[:, None], torch.ones(3, 1, dtype=torch.bool), (1.0, 2.0))
+    return answers, (*vars(rows).values(), *kept)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_padding_is_neither_sampled_nor_scored(causal, tmp_path, family):
+    """Through everything that a model says, though the rows of padding would be the likeliest, and exported again."""
+    source, out = causal(family, dtype=torch.float32), tmp_path / "padded"
+    convert(str(source), tmp_path / "plain")
+    done = convert(str(source), out, pad_vocab=50)
+    assert (done.num_rows_before, done.num_ids, done.num_rows) == (383, 384, 400)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "plain", out))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(weight, after[name][: len(weight)]) for name, weight in before.items())
+    (out / "tide_cache.json").write_text("{}")  # as if it were trained
+    export_model(str(out), tmp_path / "exported", "a2d", block_size=4)
+    plain = load_backbone(read_checkpoint(str(tmp_path / "plain")), torch.float32, "cpu")
+    expected_ids, expected = said(plain)
+    for folder in (out, tmp_path / "exported"):
+        info = read_checkpoint(str(folder))
+        assert info.vocab_size == 384
+        backbone = load_backbone(info, torch.float32, "cpu")
+        assert len(backbone.padded_head_WD) == 400
+        torch.testing.assert_close(backbone.padded_head_WD[399], backbone.head_VD.mean(dim=0))
+        backbone.padded_head_WD.data[384:] = 50 * backbone.head_VD.mean()
+        found_ids, found = said(backbone)
+        assert found_ids == expected_ids
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_an_impossible_number_of_ids_is_refused(causal, tmp_path):
+    convert(str(causal("qwen3")), tmp_path / "student", pad_vocab=50)
+    path = tmp_path / "student/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_token_ids": 401}))
+    with pytest.raises(ModelError, match="found num_token_ids = 401, expected 1 to vocab_size, which is 400"):
+        read_checkpoint(str(tmp_path / "student"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -55,6 +55,31 @@ def test_values_and_gradients_equal_the_plain_head(slice_rows, tile_logits, monk
         torch.testing.assert_close(part, other)
 
 
+def on_a_gpu(num_ids, vocab, ids_NK, is_kept_NK, slice_rows):
+    """The tiles of a GPU."""
+    rows = slice(0, len(ids_NK))
+    yield tiles._WholeVocabulary(rows, slice(0, vocab), ids_NK, is_kept_NK, num_ids)
+
+
+@pytest.mark.parametrize("cut", [tiles.tiles, on_a_gpu], ids=["cpu", "gpu"])
+def test_padding_changes_neither_losses_nor_gradients(cut, monkeypatch):
+    """49 ids in 64 rows, whose last ones would be the likeliest."""
+    monkeypatch.setattr("tide_cache.student.row_statistics.tiles", cut)
+    hidden, head, ids = inputs(vocab=49)
+    padded = torch.cat([head.detach(), torch.full((15, head.shape[1]), 9.0)]).requires_grad_()
+    results = []
+    for weight in (head, padded):
+        got = row_statistics(hidden, weight, ids, TEMPERATURES, num_ids=49)
+        loss = (got.gathered_NK + 1).square().sum() + got.log_z_NT.square().sum()
+        loss = loss + got.log_rest_NT.masked_fill(got.log_rest_NT.isinf(), 0).square().sum()
+        results.append((loss, *torch.autograd.grad(loss, (hidden, weight))))
+    (loss, of_hidden, of_head), (padded_loss, padded_of_hidden, padded_of_head) = results
+    torch.testing.assert_close(padded_loss, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(padded_of_hidden, of_hidden, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(padded_of_head[:49], of_head, rtol=1e-9, atol=1e-9)
+    assert (padded_of_head[49:] == 0).all()
+
+
 def test_gradcheck():
     hidden, head, ids = inputs(num_rows=4)
 

@@ -20,6 +20,7 @@ from tide_cache.decoding.full_context import FullContext
 from tide_cache.decoding.step import Commit, Draw
 from tide_cache.modeling.adapter import evaluating
 from tide_cache.modeling.backbone import Backbone
+from tide_cache.modeling.moving import moved
 from tide_cache.records import Bools, Int32s
 
 NOT_REVEALED = -1
@@ -114,7 +115,7 @@ class _Batch:
             padded = [[*canvas, *[mask_id] * (-len(canvas) % block_size)] for canvas in canvases]
             self._context = FullContext(backbone, padded, starts)
         banned = torch.tensor([mask_id], dtype=torch.int64, device=self._device)
-        self._draw = Draw(0.0, None, None, "low_confidence", banned, torch.Generator(self._device))
+        self._draw = Draw(0.0, None, None, "low_confidence", banned, torch.Generator())  # draws nothing
 
     def reveal_block(self) -> None:
         """Reveal the current block of every sequence, and go on to the next."""
@@ -125,15 +126,21 @@ class _Batch:
             inside = slice(sequence.block * commit.block_size, (sequence.block + 1) * commit.block_size)
             length = len(sequence.ids_M[inside])
             true[b, :length], is_masked[b, :length] = sequence.ids_M[inside], sequence.is_masked_M[inside]
-        true_BK, is_open_BK = torch.from_numpy(true).to(self._device), torch.from_numpy(is_masked).to(self._device)
+        most_open = int(is_masked.sum(axis=1).max())
+        true_BK, is_open_BK = (moved(torch.from_numpy(array), self._device) for array in (true, is_masked))
+        row_N, place_N = (moved(torch.from_numpy(index_N), self._device) for index_N in np.nonzero(is_masked))
         step_BK = torch.full(shape, NOT_REVEALED, device=self._device)
-        for step in range(commit.steps_per_block):
-            if not is_open_BK.any():
+        for step in range(min(most_open, commit.steps_per_block)):
+            # without a threshold every step reveals a share of each block, and all of them are needed
+            if step and commit.threshold is not None and not is_open_BK.any():
                 break
+            if not is_open_BK.is_cuda:  # a GPU predicts those again that are revealed: the host would have to wait
+                row_N, place_N = is_open_BK.nonzero(as_tuple=True)
             shown_BK = true_BK.where(~is_open_BK, rules.mask_id)
-            _, confidence_N = self._draw(self._context.masked_row_logits(shown_BK, is_open_BK))
+            _, confidence_N = self._draw(self._context.masked_row_logits(shown_BK, (row_N, place_N)))
             confidence_BK = torch.full(shape, -torch.inf, device=self._device)
-            confidence_BK = confidence_BK.masked_scatter(is_open_BK, confidence_N)
+            confidence_BK = confidence_BK.index_put((row_N, place_N), confidence_N)
+            confidence_BK = confidence_BK.where(is_open_BK, -torch.inf)
             is_revealed_BK = commit(confidence_BK, is_open_BK, step)
             step_BK = step_BK.where(~is_revealed_BK, step)
             is_open_BK = is_open_BK & ~is_revealed_BK

@@ -2,7 +2,7 @@
 
 The output head is separate: callers take hidden states of the rows they need and never see a [B, L, V] tensor.
 
-Shape suffixes: B samples, S packed positions, D hidden size, V vocabulary.
+Shape suffixes: B samples, S packed positions, D hidden size, V vocabulary, W vocabulary with padding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,6 +22,27 @@ from tide_cache.families import FAMILIES, Family
 from tide_cache.hub import Repository
 from tide_cache.modeling.packing import PackedInput
 from tide_cache.modeling.shifting import RememberedOutputs, at_own_tokens
+
+PADDED = "num_token_ids"
+"""The field of config.json by which a model says that the rows of its vocabulary from this number on are padding."""
+
+
+def num_token_ids(config: Any, origin: str = "config.json") -> int:
+    """Return how many ids may be sampled and are scored: all rows, unless the configuration says that some are padding.
+
+    Args:
+        config: A model's configuration.
+        origin: Where it stands, for the message.
+
+    Raises:
+        ModelError: It states an impossible number.
+    """
+    num_rows, stated = int(config.vocab_size), getattr(config, PADDED, None)
+    if stated is None:
+        return num_rows
+    if not isinstance(stated, int) or not 0 < stated <= num_rows:
+        raise ModelError(f"{origin}: found {PADDED} = {stated!r}, expected 1 to vocab_size, which is {num_rows}")
+    return stated
 
 
 class Backbone(nn.Module):
@@ -47,8 +68,13 @@ class Backbone(nn.Module):
 
     @property
     def head_VD(self) -> torch.Tensor:
-        """Weight of the output head; the embedding itself when tied."""
+        """Weight of the output head, without rows of padding: what is not in it is neither sampled nor scored."""
         raise NotImplementedError
+
+    @property
+    def padded_head_WD(self) -> torch.Tensor:
+        """Weight of the output head as it is stored, for whoever trains it; the embedding itself when tied."""
+        return self.head_VD
 
     @property
     def device(self) -> torch.device:
@@ -129,8 +155,8 @@ class CheckpointInfo:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding, including padding rows."""
-        return int(self.config.vocab_size)
+        """Ids that may be sampled and are scored; see `num_token_ids`."""
+        return num_token_ids(self.config)
 
     def fit_faults(self, vocab_size: int, length: int, who: str) -> list[str]:
         """Return what does not fit: a vocabulary larger than the embedding, or sequences above the model's limit.

@@ -15,7 +15,15 @@ from tide_cache.config.sections import LoadingConfig
 from tide_cache.config.settings import AttentionKind, DeviceMap, Quantisation
 from tide_cache.errors import ModelError, RunFileError, fault_list
 from tide_cache.hub import Repository, open_repository
-from tide_cache.modeling.adapter import Adapter, Backbone, CheckpointInfo, LoadOptions, no_room
+from tide_cache.modeling.adapter import (
+    PADDED,
+    Adapter,
+    Backbone,
+    CheckpointInfo,
+    LoadOptions,
+    no_room,
+    num_token_ids,
+)
 from tide_cache.modeling.checkpoint import read_provenance
 from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.mixture import MIXTURE_ADAPTERS
@@ -82,6 +90,8 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
             f"{location}/config.json: {family.block_field}: found {block_size!r}, expected the number of tokens in a "
             "block of its training; fix it"
         )
+    if getattr(config, PADDED, None) is not None:
+        num_token_ids(config, f"{location}/config.json")
     return CheckpointInfo(
         location,
         family.name,

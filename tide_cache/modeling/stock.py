@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from tide_cache.config.settings import AttentionKind, Quantisation
 from tide_cache.errors import ModelError
 from tide_cache.families import FAMILIES, Family, sibling_faults
-from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadOptions
+from tide_cache.modeling.adapter import Backbone, CheckpointInfo, LoadOptions, num_token_ids
 from tide_cache.modeling.attention import Copies, attend, prepare_mask
 from tide_cache.modeling.llada import LLADA_HEAD_NAMES, LLADA_NAMES, as_llama, llada_faults
 from tide_cache.modeling.packing import PackedInput
@@ -80,7 +80,14 @@ class StockBackbone(Backbone):
 
     @property
     def head_VD(self) -> torch.Tensor:
-        """Weight of the output head, the embedding's own when tied."""
+        """Weight of the output head, without rows of padding."""
+        weight_WD = self.padded_head_WD
+        num_ids = num_token_ids(self.config)
+        return weight_WD if num_ids == self.config.vocab_size else weight_WD[:num_ids]
+
+    @property
+    def padded_head_WD(self) -> torch.Tensor:
+        """Weight of the output head as it is stored, the embedding's own when tied."""
         weight: torch.Tensor = self.model.get_output_embeddings().weight  # type: ignore[operator]
         return weight
 

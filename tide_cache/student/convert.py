@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from tide_cache.disk import require_room
 from tide_cache.errors import ModelError, RunFileError
+from tide_cache.modeling.adapter import PADDED, num_token_ids
 from tide_cache.modeling.backbone import CheckpointInfo, fetch_weights, load_backbone, read_checkpoint
 from tide_cache.modeling.checkpoint import PUBLISHED_TYPE, save_student
 from tide_cache.modeling.fingerprint import weights_bytes
@@ -41,6 +42,7 @@ class Conversion:
         is_mask_added: Whether the tokenizer lacked it, so that its row of the embedding is new.
         num_rows_before: Rows of the source's embedding.
         num_rows: Rows of the student's embedding.
+        num_ids: Rows that are no padding, where `pad_vocab` was asked for; else all.
         layers: Which layers of the source the student has; None for all.
         tokenizer: The tokenizer for which new rows were made; None for the source's own.
     """
@@ -51,6 +53,7 @@ class Conversion:
     is_mask_added: bool
     num_rows_before: int
     num_rows: int
+    num_ids: int
     layers: tuple[int, ...] | None = None
     tokenizer: str | None = None
 
@@ -67,6 +70,7 @@ def convert(
     tokenizer: str | None = None,
     tokenizer_revision: str | None = None,
     gguf: str | None = None,
+    pad_vocab: int | None = None,
 ) -> Conversion:
     """Write a student for `train`, `eval` and `generate`, with the weights of a causal checkpoint.
 
@@ -84,6 +88,7 @@ def convert(
         tokenizer: Folder or hub name of another tokenizer for the student; see `rows_for_tokenizer`.
         tokenizer_revision: Branch, tag or commit of that tokenizer's hub repository.
         gguf: Name of the GGUF file, if a folder or hub repository holds several.
+        pad_vocab: Make the embedding's rows a multiple of this; all rows without a token are never sampled or scored.
 
     Raises:
         RunFileError: `out` exists, there are no such layers, or the tokenizer has another mask token than `mask_token`.
@@ -98,11 +103,11 @@ def convert(
         raise RunFileError("--tokenizer-revision: is of --tokenizer, which is not given; the source has --revision")
     other = None if tokenizer is None else _Other(tokenizer, tokenizer_revision)
     if (file := find_gguf(source, revision, gguf)) is None:
-        return _convert(source, out, source, mask_token, chat_template, revision, num_layers, layers, other)
+        return _convert(source, out, source, mask_token, chat_template, revision, num_layers, layers, other, pad_vocab)
     with tempfile.TemporaryDirectory(prefix="tide-cache-gguf-") as folder:
         unpack_gguf(file.path, Path(folder))
-        named = str(file.path)
-        return _convert(folder, out, named, mask_token, chat_template, file.commit, num_layers, layers, other)
+        named, commit = str(file.path), file.commit
+        return _convert(folder, out, named, mask_token, chat_template, commit, num_layers, layers, other, pad_vocab)
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ def _convert(
     num_layers: int | None,
     layers: Sequence[int] | None,
     other: _Other | None,
+    pad_vocab: int | None,
 ) -> Conversion:
     """Convert a checkpoint in Hugging Face layout; `named` is what the user calls it."""
     info = _read_causal(source, named, revision)
@@ -145,6 +151,7 @@ def _convert(
     stated = info.repository.stated_bytes(weight_names(info.folder)) if info.repository else 0
     require_room(out, weights_bytes(info.folder) or stated, "the model")
     fetch_weights(info)
+    num_rows_before = int(info.config.vocab_size)
     backbone = load_backbone(info, stored_dtype(info.folder), "cpu")
     model, config = backbone.model, backbone.config
     assert isinstance(model, PreTrainedModel)
@@ -153,6 +160,8 @@ def _convert(
             _change_tokenizer(model, own, tokenizer)
         elif tokenizer.is_mask_added:
             _add_row(model, tokenizer.mask_id)
+        if pad_vocab is not None:
+            _pad_rows(model, tokenizer.vocab_size, pad_vocab)
     weights: dict[str, torch.Tensor] = dict(model.state_dict())
     if layers is not None:
         weights = keep_layers(weights, config, layers)
@@ -171,8 +180,9 @@ def _convert(
         mask_token=tokenizer.mask_token,
         mask_id=tokenizer.mask_id,
         is_mask_added=tokenizer.is_mask_added,
-        num_rows_before=info.vocab_size,
+        num_rows_before=num_rows_before,
         num_rows=int(config.vocab_size),
+        num_ids=num_token_ids(config),
         layers=None if layers is None else tuple(layers),
         tokenizer=None if other is None else other.location,
     )
@@ -218,6 +228,26 @@ def _add_row(model: PreTrainedModel, mask_id: int) -> None:
     }
     for weight_VD in weights.values():  # one of them when tied
         weight_VD[mask_id] = weight_VD[:mask_id].mean(dim=0, dtype=torch.float32).to(weight_VD.dtype)
+
+
+def _pad_rows(model: PreTrainedModel, num_ids: int, multiple: int) -> None:
+    """Fill the embedding and the output head up to a multiple of rows, and say from where on they are padding.
+
+    A row of padding is the mean of all tokens' rows, so that software which does not know it finds it no likelier than
+    any token.
+    """
+    parts = model.get_input_embeddings(), model.get_output_embeddings()
+    num_rows = -(-len(parts[0].weight) // multiple) * multiple
+    made: dict[int, torch.nn.Parameter] = {}
+    for part in parts:  # one weight when tied
+        weight_VD = part.weight
+        if id(weight_VD) not in made:
+            mean_D = weight_VD[:num_ids].mean(dim=0, dtype=torch.float32).to(weight_VD.dtype)
+            new_WD = mean_D.expand(num_rows - len(weight_VD), -1)
+            made[id(weight_VD)] = torch.nn.Parameter(torch.cat([weight_VD, new_WD]))
+        part.weight = made[id(weight_VD)]
+    model.config.vocab_size = num_rows
+    setattr(model.config, PADDED, num_ids)
 
 
 def _change_tokenizer(model: PreTrainedModel, old: TextTokenizer, new: TextTokenizer) -> None:

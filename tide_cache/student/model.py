@@ -18,7 +18,7 @@ class Student(nn.Module):
     def __init__(self, backbone: Backbone, block_size: int, slice_rows: int, way: HeadWay = "auto"):
         super().__init__()
         self.backbone = backbone
-        self.head = _Head(backbone.head_VD, slice_rows, way)
+        self.head = _Head(backbone.padded_head_WD, slice_rows, way, len(backbone.head_VD))
         self._block_size = block_size
 
     def forward(
@@ -49,14 +49,15 @@ class _Head(nn.Module):
     The weight is the backbone's, tied or not; it must not be read outside a module that holds it.
     """
 
-    def __init__(self, weight_VD: torch.Tensor, slice_rows: int, way: HeadWay):
+    def __init__(self, weight_WD: torch.Tensor, slice_rows: int, way: HeadWay, num_ids: int):
         super().__init__()
-        self.weight = weight_VD
-        self._slice_rows, self._way = slice_rows, way
+        self.weight = weight_WD
+        self._slice_rows, self._way, self._num_ids = slice_rows, way, num_ids
 
     def forward(
         self, hidden_ND: torch.Tensor, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, temperatures: tuple[float, ...]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the three tensors of `RowStatistics`."""
-        result = row_statistics(hidden_ND, self.weight, ids_NK, temperatures, is_kept_NK, self._slice_rows, self._way)
+        how = self._slice_rows, self._way, self._num_ids
+        result = row_statistics(hidden_ND, self.weight, ids_NK, temperatures, is_kept_NK, *how)
         return result.gathered_NK, result.log_z_NT, result.log_rest_NT

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from tide_cache.config.settings import HeadWay
 from tide_cache.modeling.head import add_product
@@ -29,6 +30,7 @@ def row_statistics(
     is_kept_NK: torch.Tensor | None = None,
     slice_rows: int = 256,
     way: HeadWay = "auto",
+    num_ids: int | None = None,
 ) -> RowStatistics:
     """Return logits at a few ids, and logsumexp over all ids and over the ids outside the kept ones, at each T.
 
@@ -44,13 +46,14 @@ def row_statistics(
             Kept ids of a row must be distinct.
         slice_rows: Rows whose logits exist at a time, over a part of the vocabulary, if no kernel is used.
         way: `torch`; `triton`, whose kernels need a GPU and inputs of 16 bits; `auto`: triton where it works.
+        num_ids: Rows of `head_VD` from this number on are padding: they count for nothing, and get no gradient.
 
     Returns:
         Gathered logits are 0 at padding; `log_rest_NT` is -inf if there is nothing outside the kept set.
     """
     is_kept_NK = ids_NK >= 0 if is_kept_NK is None else is_kept_NK & (ids_NK >= 0)
     gathered_NK, log_z_NT, log_rest_NT = _RowStatistics.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head_VD, ids_NK, is_kept_NK, tuple(temperatures), slice_rows, way
+        hidden_ND, head_VD, ids_NK, is_kept_NK, tuple(temperatures), slice_rows, way, num_ids
     )
     return RowStatistics(gathered_NK, log_z_NT, log_rest_NT, tuple(temperatures))
 
@@ -68,15 +71,18 @@ class _RowStatistics(torch.autograd.Function):
         temperatures: tuple[float, ...],
         slice_rows: int,
         way: HeadWay,
+        num_ids: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ctx.fused = None
+        ctx.num_ids = num_ids = len(head_VD) if num_ids is None else num_ids
         if uses_kernels(way, hidden_ND, head_VD, temperatures):
             from tide_cache.student.fused_head import FusedHead  # only where there is triton
 
-            ctx.fused = FusedHead.of(ids_NK, is_kept_NK, len(head_VD), temperatures)
-            gathered_NK, log_rest_NT = ctx.fused.forward(hidden_ND, head_VD)
+            ctx.fused = FusedHead.of(ids_NK, is_kept_NK, num_ids, temperatures)
+            gathered_NK, log_rest_NT = ctx.fused.forward(hidden_ND, head_VD[:num_ids])
         else:
-            gathered_NK, log_rest_NT = _by_tiles(hidden_ND, head_VD, ids_NK, is_kept_NK, temperatures, slice_rows)
+            tiled = tiles(num_ids, len(head_VD), ids_NK, is_kept_NK, slice_rows)
+            gathered_NK, log_rest_NT = _by_tiles(hidden_ND, head_VD, ids_NK, tiled, temperatures)
         kept_NK = gathered_NK.masked_fill(~is_kept_NK, -torch.inf)
         log_z_NT = log_rest_NT
         if kept_NK.shape[1]:
@@ -101,29 +107,31 @@ class _RowStatistics(torch.autograd.Function):
         of_logits = (safe_rest_NT, coefficient_NT, at_ids_NK)
         is_head_trained = ctx.needs_input_grad[1]
         if ctx.fused is not None:
-            found = ctx.fused.backward(hidden_ND, head_VD, *of_logits, is_head_trained)
+            found = ctx.fused.backward(hidden_ND, head_VD[: ctx.num_ids], *of_logits, is_head_trained)
         else:
-            tiled = tiles(len(head_VD), ids_NK, is_kept_NK, ctx.slice_rows)
+            tiled = tiles(ctx.num_ids, len(head_VD), ids_NK, is_kept_NK, ctx.slice_rows)
             found = _gradients_by_tiles(hidden_ND, head_VD, tiled, *of_logits, ctx.temperatures, is_head_trained)
         grad_hidden_ND, grad_head_VD = found
-        grad_head_VD = None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype)
-        return grad_hidden_ND.to(hidden_ND.dtype), grad_head_VD, None, None, None, None, None
+        if grad_head_VD is not None:
+            grad_head_VD = grad_head_VD.to(head_VD.dtype)
+            if len(grad_head_VD) < len(head_VD):  # kernels leave padding out
+                grad_head_VD = pad(grad_head_VD, (0, 0, 0, len(head_VD) - len(grad_head_VD)))
+        return grad_hidden_ND.to(hidden_ND.dtype), grad_head_VD, None, None, None, None, None, None
 
 
 def _by_tiles(
     hidden_ND: torch.Tensor,
     head_VD: torch.Tensor,
     ids_NK: torch.Tensor,
-    is_kept_NK: torch.Tensor,
+    tiled: Iterable[Tile],
     temperatures: tuple[float, ...],
-    slice_rows: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits at the ids asked for [N, K], 0 at padding, and log_rest [N, T]: one matrix product."""
     stats_dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
     gathered_NK = hidden_ND.new_zeros(ids_NK.shape, dtype=stats_dtype)
     largest_N = hidden_ND.new_full((len(hidden_ND),), -torch.inf, dtype=stats_dtype)
     sum_NT = hidden_ND.new_zeros((len(hidden_ND), len(temperatures)), dtype=stats_dtype)
-    for tile in tiles(len(head_VD), ids_NK, is_kept_NK, slice_rows):
+    for tile in tiled:
         logits_RW = tile.logits(hidden_ND, head_VD, stats_dtype)
         tile.gather(logits_RW, gathered_NK)
         _add_exp(tile.hide(logits_RW), largest_N[tile.rows], sum_NT[tile.rows], temperatures)

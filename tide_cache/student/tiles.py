@@ -41,17 +41,18 @@ class Tile(Protocol):
         """Write the logits at the ids asked for to their places; other places of the tile's rows may get zero."""
 
     def hide(self, logits_RW: torch.Tensor) -> torch.Tensor:
-        """Set the kept ids' logits to -inf, in place."""
+        """Set the logits of kept ids and of padding to -inf, in place."""
 
     def add(self, values_NK: torch.Tensor, grad_RW: torch.Tensor) -> None:
         """Add values at the ids asked for, in place; an id may be asked for twice, as true token and as kept one."""
 
 
-def tiles(vocab: int, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, slice_rows: int) -> Iterator[Tile]:
+def tiles(num_ids: int, vocab: int, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, slice_rows: int) -> Iterator[Tile]:
     """Yield tiles of the logits, slice by slice of the rows.
 
     Args:
-        vocab: V.
+        num_ids: Ids that count; those behind are padding.
+        vocab: V, with padding. A GPU's products are faster with it, so it is cut off there after them.
         ids_NK: Ids asked for, -1 if a row has fewer than K.
         is_kept_NK: Which of them are kept ones; never one of -1.
         slice_rows: Rows of a slice.
@@ -59,9 +60,9 @@ def tiles(vocab: int, ids_NK: torch.Tensor, is_kept_NK: torch.Tensor, slice_rows
     for start in range(0, len(ids_NK), slice_rows):
         rows = slice(start, min(start + slice_rows, len(ids_NK)))
         if ids_NK.is_cuda:
-            yield _WholeVocabulary(rows, slice(0, vocab), ids_NK[rows], is_kept_NK[rows])
+            yield _WholeVocabulary(rows, slice(0, vocab), ids_NK[rows], is_kept_NK[rows], num_ids)
         else:
-            yield from _ranges(vocab, rows, ids_NK[rows], is_kept_NK[rows])
+            yield from _ranges(num_ids, rows, ids_NK[rows], is_kept_NK[rows])
 
 
 class _Logits:
@@ -80,12 +81,14 @@ class _WholeVocabulary(_Logits):
     ids: slice
     ids_RK: torch.Tensor
     is_kept_RK: torch.Tensor
+    num_ids: int
 
     def gather(self, logits_RW: torch.Tensor, gathered_NK: torch.Tensor) -> None:
         found_RK = logits_RW.gather(1, self.ids_RK.clamp_min(0))
         gathered_NK[self.rows] = found_RK.masked_fill(self.ids_RK < 0, 0)
 
     def hide(self, logits_RW: torch.Tensor) -> torch.Tensor:
+        logits_RW[:, self.num_ids :] = -torch.inf
         highest_RK = torch.where(self.is_kept_RK, -torch.inf, torch.inf).to(logits_RW.dtype)
         return logits_RW.scatter_reduce_(1, self.ids_RK.clamp_min(0), highest_RK, "amin")
 

@@ -7,6 +7,7 @@ from statistics import mean, stdev
 from tide_cache.arrays import evenly
 from tide_cache.building.budget import Budget, spread_first
 from tide_cache.building.prepared_build import PreparedBuild
+from tide_cache.building.reveal import steps_of
 from tide_cache.modeling.batches import ViewGroup
 from tide_cache.progress import doing
 from tide_cache.records import MaskedView, SamplePair
@@ -19,6 +20,9 @@ from .timing import timed
 BATCHES_TIMED = 8
 SHARE_TIMED = 0.25
 """Of a small build's forwards: timing all of them would cost what they cost."""
+
+SAMPLES_DECODED = 16
+"""Samples whose true answers are decoded, where views are steps of that."""
 
 Views = Sequence[Sequence[MaskedView]]
 
@@ -82,3 +86,24 @@ def time_forwards(
         tokens_per_shard=sum(map(num_tokens, batches)),
         is_cut=is_cut,
     )
+
+
+def time_decoding(build: PreparedBuild, teacher: AnyTeacher, pairs: Sequence[SamplePair], budget: Budget) -> float:
+    """Return the seconds in which the teacher decodes the true answer of a sample; 0 where views need no decoding.
+
+    It is done once for all passes, for as many samples at a time as `batch_tokens` holds, and timed for samples of all
+    lengths, at least for a few.
+    """
+    if build.views.source != "trajectory" or build.views.trajectory != "decode":
+        return 0.0
+    by_length = sorted(pairs, key=lambda pair: len(pair.teacher_ids_M))
+    chosen = [by_length[i] for i in spread_first(evenly(len(by_length), SAMPLES_DECODED))]
+    seconds, num_decoded = 0.0, 0
+    with doing("Timing the decoding of true answers", len(chosen), "samples") as phase:
+        while num_decoded < len(chosen) and (not num_decoded or budget.left_s() > 0):
+            longest = len(chosen[num_decoded].teacher_ids_M)
+            some = chosen[num_decoded : num_decoded + max(1, build.capture.batch_tokens // longest)]
+            seconds += timed(lambda some=some: steps_of(build, teacher, None, some, phase.advance))[1]  # type: ignore[misc]
+            num_decoded += len(some)
+            phase.advance(len(some))
+    return seconds / num_decoded

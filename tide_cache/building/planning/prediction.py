@@ -11,7 +11,7 @@ from tide_cache.disk import free_bytes
 from tide_cache.modeling.backbone import resolve_device
 from tide_cache.progress import tell
 
-from .forwards import time_forwards
+from .forwards import time_decoding, time_forwards
 from .result import CachePlan, OnlineCost
 from .rows import draw_rows
 from .signals import bytes_by_signal, repeats
@@ -56,6 +56,7 @@ def plan_build(
     for place, name in enumerate(build.passes):
         share = budget.share(1 / (2 * len(build.passes) - place))
         timings[name] = time_forwards(build, teacher, rows.pairs, views, rows.kept, name, share)
+    decode_s = time_decoding(build, teacher, rows.pairs, budget.share(1 / 4))
     num_samples = round(rows.kept * len(build.corpus))
     scale = num_samples / len(rows.pairs)
     num_masked = [sum(int(view.is_student_masked_L.sum()) for view in of_sample) for of_sample in views]
@@ -70,6 +71,7 @@ def plan_build(
     free = free_bytes(run.build.out)
     shard_share = build.plan.num_rows / len(build.plan.rows_of(0))
     teacher_s = sum(timing.seconds_per_token * timing.tokens_per_shard * shard_share for timing in timings.values())
+    teacher_s += decode_s * num_samples
     other_s = rows.seconds_per_row * len(build.corpus) + draw_s * len(build.passes) * scale + encode_s
     most_shards = math.ceil(build.plan.num_shards / workers) / build.plan.num_shards
     first = timings[build.passes[0]]
