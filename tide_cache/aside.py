@@ -1,17 +1,22 @@
 """An object's copy in a process of its own, so that this process's interpreter is left to what it launches.
 
 Python threads take turns: a thread that sorts halves the rate at which another one launches the kernels of a GPU. What
-goes there and back is pickled: numpy arrays, frozen records and plain values, never tensors.
+goes there and back is pickled: numpy arrays, frozen records and plain values, never tensors. It is sent as a whole and
+through large pipes: each time that a thread is woken for a part, it takes the interpreter from the one that launches.
 """
 
 import contextlib
+import fcntl
 import os
 import pickle
 import subprocess
 import sys
 import weakref
 from threading import Lock
-from typing import Any
+from typing import IO, Any
+
+_PIPE_BYTES = 1 << 20
+"""Of a pipe, which has 64 KiB otherwise; what any user may have."""
 
 
 class Aside:
@@ -32,6 +37,10 @@ class Aside:
             start_new_session=True,  # Ctrl-C reaches only this process
             env={"OMP_NUM_THREADS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):  # too many large pipes: this one stays as it is
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         weakref.finalize(self, _end, self._popen)
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -47,17 +56,36 @@ class Aside:
             assert answers is not None
             try:
                 if self._original is not None:
-                    pickle.dump(self._original, orders, protocol=5)
+                    _send(orders, self._original)
                     self._original = None
-                pickle.dump((method, arguments), orders, protocol=5)
-                orders.flush()
-                is_error, answer = pickle.load(answers)
+                _send(orders, (method, arguments))
+                is_error, answer = _receive(answers)
             except (BrokenPipeError, EOFError):
                 code = self._popen.wait()
                 raise RuntimeError(f"the process that this one has work done in ended, exit code {code}") from None
         if is_error:
             raise answer
         return answer
+
+
+def _send(stream: IO[bytes], value: object) -> None:
+    data = pickle.dumps(value, protocol=5)
+    stream.write(len(data).to_bytes(8, "little"))
+    stream.write(data)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> Any:
+    """Return the next value; EOFError where the stream ends."""
+    length = int.from_bytes(_exactly(stream, 8), "little")
+    return pickle.loads(_exactly(stream, length))
+
+
+def _exactly(stream: IO[bytes], length: int) -> bytes:
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data
 
 
 def _end(popen: "subprocess.Popen[bytes]") -> None:
@@ -74,15 +102,14 @@ def serve() -> None:
     orders, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with contextlib.suppress(EOFError, BrokenPipeError):
-        copy = pickle.load(orders)
+        copy = _receive(orders)
         while True:
-            method, arguments = pickle.load(orders)
+            method, arguments = _receive(orders)
             try:
                 answer = False, getattr(copy, method)(*arguments)
             except Exception as error:  # whatever it is, it is the caller's
                 answer = True, error
-            pickle.dump(answer, answers, protocol=5)
-            answers.flush()
+            _send(answers, answer)
 
 
 if __name__ == "__main__":

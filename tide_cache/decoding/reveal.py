@@ -114,7 +114,7 @@ class _Batch:
             canvases = [np.where(s.is_masked_M, mask_id, s.ids_M).tolist() for s in sequences]
             padded = [[*canvas, *[mask_id] * (-len(canvas) % block_size)] for canvas in canvases]
             self._context = FullContext(backbone, padded, starts)
-        banned = torch.tensor([mask_id], dtype=torch.int64, device=self._device)
+        banned = moved(torch.tensor([mask_id], dtype=torch.int64), self._device)
         self._draw = Draw(0.0, None, None, "low_confidence", banned, torch.Generator())  # draws nothing
 
     def reveal_block(self) -> None:

@@ -41,7 +41,7 @@ def num_token_ids(config: Any, origin: str = "config.json") -> int:
     if stated is None:
         return num_rows
     if not isinstance(stated, int) or not 0 < stated <= num_rows:
-        raise ModelError(f"{origin}: found {PADDED} = {stated!r}, expected 1 to vocab_size, which is {num_rows}")
+        raise ModelError(f"{origin}: found num_token_ids = {stated!r}, expected 1 to vocab_size, which is {num_rows}")
     return stated
 
 
