@@ -35,11 +35,13 @@ class Case:
     is_kept: torch.Tensor
     temperatures: tuple[float, ...] = (1.0, 2.0)
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    num_ids: int | None = None
 
     def results(self, way, dtype):
         """Statistics and gradients of a loss that has another weight for each number."""
         hidden, head = (part.detach().to(dtype).requires_grad_() for part in (self.hidden, self.head))
-        found = row_statistics(hidden, head, self.ids, self.temperatures, self.is_kept, way=way)
+        how = {"way": way, "num_ids": self.num_ids}
+        found = row_statistics(hidden, head, self.ids, self.temperatures, self.is_kept, **how)
         parts = [found.gathered_NK, found.log_z_NT, found.log_rest_NT]
         random = torch.Generator().manual_seed(1)
         loss = torch.zeros((), dtype=parts[0].dtype)
@@ -97,6 +99,14 @@ CASES["bfloat16, and what is rounded"] = lambda: case(rows=33).compare(0.01, 0.0
 @named("float32 as torch's way in float32")
 def _same_dtype():
     case().compare(than=torch.float32)
+
+
+@named("rows of padding")
+def _padding():
+    one = case(vocab=49, num_ids=49)
+    one.head = torch.cat([one.head, torch.full((15, one.head.shape[1]), 3.0)])
+    one.compare()
+    assert (one.results("triton", torch.float32)[1][1][49:] == 0).all()
 
 
 @named("every id is kept")
