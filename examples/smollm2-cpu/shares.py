@@ -1,9 +1,10 @@
 """How much of a teacher's gain another tokenizer keeps: (gain over ce, share of ce) across, over the same with one.
 
 `python shares.py OUT` reads the students under OUT/students: `shared-*` and `kept-*` with the teacher's tokenizer,
-`projected-*`, `conditional-*` and `wide-*` with another one. It writes experiments/results/smollm2-signal.json and
-prints the tables. Every sweep across tokenizers is compared with the `ce` of the same cache, start and seed; `wide`
-takes its signals in the order of `conditional`, and so its `ce`.
+`projected-*` and `conditional-*` with another one, and `told-*`, which `told.py` trained. It writes
+experiments/results/smollm2-signal.json and prints the tables. Every sweep across tokenizers is compared with the `ce`
+of the same cache, start and seed; students of `told.py` that take the signals of `projected` in the order of
+`conditional` have the `ce` of the latter.
 
 An interval of a share resamples starts, seeds and, where all students kept their sums by row, rows: the middle 95% of
 experiments/bootstrap.py. With few pairs it is too narrow.
@@ -30,13 +31,17 @@ KEPT, CHUNKS, PROJECTED = (
     "kl-projected-T-2-among-the-kept",
 )
 SIDES = {
-    "shared": {"shared": ("ce", "kl"), "kept": (KEPT,)},
+    "shared": {
+        "shared": ("ce", "kl"),
+        "kept": (KEPT,),
+        "told": (f"{KEPT}-text", f"{KEPT}-unseen", f"{KEPT}-one-to-one"),
+    },
     "cross": {
         "projected": ("ce", "chunk_kl", CHUNKS, "kl-projected", PROJECTED, f"{PROJECTED}-truth-elsewhere"),
     },
     "conditional": {
         "conditional": ("ce", PROJECTED, CHUNKS, "x-token", f"{PROJECTED}-least-sure"),
-        "wide": (f"{PROJECTED}-64-tuples",),
+        "told": (f"{PROJECTED}-asked-once",),
     },
 }
 """By side: the sweeps whose students are compared with its `ce`, and their arms."""
@@ -48,7 +53,7 @@ ACROSS = {
     "kl_projected_kept_truth_elsewhere": ("cross", f"{PROJECTED}-truth-elsewhere", KEPT),
     "chunk_kl_kept_conditional": ("conditional", CHUNKS, KEPT),
     "kl_projected_kept_conditional": ("conditional", PROJECTED, KEPT),
-    "kl_projected_kept_conditional_64_tuples": ("conditional", f"{PROJECTED}-64-tuples", KEPT),
+    "kl_projected_kept_asked_once": ("conditional", f"{PROJECTED}-asked-once", KEPT),
     "kl_projected_kept_conditional_least_sure": ("conditional", f"{PROJECTED}-least-sure", KEPT),
     "x_token_conditional": ("conditional", "x-token", "kl"),
 }

@@ -6,6 +6,7 @@ and with the masks of CACHE. PART is
 - `1-1`, `1-n`, `n-1` or `n-n`: candidate chunks of this shape alone (teacher's tokens first), for `chunk_kl`;
 - `text`: top-k rows without those of the end-of-text tokens that fill the last block;
 - `one-to-one`: top-k rows of tokens that are one to one in the cache OTHER, of another tokenizer;
+- `unseen`: top-k rows without those of tokens of whose chunk in OTHER another token is seen;
 - `other`: the signals of the cache OTHER, whose corpus, tokenizers and masks are the same.
 """
 
@@ -27,7 +28,7 @@ from shapes import SHAPES, shapes_of  # noqa: E402
 from tide_cache import open_cache  # noqa: E402
 from tide_cache.loading.groups import Groups  # noqa: E402
 from tide_cache.loading.source import RecordSource, TeacherSource  # noqa: E402
-from tide_cache.records import SamplePair, ViewRecord  # noqa: E402
+from tide_cache.records import ViewRecord  # noqa: E402
 from tide_cache.signal_table import take  # noqa: E402
 from tide_cache.sweep.arms import make_jobs  # noqa: E402
 from tide_cache.training.distributed import World  # noqa: E402
@@ -35,6 +36,8 @@ from tide_cache.training.prepare import prepare  # noqa: E402
 from tide_cache.training.run import train_prepared  # noqa: E402
 
 Change = Callable[[ViewRecord], ViewRecord]
+Told = Callable[[ViewRecord], npt.NDArray[np.bool_]]
+"""Which teacher tokens of a view a student is told of."""
 
 
 class Changed(RecordSource):
@@ -65,33 +68,52 @@ def only_shape(shape: int) -> Change:
     return change
 
 
-def only_tokens(is_told: Callable[[SamplePair], npt.NDArray[np.bool_]]) -> Change:
+def only_tokens(is_told: Told) -> Change:
     """Leave out the top-k rows of other teacher tokens."""
 
     def change(record: ViewRecord) -> ViewRecord:
         signal: Any = record.signal
         position_R = np.flatnonzero(record.view.is_teacher_masked_M)[signal.topk.rows_R]
-        topk = take(signal.topk, np.flatnonzero(is_told(record.pair)[position_R]))
+        topk = take(signal.topk, np.flatnonzero(is_told(record)[position_R]))
         return replace(record, signal=replace(signal, topk=topk))
 
     return change
 
 
-def is_text(pair: SamplePair) -> npt.NDArray[np.bool_]:
+def is_text(record: ViewRecord) -> npt.NDArray[np.bool_]:
     """Return which tokens come before the second of the equal tokens that a sample ends with."""
-    differs = np.flatnonzero(pair.teacher_ids_M != pair.teacher_ids_M[-1])
-    return np.arange(len(pair.teacher_ids_M)) <= (differs[-1] + 1 if len(differs) else 0)
+    ids_M = record.pair.teacher_ids_M
+    differs = np.flatnonzero(ids_M != ids_M[-1])
+    return np.arange(len(ids_M)) <= (differs[-1] + 1 if len(differs) else 0)
 
 
-def one_to_one_in(cache: str) -> Callable[[SamplePair], npt.NDArray[np.bool_]]:
-    """Return what tells which teacher tokens are one to one in a cache of another tokenizer."""
-    chunks = {record.pair.sample_id: record.pair.chunks_C4 for record in open_cache(cache) if record.view.view == 0}
+def one_to_one_in(cache: str) -> Told:
+    """Return what tells which tokens are one to one in a cache of another tokenizer."""
+    chunks = _chunks_in(cache)
 
-    def is_one_to_one(pair: SamplePair) -> npt.NDArray[np.bool_]:
-        start_C, end_C, first_C, last_C = chunks[pair.sample_id].T
-        return np.isin(np.arange(len(pair.teacher_ids_M)), start_C[(end_C - start_C == 1) & (last_C - first_C == 1)])
+    def is_one_to_one(record: ViewRecord) -> npt.NDArray[np.bool_]:
+        start_C, end_C, first_C, last_C = chunks[record.pair.sample_id].T
+        at = start_C[(end_C - start_C == 1) & (last_C - first_C == 1)]
+        return np.isin(np.arange(len(record.pair.teacher_ids_M)), at)
 
     return is_one_to_one
+
+
+def unseen_in(cache: str) -> Told:
+    """Return what tells of which tokens' chunks in a cache of another tokenizer all other tokens are masked too."""
+    chunks = _chunks_in(cache)
+
+    def is_unseen(record: ViewRecord) -> npt.NDArray[np.bool_]:
+        is_unseen_M = np.ones(len(record.pair.teacher_ids_M), bool)
+        for start, end, _, _ in chunks[record.pair.sample_id].tolist():
+            is_unseen_M[start:end] = record.view.is_teacher_masked_M[start:end].all()
+        return is_unseen_M
+
+    return is_unseen
+
+
+def _chunks_in(cache: str) -> dict[str, npt.NDArray[np.int32]]:
+    return {record.pair.sample_id: record.pair.chunks_C4 for record in open_cache(cache) if record.view.view == 0}
 
 
 def signals_of(cache: str) -> Change:
@@ -117,7 +139,9 @@ def main(run_file: str, arm: str, start: str, cache: str, out: str, seed: str, p
     elif part == "other":
         change = signals_of(other)
     else:
-        change = only_tokens(is_text if part == "text" else one_to_one_in(other))
+        change = only_tokens(
+            is_text if part == "text" else {"one-to-one": one_to_one_in, "unseen": unseen_in}[part](other)
+        )
     world = World(0, 1, 0)
     prepared = prepare(run, world, resume=False)
     train_prepared(run, replace(prepared, source=Changed(prepared.source, change)), world)
