@@ -143,7 +143,10 @@ def _read_models(run: BuildRun) -> _Models:
     if is_causal and section.mask_token is None:  # it never sees one, so that any will do
         section = section.model_copy(update={"add_mask_token": True})
     teacher = TextTokenizer.load(**dict(section), mask_id=checkpoint.mask_id)
-    student = TextTokenizer.load(**dict(run.student.tokenizer))
+    is_same = section == run.student.tokenizer and (
+        checkpoint.mask_id is None or section.mask_token is not None or section.add_mask_token
+    )  # loading, listing and hashing a vocabulary of 150,000 takes seconds in every worker
+    student = teacher if is_same else TextTokenizer.load(**dict(run.student.tokenizer))
     own_ids = teacher.vocab_size - (is_causal and teacher.is_mask_added)
     if is_imported:
         checkpoint = with_vocabulary(checkpoint, own_ids)
