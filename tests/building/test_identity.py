@@ -13,6 +13,8 @@ from tide_cache.config.build import BuildRun
 from tide_cache.errors import ModelError
 from tide_cache.hub import open_repository
 
+MASK = {"mask_token": "<|mask|>"}
+
 
 def identity_of(values):
     return prepare_build(BuildRun.model_validate(values)).identity
@@ -156,3 +158,19 @@ def test_a_snapshot_without_a_commit_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=re.escape("whose name is no commit of 40 hex digits; give its revision")):
         open_repository("owner/teacher")
     assert open_repository(str(tmp_path), "as given").commit is None
+
+
+def test_a_tokenizer_that_both_sides_name_is_loaded_once_and_gives_the_same_name(base, build_values, tmp_path):
+    """Of a large vocabulary this takes seconds, in every worker."""
+    values = build_values(base[0])
+    student = values["student"]["tokenizer"] | MASK
+    shutil.copytree(student["path"], tmp_path / "copy")
+
+    def prepared(teacher):
+        changed = {side: values[side] | {"tokenizer": of} for side, of in (("teacher", teacher), ("student", student))}
+        return prepare_build(BuildRun.model_validate(values | changed))
+
+    named, apart = prepared(student), prepared(student | {"path": str(tmp_path / "copy")})
+    assert named.pairer.teacher is named.pairer.student
+    assert apart.pairer.teacher is not apart.pairer.student
+    assert named.identity == apart.identity
