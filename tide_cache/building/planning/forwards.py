@@ -21,8 +21,8 @@ BATCHES_TIMED = 8
 SHARE_TIMED = 0.25
 """Of a small build's forwards: timing all of them would cost what they cost."""
 
-SAMPLES_DECODED = 16
-"""Samples whose true answers are decoded, where views are steps of that."""
+SAMPLES_DECODED, SHARE_DECODING = 16, 0.25
+"""Samples whose true answers are decoded, where views are steps of that, and the share of what is left of the budget."""
 
 Views = Sequence[Sequence[MaskedView]]
 
@@ -96,6 +96,7 @@ def time_decoding(build: PreparedBuild, teacher: AnyTeacher, pairs: Sequence[Sam
     """
     if build.views.source != "trajectory" or build.views.trajectory != "decode":
         return 0.0
+    budget = budget.share(SHARE_DECODING)
     by_length = sorted(pairs, key=lambda pair: len(pair.teacher_ids_M))
     chosen = [by_length[i] for i in spread_first(evenly(len(by_length), SAMPLES_DECODED))]
     seconds, num_decoded = 0.0, 0

@@ -56,7 +56,7 @@ def plan_build(
     for place, name in enumerate(build.passes):
         share = budget.share(1 / (2 * len(build.passes) - place))
         timings[name] = time_forwards(build, teacher, rows.pairs, views, rows.kept, name, share)
-    decode_s = time_decoding(build, teacher, rows.pairs, budget.share(1 / 4))
+    decode_s = time_decoding(build, teacher, rows.pairs, budget)
     num_samples = round(rows.kept * len(build.corpus))
     scale = num_samples / len(rows.pairs)
     num_masked = [sum(int(view.is_student_masked_L.sum()) for view in of_sample) for of_sample in views]
