@@ -22,7 +22,7 @@ SHARE_TIMED = 0.25
 """Of a small build's forwards: timing all of them would cost what they cost."""
 
 SAMPLES_DECODED, SHARE_DECODING = 16, 0.25
-"""Samples whose true answers are decoded, where views are steps of that, and the share of what is left of the budget."""
+"""Samples whose true answers are decoded, where views are steps of that; the share of the budget left that it takes."""
 
 Views = Sequence[Sequence[MaskedView]]
 
