@@ -320,4 +320,4 @@ class _Grouped:
     """A live teacher in a cache's groups, so that both visit the samples in the same order."""
 
     def __init__(self, live: LiveTeacher, groups: Groups):
-        self.groups, self.records = groups, live.records
+        self.groups, self.records, self.ready = groups, live.records, live.ready

@@ -95,7 +95,7 @@ class _Grouped:
 
     def __init__(self, live, groups):
         self.groups = groups
-        self.records = live.records
+        self.records, self.ready = live.records, live.ready
 
 
 @pytest.fixture(scope="module")
