@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from tide_cache.building.driver import build_cache
 from tide_cache.config.build import BuildRun
-from tide_cache.errors import CacheIncompleteError
+from tide_cache.errors import CacheIncompleteError, CacheMismatchError
 from tide_cache.inspecting import sampling
 from tide_cache.inspecting.inspection import inspect
 from tide_cache.manifest import Manifest
@@ -50,6 +51,13 @@ def test_large_caches_are_read_in_part(built, monkeypatch):
 def test_a_folder_without_a_cache_is_refused(tmp_path):
     with pytest.raises(CacheIncompleteError, match="no cache here"):
         inspect(tmp_path)
+
+
+def test_a_cache_whose_records_count_nothing_is_refused():
+    with pytest.raises(
+        CacheMismatchError, match="its commit records do not say covered_tokens, supervised_tokens"
+    ):
+        inspect(Path(__file__).parents[1] / "golden" / "cache-v1")
 
 
 def test_chunk_lengths_and_coverage_are_those_of_the_manifest(built):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tide_cache.building.run_record import read_record
+from tide_cache.errors import CacheMismatchError
 from tide_cache.inspecting.sampling import ChunkShapes, OnGroups, SampledSignals, sample_cache
 from tide_cache.locations import CachePath
 from tide_cache.manifest import Manifest
@@ -72,6 +73,11 @@ class Inspection:
         return {self.first_pass: self.sampled, **self.other_passes}
 
 
+_OF_PAIRS = {"samples", "covered_tokens", "supervised_tokens"}
+_OF_SIGNALS = {"views", "masked_student_positions", "masked_teacher_positions", "top1_correct", "topk_rows", "topk_ids"}
+"""What the figures are made of, by table."""
+
+
 def inspect(cache: CachePath, on_groups: OnGroups | None = None) -> Inspection:
     """Return the contents of a complete cache; reads its manifest and at most 64 row groups of each pass.
 
@@ -80,10 +86,16 @@ def inspect(cache: CachePath, on_groups: OnGroups | None = None) -> Inspection:
         on_groups: Called with the number of row groups read and of all to read.
 
     Raises:
+        CacheMismatchError: Another program wrote the cache, and did not count what a build counts.
         TideCacheError: The cache is incomplete or damaged.
     """
     manifest = Manifest.load(cache)
     pairs, signals = manifest.totals["pairs"], manifest.totals[manifest.passes[0]]
+    if missing := sorted(_OF_PAIRS - pairs.keys()) + sorted(_OF_SIGNALS - signals.keys()):
+        raise CacheMismatchError(
+            f"{cache}: its commit records do not say {', '.join(missing)}; expected what `tide-cache "
+            "build-teacher-shards` counts. The shards can be read and verified, but not described."
+        )
     masked, teacher_masked = int(signals["masked_student_positions"]), int(signals["masked_teacher_positions"])
     cache_bytes = manifest.cache_bytes
     sample = sample_cache(cache, manifest, on_groups)
