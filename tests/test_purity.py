@@ -25,7 +25,7 @@ PATTERNS = {
     "tide_cache/student/fused_head.py": {"torch", "triton"},
     "tide_cache/student/fused_kernels.py": {"triton"},
     "tide_cache/modeling/row_signals.py": {"torch"},
-    "tide_cache/modeling/kept.py": {"torch"},
+    "tide_cache/modeling/kept.py": {"numpy", "torch"},
     "tide_cache/modeling/moving.py": {"torch"},
     "tide_cache/modeling/batches.py": set(),
     "tide_cache/modeling/attention.py": {"torch"},

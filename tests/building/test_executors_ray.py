@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+in_full = pytest.mark.skipif(not IS_FULL, reason="a cluster takes half a minute of both cores: TIDE_CACHE_TESTS=full")
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
@@ -53,6 +54,7 @@ def actor_pids():
     return found
 
 
+@in_full
 def test_a_killed_actor_and_a_lost_node_do_not_change_a_byte(tmp_path, run_in, undisturbed, tree, cluster):
     second = cluster.add_node(**NODE)
     harm = []
@@ -83,6 +85,7 @@ def test_a_killed_actor_and_a_lost_node_do_not_change_a_byte(tmp_path, run_in, u
         time.sleep(0.1)
 
 
+@in_full
 def test_a_cluster_without_a_place_is_given_up(tmp_path, run_in, cluster, monkeypatch):
     monkeypatch.setattr(ray_actors, "PLACING_S", 1.0)
     monkeypatch.setattr(ray_actors._Crew, "add_actor", lambda crew: None)
@@ -90,12 +93,13 @@ def test_a_cluster_without_a_place_is_given_up(tmp_path, run_in, cluster, monkey
         build_cache(run_in(tmp_path / "cache"), executor=RayActors(1, cluster.address))
 
 
+@in_full
 def test_a_cluster_without_a_gpu_is_refused_where_one_is_asked_for(tmp_path, run_in, cluster):
     with pytest.raises(RunFileError, match=r"teacher.device cuda: the Ray cluster has no GPU; use 'auto' or 'cpu'"):
         build_cache(run_in(tmp_path / "cache", teacher__device="cuda"), executor=RayActors(1, cluster.address))
 
 
-@pytest.mark.skipif(not IS_FULL, reason="takes half a minute: TIDE_CACHE_TESTS=full")
+@in_full
 def test_a_lost_head_is_told_and_what_is_committed_stays(tmp_path, run_in, cluster):
     """The last one: nothing repairs the cluster afterwards."""
     out = tmp_path / "cache"
@@ -124,7 +128,7 @@ def test_a_lost_head_is_told_and_what_is_committed_stays(tmp_path, run_in, clust
     assert all(json.loads(path.read_text())["table"] == "plain" for path in records)
 
 
-@pytest.mark.skipif(not IS_FULL, reason="starts a second cluster: TIDE_CACHE_TESTS=full")
+@in_full
 def test_without_an_address_a_cluster_starts_here_and_ends_with_the_build(tmp_path, run_in, undisturbed, tree):
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tide-cache[ray]'")
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

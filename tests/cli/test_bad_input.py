@@ -245,10 +245,10 @@ def test_lanes_that_the_ranks_cannot_share_are_refused(call):
 
 def test_a_hot_cache_of_another_version_is_refused(call, tmp_path):
     (tmp_path / "hot").mkdir()
-    (tmp_path / "hot/hot-cache.json").write_text('{"version": 2}')
+    (tmp_path / "hot/hot-cache.json").write_text('{"version": 1}')
     result = call(*STUDENT, "--dry-run", "--set", f"data.hot_cache={tmp_path / 'hot'}")
     assert result.exit_code == 2
-    assert "has version 2, this release reads version 1; remove the folder" in result.stderr
+    assert "has version 1, this release reads version 2; remove the folder" in result.stderr
 
 
 def test_training_on_a_gpu_that_is_not_there_is_refused(workshop, call):

@@ -144,7 +144,8 @@ def check(words):
     elif Path(program).name == "python" and rest[:2] == ["-m", "sglang.launch_server"]:
         pass  # an engine that serves students, on a GPU
     elif Path(program).name == "python" and rest[0] == "-m":
-        assert (ROOT / (rest[1].replace(".", "/") + ".py")).is_file(), rest
+        module = ROOT / rest[1].replace(".", "/")
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), rest
     elif Path(program).name == "python":
         text = (ROOT / rest[0]).read_text()
         assert all(f'"{word}"' in text for word in rest[1:] if word.startswith("--")), rest

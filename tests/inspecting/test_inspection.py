@@ -54,9 +54,7 @@ def test_a_folder_without_a_cache_is_refused(tmp_path):
 
 
 def test_a_cache_whose_records_count_nothing_is_refused():
-    with pytest.raises(
-        CacheMismatchError, match="its commit records do not say covered_tokens, supervised_tokens"
-    ):
+    with pytest.raises(CacheMismatchError, match="its commit records do not say covered_tokens, supervised_tokens"):
         inspect(Path(__file__).parents[1] / "golden" / "cache-v1")
 
 

@@ -212,7 +212,7 @@ INTEGERS = (
     "true_id_N", "rows_R", "kept_ids_NK", "chunk_of_row_N", "extra_ids_NX", "drawn_column_ND", "candidate_chunk_J",
     "token_candidate_F", "token_row_F", "token_column_F",
 )  # fmt: skip
-DTYPES = dict.fromkeys(INTEGERS, torch.int64)
+DTYPES = dict.fromkeys((*INTEGERS, "view_N"), torch.int64)
 
 
 @pytest.mark.parametrize("with_signal", [True, False])

@@ -14,6 +14,7 @@ from tide_cache.objectives.tidal import Tidal
 from tide_cache.records import StudentBatch
 from tide_cache.student.row_statistics import row_statistics
 from tide_cache.training.distributed import World
+from tide_cache.training.notes import Notes
 from tide_cache.training.step import StepSums, train_step
 from tide_cache.training.window import Window
 
@@ -93,8 +94,10 @@ def test_a_step_without_a_row_has_a_zero_gradient_and_no_nan(example):
 def test_a_line_of_metrics_divides_alike():
     window = Window(2, torch.device("cpu"))
     for total in (0.05, 0.10):
-        no_rows_B = torch.zeros(10)
-        sums = StepSums(torch.tensor([total, 0.0]), torch.tensor([0.1, 0.0]), no_rows_B, no_rows_B)
+        no_rows_B, no_notes = torch.zeros(10), Notes(torch.zeros(0))
+        sums = StepSums(
+            torch.tensor([total, 0.0]), torch.tensor([0.1, 0.0]), no_rows_B, no_rows_B, Notes(torch.zeros(0))
+        )
         window.add(sums, num_tokens=1, stall_s=0.0)
     figures = window.close()
     assert figures.means == pytest.approx([0.75, 0.0])

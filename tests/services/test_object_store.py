@@ -87,7 +87,8 @@ def test_a_single_writer_still_overwrites_nothing(s3, root, monkeypatch):
         ("short", r"cannot be read now: asked for \d+ bytes from byte \d+, got \d+|FlexibleChecksumError"),
     ],
 )
-def test_what_a_store_does_not_give_now_is_not_called_damaged(s3, remote, way, message):
+def test_what_a_store_does_not_give_now_is_not_called_damaged(s3, remote, monkeypatch, way, message):
+    monkeypatch.setattr(store_faults, "FIRST_WAIT_S", 0.01)
     s3.ways = {way}
     for use in (verify, inspect):
         if use is inspect and way != "forbidden":
