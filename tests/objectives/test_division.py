@@ -95,9 +95,7 @@ def test_a_line_of_metrics_divides_alike():
     window = Window(2, torch.device("cpu"))
     for total in (0.05, 0.10):
         no_rows_B, no_notes = torch.zeros(10), Notes(torch.zeros(0))
-        sums = StepSums(
-            torch.tensor([total, 0.0]), torch.tensor([0.1, 0.0]), no_rows_B, no_rows_B, Notes(torch.zeros(0))
-        )
+        sums = StepSums(torch.tensor([total, 0.0]), torch.tensor([0.1, 0.0]), no_rows_B, no_rows_B, no_notes)
         window.add(sums, num_tokens=1, stall_s=0.0)
     figures = window.close()
     assert figures.means == pytest.approx([0.75, 0.0])
