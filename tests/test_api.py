@@ -132,8 +132,8 @@ def test_another_tokenizer_or_a_missing_signal_is_refused(cache, tiny_teacher, v
     sizes = {"steps": 1, "global_batch": 8, "micro_batch": 4}
     with pytest.raises(tide_cache.CacheMismatchError, match="student tokenizer, tokenizer: cache has"):
         cache.torch_dataset(vocabularies.first, OBJECTIVES, **sizes)
-    with pytest.raises(tide_cache.CacheMismatchError, match=r"objectives also need \['chunks'\]"):
-        cache.torch_dataset(tiny_teacher, [tide_cache.ChunkKL()], **sizes)
+    with pytest.raises(tide_cache.CacheMismatchError, match=r"signals.tail_samples: cache has 0"):
+        cache.torch_dataset(tiny_teacher, [tide_cache.ForwardKL(temperature=1.0, tail="sampled")], **sizes)
 
 
 def test_a_preset_gives_its_objectives():

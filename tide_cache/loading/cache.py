@@ -15,7 +15,7 @@ from tide_cache.loading.ready_views import ReadyView, ReadyViews, SourceLaw, mak
 from tide_cache.loading.shared_views import cut_view
 from tide_cache.loading.source import GroupCache
 from tide_cache.locations import CachePath
-from tide_cache.manifest import Manifest
+from tide_cache.manifest import CacheIdentity, Manifest
 from tide_cache.records import ViewRecord
 from tide_cache.shards import (
     SAMPLES_PER_GROUP,
@@ -48,6 +48,7 @@ class CacheSource:
         signal_pass: PassName | None = None,
         signals: Collection[SignalKind] | None = None,
         hot: HotCache | None = None,
+        has_kept_candidates: bool = False,
     ):
         """Open a cache; no shard is read yet.
 
@@ -59,6 +60,8 @@ class CacheSource:
             signal_pass: Which of the cache's passes to read; by default its first.
             signals: Which signals to decode, by default all; `truth` is always decoded.
             hot: Where row groups that are ready for batches are kept on a local disk, if anywhere.
+            has_kept_candidates: Whether the kept ids of rows are the candidates of chunks too; see
+                `chunks_are_kept_ids`.
         """
         self._hot = hot
         self._num_views = num_views or manifest.identity.views.num_views
@@ -66,6 +69,9 @@ class CacheSource:
         self._views = BuildViewsConfig(**dict(manifest.identity.views))
         self._temperatures = manifest.identity.signals.temperatures
         self._pass, self._signals = signal_pass or manifest.passes[0], signals
+        if has_kept_candidates and signals is not None:
+            self._signals = {*signals, "topk"}
+        self._has_kept_candidates = has_kept_candidates
         self.groups = Groups.of_runs(manifest.num_samples, SAMPLES_PER_GROUP)
         self._held = GroupCache(self._read, held_groups)
         self._held_ready = GroupCache(self._read_ready, held_groups)
@@ -106,7 +112,7 @@ class CacheSource:
         shard, group_of_shard = self._place(group)
         content = " ".join(self._reader(table, shard).content for table in ("pairs", self._pass))
         signals = "all" if self._signals is None else " ".join(sorted(self._signals))
-        name = f"{content} {group_of_shard} {view} {signals} {law}"
+        name = f"{content} {group_of_shard} {view} {signals} {law} {self._has_kept_candidates}"
         return ReadyViews(self._hot.get(name, lambda: self._make_ready(group, view, law)))
 
     def _make_ready(self, group: int, view: int, law: SourceLaw) -> Columns:
@@ -116,12 +122,18 @@ class CacheSource:
             joined = join_views(records, law.own, law.temperatures)
         else:
             joined = join_columns(*self._read((group, view)), law.own, law.temperatures)
-        return make_ready(joined, law).columns
+        return make_ready(joined, law, self._has_kept_candidates).columns
 
     def _place(self, group: int) -> tuple[int, int]:
         """Return the shard of a group, and its number there."""
         (shard,), (group_of_shard,) = self.groups.places(np.array([group]))
         return int(shard), int(group_of_shard)
+
+
+def chunks_are_kept_ids(identity: CacheIdentity) -> bool:
+    """Tell whether kept ids serve as `chunks`: with one tokenizer on both sides a chunk is a token."""
+    kinds, is_one = identity.signals.kinds, identity.pairing.shared_vocab_size >= identity.vocab_sizes.student
+    return is_one and "topk" in kinds and "chunks" not in kinds
 
 
 def kinds_to_read(needed: Collection[str]) -> list[SignalKind]:

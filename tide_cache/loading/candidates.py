@@ -82,6 +82,23 @@ def candidates_of(chunks: ChunkCandidates | None, active: ActiveChunks, num_temp
     return Candidates(chunk_J, chunks.logprobs_J, candidate_F, row_F, id_F, log_tail_CT, log_partition_CT)
 
 
+def kept_as_candidates(kept: TopK, active: ActiveChunks, num_rows: int) -> Candidates:
+    """Return the kept ids of rows as candidates of their chunks: where one token meets one token these are the same.
+
+    Args:
+        kept: `rows_R` are rows of chunks of one token on each side.
+        active: The active chunks.
+        num_rows: Number of masked rows.
+    """
+    chunk_R = active.chunk_of_row(num_rows)[kept.rows_R]
+    log_tail_CT = np.zeros((len(active.spans_A4), kept.log_tail_RT.shape[1]), np.float32)
+    log_partition_CT = np.zeros_like(log_tail_CT)
+    log_tail_CT[chunk_R], log_partition_CT[chunk_R] = kept.log_tail_RT, kept.log_partition_RT
+    chunk_J, row_J = (np.repeat(what_R, kept.counts_R).astype(np.int64) for what_R in (chunk_R, kept.rows_R))
+    id_J = kept.ids_E.astype(np.int64)
+    return Candidates(chunk_J, kept.logprobs_E, np.arange(len(id_J)), row_J, id_J, log_tail_CT, log_partition_CT)
+
+
 def gather_places(num_rows: int, kept: TopK | None, row_W: Ints, id_W: Ints) -> tuple[Ints, Ints, Ints]:
     """Find a place for each wanted id of a row: that of a kept id, or of one of the row's further ids.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tide_cache.config.train import DataConfig
 from tide_cache.errors import CacheMismatchError, TideCacheError, fault_list
-from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_layout, kinds_to_read
+from tide_cache.loading.cache import HELD_GROUPS, CacheSource, cache_layout, chunks_are_kept_ids, kinds_to_read
 from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.groups import Groups
 from tide_cache.loading.hot_cache import HotCache
@@ -50,12 +50,20 @@ class OpenedCache:
     def signals(self) -> frozenset[str]:
         """Signals that reach the student, as objectives name them.
 
-        `topk` concerns equal tokens, and the tokenizers may share none; `projected` replaces it.
+        `topk` concerns equal tokens, and the tokenizers may share none; `projected` replaces it. With one tokenizer
+        `topk` serves for `chunks` too.
         """
-        kinds = {*self.manifest.identity.signals.kinds}
+        kinds: set[str] = {*self.manifest.identity.signals.kinds}
+        if self._has_kept_candidates:
+            kinds |= {"chunks"}
         if not self.manifest.identity.pairing.shared_vocab_size:
             kinds -= {"topk"}
         return frozenset(kinds | {"topk"} if "projected" in kinds else kinds)
+
+    @property
+    def _has_kept_candidates(self) -> bool:
+        """In a mix each cache has its own objectives, and none learns the same from two of them."""
+        return not self.where and chunks_are_kept_ids(self.manifest.identity)
 
     def use(self) -> dict[str, object]:
         """Describe the cache and its use, for checkpoints and the final model."""
@@ -85,6 +93,7 @@ class OpenedCache:
             signal_pass=self.signal_pass,
             signals=kinds_to_read(signals),
             hot=hot,
+            has_kept_candidates="chunks" in signals and self._has_kept_candidates,
         )
 
     def layout(self, tokenizer: TextTokenizer) -> BatchLayout:

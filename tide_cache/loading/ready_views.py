@@ -16,7 +16,7 @@ import numpy as np
 
 from tide_cache.arrays import Int64s, Ints, sums_before
 from tide_cache.config.settings import Schedule
-from tide_cache.loading.candidates import candidates_of, drawn_of, gather_places
+from tide_cache.loading.candidates import candidates_of, drawn_of, gather_places, kept_as_candidates
 from tide_cache.loading.joining import ActiveChunks, JoinedViews
 from tide_cache.loading.sharing import told_topk
 from tide_cache.shards import Array, Column, Columns, Ragged, scalars
@@ -135,12 +135,13 @@ class ReadyView(NamedTuple):
         return self.table.length(self.number)
 
 
-def make_ready(joined: JoinedViews, law: SourceLaw) -> ReadyViews:
+def make_ready(joined: JoinedViews, law: SourceLaw, has_kept_candidates: bool = False) -> ReadyViews:
     """Return the table of some views.
 
     Args:
         joined: Views of one source.
         law: Of the source.
+        has_kept_candidates: Whether kept ids of `topk` are the candidates of chunks, which were not captured.
     """
     row_start_B = joined.rows_before_L[joined.token_start_B]
     num_rows, num_T = int(row_start_B[-1]), len(law.temperatures)
@@ -148,7 +149,10 @@ def make_ready(joined: JoinedViews, law: SourceLaw) -> ReadyViews:
     shared = told_topk(joined, active, law.shared_vocab_size, law.temperatures)
     topk = None if shared is None else shared.topk
     drawn = drawn_of(shared)
-    found = candidates_of(None if joined.signal is None else joined.signal.chunks, active, num_T)
+    if has_kept_candidates and topk is not None:
+        found = kept_as_candidates(topk, active, num_rows)
+    else:
+        found = candidates_of(None if joined.signal is None else joined.signal.chunks, active, num_T)
     wanted_row_W = np.concatenate([drawn.row_D, found.token_row_F])
     wanted_id_W = np.concatenate([drawn.id_D, found.token_id_F])
     place_W, extras_N, extra_ids = gather_places(num_rows, topk, wanted_row_W, wanted_id_W)

@@ -45,7 +45,7 @@ def repeats(build: PreparedBuild, by_signal: Mapping[PassName, Mapping[str, int]
         size = sum(of_pass.get("chunks", 0) for of_pass in by_signal.values())
         result.append(
             "signals.kinds: teacher and student have one tokenizer, so nearly every chunk is one token, of which topk "
-            f"and chunks hold the same numbers: chunks takes {size / 1e6:,.0f} MB that only chunk_kl reads. Leave it "
-            "out unless you train chunk_kl."
+            f"and chunks hold the same numbers: chunks takes {size / 1e6:,.0f} MB. Leave it out: chunk_kl then reads "
+            "topk."
         )
     return tuple(result)
