@@ -3,7 +3,6 @@
 And how many the busiest of several ranks computes, on which all others wait.
 """
 
-from collections.abc import Sequence
 from typing import get_args
 
 from benchmarks.build import MASK
@@ -17,7 +16,6 @@ from tide_cache.loading.micro_batches import padded_lengths, rank_batches, step_
 from tide_cache.loading.order import LaneOrder
 from tide_cache.loading.source import PlainSource
 from tide_cache.pairing import TextTokenizer, encode_student
-from tide_cache.records import ViewRecord
 
 BLOCK_SIZE, MAX_LENGTH, GLOBAL_BATCH, MICRO_BATCH = 32, 512, 64, 8
 WORLDS = (1, 2, 4, 8)
@@ -44,32 +42,29 @@ def run(options: Options) -> dict[str, float]:
                     computed += batch.is_real_BL.numel()
             figures[f"{batching}_useful_token_share{ending}"] = real / computed
             if fills:
-                figures |= {f"{batching}_busiest_w{n}": busiest(source, order, config, n) for n in WORLDS}
+                figures |= {f"{batching}_busiest_w{n}": busiest(source, order, layout, config, n) for n in WORLDS}
         if fills:
             config = BatchConfig(GLOBAL_BATCH, MICRO_BATCH, "packed", 2 * MAX_LENGTH)
-            figures |= {f"packed_wide_busiest_w{n}": busiest(source, order, config, n) for n in WORLDS}
+            figures |= {f"packed_wide_busiest_w{n}": busiest(source, order, layout, config, n) for n in WORLDS}
             config = BatchConfig(GLOBAL_BATCH * max(WORLDS), MICRO_BATCH)
-            figures |= {f"length_8_times_busiest_w{n}": busiest(source, order, config, n) for n in WORLDS}
+            figures |= {f"length_8_times_busiest_w{n}": busiest(source, order, layout, config, n) for n in WORLDS}
     return figures
 
 
-def busiest(source: PlainSource, order: LaneOrder, config: BatchConfig, world: int) -> float:
+def busiest(source: PlainSource, order: LaneOrder, layout: BatchLayout, config: BatchConfig, world: int) -> float:
     """Return the tokens that the busiest rank of each step computes, compared with an equal share of the samples'.
 
     Args:
         source: Of samples whose last blocks are filled.
         order: Of the samples.
+        layout: Of the batches.
         config: How steps are cut.
         world: Number of ranks.
     """
     useful = computed = 0
     for step in range(order.num_samples // config.global_batch):
-        of_ranks = [rank_batches(source, order, config, BLOCK_SIZE, step, rank, world) for rank in range(world)]
-        rows = [[[_tokens(row) for row in batch] for batch in of_rank] for of_rank in of_ranks]
+        of_ranks = [rank_batches(source, order, layout, config, step, rank, world) for rank in range(world)]
+        rows = [[[sum(padded_lengths(row, BLOCK_SIZE)) for row in batch] for batch in of_rank] for of_rank in of_ranks]
         useful += sum(sum(batch) for of_rank in rows for batch in of_rank)
         computed += max(sum(len(batch) * max(batch) for batch in of_rank) for of_rank in rows)
     return computed * world / useful
-
-
-def _tokens(row: tuple[Sequence[ViewRecord], ...]) -> int:
-    return sum(padded_lengths(row, BLOCK_SIZE))

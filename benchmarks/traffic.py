@@ -20,7 +20,7 @@ from tide_cache.loading.cache import CacheSource
 from tide_cache.loading.order import LaneOrder
 from tide_cache.locations import cache_path
 from tide_cache.manifest import Manifest
-from tide_cache.records import ViewRecord
+from tide_cache.shards import Columns, ragged
 
 MOST_SAMPLES, LENGTH, PROMPT, WORLDS = 5120, 256, 32, (1, 2, 4, 8)
 GLOBAL_BATCH = 64
@@ -31,14 +31,10 @@ class _Counting(CacheSource):
 
     decoded = 0
 
-    def _read(self, group: int, view: int) -> list[ViewRecord]:
-        records = super()._read(group, view)
-        self.decoded += sum(map(_positions, records))
-        return records
-
-
-def _positions(record: ViewRecord) -> int:
-    return int(record.view.is_teacher_masked_M.sum())
+    def _read(self, key: tuple[int, int]) -> tuple[Columns, Columns]:
+        pairs, signals = super()._read(key)
+        self.decoded += len(ragged(signals, "truth_logprobs").values)
+        return pairs, signals
 
 
 def run(options: Options) -> dict[str, float]:
@@ -67,7 +63,8 @@ def _epoch_of_rank(url: str, loading: Loading, rank: int, world: int) -> tuple[i
     order, own = LaneOrder(source.groups, "traffic", 0, LANES), 0
     for first in range(0, order.num_samples, GLOBAL_BATCH):
         turns = range(first + rank, min(first + GLOBAL_BATCH, order.num_samples), world)
-        own += sum(map(_positions, source.records([visit.sample for visit in order.visits(turns)], 0)))
+        records = source.records([visit.sample for visit in order.visits(turns)], 0)
+        own += sum(int(record.view.is_teacher_masked_M.sum()) for record in records)
     return source.decoded, own
 
 
