@@ -17,7 +17,7 @@ from tide_cache.modeling.row_signals import row_signals
 from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.teacher.chunks import chunk_candidates
 from tide_cache.teacher.compdemo import compdemo_signals
-from tide_cache.teacher.tuples import AskedChunks, ChunkRows, best_tuples
+from tide_cache.teacher.tuples import AskedChunks, ChunkRows, _best, _cut, _lists
 from tide_cache.views import draw_view
 from tide_cache.views.masking import active_chunks
 
@@ -60,6 +60,11 @@ def all_tuples(logits_MV):
         for ids in product(range(logits_MV.shape[1]), repeat=len(logits_MV))
     ]
     return sorted(scored, reverse=True)
+
+
+def best_tuples(rows_GM, rows, signals):
+    """The likeliest tuples over the positions of each chunk, as one forward tells them: ids, log-probs, tail."""
+    return _cut(_best([_lists(rows, row_G) for row_G in rows_GM.T], signals), signals)
 
 
 @few

@@ -10,12 +10,12 @@ import numpy as np
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.decoding.reveal import RevealRules, reveal_steps
 from tide_cache.decoding.step import Commit
-from tide_cache.pairing.trajectory import NOT_REVEALED, token_steps
+from tide_cache.pairing.trajectory import token_steps
 from tide_cache.records import Int32s, SamplePair
 from tide_cache.teacher.capture import Teacher
 from tide_cache.teacher.sorting import AnyTeacher
 from tide_cache.views import whole_view
-from tide_cache.views.trajectory import student_steps
+from tide_cache.views.trajectory import NOT_REVEALED, student_steps
 
 
 def steps_of(

@@ -22,8 +22,7 @@ from tide_cache.modeling.adapter import evaluating
 from tide_cache.modeling.backbone import Backbone
 from tide_cache.modeling.moving import moved
 from tide_cache.records import Bools, Int32s
-
-NOT_REVEALED = -1
+from tide_cache.views.trajectory import NOT_REVEALED
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from tide_cache.loading.cuts import Row, even_rows, fewest_tokens
 from tide_cache.loading.order import Order, Visit
 from tide_cache.loading.ready_views import ReadyView
 from tide_cache.loading.source import TeacherSource
-from tide_cache.loading.window_order import rank_turns
 from tide_cache.records import StudentBatch, Targets
 
 Rows = list[Row]
@@ -75,7 +74,7 @@ def rank_batches(
     """Return the rows of a rank's micro-batches in a step; arguments as for `step_micro_batches`.
 
     A rank takes every W-th turn of the step, and cuts its own samples into micro-batches: it reads no others, not even
-    for their lengths.
+    for their lengths. In an order without lanes every rank cuts up the whole step, and takes some of the parts.
 
     Args:
         source: Where records come from.
@@ -87,52 +86,27 @@ def rank_batches(
         world: Number of processes.
         only: Number of the one micro-batch that is wanted; by default all.
     """
-    if order.lanes is None:
-        return window_batches(source, order, layout, config, step, rank, world, only)
     first, n = step * config.global_batch, config.views_per_step
-    turns = range(first + rank, first + config.global_batch, world)
-    wanted = range(len(turns) // config.micro_batch) if only is None else [only]
+    step_turns = range(first, first + config.global_batch)
+    turns = step_turns if order.lanes is None else step_turns[rank::world]
+    num_batches = len(turns) // config.micro_batch
+    wanted: Sequence[int] = range(num_batches)
+    if order.lanes is None:
+        wanted = share_of_rank(num_batches, rank, world, config.batching)
+    if only is not None:
+        wanted = [wanted[only]]
     if config.batching == "order":
         of_batches = [turns[number * config.micro_batch :][: config.micro_batch] for number in wanted]
         return [[[views] for views in visited_views(source, order.visits(own), layout, n)] for own in of_batches]
     of_sample = visited_views(source, order.visits(turns), layout, n)
-    planned = plan_micro_batches(
-        padded_lengths(of_sample, layout.block_size),
-        len(turns) // config.micro_batch,
-        config.batching,
-        config.row_tokens,
-    )
+    lengths = padded_lengths(of_sample, layout.block_size)
+    planned = plan_micro_batches(lengths, num_batches, config.batching, config.row_tokens)
     return [[[of_sample[sample] for sample in row] for row in planned[number]] for number in wanted]
 
 
 def padded_lengths(of_sample: Sequence[Sequence[ReadyView]], block_size: int) -> list[int]:
     """Return the tokens that each sample takes up."""
     return [-(-views[0].length // block_size) * block_size for views in of_sample]
-
-
-def window_batches(
-    source: TeacherSource,
-    order: Order,
-    layout: BatchLayout,
-    config: BatchConfig,
-    step: int,
-    rank: int,
-    world: int,
-    only: int | None,
-) -> list[BatchRows]:
-    """Return the same in an order without lanes: the whole step is cut up, and a rank takes some of the parts."""
-    n = config.views_per_step
-    num_batches = config.global_batch // config.micro_batch
-    share = share_of_rank(num_batches, rank, world, config.batching)
-    share = share if only is None else [share[only]]
-    if config.batching == "order":
-        of_batches = rank_turns(step, config.global_batch, config.micro_batch, 0, 1)
-        return [[[views] for views in visited_views(source, order.visits(of_batches[k]), layout, n)] for k in share]
-    turns = range(step * config.global_batch, (step + 1) * config.global_batch)
-    of_sample = visited_views(source, order.visits(turns), layout, n)
-    lengths = padded_lengths(of_sample, layout.block_size)
-    planned = plan_micro_batches(lengths, num_batches, config.batching, config.row_tokens)
-    return [[[of_sample[sample] for sample in row] for row in planned[number]] for number in share]
 
 
 def share_of_rank(num_batches: int, rank: int, world: int, batching: Batching = "length") -> list[int]:

@@ -71,15 +71,20 @@ class MixedOrder:
     def _before(self, block: int) -> Int64s:
         """Turns that each queue had before a block."""
         while len(self._counts_before) <= block:
-            queues = self._draw_block(len(self._counts_before) - 1).queue_of_turn
+            queues = self._queues(len(self._counts_before) - 1)
             self._counts_before.append(self._counts_before[-1] + np.bincount(queues, minlength=self._num_queues))
         return self._counts_before[block]
 
-    def _draw_block(self, block: int) -> "_Block":
+    def _queues(self, block: int) -> Int64s:
+        """Return the queue of each turn of a block."""
         random = KeyedRandom("mix", self._seed, block, *self._keys)
         sources = np.searchsorted(self._edges, random.uniform(TURNS_PER_BLOCK), side="right")
         lanes = (block * TURNS_PER_BLOCK + np.arange(TURNS_PER_BLOCK)) % (self.lanes or 1)
-        queues = lanes * len(self._orders) + sources
+        queues: Int64s = lanes * len(self._orders) + sources
+        return queues
+
+    def _draw_block(self, block: int) -> "_Block":
+        queues = self._queues(block)
         by_queue = np.argsort(queues, kind="stable")
         before = np.empty(TURNS_PER_BLOCK, np.int64)
         before[by_queue] = ranges(0, np.bincount(queues, minlength=self._num_queues))

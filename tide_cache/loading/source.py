@@ -51,7 +51,8 @@ class RecordSource(ABC):
 
     def ready(self, samples: Sequence[int], epoch: int, layout: BatchLayout, source: int = 0) -> list[ReadyView]:
         """Return the same views, ready for batches; arguments as in `TeacherSource`."""
-        return ready_records([replace(one, source=source) for one in self.records(samples, epoch)], layout)
+        records = self.records(samples, epoch)
+        return ready_records([replace(one, source=source) for one in records] if source else records, layout)
 
 
 class PlainSource(RecordSource):

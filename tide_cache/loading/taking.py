@@ -4,7 +4,6 @@ Shape suffixes as in `tide_cache.records`; B views.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -69,8 +68,3 @@ class TakenViews:
         """Repeat one value of each view for all its values on an axis."""
         result: Array = np.repeat(values_B, np.diff(self.start_B(axis)))
         return result
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Tokens of each view."""
-        return [span.stop - span.start for span in self.spans("token")]

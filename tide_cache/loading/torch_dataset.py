@@ -6,6 +6,7 @@ the loader asks them in turn, so the order of the batches is the same for any nu
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -14,7 +15,7 @@ from tide_cache.config.sections import BatchConfig
 from tide_cache.config.settings import LANES
 from tide_cache.errors import RunFileError
 from tide_cache.loading.collate import BatchLayout, batch_of
-from tide_cache.loading.micro_batches import rank_batches
+from tide_cache.loading.micro_batches import BatchRows, rank_batches
 from tide_cache.loading.opening import make_order
 from tide_cache.loading.source import TeacherSource
 from tide_cache.records import StudentBatch, Targets
@@ -82,10 +83,16 @@ class MicroBatches(IterableDataset[tuple[StudentBatch, Targets]]):
     def _from_next(self, stride: int) -> Iterator[tuple[StudentBatch, Targets]]:
         source = self._open_source()
         order = make_order(source.groups, self._key, self._seed, self._lanes)
+        is_apart = self._config.batching == "order"  # else the whole step is planned to know one part
+
+        @lru_cache(maxsize=1)
+        def planned(step: int, only: int | None = None) -> list[BatchRows]:
+            where = self.layout, self._config, self._steps[step], self._rank, self._world
+            return rank_batches(source, order, *where, only=only)
+
         for number in range(self._next, len(self), stride):
             step, own = divmod(number, self.micro_batches_per_step)
-            where = self.layout, self._config, self._steps[step], self._rank, self._world
-            (rows,) = rank_batches(source, order, *where, only=own)
+            rows = planned(step, own)[0] if is_apart else planned(step)[own]
             self._next = number + stride
             yield batch_of(rows, self.layout)
 

@@ -66,20 +66,3 @@ def _epoch_order(group_sizes: tuple[int, ...], key: str, seed: int, window_group
     result: Int64s = np.concatenate(windows)
     result.flags.writeable = False  # every caller gets the same array
     return result
-
-
-def rank_turns(step: int, global_batch: int, micro_batch: int, rank: int, world_size: int) -> list[range]:
-    """Return the turns of each micro-batch of a rank in an optimizer step.
-
-    Together the ranks take exactly turns [step * global_batch, (step + 1) * global_batch).
-
-    Args:
-        step: Number of the step, from 0.
-        global_batch: Samples per step; a multiple of `micro_batch * world_size`.
-        micro_batch: Samples per forward.
-        rank: This process.
-        world_size: Number of processes.
-    """
-    first = step * global_batch
-    starts: Sequence[int] = range(first + rank * micro_batch, first + global_batch, micro_batch * world_size)
-    return [range(start, start + micro_batch) for start in starts]

@@ -16,7 +16,6 @@ from tide_cache.config.settings import AttentionKind, DeviceMap, Quantisation
 from tide_cache.errors import ModelError, RunFileError, fault_list
 from tide_cache.hub import Repository, open_repository
 from tide_cache.modeling.adapter import (
-    PADDED,
     Adapter,
     Backbone,
     CheckpointInfo,
@@ -90,8 +89,7 @@ def read_checkpoint(location: str, revision: str | None = None) -> CheckpointInf
             f"{location}/config.json: {family.block_field}: found {block_size!r}, expected the number of tokens in a "
             "block of its training; fix it"
         )
-    if getattr(config, PADDED, None) is not None:
-        num_token_ids(config, f"{location}/config.json")
+    num_token_ids(config, f"{location}/config.json")  # it may state an impossible number
     return CheckpointInfo(
         location,
         family.name,

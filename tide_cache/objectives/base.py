@@ -191,10 +191,14 @@ def has_candidates(targets: Targets) -> torch.Tensor:
 
 def student_chunk_logprobs(student: RowStatistics, targets: Targets) -> torch.Tensor:
     """Sum the student's log-probs of the true tokens over each active chunk, in nats [C]."""
-    truth_N = student_truth(student)  # float64 if the student's statistics are, while targets stay float32
+    return sum_by_chunk(student_truth(student), targets)  # float64 if the statistics are, while targets stay float32
+
+
+def sum_by_chunk(values_N: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Add up the values of each active chunk's rows, [C]."""
     num_chunks, chunk_N = len(targets.truth.chunk_logprob_C), targets.truth.chunk_of_row_N
     # rows of no chunk go to an extra place: to look for the others, the host would wait for a GPU
-    sums = truth_N.new_zeros(num_chunks + 1).index_add(0, torch.where(chunk_N < 0, num_chunks, chunk_N), truth_N)
+    sums = values_N.new_zeros(num_chunks + 1).index_add(0, torch.where(chunk_N < 0, num_chunks, chunk_N), values_N)
     return sums[:num_chunks]
 
 

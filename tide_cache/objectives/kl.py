@@ -20,6 +20,7 @@ from tide_cache.objectives.base import (
     decoupled_kl,
     grouped_kl,
     student_logprobs,
+    sum_by_chunk,
     teacher_logprobs,
     untold,
 )
@@ -124,11 +125,8 @@ class ForwardKL(ForwardKLConfig, _GroupedKL):
 def _share_of_chunk(targets: Targets) -> torch.Tensor:
     """Return 1 / (rows with candidates in the same chunk) for each row with candidates; 1 in no chunk [R]."""
     chunk_R = targets.truth.chunk_of_row_N[targets.topk.rows_R]
-    num_chunks = len(targets.truth.chunk_logprob_C)
-    place_R = torch.where(chunk_R < 0, num_chunks, chunk_R)
-    one_R = torch.ones_like(targets.t_N[targets.topk.rows_R])
-    size_C = one_R.new_zeros(num_chunks + 1).index_add(0, place_R, one_R)
-    return torch.where(chunk_R < 0, one_R, 1 / size_C[place_R])
+    size_C = sum_by_chunk(targets.topk.has_topk_N.to(targets.t_N.dtype), targets)
+    return 1 / torch.cat([size_C, size_C.new_ones(1)])[chunk_R]  # in no chunk, -1: the last
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 
 from tide_cache.config.objectives import RowWeight
 from tide_cache.objectives import uncertain
-from tide_cache.objectives.base import Objective
+from tide_cache.objectives.base import Objective, sum_by_chunk
 from tide_cache.records import RowStatistics, Targets
 
 
@@ -84,20 +84,13 @@ class ByStep(Objective):
         """
         if self.row_weight == "uncertain":
             num_N = torch.ones_like(targets.t_N)
-            size_C = _sum_by_chunk(num_N, targets)
-            view_C = _sum_by_chunk(targets.view_N.double(), targets).div(size_C).round().long()
-            entropy_C = size_C if student is None else _sum_by_chunk(uncertain.entropy(student), targets) / size_C
+            size_C = sum_by_chunk(num_N, targets)
+            view_C = sum_by_chunk(targets.view_N.double(), targets).div(size_C).round().long()
+            entropy_C = size_C if student is None else sum_by_chunk(uncertain.entropy(student), targets) / size_C
             return values_C.masked_fill(
                 ~uncertain.most_uncertain(entropy_C, view_C.masked_fill(~has_C, -1), self.share), 0
             )
         is_taught_N = self.taught(targets)
         if is_taught_N is None:
             return values_C
-        return values_C.masked_fill(_sum_by_chunk(is_taught_N.long(), targets) == 0, 0)
-
-
-def _sum_by_chunk(values_N: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """Add up the values of each active chunk's rows, [C]."""
-    chunk_N, num_chunks = targets.truth.chunk_of_row_N, len(targets.truth.chunk_logprob_C)
-    place_N = torch.where(chunk_N >= 0, chunk_N, num_chunks)
-    return values_N.new_zeros(num_chunks + 1).index_add(0, place_N, values_N)[:num_chunks]
+        return values_C.masked_fill(sum_by_chunk(is_taught_N.long(), targets) == 0, 0)

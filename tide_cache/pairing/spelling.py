@@ -81,15 +81,17 @@ class Spelling:
         length = tuples_JM.shape[1]
         remembered = self._remembered.setdefault(length, Remembered(length))
         number_J = remembered.find(tuples_JM)
-        if (number_J < 0).any():
-            unknown = list(set(map(tuple, tuples_JM[number_J < 0].tolist())))
+        missing_J = np.flatnonzero(number_J < 0)
+        if len(missing_J):
+            unknown = list(set(map(tuple, tuples_JM[missing_J].tolist())))
             if sum(map(len, self._remembered.values())) + len(unknown) > _MEMORY:
                 self._remembered = {length: (remembered := Remembered(length))}
+                missing_J = np.arange(len(tuples_JM))
                 unknown = list(set(map(tuple, tuples_JM.tolist())))
             joined = [[self._spelled[i] for i in ids] for ids in unknown]
             texts = [b"".join(parts) if all(parts) else b"" for parts in joined]
             remembered.add(unknown, [ids or () for ids in self._encoded(texts)])
-            number_J = remembered.find(tuples_JM)
+            number_J[missing_J] = remembered.find(tuples_JM[missing_J])
         return remembered.spellings(number_J)
 
     @property

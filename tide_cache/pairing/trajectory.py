@@ -13,8 +13,7 @@ from tide_cache.pairing.rendered import Rendered
 from tide_cache.pairing.streams import TokenStream
 from tide_cache.pairing.tokenizer import TextTokenizer
 from tide_cache.records import ChatRow, Int32s
-
-NOT_REVEALED = -1
+from tide_cache.views.trajectory import NOT_REVEALED
 
 
 def token_steps(rows: Sequence[ChatRow], teacher: TextTokenizer) -> list[Int32s | str]:

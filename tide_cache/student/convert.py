@@ -223,11 +223,8 @@ def _add_row(model: PreTrainedModel, mask_id: int) -> None:
     """
     if mask_id >= model.config.vocab_size:
         model.resize_token_embeddings(mask_id + 1, mean_resizing=False)
-    weights = {
-        id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())
-    }
-    for weight_VD in weights.values():  # one of them when tied
-        weight_VD[mask_id] = weight_VD[:mask_id].mean(dim=0, dtype=torch.float32).to(weight_VD.dtype)
+    for weight_VD in _weights_of_ids(model):
+        weight_VD[mask_id] = _mean_row(weight_VD[:mask_id])
 
 
 def _pad_rows(model: PreTrainedModel, num_ids: int, multiple: int) -> None:
@@ -236,18 +233,21 @@ def _pad_rows(model: PreTrainedModel, num_ids: int, multiple: int) -> None:
     A row of padding is the mean of all tokens' rows, so that software which does not know it finds it no likelier than
     any token.
     """
-    parts = model.get_input_embeddings(), model.get_output_embeddings()
-    num_rows = -(-len(parts[0].weight) // multiple) * multiple
-    made: dict[int, torch.nn.Parameter] = {}
-    for part in parts:  # one weight when tied
-        weight_VD = part.weight
-        if id(weight_VD) not in made:
-            mean_D = weight_VD[:num_ids].mean(dim=0, dtype=torch.float32).to(weight_VD.dtype)
-            new_WD = mean_D.expand(num_rows - len(weight_VD), -1)
-            made[id(weight_VD)] = torch.nn.Parameter(torch.cat([weight_VD, new_WD]))
-        part.weight = made[id(weight_VD)]
-    model.config.vocab_size = num_rows
+    num_rows = model.config.vocab_size
+    model.resize_token_embeddings(pad_to_multiple_of=multiple, mean_resizing=False)
+    for weight_VD in _weights_of_ids(model):
+        weight_VD[num_rows:] = _mean_row(weight_VD[:num_ids])
     setattr(model.config, PADDED, num_ids)
+
+
+def _weights_of_ids(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Return the weights with a row for each id: two, or one when tied."""
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    return list({id(layer.weight): layer.weight for layer in layers}.values())
+
+
+def _mean_row(weight_VD: torch.Tensor) -> torch.Tensor:
+    return weight_VD.mean(dim=0, dtype=torch.float32).to(weight_VD.dtype)
 
 
 def _change_tokenizer(model: PreTrainedModel, old: TextTokenizer, new: TextTokenizer) -> None:

@@ -67,7 +67,7 @@ class ExportedModel:
     threshold: float
 
 
-MEASURED = ("held-out.json", "eval.json")
+_MEASURED = ("held-out.json", "eval.json")
 """Files of a run's folder whose figures go into the card of its model."""
 
 
@@ -132,7 +132,7 @@ def export_model(
 def _measured(run: Path) -> list[dict[str, Any]]:
     """Return what was measured of a run's student, as a sweep or `eval --out RUN/eval.json` left it there."""
     found = []
-    for name in MEASURED:
+    for name in _MEASURED:
         try:
             content = json.loads((run / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # none, or not ours

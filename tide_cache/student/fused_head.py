@@ -10,7 +10,7 @@ C tiles of the vocabulary, B blocks of rows.
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ class FusedHead:
             head_VD: Output weight, same dtype.
         """
         hidden_ND, head_VD = _by_rows(hidden_ND), _by_rows(head_VD)
-        powers, num_tiles = _Powers.of(self.temperatures), len(self.first_CN) - 1
+        powers, num_tiles = self._powers, len(self.first_CN) - 1
         parts = triton.cdiv(num_tiles, self.cut.tiles)
         new = partial(torch.empty, dtype=torch.float32, device=hidden_ND.device)
         largest_PN, sums_PNT = new(parts, len(hidden_ND)), new(parts, len(hidden_ND), len(powers.falling))
@@ -144,7 +144,7 @@ class FusedHead:
             is_head_trained: Otherwise its gradient is None.
         """
         hidden_ND, head_VD = _by_rows(hidden_ND), _by_rows(head_VD)
-        powers, vocab, ids = _Powers.of(self.temperatures), len(head_VD), self.cut.ids
+        powers, vocab, ids = self._powers, len(head_VD), self.cut.ids
         shifts_TN, factors_TN = powers.shifts_and_factors(self.temperatures, log_rest_NT, coefficient_NT)
         sorted_NK = at_ids_NK.float().gather(1, self.order_NK)
         num_tiles = triton.cdiv(vocab, ids)
@@ -166,6 +166,10 @@ class FusedHead:
                 torch.mm(of_part_NW.T, hidden_ND, out=grad_head_VD[part])
         return grad_hidden_ND, grad_head_VD
 
+    @cached_property
+    def _powers(self) -> "_Powers":
+        return _Powers.of(self.temperatures)
+
     def _launch(
         self, kernel: Any, parts: int, hidden_ND: torch.Tensor, head_VD: torch.Tensor, **arguments: Any
     ) -> None:
@@ -173,7 +177,7 @@ class FusedHead:
         (rows, size), num_ids = hidden_ND.shape, self.codes_NK.shape[1]
         if not rows:  # an empty grid is an error
             return
-        powers, cut = _Powers.of(self.temperatures), self.cut
+        powers, cut = self._powers, self.cut
         with torch.cuda.device_of(hidden_ND):  # type: ignore[no-untyped-call]
             kernel[triton.cdiv(rows, cut.rows), parts](
                 hidden=hidden_ND, head=head_VD, codes=self.codes_NK, first=self.first_CN, rounds=self.rounds_CB,

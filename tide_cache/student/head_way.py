@@ -25,9 +25,9 @@ def uses_kernels(way: HeadWay, hidden_ND: torch.Tensor, head_VD: torch.Tensor, t
     """
     if way == "torch" or (way == "auto" and not hidden_ND.is_cuda):
         return False
-    problem = kernels_problem(hidden_ND.device, hidden_ND.dtype, hidden_ND.shape[1], temperatures)
-    if hidden_ND.dtype != head_VD.dtype:
-        problem = f"found hidden states of {hidden_ND.dtype} and a head of {head_VD.dtype}"
+    problem: str | None = f"found hidden states of {hidden_ND.dtype} and a head of {head_VD.dtype}"
+    if hidden_ND.dtype == head_VD.dtype:
+        problem = kernels_problem(hidden_ND.device, hidden_ND.dtype, hidden_ND.shape[1], temperatures)
     if problem is not None and way == "triton":
         raise ValueError(f"way = 'triton': {problem}; torch and auto work")
     return problem is None

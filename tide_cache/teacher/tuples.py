@@ -122,7 +122,11 @@ class ChunkRows:
 
     @cached_property
     def likely(self) -> tuple[LikelyTuples, ...]:
-        """The likeliest tuples of all other chunks, by their number of teacher tokens; found once for all signals."""
+        """The likeliest tuples of all other chunks, by their number of teacher tokens; found once for all signals.
+
+        A chunk of one teacher token has all ids that its row keeps. One of several has at most `signals.chunk_k`
+        tuples, and the fewest that reach `signals.top_p`.
+        """
         teacher_size_A = self.chunks.teacher_size_A
         sizes = np.unique(teacher_size_A[~self.is_one_A]).tolist()
         return tuple(self._likely(np.flatnonzero((teacher_size_A == size) & ~self.is_one_A), size) for size in sizes)
@@ -154,20 +158,6 @@ class ChunkRows:
 _Best = tuple[npt.NDArray[np.int64], Floats, Floats]
 """Teacher ids [G, J, M] of tuples, log-probs at T = 1 [G, J], decreasing, -inf if a chunk has fewer, and the log of the
 sum of p^(1/T) of all others [G, T]."""
-
-
-def best_tuples(rows_GM: npt.NDArray[np.integer], rows: RowSignals, signals: SignalsConfig) -> _Best:
-    """Return the likeliest tuples over the positions of each chunk, and the sum of all others.
-
-    A chunk of one position has all ids that its row keeps. One of several has at most `signals.chunk_k` tuples, and
-    the fewest that reach `signals.top_p`.
-
-    Args:
-        rows_GM: Rows of the positions of each chunk.
-        rows: Signals of the rows.
-        signals: What to keep.
-    """
-    return _cut(_best([_lists(rows, row_G) for row_G in rows_GM.T], signals), signals)
 
 
 def _best(lists: Sequence["_Lists"], signals: SignalsConfig) -> _Best:

@@ -31,6 +31,7 @@ class Gradients:
         """
         self.norm: torch.Tensor | None = None
         self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._messages = list(_messages(self._trained))
         self._world_size = world_size
         self._held: list[torch.Tensor] = []
 
@@ -43,7 +44,7 @@ class Gradients:
             self._held = [_gradient(parameter) for parameter in self._trained]
             return
         self._held, under_way = [], []
-        for parameters in _messages(self._trained):
+        for parameters in self._messages:
             flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in parameters])
             under_way.append(dist.all_reduce(flat, async_op=True))
             for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):

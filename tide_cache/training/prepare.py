@@ -2,7 +2,7 @@
 
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,8 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
     objectives = tuple(objective_of(entry) for entry in run.objective)
     needs = [objective.needs for objective in objectives]
     caches, sizes = open_caches(run.data), (run.student.block_size, run.student.max_length)
-    lanes = _lanes(run, resume)
+    begun = _begun(run) if resume else None
+    lanes = _lanes(run, begun)
     faults = [
         *_batch_faults(run, world),
         *_lanes_faults(lanes, world),
@@ -119,7 +120,7 @@ def prepare(run: TrainRun, world: World, resume: bool, day: datetime.date | None
         *_views_faults(run, caches),
         *_out_faults(run.train.out, resume),
         *kernel_faults(run),
-        *_fix_day(run, tokenizer, resume, day or today()),
+        *_fix_day(run, tokenizer, begun, day or today()),
         *reporter_faults(run.train.report_to),
     ]
     if run.student.lora is not None:
@@ -221,11 +222,15 @@ def _batch_faults(run: TrainRun, world: World) -> list[str]:
     ]
 
 
-def _lanes(run: TrainRun, resume: bool) -> int | None:
+def _begun(run: TrainRun) -> Mapping[str, Any] | None:
+    """Return what the last checkpoint says of its run; None where there is none."""
+    last = committed_checkpoints(run.train.out / CHECKPOINTS)[-1:]
+    return read_marker(last[0]).run if last else None
+
+
+def _lanes(run: TrainRun, begun: Mapping[str, Any] | None) -> int | None:
     """Return the lanes of the order; None where the checkpoint that is resumed was saved before there were any."""
-    begun = committed_checkpoints(run.train.out / CHECKPOINTS)[-1:] if resume else []
-    is_older = bool(begun) and read_marker(begun[0]).run.get("data.lanes") is None
-    return None if is_older else run.data.lanes
+    return None if begun is not None and begun.get("data.lanes") is None else run.data.lanes
 
 
 def _lanes_faults(lanes: int | None, world: World) -> list[str]:
@@ -243,14 +248,13 @@ def _out_faults(out: Path, resume: bool) -> list[str]:
     return [f"train.out: {out} is not empty and holds no checkpoint to resume; give a new folder, or remove it"]
 
 
-def _fix_day(run: TrainRun, tokenizer: TextTokenizer, resume: bool, now: datetime.date) -> list[str]:
+def _fix_day(run: TrainRun, tokenizer: TextTokenizer, begun: Mapping[str, Any] | None, now: datetime.date) -> list[str]:
     """Make a template that writes the date write one day: the run file's, the one that the run began on, or today."""
     if run.data.corpus is None or not tokenizer.writes_date:
         return [] if run.data.date is None else [
             f"data.date: found {run.data.date}, but this run renders no template that writes the date; leave it out"
         ]  # fmt: skip
-    begun = committed_checkpoints(run.train.out / CHECKPOINTS)[-1:] if resume else []
-    day = read_marker(begun[0]).run.get("data.date") if begun else None
+    day = begun.get("data.date") if begun is not None else None
     tokenizer.show_day(run.data.date or (datetime.date.fromisoformat(day) if day else now))
     return []
 

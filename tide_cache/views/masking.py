@@ -1,22 +1,12 @@
 """Masks of a view: drawn per token, then extended to whole chunks on the student's and the teacher's side."""
 
-from typing import Protocol
-
 import numpy as np
 
 from tide_cache.arrays import sums_before
 from tide_cache.config.sections import ViewsConfig
-from tide_cache.records import Bools, Int32s, MaskedView, SamplePair
+from tide_cache.records import Bools, MaskedView, SamplePair
 from tide_cache.views.random import KeyedRandom
 from tide_cache.views.schedule import MIN_T, draw_time, mask_probability, time_of_probability
-
-
-class HasChunks(Protocol):
-    """One sample, or several concatenated."""
-
-    @property
-    def chunks_C4(self) -> Int32s:
-        """As in `SamplePair`."""
 
 
 def is_complement(view: int, complementary: bool) -> bool:
@@ -72,7 +62,7 @@ def expand_to_chunks(pair: SamplePair, is_drawn_L: Bools) -> tuple[Bools, Bools]
     return is_student_masked_L & pair.is_supervised_L, is_teacher_masked_M
 
 
-def chunks_touched(pair: HasChunks, is_masked_L: Bools) -> Bools:
+def chunks_touched(pair: SamplePair, is_masked_L: Bools) -> Bools:
     """Return for each chunk whether any of its student tokens is masked."""
     total_L = sums_before(is_masked_L)
     result: Bools = total_L[pair.chunks_C4[:, 3]] > total_L[pair.chunks_C4[:, 2]]

@@ -102,10 +102,11 @@ def _weights(masked_BU: Float64s, units_BU: Float64s, sizes_U: Int64s, law: View
     touched_UJ = np.log(-np.expm1(untouched_UJ))
     masked_UJ, shown_UJ = (untouched_UJ, touched_UJ) if law.is_complement else (touched_UJ, untouched_UJ)
     view_E, size_E = masked_BU.nonzero()
+    shown_BU = units_BU - masked_BU
     log_masked_BJ, log_shown_BJ = np.zeros((2, len(masked_BU), len(log_node_J)))
     for size in range(len(sizes_U)):  # the order of a matrix product depends on how many views there are
         log_masked_BJ += masked_BU[:, size, None] * masked_UJ[size]
-        log_shown_BJ += (units_BU - masked_BU)[:, size, None] * shown_UJ[size]
+        log_shown_BJ += shown_BU[:, size, None] * shown_UJ[size]
     log_posterior_EJ = (log_masked_BJ + log_shown_BJ)[view_E]
     if law.is_complement:
         view_M, size_M = view_E[is_several_E := sizes_U[size_E] > 1], size_E[is_several_E]
