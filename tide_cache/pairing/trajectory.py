@@ -64,7 +64,9 @@ def _steps(row: ChatRow, stream: TokenStream, text: int) -> Int32s | str:
     trajectory = json.loads(row.trajectory)
     step_M = np.full(len(ends_M), NOT_REVEALED, np.int32)
     if isinstance(trajectory[0], int):
-        (first,), (end,) = tokens_within(ends_M, np.array([[start, stop]]))
+        (first,), (end,) = (
+            place_1 - first_token for place_1 in tokens_within(stream.ends_N, np.array([[start, stop]]))
+        )
         if len(trajectory) not in (end - first, end - first + 1):
             return (
                 f"its trajectory has {len(trajectory)} steps, its answer {end - first} teacher tokens; "
