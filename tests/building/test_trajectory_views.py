@@ -207,6 +207,26 @@ def test_given_trajectories_are_followed(run_of, answered, tmp_path):
     assert prepare_build(same).identity == prepare_build(run).identity
 
 
+STRICT = """{%- for m in messages -%}
+{%- if m.content == 'no' -%}{{ raise_exception('it says no') }}{%- endif -%}
+{{- '<|' + m.role + '|>' + m.content + '<|im_end|>\\n' -}}
+{%- endfor -%}"""
+
+
+def test_a_row_that_is_left_out_needs_no_trajectory(run_of, answered, tiny_teacher, tmp_path):
+    rows = [json.loads(line) for line in answered.read_text().splitlines()]
+    rows.insert(1, {**rows[0], "question": "no"})
+    (tmp_path / "strict.jinja").write_text(STRICT)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = {"path": str(tiny_teacher), "chat_template": str(tmp_path / "strict.jinja")}
+    how = {"views": {"trajectory": "given"}, "teacher__tokenizer": tokenizer}
+    spec = str(tmp_path / "rows.jsonl")
+    with pytest.raises(PairingError, match="1 row cannot be rendered by the chat template"):
+        prepare_build(run_of(spec=spec, **how))
+    build = prepare_build(run_of(spec=spec, corpus__on_bad_row="skip", **how))
+    assert build.paired.report.samples == 5
+
+
 @pytest.mark.parametrize(
     ("trajectory", "kind", "found"),
     [

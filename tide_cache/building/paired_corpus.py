@@ -70,6 +70,10 @@ class PairedCorpus:
         """Counts of all rows."""
         return sum(self.reports, PairingReport())
 
+    def rows(self) -> Iterator[int]:
+        """Iterate over the row numbers of all samples."""
+        return (one.index for one in self.samples.rows(0, self.starts[-1]))
+
     def pairs(self) -> Iterator[SamplePair]:
         """Iterate over all samples; memory does not grow with their number."""
         return (one.pair for one in self.samples.rows(0, self.starts[-1]))

@@ -65,7 +65,7 @@ def prepare_build(
     paired = pair_all(run, corpus, pairer, plan) if pairs_all and known is None else None
     notes: tuple[str, ...] = ()
     if paired is not None:
-        require_given_steps(run, corpus, teacher)
+        require_given_steps(run, corpus, teacher, paired)
         if run.teacher.context == "causal":
             require_prefixes(paired.pairs())
         notes = build_remarks(run, corpus, paired.report, paired.lengths, paired.faults)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from tide_cache.building.paired_corpus import ROWS_AT_ONCE
+from tide_cache.building.paired_corpus import ROWS_AT_ONCE, PairedCorpus
 from tide_cache.config.build import BuildRun
 from tide_cache.corpus import Corpus, trajectories_of, trajectory_field
 from tide_cache.corpus.trajectories import TrajectoriesOf
 from tide_cache.errors import PairingError, fault_list
 from tide_cache.pairing import TextTokenizer
-from tide_cache.pairing.checking import SHOWN_FAULTS
+from tide_cache.pairing.checking import shown_faults
 from tide_cache.pairing.trajectory import token_steps
 from tide_cache.progress import doing
 
@@ -20,30 +20,30 @@ def trajectories_wanted(run: BuildRun) -> TrajectoriesOf | None:
     return trajectory_field if run.build.trajectories is None else trajectories_of(run.build.trajectories)
 
 
-def require_given_steps(run: BuildRun, corpus: Corpus[Any], teacher: TextTokenizer) -> None:
-    """Refuse given trajectories that do not fit the answers.
+def require_given_steps(run: BuildRun, corpus: Corpus[Any], teacher: TextTokenizer, paired: PairedCorpus) -> None:
+    """Refuse given trajectories that do not fit the answers; a row that is left out needs none.
 
     Args:
         run: The run file.
         corpus: Its rows.
         teacher: The teacher's tokenizer.
+        paired: The samples that rows became.
 
     Raises:
         PairingError: Lists the first rows.
     """
     if run.views.trajectory != "given":
         return
-    faults: list[str] = []
+    fault_of: dict[int, str] = {}
     with doing("Putting trajectories to tokens", len(corpus), "rows") as phase:
         for start in range(0, len(corpus), ROWS_AT_ONCE):
             some = list(corpus.rows(start, start + ROWS_AT_ONCE))
-            faults += [steps for steps in token_steps(some, teacher) if isinstance(steps, str)]
+            found = enumerate(token_steps(some, teacher), start)
+            fault_of |= {row: steps for row, steps in found if isinstance(steps, str)}
             phase.advance(len(some))
-    if faults:
-        shown = [*faults[:SHOWN_FAULTS], *([f"and {len(faults) - SHOWN_FAULTS} more"] if faults[SHOWN_FAULTS:] else [])]
-        raise PairingError(
-            fault_list(f"{run.corpus.spec}: trajectories do not fit the answers:", shown, "Nothing was computed.")
-        )
+    if fault_of and (faults := [fault_of[row] for row in paired.rows() if row in fault_of]):
+        title = f"{run.corpus.spec}: trajectories do not fit the answers:"
+        raise PairingError(fault_list(title, shown_faults(faults, len(faults)), "Nothing was computed."))
 
 
 def trajectory_faults(run: BuildRun) -> list[str]:

@@ -15,7 +15,7 @@ from tide_cache.corpus.shapes import Unread, check_columns, conversation_of, use
 from tide_cache.corpus.sources import sources_of
 from tide_cache.corpus.spec import Part, parse_spec
 from tide_cache.corpus.store import CHAT_ROWS, Corpus, Row, RowKind, store_rows
-from tide_cache.corpus.trajectories import FIELD, TrajectoriesOf, without_trajectory
+from tide_cache.corpus.trajectories import FIELD, TrajectoriesOf
 from tide_cache.errors import CorpusError, RunFileError, TideCacheError, fault_list
 from tide_cache.progress import doing
 from tide_cache.records import ChatRow, SampleId
@@ -108,13 +108,14 @@ def _open_chat(
             "the objective ce needs nothing else from it."
         )
     check_columns(columns)
-    unseen, unread = set(columns.values()), Unread()
+    further = frozenset() if trajectories is None else frozenset({FIELD})
+    unseen, unread = set(columns.values()), Unread(further)
 
     def row_of(sample_id: SampleId, origin: str, value: object) -> ChatRow:
         if unseen and isinstance(value, dict):
             unseen.difference_update(value)
         conversation = conversation_of(value, columns)
-        unread.note(conversation if trajectories is None else without_trajectory(conversation))
+        unread.note(conversation)
         trajectory = "" if trajectories is None else trajectories(sample_id, value)
         return ChatRow(sample_id, conversation.messages, origin, conversation.tools, trajectory)
 
@@ -124,7 +125,7 @@ def _open_chat(
         on_bad_row,
         RowReading(
             kind=CHAT_ROWS,
-            fields=used_fields(columns) | ({FIELD} if trajectories is not None else set()),
+            fields=used_fields(columns) | further,
             row_of=row_of,
             language_of=lambda value, row: language_of(value, row.messages),
             way_out=_WAY_OUT if section else "Fix the row, or leave such rows out with --on-bad-row skip.",

@@ -6,7 +6,7 @@ missing, because columns of merged datasets are null where they do not apply.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,19 @@ class Conversation:
 class Unread:
     """Counts what is not read of rows, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Collection[str] = ()) -> None:
+        """Count nothing yet.
+
+        Args:
+            read: Columns that something else than the conversation is read from.
+        """
+        self._read = frozenset(read)
         self._columns: Counter[str] = Counter()
         self._fields: Counter[str] = Counter()
 
     def note(self, conversation: Conversation) -> None:
         """Count one row."""
-        self._columns.update(conversation.columns)
+        self._columns.update(conversation.columns - self._read)
         self._fields.update(conversation.unread)
 
     def notes(self) -> list[str]:

@@ -7,12 +7,10 @@ which these were revealed; the bytes add up to the text, and a last pair of 0 by
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tide_cache.corpus.rows import RowFault, kind_of
-from tide_cache.corpus.shapes import Conversation
 from tide_cache.corpus.tables import read_parquet
 from tide_cache.corpus.text_files import read_jsonl
 from tide_cache.errors import CorpusError
@@ -65,11 +63,6 @@ def trajectories_of(path: Path) -> TrajectoriesOf:
         return found[sample_id]
 
     return of
-
-
-def without_trajectory(conversation: Conversation) -> Conversation:
-    """Take the field out of what was not read of a row."""
-    return replace(conversation, columns=conversation.columns - {FIELD})
 
 
 def _checked(value: Any) -> str:

@@ -23,7 +23,6 @@ def read_document(
     model: type[Document] | Callable[[int], type[Document]],
     max_bytes: int,
     files: Files,
-    newest: int = NEWEST_VERSION,
 ) -> Document:
     """Read one JSON document of a cache.
 
@@ -32,7 +31,6 @@ def read_document(
         model: Its model, which has a field `format_version`; or a function that returns it for the version found.
         max_bytes: A larger document is refused unread.
         files: The file system.
-        newest: The newest version of this document that this release reads.
 
     Raises:
         FileNotFoundError: There is no such document; the caller knows what that means.
@@ -56,9 +54,9 @@ def read_document(
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if type(version) is not int:
         raise ShardCorruptError(f"{path}: found format_version {version!r}, expected a number. {_way_out(path)}")
-    if version > newest:
+    if version > NEWEST_VERSION:
         raise CacheMismatchError(
-            f"{path}: format version {version}; this release reads up to version {newest}.\n"
+            f"{path}: format version {version}; this release reads up to version {NEWEST_VERSION}.\n"
             f"Install a release of tide-cache that reads format version {version}."
         )
     return parse_document(path, model if isinstance(model, type) else model(version), data)

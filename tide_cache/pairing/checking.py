@@ -51,6 +51,17 @@ class LengthLimit:
         return lengths.student if self.side == "student" else lengths.teacher
 
 
+def shown_faults(faults: Sequence[str], count: int) -> list[str]:
+    """Return the first faults, and how many more there are.
+
+    Args:
+        faults: Some or all of them.
+        count: Number of all.
+    """
+    shown = [*faults[:SHOWN_FAULTS]]
+    return [*shown, f"and {count - len(shown)} more"] if count > len(shown) else shown
+
+
 def require_usable(
     spec: str, faults: Sequence[str], on_bad_row: OnBadRow, key: str, num_faults: int | None = None
 ) -> None:
@@ -69,15 +80,12 @@ def require_usable(
     count = len(faults) if num_faults is None else num_faults
     if on_bad_row == "skip" or not count:
         return
-    shown = [*faults[:SHOWN_FAULTS]]
-    if count > len(shown):
-        shown.append(f"and {count - len(shown)} more")
     rows = "1 row" if count == 1 else f"{count} rows"
     where = f" ({key} = 'skip')" if key else ""
     raise PairingError(
         fault_list(
             f"{spec}: {rows} cannot be rendered by the chat template:",
-            shown,
+            shown_faults(faults, count),
             f"Nothing was computed. Fix the rows, or leave such rows out with --on-bad-row skip{where}.",
         )
     )

@@ -108,15 +108,18 @@ def check_signals(columns: Columns, view: int, pairs: Sequence[SamplePair], rule
     student_masked, masked = ragged(columns, "student_masked"), ragged(columns, "teacher_masked")
     _check_masks(student_masked, masked, pairs)
     present = parts_in(columns)
+    expected = {
+        "position": (masked.lengths, "teacher_masked"),
+        "row": (student_masked.lengths, "student_masked"),
+    }
     for field in (field for part in PARTS if part.name in present for field in part.fields):
-        if field.axis == "position":
-            require_lengths(field.column, ragged(columns, field.column).lengths, masked.lengths, "teacher_masked")
+        if field.axis in expected:
+            require_lengths(field.column, ragged(columns, field.column).lengths, *expected[field.axis])
         if field.rule == "logprob":
             _check_logprobs(field.column, ragged(columns, field.column))
-    if "steps" in present:
-        steps = ragged(columns, "steps_to_reveal")
-        require_lengths("steps_to_reveal", steps.lengths, student_masked.lengths, "student_masked")
-        require("steps_to_reveal", steps.values >= 1, steps.row_of_value, "a masked token was revealed before its view")
+        if field.rule == "steps":
+            steps = ragged(columns, field.column)
+            require(field.column, steps.values >= 1, steps.row_of_value, "a masked token was revealed before its view")
     if "split" in present:
         _check_split(ragged(columns, "shown_first"), masked, pairs)
     if "topk" in present:
@@ -274,12 +277,11 @@ def _check_chunks(columns: Columns, pairs: Sequence[SamplePair], rules: ShardRul
     _check_lists(CHUNKS, columns, "chunk_rows", rules, size_A)
     if thorough:
         counts_A, logprobs = ragged(columns, "chunk_counts").values, ragged(columns, "chunk_logprobs")
-        owner_J, row_J = np.repeat(np.arange(len(counts_A)), counts_A), logprobs.row_of_value
-        rises = unordered_items(logprobs.values, counts_A)
-        require("chunk_logprobs", ~rises, row_J[1:], "candidates are not in order of probability")
-        ids_F = ragged(columns, "chunk_ids").values
+        _check_order("chunk_logprobs", logprobs, counts_A, "candidates")
+        ids_F, owner_J = ragged(columns, "chunk_ids").values, np.repeat(np.arange(len(counts_A)), counts_A)
         is_repeated_J = repeats_of_candidates(ids_F, np.repeat(size_A, counts_A), owner_J)
-        require("chunk_ids", ~is_repeated_J, row_J, "a candidate occurs twice in a chunk")
+        if is_repeated_J.any():
+            require("chunk_ids", ~is_repeated_J, logprobs.row_of_value, "a candidate occurs twice in a chunk")
 
 
 def _check_chunk_rows(student_masked: Ragged, rows: Ragged, pairs: Sequence[SamplePair]) -> None:
@@ -302,11 +304,15 @@ def _keyed(ids: npt.NDArray[np.uint32], owner: Ints) -> npt.NDArray[np.uint64]:
 
 def _check_candidates(columns: Columns, of_counts: str, of_ids: str, of_logprobs: str) -> None:
     counts, ids, logprobs = (ragged(columns, name) for name in (of_counts, of_ids, of_logprobs))
-    rises = unordered_items(logprobs.values, counts.values)
-    if rises.any():
-        require(of_logprobs, ~rises, logprobs.row_of_value[1:], "ids are not in order of probability")
+    _check_order(of_logprobs, logprobs, counts.values, "ids")
     for first in lists_with_twins(ids.values, counts.values)[:1]:
         raise ValueFault(of_ids, int(counts.row_of_value[first]), "an id occurs twice at a position")
+
+
+def _check_order(column: str, logprobs: Ragged, counts: Ints, what: str) -> None:
+    rises = unordered_items(logprobs.values, counts)
+    if rises.any():  # whose row a value is of takes longer to say than whether one is wrong
+        require(column, ~rises, logprobs.row_of_value[1:], f"{what} are not in order of probability")
 
 
 def _check_indexes(index_S: Ints) -> None:
