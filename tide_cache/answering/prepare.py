@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tide_cache.config.answers import AnswersRun
-from tide_cache.config.common import TokenizerConfig
 from tide_cache.config.settings import TeacherContext
 from tide_cache.corpus import Corpus
 from tide_cache.corpus.prompts import PromptRow, open_prompts
@@ -101,11 +100,7 @@ def prepare_answers(run: AnswersRun, day: datetime.date | None = None) -> Prepar
     """
     checkpoint = read_checkpoint(run.teacher.model, run.teacher.revision)
     run = _resolved(run, checkpoint)
-    section = run.teacher.tokenizer or TokenizerConfig(path=str(checkpoint.folder))
-    is_causal = run.teacher.context == "causal"
-    if is_causal and section.mask_token is None:  # it never sees one, so any will do
-        section = section.model_copy(update={"add_mask_token": True})
-    tokenizer = TextTokenizer.load(**dict(section), mask_id=checkpoint.mask_id)
+    tokenizer = TextTokenizer.load(**dict(run.teacher.tokenizer_in(checkpoint.folder)), mask_id=checkpoint.mask_id)
     if faults := _faults(run, checkpoint, tokenizer):
         raise RunFileError(fault_list("nothing can be answered:", faults, "Nothing was loaded or written."))
     shown_day = run.answers.date or day or today()

@@ -20,7 +20,6 @@ from tide_cache.building.run_record import begun_on
 from tide_cache.building.shard_size import require_openable, samples_per_shard
 from tide_cache.building.trajectories import require_given_steps
 from tide_cache.config.build import BuildRun
-from tide_cache.config.common import TokenizerConfig
 from tide_cache.corpus.stamps import stamps_of
 from tide_cache.corpus.unread import KnownCorpus
 from tide_cache.errors import RunFileError, TideCacheError, fault_list
@@ -139,9 +138,7 @@ def _read_models(run: BuildRun) -> _Models:
     """Read the checkpoint's settings and both tokenizers, and list every fault of the run file at once."""
     is_imported, is_causal = run.teacher.topk is not None, run.teacher.context == "causal"
     checkpoint = described_teacher(run) if is_imported else read_checkpoint(run.teacher.model, run.teacher.revision)
-    section = run.teacher.tokenizer or TokenizerConfig(path=str(checkpoint.folder))
-    if is_causal and section.mask_token is None:  # it never sees one, so that any will do
-        section = section.model_copy(update={"add_mask_token": True})
+    section = run.teacher.tokenizer_in(checkpoint.folder)
     teacher = TextTokenizer.load(**dict(section), mask_id=checkpoint.mask_id)
     is_same = section == run.student.tokenizer and (
         checkpoint.mask_id is None or section.mask_token is not None or section.add_mask_token

@@ -68,6 +68,13 @@ class TeacherConfig(Frozen, LoadingConfig, ShownTeacher):  # type: ignore[misc] 
         """How its weights are loaded."""
         return LoadingConfig(**self.model_dump(include={field.name for field in fields(LoadingConfig)}))
 
+    def tokenizer_in(self, checkpoint: Path) -> TokenizerConfig:
+        """Return how its tokenizer is loaded, by default from the checkpoint's folder."""
+        section = self.tokenizer or TokenizerConfig(path=str(checkpoint))
+        if self.context == "causal" and section.mask_token is None:  # it never sees one, so that any will do
+            return section.model_copy(update={"add_mask_token": True})
+        return section
+
 
 class BuildTeacherConfig(TeacherConfig):  # type: ignore[misc]  # `Frozen` is frozen by its configuration
     """The teacher of a cache: it is asked, or what an engine wrote of it is imported."""

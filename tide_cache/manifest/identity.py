@@ -115,16 +115,10 @@ class CacheIdentity(Frozen):
 
     @model_validator(mode="after")
     def _is_new_enough(self) -> Self:
-        expected = version_for(
+        expected, reason = _needed(
             self.teacher.get("context"), self.signals.kinds, self.views.source, self.signals.chunk_passes
         )
         if self.format_version < expected:
-            reasons = {
-                PROJECTED_VERSION: "the signal 'projected'",
-                TRAJECTORY_VERSION: "views.source 'trajectory'",
-                CONDITIONAL_VERSION: "signals.chunk_passes",
-            }
-            reason = reasons.get(expected, "context 'causal'")
             raise ValueError(f"format_version: found {self.format_version}, {reason} needs {expected}")
         if self.format_version > NEWEST_VERSION:
             raise ValueError(f"format_version: found {self.format_version}, expected at most {NEWEST_VERSION}")
@@ -171,13 +165,18 @@ class CacheIdentity(Frozen):
 
 def version_for(context: Scalar, kinds: Collection[str], source: MaskSource = "random", chunk_passes: int = 0) -> int:
     """Return the format version of a cache with this context of the teacher, these signals and these masks."""
+    return _needed(context, kinds, source, chunk_passes)[0]
+
+
+def _needed(context: Scalar, kinds: Collection[str], source: MaskSource, chunk_passes: int) -> tuple[int, str]:
+    """Return the version, and what needs it."""
     if chunk_passes:
-        return CONDITIONAL_VERSION
+        return CONDITIONAL_VERSION, "signals.chunk_passes"
     if source == "trajectory":
-        return TRAJECTORY_VERSION
+        return TRAJECTORY_VERSION, "views.source 'trajectory'"
     if "projected" in kinds:
-        return PROJECTED_VERSION
-    return SHARED_VIEWS_VERSION if context == "causal" else FORMAT_VERSION
+        return PROJECTED_VERSION, "the signal 'projected'"
+    return (SHARED_VIEWS_VERSION, "context 'causal'") if context == "causal" else (FORMAT_VERSION, "every cache")
 
 
 def differing_fields(found: Frozen, expected: Frozen) -> list[tuple[str, Any, Any]]:
