@@ -12,16 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from benchmarks.build import SMALL_TEACHER, run_values
 from benchmarks.options import Options
 from tide_cache.building.executors.processes import WORKER
 from tide_cache.child import Child
 from tide_cache.config.build import BuildRun
+from tide_cache_cli.run_toml import run_toml
 
 SHARD_SAMPLES = 512
 IMPORTS = "import tide_cache.building.executors.worker_process, transformers.models.qwen3.modeling_qwen3"
@@ -47,12 +46,12 @@ def _starts(folder: Path, num_rows: int, repeats: int) -> dict[str, float]:
     values["corpus"]["spec"] = str(folder / "sums.jsonl")
     values["views"] = {"num_views": 1}
     values["build"] = {"out": str(folder / "cache"), "samples_per_shard": SHARD_SAMPLES}
-    (folder / "run.toml").write_text("".join(_toml((), values)), encoding="utf-8")
+    build_run = BuildRun.model_validate(values)
+    (folder / "run.toml").write_text(run_toml(build_run), encoding="utf-8")
     command = [sys.executable, "-m", "tide_cache_cli.main", "build-teacher-shards", str(folder / "run.toml")]
     command += ["--shard-range", "0:1"]
     first_s = _cpu_s(command)
     again_s = median(_cpu_s(command) for _ in range(repeats))
-    build_run = BuildRun.model_validate(values)
     workers = [_worker_s(build_run, shard) for shard in range(1, 1 + repeats)]
     cpu_s, clock_s = (median(one) for one in zip(*workers, strict=True))
     return {
@@ -61,15 +60,6 @@ def _starts(folder: Path, num_rows: int, repeats: int) -> dict[str, float]:
         "second_worker_s": cpu_s,
         "second_worker_by_clock_s": clock_s,
     }
-
-
-def _toml(path: tuple[str, ...], values: dict[str, Any]) -> Iterator[str]:
-    if path:
-        yield f"[{'.'.join(path)}]\n"
-    yield from (f"{name} = {json.dumps(value)}\n" for name, value in values.items() if not isinstance(value, dict))
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _toml((*path, name), value)
 
 
 def _worker_s(build_run: BuildRun, shard: int) -> tuple[float, float]:

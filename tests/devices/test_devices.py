@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from benchmarks.gpu.material import SameIds
 from helpers.pretended_gpu import GPU, OnGpu, Pretended, on_gpu
 from helpers.teacher_examples import DREAM, FAST_DLLM, LLADA, LLADA2, LLADA_MOE, SDAR, SDAR_MOE, SMALL, WEDLM
 from tide_cache.config.objectives import AnyObjective
@@ -57,20 +58,6 @@ ALLOWED = {
 """Where the host may wait for the device: how often in a forward, and why. A training step waits for notes only."""
 
 
-class Speller:
-    """Every teacher token is the student's of the same id."""
-
-    num_student_ids, first_V = VOCAB, np.arange(VOCAB)
-
-    def single(self, ids_J, sizes_J):
-        result_JP = np.full((len(ids_J), int(sizes_J.max(initial=1))), -1, np.int32)
-        result_JP[sizes_J == 1, 0] = ids_J[sizes_J == 1]
-        return result_JP
-
-    def several(self, tuples_JM):
-        return tuples_JM.ravel().astype(np.int32), np.full(len(tuples_JM), tuples_JM.shape[1])
-
-
 def sample(name, sizes):
     """A sample of chunks of (teacher, student) tokens behind two tokens of a prompt."""
     random = np.random.default_rng(len(sizes))
@@ -114,7 +101,7 @@ def model_of(name, dtype=torch.float32):
 
 def said(backbone, plan, passes=("plain", "compdemo")):
     """What a teacher says in each pass."""
-    teacher = Teacher(backbone, plan, Speller())
+    teacher = Teacher(backbone, plan, SameIds(VOCAB))
     ask = {
         "plain": lambda: teacher.signals(PAIRS, OF_VIEWS),
         "compdemo": lambda: compdemo_signals(teacher, PAIRS, OF_VIEWS, 0, 0.5),

@@ -12,7 +12,7 @@ from tide_cache.loading.window_order import WindowOrder
 
 
 def test_the_order_is_still_that_of_earlier_releases():
-    """Recorded from release 0.2.0."""
+    """Recorded before there were lanes."""
     assert WindowOrder((3, 2, 4, 1), "cache", 7, 2).epoch_order(1).tolist() == [5, 8, 6, 9, 7, 1, 2, 3, 4, 0]
     order = WindowOrder((64,) * 20 + (9,), "0123456789abcdef", 3)
     assert order.epoch_order(0)[:8].tolist() == [894, 720, 16, 428, 1219, 1208, 1260, 417]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.gpu.material import SameIds
 from helpers.pair_examples import one_to_one
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.config.settings import SignalKind
@@ -51,23 +52,6 @@ class GivenLogits(Backbone):
         return self._logits_BLV
 
 
-class OneVocabulary:
-    """Spells every token as itself."""
-
-    def __init__(self, num_student_ids: int = 0):
-        self.num_student_ids = num_student_ids
-
-    @property
-    def first_V(self) -> np.ndarray:
-        return np.arange(self.num_student_ids, dtype=np.int32)
-
-    def single(self, ids_J: np.ndarray, sizes_J: np.ndarray) -> np.ndarray:
-        return np.where(sizes_J == 1, ids_J, -1).astype(np.int32)[:, None].repeat(max(1, *sizes_J), axis=1)
-
-    def several(self, tuples_JM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return tuples_JM.ravel().astype(np.int32), np.full(len(tuples_JM), tuples_JM.shape[1])
-
-
 def capture(
     pairs: Sequence[SamplePair],
     views: Sequence[MaskedView],
@@ -77,7 +61,7 @@ def capture(
 ) -> tuple[StudentBatch, Targets]:
     """Let a teacher with these logits speak, and collate; samples have equal teacher lengths."""
     settings = CaptureSettings("full", 1, NO_MASK, shared_vocab_size, 1, 10**9, 64, signals)
-    spelling = OneVocabulary(teacher_logits_BLV.shape[2])
+    spelling = SameIds(teacher_logits_BLV.shape[2])
     said = Teacher(GivenLogits(teacher_logits_BLV), settings, spelling).signals(pairs, [[view] for view in views])
     records = [ViewRecord(pair, view, signal) for pair, view, (signal,) in zip(pairs, views, said, strict=True)]
     return collate(records, BatchLayout(NO_MASK, NO_PAD, 1, shared_vocab_size, signals.temperatures))
