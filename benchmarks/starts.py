@@ -2,7 +2,8 @@
 
 The first run reads, hashes, renders and pairs `--rows` rows of made-up text, publishes their pairs, and builds one
 shard with a tiny teacher. Then a process like those of `--workers N` gets another shard, and the same command runs
-again over what is there. Seconds are of their processors, up to the first view shown.
+again over what is there. Seconds are of their processors, up to the first view shown; a forward shows one view, so that
+next to no work on the shard is in them.
 """
 
 import json
@@ -45,7 +46,7 @@ def _starts(folder: Path, num_rows: int, repeats: int) -> dict[str, float]:
             file.write(json.dumps(said) + "\n")
     values["corpus"]["spec"] = str(folder / "sums.jsonl")
     values["views"] = {"num_views": 1}
-    values["build"] = {"out": str(folder / "cache"), "samples_per_shard": SHARD_SAMPLES}
+    values["build"] = {"out": str(folder / "cache"), "samples_per_shard": SHARD_SAMPLES, "batch_tokens": 64}
     build_run = BuildRun.model_validate(values)
     (folder / "run.toml").write_text(run_toml(build_run), encoding="utf-8")
     command = [sys.executable, "-m", "tide_cache_cli.main", "build-teacher-shards", str(folder / "run.toml")]

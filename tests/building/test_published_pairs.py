@@ -16,6 +16,7 @@ from tide_cache.building.worker import ShardWorker
 from tide_cache.corpus import open_corpus
 from tide_cache.errors import CacheMismatchError, ShardCorruptError
 from tide_cache.manifest import verify
+from tide_cache.pairing import TextTokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,6 +82,37 @@ def test_a_worker_elsewhere_reads_the_pairs_of_its_shards_alone(begun, no_readin
                 assert getattr(pair, name).dtype == getattr(expected, name).dtype
     assert worker._build.identity == read.identity
     worker.close()
+
+
+@pytest.mark.parametrize("kinds", [("truth", "topk"), ("truth", "topk", "chunks")])
+def test_a_worker_elsewhere_reads_tokenizers_for_candidate_chunks_alone(tmp_path, run_in, tree, monkeypatch, kinds):
+    run = run_in(tmp_path / "cache", signals__kinds=kinds, signals__top_k=16)
+    whole = run_in(tmp_path / "whole", signals__kinds=kinds, signals__top_k=16)
+    build_cache(whole)
+    with pytest.raises(StoppedError):
+        build_cache(run, stop)
+    loaded, load = [], TextTokenizer.load
+    monkeypatch.setattr(TextTokenizer, "load", lambda path, **options: loaded.append(path) or load(path, **options))
+    worker = ShardWorker.elsewhere(run, "cpu")
+    worker.build(1, lambda _: None).result()
+    worker.close()
+    assert bool(loaded) == ("chunks" in kinds)
+    name = "signals/plain/shard-000001.parquet"
+    assert tree(tmp_path / "cache")[name] == tree(tmp_path / "whole")[name]
+
+
+def test_a_worker_elsewhere_that_finds_another_tokenizer_writes_no_chunks(tmp_path, run_in, vocabularies):
+    own = shutil.copytree(vocabularies.second, tmp_path / "own")
+    run = run_in(tmp_path / "cache", student__tokenizer={"path": str(own)}, signals__kinds=("truth", "chunks"))
+    with pytest.raises(StoppedError):
+        build_cache(run, stop)
+    shutil.rmtree(own)
+    shutil.copytree(vocabularies.first, own)
+    worker = ShardWorker.elsewhere(run, "cpu")
+    with pytest.raises(CacheMismatchError, match="student_tokenizer"):
+        worker.build(1, lambda _: None)
+    worker.close()
+    assert not (tmp_path / "cache/signals/plain/shard-000001.json").exists()
 
 
 def test_the_estimate_of_published_pairs_is_that_of_the_rows(begun, no_reading):

@@ -3,6 +3,7 @@
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 from tide_cache.building.engine_topk import (
     described_teacher,
@@ -13,22 +14,22 @@ from tide_cache.building.engine_topk import (
     with_vocabulary,
 )
 from tide_cache.building.faults import build_faults
-from tide_cache.building.identity import Weights, cache_identity, loaded_teacher, weights_hash
-from tide_cache.building.prepared_build import PreparedBuild
+from tide_cache.building.identity import TokensIdentity, Weights, cache_identity, loaded_teacher, weights_hash
+from tide_cache.building.prepared_build import PreparedBuild, capture_settings
 from tide_cache.building.rows import build_remarks, pair_all, rows_and_pairer
-from tide_cache.building.run_record import begun_on
+from tide_cache.building.run_record import begun_on, require_same_tokens
 from tide_cache.building.shard_size import require_openable, samples_per_shard
 from tide_cache.building.trajectories import require_given_steps
 from tide_cache.config.build import BuildRun
 from tide_cache.corpus.stamps import stamps_of
-from tide_cache.corpus.unread import KnownCorpus
+from tide_cache.corpus.unread import KnownCorpus, UnreadCorpus
 from tide_cache.errors import RunFileError, TideCacheError, fault_list
 from tide_cache.manifest import CacheFolder, ShardPlan
 from tide_cache.manifest.manifest import read_plan
 from tide_cache.modeling.backbone import CheckpointInfo, read_checkpoint, resolve_device
 from tide_cache.pairing import TextTokenizer, shared_vocab_size
 from tide_cache.pairing.dates import today
-from tide_cache.teacher.capture import CaptureSettings, require_prefixes
+from tide_cache.teacher.capture import require_prefixes
 
 
 def prepare_build(
@@ -75,31 +76,18 @@ def prepare_build(
             topk.require(paired.pairs())
             notes += topk_remarks(run.signals, topk)
         run = run.model_copy(update={"signals": kept_signals(run.signals, topk)})
-    # For a folder `revision` is as given, since nothing resolves it.
-    unhashed = {"revision": checkpoint.commit or run.teacher.revision, "config_sha256": None, "weights_sha256": None}
     is_imported = run.teacher.topk is not None
-    described = teacher_identity(run, checkpoint, topk) if is_imported else loaded_teacher(run, checkpoint, unhashed)
+    described = teacher_identity(run, checkpoint, topk) if is_imported else loaded_teacher(run, checkpoint)
+    tokens = TokensIdentity.of(teacher, models.student, models.shared_vocab_size, models.day)
     build = PreparedBuild(
         corpus=corpus,
-        pairer=pairer,
+        make_pairer=lambda: pairer,
         checkpoint=checkpoint,
-        identity=cache_identity(
-            run, corpus, checkpoint, described, teacher, models.student, models.shared_vocab_size, models.day
-        ),
+        identity=cache_identity(run, corpus, checkpoint, described, tokens),
         plan=plan,
         views=run.views,
         passes=run.build.passes,
-        capture=CaptureSettings(
-            context=run.teacher.context,
-            block_size=run.teacher.block_size,
-            mask_id=teacher.mask_id,
-            shared_vocab_size=models.shared_vocab_size,
-            views_per_forward=run.build.views_per_forward,
-            batch_tokens=run.build.batch_tokens,
-            head_rows=run.build.head_rows,
-            signals=run.signals,
-            seed=run.views.seed,
-        ),
+        capture=capture_settings(run, tokens),
         special_tokens={"teacher": teacher.special_tokens, "student": models.student.special_tokens},
         paired=paired,
         stamps=stamps,
@@ -111,8 +99,52 @@ def prepare_build(
         before_weights(build)
     if is_imported:
         return build
-    described = loaded_teacher(run, checkpoint, unhashed | weights_hash(checkpoint, weights))
+    described = loaded_teacher(run, checkpoint, weights_hash(checkpoint, weights))
     return replace(build, identity=build.identity.model_copy(update={"teacher": described}))
+
+
+def published_build(run: BuildRun, folder: CacheFolder) -> PreparedBuild:
+    """Return what a worker needs of a build that was begun, whose pairs are all published.
+
+    No row is read, and no tokenizer before the pairer is asked for: what is captured of `truth` and `topk` depends on
+    neither. Loading, listing and hashing a vocabulary of 150,000 takes seconds.
+
+    Args:
+        run: The run file.
+        folder: The cache.
+
+    Raises:
+        CacheMismatchError: The run, or the teacher that lies here, is not what the build began with.
+        TideCacheError: The checkpoint cannot be read.
+    """
+    begun = folder.plan_document.identity
+    known = KnownCorpus(begun.corpus_hash, begun.num_rows)
+
+    @cache
+    def read() -> PreparedBuild:
+        build = prepare_build(run, "unread", pairs_all=False, known=known)
+        found = build.identity.model_copy(update={"teacher": begun.teacher})  # its weights are compared below
+        folder.require_fits(found, build.plan)
+        require_same_tokens(run, build)
+        return build
+
+    checkpoint = read_checkpoint(run.teacher.model, run.teacher.revision)
+    described = loaded_teacher(run, checkpoint, weights_hash(checkpoint, "hashed"))
+    corpus, tokens = UnreadCorpus(known, lambda: read().corpus), TokensIdentity.of_cache(begun)
+    build = PreparedBuild(
+        corpus=corpus,
+        make_pairer=lambda: read().pairer,
+        checkpoint=checkpoint,
+        identity=cache_identity(run, corpus, checkpoint, described, tokens),
+        plan=_plan_shards(run, checkpoint, known.num_rows),
+        views=run.views,
+        passes=run.build.passes,
+        capture=capture_settings(run, tokens),
+        special_tokens={},
+        published=folder,
+    )
+    folder.require_fits(build.identity, build.plan)
+    return build
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,13 @@
 """A checked build: what a worker needs besides the teacher's weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from tide_cache.building.identity import TokensIdentity
 from tide_cache.building.paired_corpus import PairedCorpus
+from tide_cache.config.build import BuildRun
 from tide_cache.config.sections import BuildViewsConfig
 from tide_cache.config.settings import PassName
 from tide_cache.corpus import Corpus
@@ -25,14 +29,14 @@ class PreparedBuild:
 
     Attributes:
         corpus: The rows.
-        pairer: Turns them into samples.
+        make_pairer: Makes what turns them into samples; where these are published, it reads the tokenizers first.
         checkpoint: Of the teacher.
         identity: What the cache will hold.
         plan: How it is cut into shards.
         views: How views are drawn, and split for the compdemo pass.
         passes: What is captured.
         capture: How the teacher is run.
-        special_tokens: What teacher's and student's tokenizers call their special tokens.
+        special_tokens: What teacher's and student's tokenizers call their special tokens, where these are read.
         paired: The samples of all rows; None where somebody else has paired them.
         stamps: The files of the corpus as they were before it was read; None where it is on a hub.
         published: The cache, where its pairs table holds the samples of all rows.
@@ -41,7 +45,7 @@ class PreparedBuild:
     """
 
     corpus: Corpus[Any]
-    pairer: Pairer
+    make_pairer: Callable[[], Pairer]
     checkpoint: CheckpointInfo
     identity: CacheIdentity
     plan: ShardPlan
@@ -54,6 +58,11 @@ class PreparedBuild:
     published: CacheFolder | None = None
     remarks: tuple[str, ...] = ()
     topk: EngineTopK | None = None
+
+    @cached_property
+    def pairer(self) -> Pairer:
+        """What turns rows into samples."""
+        return self.make_pairer()
 
     def draw_views(self, pair: SamplePair) -> list[MaskedView]:
         """Draw the views of a sample that are captured and stored; for those of trajectories, views like them."""
@@ -71,3 +80,23 @@ class PreparedBuild:
             return None
         with doing("Spelling the teacher's vocabulary in student tokens", self.checkpoint.vocab_size, "ids"):
             return self.pairer.spelling(self.checkpoint.vocab_size)
+
+
+def capture_settings(run: BuildRun, tokens: TokensIdentity) -> CaptureSettings:
+    """Return how the teacher of a build is run.
+
+    Args:
+        run: The run file.
+        tokens: What the identity says of the tokenizers.
+    """
+    return CaptureSettings(
+        context=run.teacher.context,
+        block_size=run.teacher.block_size,
+        mask_id=tokens.mask_id,
+        shared_vocab_size=tokens.shared_vocab_size,
+        views_per_forward=run.build.views_per_forward,
+        batch_tokens=run.build.batch_tokens,
+        head_rows=run.build.head_rows,
+        signals=run.signals,
+        seed=run.views.seed,
+    )

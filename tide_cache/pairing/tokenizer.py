@@ -131,7 +131,7 @@ class TextTokenizer:
         text = _mask_token_of(tokenizer, path, folder, mask_token, add_mask_token)
         is_mask_added = text not in tokenizer.get_vocab()
         if own != text:
-            tokenizer = _load(path, folder, mask_token=text)
+            tokenizer.add_special_tokens({"mask_token": text})
         if tokenizer.eos_token_id is None:
             raise PairingError(
                 f"{path}: the tokenizer has no end-of-text token (eos_token), which fills the last block of a sample. "
@@ -340,13 +340,13 @@ def shared_vocab_size(teacher: TextTokenizer, student: TextTokenizer) -> int:
     return int(np.argmax(differs)) if differs.any() else size
 
 
-def _load(path: str, folder: Path, **options: str) -> Any:
+def _load(path: str, folder: Path) -> Any:
     require_all_readable(folder, SMALL_FILES)  # transformers calls what it may not open missing, or goes on without it
     try:
         # The class is named in tokenizer_config.json; a config.json next to it, of any model_type, is ignored.
         with told_apart(folder):
             tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, config=PretrainedConfig(), trust_remote_code=False, **options
+                folder, local_files_only=True, config=PretrainedConfig(), trust_remote_code=False
             )
     except UnreadableError:
         raise
