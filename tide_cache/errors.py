@@ -140,3 +140,8 @@ def fault_list(title: str, faults: Iterable[str], way_out: str = "") -> str:
     """Format several faults under one title, so that a user sees all of them at once."""
     lines = [title, *(f"  - {fault}" for fault in faults)]
     return "\n".join([*lines, way_out] if way_out else lines)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a message; the error's kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), repr(error))

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tide_cache.errors import CacheIncompleteError, ModelError, RunFileError
+from tide_cache.errors import CacheIncompleteError, ModelError, RunFileError, first_line
 from tide_cache.families import FAMILIES, Family, find_family, nearest_family
 from tide_cache.locations import CachePath, nowhere
 from tide_cache.unreadable import is_file, is_there, told_apart
@@ -64,7 +64,7 @@ def read_config(location: str, path: Path) -> dict[str, Any]:
 
 def no_config(location: str, error: Exception) -> ModelError:
     """Make the error for a config.json that cannot be read."""
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     return ModelError(
         f"{location}: found no readable config.json ({reason}); expected a checkpoint folder in "
         "Hugging Face layout or the name of one on the hub"

@@ -12,7 +12,15 @@ from pydantic import Field
 
 from tide_cache.config.base import Frozen
 from tide_cache.disk import writing
-from tide_cache.errors import CacheMismatchError, CorpusError, RunFileError, ShardCorruptError, differing, fault_list
+from tide_cache.errors import (
+    CacheMismatchError,
+    CorpusError,
+    RunFileError,
+    ShardCorruptError,
+    differing,
+    fault_list,
+    first_line,
+)
 from tide_cache.manifest.documents import read_document
 from tide_cache.shards import files_of
 from tide_cache.shards.publish import file_sha256, replace_json
@@ -90,7 +98,7 @@ def read_record(out: Path) -> AnswersRecord | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ShardCorruptError, CacheMismatchError) as error:
-        reason = str(error).splitlines()[0].partition(". Restore ")[0]
+        reason = first_line(error).partition(". Restore ")[0]
         raise CorpusError(
             f"{reason}. Nothing says what made {out}; give another --out, or remove it with its .record and .parts"
         ) from None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 
 from tide_cache.building.paired_corpus import PairedShard, pair_range
 from tide_cache.building.prepared_build import PreparedBuild
@@ -66,6 +66,9 @@ class SignalEncoder:
         return encoded, _signal_statistics(records)
 
 
+FindSteps = Callable[[], list[Int32s]]
+"""Finds when each student token of some samples is revealed; see `steps_of`."""
+
 EncodeSignals = Callable[[ShardHeader, Sequence[int], list[list[ViewRecord]]], tuple[EncodedShard, Statistics]]
 """`SignalEncoder.encode`, here or elsewhere."""
 
@@ -97,9 +100,7 @@ def capture_shard(
     """
     missing = [table for table in tables_of(build.passes) if not folder.is_committed(table, shard)]
     paired = pair_rows(build, shard)
-    steps = None
-    if build.views.source == "trajectory" and any(table != "pairs" for table in missing):
-        steps = steps_of(build, teacher, paired.indexes, paired.pairs, on_views)  # once for all passes
+    steps = cache(partial(steps_of, build, teacher, paired.indexes, paired.pairs, on_views))  # once for all passes
     tables = [
         capture_table(build, teacher, paired, folder.header(table, shard), on_views, encode, steps) for table in missing
     ]
@@ -142,7 +143,7 @@ def capture_table(
     header: ShardHeader,
     on_views: Callable[[int], None],
     encode: EncodeSignals | None = None,
-    steps: Sequence[Int32s] | None = None,
+    steps: FindSteps | None = None,
 ) -> Encode:
     """Capture one table of a shard; calling the result encodes it.
 
@@ -153,15 +154,14 @@ def capture_table(
         header: Which shard it is.
         on_views: As for `capture_shard`.
         encode: As for `capture_shard`.
-        steps: As for `capture_records`.
+        steps: As for `capture_records`; by default those of the paired rows.
     """
     rules, name = build.identity.shard_rules, header.table
     if name == "pairs":
         statistics = _pairing_statistics(paired.report)
         return lambda: (encode_pairs(header, paired.indexes, paired.pairs, rules), statistics)
     assert teacher is not None, "signals without a teacher"
-    if steps is None and build.views.source == "trajectory":
-        steps = steps_of(build, teacher, paired.indexes, paired.pairs, on_views)
+    steps = steps or partial(steps_of, build, teacher, paired.indexes, paired.pairs, on_views)
     records = capture_records(build, teacher, paired.pairs, name, on_views, steps)
     encode = encode or SignalEncoder.of(build).encode
     return partial(encode, header, paired.indexes, records)
@@ -173,7 +173,7 @@ def capture_records(
     pairs: Sequence[SamplePair],
     name: PassName,
     on_views: Callable[[int], None],
-    steps: Sequence[Int32s] | None = None,
+    steps: FindSteps,
 ) -> list[list[ViewRecord]]:
     """Return the records of all views of each sample, with signals.
 
@@ -183,12 +183,11 @@ def capture_records(
         pairs: The samples.
         name: The pass.
         on_views: As for `capture_shard`.
-        steps: For views of trajectories, when each student token is revealed; by default found here, for a forecast.
+        steps: Called for views of trajectories.
     """
     left: list[list[UInt16s]] | None = None
     if build.views.source == "trajectory":
-        steps = steps_of(build, teacher, None, pairs, on_views) if steps is None else steps
-        taken = [build.take_views(pair, step_L) for pair, step_L in zip(pairs, steps, strict=True)]
+        taken = [build.take_views(pair, step_L) for pair, step_L in zip(pairs, steps(), strict=True)]
         views = [[view for view, _ in of_sample] for of_sample in taken]
         left = [[left_N for _, left_N in of_sample] for of_sample in taken]
     else:

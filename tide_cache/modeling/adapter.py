@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache
 
 from tide_cache.config.sections import LoadingConfig
 from tide_cache.config.settings import AttentionKind
-from tide_cache.errors import ModelError
+from tide_cache.errors import ModelError, first_line
 from tide_cache.families import FAMILIES, Family
 from tide_cache.hub import Repository
 from tide_cache.modeling.packing import PackedInput
@@ -253,7 +253,7 @@ class Adapter(Protocol):
 
 def no_room(info: CheckpointInfo, options: LoadOptions, error: Exception) -> ModelError:
     """Return the error for weights that do not fit into the device's memory, with what helps."""
-    dtype, reason = str(options.dtype).removeprefix("torch."), str(error).splitlines()[0]
+    dtype, reason = str(options.dtype).removeprefix("torch."), first_line(error)
     return ModelError(
         f"{info.location}: no room on {options.device} for the weights in {dtype}: {reason} Use a larger device, "
         "teacher.dtype = 'bfloat16', or, for a stock architecture, teacher.device_map = 'auto' or teacher.quantisation."

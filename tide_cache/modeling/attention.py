@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from tide_cache.config.settings import AttentionKind
+from tide_cache.errors import first_line
 
 """sdpa: one fused kernel under a dense mask. flex: FlexAttention, which skips blocks that hold no allowed pair."""
 
@@ -248,6 +249,6 @@ def try_flex(device: torch.device) -> str | None:
             out_BHSA.square().sum().backward()  # type: ignore[no-untyped-call]
             results.append((out_BHSA.detach(), query.grad, key.grad, value.grad))
     except Exception as error:  # a compiler may raise anything
-        return f"it does not run here: {str(error).strip().splitlines()[0] if str(error).strip() else repr(error)}"
+        return f"it does not run here: {first_line(error)}"
     worst = max(float((one - other).norm() / one.norm()) for one, other in zip(*results, strict=True))
     return None if worst < MOST_DIFFERENCE else f"it differs from sdpa by {worst:.2g} on a small input"

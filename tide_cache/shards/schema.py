@@ -31,6 +31,9 @@ TableName = Literal["pairs", "plain", "compdemo"]
 
 METADATA_PREFIX = "tide_cache."
 
+COMPRESSION_LEVEL = 1
+"""Of Zstandard; 3 saves 5 % of the bytes in twice the time."""
+
 
 def _list_of(element: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", element, nullable=False))
@@ -97,14 +100,9 @@ def byte_stream_split_leaves(schema: pa.Schema) -> list[str]:
     ]
 
 
-def compression_levels(schema: pa.Schema) -> dict[str, int]:
-    """Return the Zstandard level of every column, by Parquet path: 3 saves 5 % of the bytes in twice the time."""
-    return {_leaf(field): 1 for field in schema}
-
-
 def former_compression_levels(schema: pa.Schema) -> dict[str, int]:
-    """Return the levels of caches written before: a repair must give their bytes."""
-    return {_leaf(field): 3 if field.name == "topk_logprobs" else 1 for field in schema}
+    """Return the levels of all columns, by Parquet path, of caches written before: a repair must give their bytes."""
+    return {_leaf(field): 3 if field.name == "topk_logprobs" else COMPRESSION_LEVEL for field in schema}
 
 
 def _element(field: pa.Field) -> Any:

@@ -23,12 +23,12 @@ from tide_cache.shards.columns import names_of, table_of
 from tide_cache.shards.layout import ShardLayout
 from tide_cache.shards.record_columns import pairs_to_columns, signals_to_columns
 from tide_cache.shards.schema import (
+    COMPRESSION_LEVEL,
     METADATA_PREFIX,
     PAIRS_SCHEMA,
     ShardHeader,
     TableName,
     byte_stream_split_leaves,
-    compression_levels,
     former_compression_levels,
     signals_schema,
 )
@@ -175,7 +175,7 @@ def _encode(
     schema: pa.Schema,
     metadata: Mapping[str, str],
     tables: Iterable[pa.Table],
-    levels: Mapping[str, int] | None = None,
+    levels: Mapping[str, int] | int = COMPRESSION_LEVEL,
 ) -> EncodedShard:
     sink = io.BytesIO()
     ranges: list[tuple[int, int, str]] = []
@@ -183,7 +183,7 @@ def _encode(
         sink,
         schema,
         compression="zstd",
-        compression_level=dict(levels or compression_levels(schema)),
+        compression_level=levels,
         use_dictionary=False,
         use_byte_stream_split=byte_stream_split_leaves(schema),
         write_statistics=False,

@@ -5,6 +5,7 @@ from functools import lru_cache
 import torch
 
 from tide_cache.config.settings import HeadWay
+from tide_cache.errors import first_line
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 MOST_DIFFERENCE = 0.02
@@ -69,7 +70,7 @@ def try_kernels(device: torch.device, dtype: torch.dtype, size: int, temperature
     except ImportError as error:
         return f"triton is not there: {error}; pip install triton"
     except Exception as error:  # a compiler may raise anything
-        return f"they do not run here: {str(error).strip().splitlines()[0] if str(error).strip() else repr(error)}"
+        return f"they do not run here: {first_line(error)}"
     logits_NV = hidden_ND.double() @ head_VD.double().T
     rest_NV = logits_NV.scatter(1, torch.where(is_kept_NK, ids_NK, ids_NK[:, -1:]), -torch.inf)
     softmax = [(rest_NV / temperature).softmax(dim=1) / temperature for temperature in temperatures]

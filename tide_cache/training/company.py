@@ -21,7 +21,7 @@ from threading import Event, Timer
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from tide_cache.errors import Interrupted, RankError, RunFileError, TideCacheError
+from tide_cache.errors import Interrupted, RankError, RunFileError, TideCacheError, first_line
 from tide_cache.progress import doing
 from tide_cache.training.distributed import World
 from tide_cache.training.lifeline import GONE, Failure, FirstRank, OtherRank
@@ -234,7 +234,7 @@ class Company:
     def _lost(self, error: Exception) -> RankError:
         """Return the error that says why a connection was lost, as soon as that is known."""
         if not self._heard.wait(NEWS_S):
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             self._failure = _failure(self._world, RankError(f"the connection to another process was lost: {reason}"))
             self._line.tell(self._failure)
         return self._others_failure()

@@ -17,7 +17,7 @@ from threading import Event, Lock, Thread
 
 from torch._C._distributed_c10d import Store
 
-from tide_cache.errors import RankError
+from tide_cache.errors import RankError, first_line
 from tide_cache.training.distributed import World
 from tide_cache.training.meeting import VARIABLE, patience_s
 
@@ -277,7 +277,7 @@ def _connect(world: World, store: Store) -> socket.socket:
         host, port, _ = json.loads(store.get("lifeline"))
     except RuntimeError as error:
         raise RankError(
-            f"process 0 of {world.size} did not come within {patience_s():.0f} s: {str(error).splitlines()[0]}; see "
+            f"process 0 of {world.size} did not come within {patience_s():.0f} s: {first_line(error)}; see "
             f"what it said, and whether it was started; {VARIABLE} sets how long to wait"
         ) from None
     reasons = []

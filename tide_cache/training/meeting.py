@@ -12,7 +12,7 @@ from itertools import count
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-from tide_cache.errors import RankError, RunFileError
+from tide_cache.errors import RankError, RunFileError, first_line
 from tide_cache.training.distributed import COLLECTIVE_S, World
 
 VARIABLE = "TIDE_CACHE_MEET_S"
@@ -128,7 +128,7 @@ def _port() -> int:
 
 
 def _no_store(world: World, host: str, port: int, is_master: bool, error: Exception) -> RankError:
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     if is_master:
         return RankError(
             f"MASTER_PORT {port} cannot be opened on this machine: {reason}\n"

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from tide_cache.config.train import TrainRun
 from tide_cache.disk import require_room, second_places
-from tide_cache.errors import WriteError
+from tide_cache.errors import WriteError, first_line
 from tide_cache.modeling.backbone import DTYPES, CheckpointInfo
 from tide_cache.modeling.fingerprint import weights_bytes
 from tide_cache.modeling.safetensors_loading import stored_dtype
@@ -73,7 +73,7 @@ def save_finished(save: Callable[[Path], None], folder: Path, needed: float) -> 
         save(folder)
         return
     except WriteError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
     checkpoints = committed_checkpoints(folder.parent / CHECKPOINTS)
     for older in checkpoints[:-1]:
         remove_checkpoint(older)

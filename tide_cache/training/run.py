@@ -12,7 +12,7 @@ import torch
 
 from tide_cache.config.train import TrainRun
 from tide_cache.disk import new_folder, write_whole
-from tide_cache.errors import DeviceMemoryError, WriteError, fault_list
+from tide_cache.errors import DeviceMemoryError, WriteError, fault_list, first_line
 from tide_cache.interruption import StopRequest
 from tide_cache.loading.micro_batches import step_micro_batches
 from tide_cache.loading.prefetch import Prefetcher
@@ -119,7 +119,7 @@ def no_room(run: TrainRun, device: str, error: Exception) -> DeviceMemoryError:
     ways += [f"train.zero_stage = 3 (found {stage}), with several processes"] if stage < 3 else []
     ways += [f"train.offload (found {train.offload!r})"] if train.offload != "optimizer+parameters" else []
     ways += ["[student.lora]"] if run.student.lora is None else []
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     return DeviceMemoryError(fault_list(f"No room on {device}: {reason} What lowers the need:", ways))
 
 

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tide_cache.arrays import evenly
 from tide_cache.building.budget import Budget, affordable_parts, spread_first
 from tide_cache.building.prepared_build import PreparedBuild
+from tide_cache.building.reveal import steps_of
 from tide_cache.building.shard import capture_records
 from tide_cache.manifest import CommitRecord
 from tide_cache.progress import doing
@@ -116,7 +118,9 @@ def _capture_some(
     num_views = len(wanted) * build.identity.stored_views * (2 if name == "compdemo" else 1)
     with doing(f"Capturing a sample of the pass {name}", num_views, "views") as phase:
         for part in affordable_parts(wanted, budget):
-            records += capture_records(build, teacher, [pairs[i] for i in part], name, phase.advance)
+            some = [pairs[i] for i in part]
+            steps = partial(steps_of, build, teacher, None, some, phase.advance)
+            records += capture_records(build, teacher, some, name, phase.advance, steps)
             members += part
     return members, records
 
