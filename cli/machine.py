@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from tide_cache.errors import RunFileError
 from tide_cache.version import __version__
+from tide_cache.wording import size
 
 State = Literal["ok", "note", "missing", "too old", "broken"]
 """note: fine without it, or something to know. The last three are faults where the line is required."""
@@ -122,7 +123,7 @@ def _tokenkit() -> Finding:
 def _devices() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding("devices", "cpu", f"{cores} cores, {_gigabytes(memory)} memory, {platform.machine()}")
+    yield Finding("devices", "cpu", f"{cores} cores, {size(memory)} memory, {platform.machine()}")
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -130,7 +131,7 @@ def _devices() -> Iterator[Finding]:
         return
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
-        found = f"{torch.cuda.get_device_name(number)}, {_gigabytes(free)} of {_gigabytes(total)} free"
+        found = f"{torch.cuda.get_device_name(number)}, {size(free)} of {size(total)} free"
         yield Finding("devices", f"cuda:{number}", found)
     if not torch.cuda.device_count():
         yield Finding("devices", "cuda", f"none; torch is built for CUDA {torch.version.cuda or 'none'}", "note")
@@ -163,13 +164,9 @@ def _kernel(name: str, is_usable: bool, instead: str) -> Finding:
 def _around(folder: Path) -> Iterator[Finding]:
     usage = shutil.disk_usage(folder)
     is_low = usage.free < _LOW_DISK_BYTES
-    found = f"{_gigabytes(usage.free)} of {_gigabytes(usage.total)} free at {folder}"
+    found = f"{size(usage.free)} of {size(usage.total)} free at {folder}"
     way_out = "`tide-cache plan RUN.toml` predicts what a build writes" if is_low else ""
     yield Finding("around", "disk", found, "note" if is_low else "ok", way_out=way_out)
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     note = f"none is needed: AdamW is torch's; C++ compiler for ops of your own: {compiler or 'not found'}"
     yield Finding("around", "DeepSpeed ops", note)
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"

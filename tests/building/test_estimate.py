@@ -12,6 +12,7 @@ from tide_cache.building.prepare import prepare_build
 from tide_cache.errors import TideCacheError
 from tide_cache.locations import RemotePath
 from tide_cache.manifest import Manifest
+from tide_cache.wording import size
 
 
 def test_a_corpus_within_the_sample_is_counted_exactly(built):
@@ -52,7 +53,7 @@ def test_a_build_that_the_disk_may_not_hold_is_refused_before_anything_is_writte
     usage = namedtuple("usage", "total free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(needed, needed - 1))
     run = built.run.model_copy(update={"build": built.run.build.model_copy(update={"out": tmp_path / "new" / "cache"})})
-    message = rf"found {(needed - 1) / 1e9:.3f} GB free, and 3 shards are still .*, at most about {needed / 1e9:.3f} GB"
+    message = f"found {size(needed - 1)} free, and 3 shards are still .*, at most about {size(needed)}"
     with pytest.raises(TideCacheError, match=message) as caught:
         build_shards(run, build, range(3))
     assert "--no-disk-check" in str(caught.value)

@@ -23,6 +23,6 @@ def test_what_is_stored_twice_is_said_and_only_that():
     assert told(["plain"], ["truth", "topk"], "1") == ()
     assert told(["plain"], ["truth", "topk", "chunks"], "2") == ()
     (one,) = told(["plain"], ["truth", "topk", "chunks"], "1")
-    assert "chunks takes 2 MB. Leave it out: chunk_kl then reads topk" in one
+    assert "chunks takes 2.0 MB. Leave it out: chunk_kl then reads topk" in one
     (two,) = told(["plain", "compdemo"], ["truth"], "1")
-    assert "(plain 5 MB, compdemo 5 MB)" in two
+    assert "(plain 5.0 MB, compdemo 5.0 MB)" in two

@@ -116,5 +116,5 @@ def test_a_full_disk_is_predicted(call, tmp_path, monkeypatch):
         patch.setattr(identity, "fetch_weights", None)  # before they are fetched and hashed
         refused = call(*build(out=tmp_path / "cache"))
     assert refused.exit_code == 1
-    assert "found 0.000 GB free, and 6 shards are still to be written" in refused.stderr
+    assert "found 1.0 kB free, and 6 shards are still to be written" in refused.stderr
     assert call(*build("--no-disk-check", out=tmp_path / "cache")).exit_code == 0

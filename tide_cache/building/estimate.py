@@ -12,6 +12,7 @@ from tide_cache.locations import CachePath
 from tide_cache.pairing import PairingReport
 from tide_cache.records import SamplePair
 from tide_cache.views.masking import active_chunks
+from tide_cache.wording import size
 
 ROWS_SAMPLED = 64
 SHARDS_SAMPLED = 4
@@ -130,8 +131,8 @@ def require_disk(build: PreparedBuild, out: CachePath, num_shards: int) -> None:
     needed = estimate_build(build).cache_bytes * num_shards / build.plan.num_shards
     if needed > free:
         raise WriteError(
-            f"{out}: found {free / 1e9:.3f} GB free, and {num_shards} shards are still to be written, at most about "
-            f"{needed / 1e9:.3f} GB. Nothing was computed.\n"
+            f"{out}: found {size(free)} free, and {num_shards} shards are still to be written, at most about "
+            f"{size(needed)}. Nothing was computed.\n"
             "Free space, give build.out a larger disk, or keep less (signals.top_k, views.num_views). `tide-cache "
             "plan` says more closely what is needed; --no-disk-check builds all the same, and whatever is committed "
             "before the disk is full stays."

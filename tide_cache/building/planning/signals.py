@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from tide_cache.building.prepared_build import PreparedBuild
 from tide_cache.shards import PassName
 from tide_cache.signal_table import PARTS
+from tide_cache.wording import size
 
 OF_VIEWS = "views"
 """What is stored for a view whatever the teacher says: masks, names, the footer."""
@@ -18,10 +19,10 @@ def bytes_by_signal(columns: Mapping[str, int]) -> dict[str, int]:
     """
     owners = {field.column: part.name for part in PARTS for field in part.fields}
     result: dict[str, int] = {}
-    for name, size in columns.items():
+    for name, num_bytes in columns.items():
         found = [column for column in owners if name == column or name.startswith(f"{column}_")]
         owner = owners[max(found, key=len)] if found else OF_VIEWS
-        result[owner] = result.get(owner, 0) + size
+        result[owner] = result.get(owner, 0) + num_bytes
     return result
 
 
@@ -34,7 +35,7 @@ def repeats(build: PreparedBuild, by_signal: Mapping[PassName, Mapping[str, int]
     """
     result = []
     if len(by_signal) > 1:
-        sizes = ", ".join(f"{name} {sum(of_pass.values()) / 1e6:,.0f} MB" for name, of_pass in by_signal.items())
+        sizes = ", ".join(f"{name} {size(sum(of_pass.values()))}" for name, of_pass in by_signal.items())
         result.append(
             f"passes: each holds every signal ({sizes}), and compdemo takes two forwards a view. A run reads one pass; "
             "the other can be added later (build.passes)."
@@ -42,10 +43,10 @@ def repeats(build: PreparedBuild, by_signal: Mapping[PassName, Mapping[str, int]
     identity = build.identity
     is_shared = identity.teacher_tokenizer == identity.student_tokenizer
     if is_shared and {"topk", "chunks"} <= set(identity.signals.kinds):
-        size = sum(of_pass.get("chunks", 0) for of_pass in by_signal.values())
+        twice = sum(of_pass.get("chunks", 0) for of_pass in by_signal.values())
         result.append(
             "signals.kinds: teacher and student have one tokenizer, so nearly every chunk is one token, of which topk "
-            f"and chunks hold the same numbers: chunks takes {size / 1e6:,.0f} MB. Leave it out: chunk_kl then reads "
+            f"and chunks hold the same numbers: chunks takes {size(twice)}. Leave it out: chunk_kl then reads "
             "topk."
         )
     return tuple(result)
