@@ -57,7 +57,7 @@ def test_the_same_batches_come_without_the_shards(source, tiny_cache, tmp_path, 
 def test_columns_come_back_to_the_last_bit(tmp_path):
     ragged = Ragged(np.array([0, 2, 2, 3], np.int32), np.array([-0.0, -1.5, -np.inf], np.float32))
     exact = Ragged(ragged.offsets, np.array([-0.1, -0.2, 7e9], np.float32))
-    columns = {"a": ragged, "b": exact, "names": ["x", "ü", ""], "t": np.array([0.25, 1.0, 0.5]),
+    columns = {"a": ragged, "b": exact, "t": np.array([0.25, 1.0, 0.5]),
                "flags": Ragged(ragged.offsets, np.array([True, False, True]))}  # fmt: skip
     path = tmp_path / "file"
     kept = halved(columns)

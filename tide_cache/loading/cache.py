@@ -11,7 +11,7 @@ from tide_cache.loading.collate import BatchLayout
 from tide_cache.loading.groups import Groups
 from tide_cache.loading.hot_cache import HotCache
 from tide_cache.loading.joining import join_columns, join_views
-from tide_cache.loading.ready_views import ReadyView, ReadyViews, SourceLaw, make_ready
+from tide_cache.loading.ready_views import ReadyColumns, ReadyView, ReadyViews, SourceLaw, make_ready
 from tide_cache.loading.shared_views import cut_view
 from tide_cache.loading.source import GroupCache
 from tide_cache.locations import CachePath
@@ -115,7 +115,7 @@ class CacheSource:
         name = f"{content} {group_of_shard} {view} {signals} {law} {self._has_kept_candidates}"
         return ReadyViews(self._hot.get(name, lambda: self._make_ready(group, view, law)))
 
-    def _make_ready(self, group: int, view: int, law: SourceLaw) -> Columns:
+    def _make_ready(self, group: int, view: int, law: SourceLaw) -> ReadyColumns:
         if self._is_shared:  # each sample has a cut of its own
             start, end = self.groups.spans(np.array([group]))
             records = [self._record(group, place, view) for place in range(int(end[0] - start[0]))]

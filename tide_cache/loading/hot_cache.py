@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from tide_cache.errors import RunFileError
+from tide_cache.loading.ready_views import ReadyColumn, ReadyColumns
 from tide_cache.progress import tell
-from tide_cache.shards import Array, Column, Columns, Ragged
+from tide_cache.shards import Array, Ragged
 
 VERSION = 2
 MARKER = "hot-cache.json"
@@ -49,7 +50,7 @@ class HotCache:
         self._is_open = True
         self._bytes = sum(size for _, size, _ in self._files())
 
-    def get(self, content: str, read: Callable[[], Columns]) -> Columns:
+    def get(self, content: str, read: Callable[[], ReadyColumns]) -> ReadyColumns:
         """Return a table, and keep it when it was not there.
 
         Args:
@@ -69,7 +70,7 @@ class HotCache:
                 self._keep(path, columns)
         return columns
 
-    def _keep(self, path: Path, columns: Columns) -> None:
+    def _keep(self, path: Path, columns: ReadyColumns) -> None:
         parts = pack(columns)
         size = sum(map(len, parts))
         if self._bytes + size > self._most_bytes:
@@ -152,7 +153,7 @@ def open_hot_cache(folder: Path, gib: float) -> HotCache:
     return HotCache(folder, int(gib * 2**30))
 
 
-def pack(columns: Columns) -> list[bytes]:
+def pack(columns: ReadyColumns) -> list[bytes]:
     """Return the parts of a file."""
     entries: list[dict[str, Any]] = []
     parts: list[bytes] = []
@@ -168,9 +169,7 @@ def pack(columns: Columns) -> list[bytes]:
         return place
 
     for name, column in columns.items():
-        if isinstance(column, list):
-            entries.append({"name": name, "texts": column})
-        elif isinstance(column, Ragged):
+        if isinstance(column, Ragged):
             entries.append({"name": name, "offsets": add(column.offsets), "values": add(column.values)})
         else:
             entries.append({"name": name, "array": add(column)})
@@ -179,7 +178,7 @@ def pack(columns: Columns) -> list[bytes]:
     return [MAGIC, len(head).to_bytes(4, "little"), hashlib.sha256(head).digest(), head, *parts]
 
 
-def load(path: Path) -> dict[str, Column] | None:
+def load(path: Path) -> dict[str, ReadyColumn] | None:
     """Return the columns of a file, mapped into memory; None where there is none, or not a whole one."""
     try:
         with path.open("rb") as file:
@@ -199,32 +198,28 @@ def load(path: Path) -> dict[str, Column] | None:
         dtype, at, count = place
         return np.frombuffer(data, np.dtype(dtype), count, start + at)
 
-    result: dict[str, Column] = {}
+    result: dict[str, ReadyColumn] = {}
     for entry in content["columns"]:
-        if "texts" in entry:
-            result[entry["name"]] = entry["texts"]
-        elif "array" in entry:
+        if "array" in entry:
             result[entry["name"]] = array(entry["array"])
         else:
             result[entry["name"]] = Ragged(array(entry["offsets"]), array(entry["values"]))
     return result
 
 
-def is_same(one: Columns | None, other: Columns) -> bool:
+def is_same(one: ReadyColumns | None, other: ReadyColumns) -> bool:
     """Tell whether columns are equal to the last bit."""
     if one is None or one.keys() != other.keys():
         return False
     return all(_bytes_of(one[name]) == _bytes_of(other[name]) for name in other)
 
 
-def _bytes_of(column: Column) -> Any:
-    if isinstance(column, list):
-        return column
+def _bytes_of(column: ReadyColumn) -> list[tuple[str, bytes]]:
     arrays = (column.offsets, column.values) if isinstance(column, Ragged) else (column,)
     return [(array.dtype.str, array.tobytes()) for array in arrays]
 
 
-def halved(columns: Columns) -> dict[str, Column]:
+def halved(columns: ReadyColumns) -> dict[str, ReadyColumn]:
     """Return columns of lists as float16 where that loses nothing."""
     return {
         name: Ragged(column.offsets, _halved(column.values)) if isinstance(column, Ragged) else column

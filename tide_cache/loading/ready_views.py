@@ -19,7 +19,7 @@ from tide_cache.config.settings import Schedule
 from tide_cache.loading.candidates import candidates_of, drawn_of, gather_places, kept_as_candidates
 from tide_cache.loading.joining import ActiveChunks, JoinedViews
 from tide_cache.loading.sharing import told_topk
-from tide_cache.shards import Array, Column, Columns, Ragged, scalars
+from tide_cache.shards import Array, Ragged
 from tide_cache.signal_table import Temperatures
 from tide_cache.views.masking import is_complement
 from tide_cache.views.schedule import time_weight
@@ -89,15 +89,18 @@ class SourceLaw:
         return ViewLaw(self.schedule, is_complement(number, self.complementary))
 
 
+ReadyColumn = Ragged | Array
+ReadyColumns = Mapping[str, ReadyColumn]
+
+
 class ReadyViews:
     """A table of views; its columns may be mapped from a file, and log-probs be float16 there."""
 
-    def __init__(self, columns: Columns):
+    def __init__(self, columns: ReadyColumns):
         """Take the columns that `READY` names."""
         self.columns = columns
         self.values = {
-            name: column.values if isinstance(column, Ragged) else scalars(columns, name)
-            for name, column in columns.items()
+            name: column.values if isinstance(column, Ragged) else column for name, column in columns.items()
         }
 
     def __len__(self) -> int:
@@ -212,9 +215,9 @@ def make_ready(joined: JoinedViews, law: SourceLaw, has_kept_candidates: bool = 
     return ReadyViews(_of_views(joined, law) | _within(columns, starts))
 
 
-def _within(columns: Mapping[str, Array], starts: Mapping[ReadyAxis, Int64s]) -> dict[str, Column]:
+def _within(columns: Mapping[str, Array], starts: Mapping[ReadyAxis, Int64s]) -> dict[str, ReadyColumn]:
     """Cut columns by view; numbers of rows, chunks and candidates then count within the view."""
-    result: dict[str, Column] = {}
+    result: dict[str, ReadyColumn] = {}
     for name, values in columns.items():
         axis, counted = READY[name]
         if counted is not None:
@@ -224,7 +227,7 @@ def _within(columns: Mapping[str, Array], starts: Mapping[ReadyAxis, Int64s]) ->
     return result
 
 
-def _of_views(joined: JoinedViews, law: SourceLaw) -> dict[str, Column]:
+def _of_views(joined: JoinedViews, law: SourceLaw) -> dict[str, ReadyColumn]:
     laws = [law.of_view(number) for number in joined.number_B.tolist()]
     weight_B = [
         time_weight(t, of_view.schedule, of_view.is_complement)
