@@ -99,9 +99,9 @@ def taught(name: str, pipeline: Pipeline, *entries: Entry, **options: Any) -> Tu
     return TunedArm(name, pipeline, entries, CE_UNWEIGHTED, **options)
 
 
-def untaught(name: str, pipeline: Pipeline, ce: Entry) -> TunedArm:
+def untaught(name: str, pipeline: Pipeline, ce: Entry, **options: Any) -> TunedArm:
     """Return an arm of cross-entropy alone, stopped at its best step."""
-    return TunedArm(name, pipeline, (), ce, "steps", STEPS)
+    return TunedArm(name, pipeline, (), ce, "steps", STEPS, **options)
 
 
 TIDE_CHUNK = (CHUNK_KL, CALM | {"chunks": "without_candidates"})
@@ -187,27 +187,66 @@ PROJECTED = (("kinds", ("truth", "chunks", "projected")),)
 """One cache for all arms across tokenizers, so that they visit samples in one order."""
 
 
-def across(name: str, *entries: Entry, **options: Any) -> TunedArm:
-    """Return an arm across tokenizers that reads candidate chunks or what is projected."""
-    return taught(name, "cross", *entries, grid=(1.0,), signals=PROJECTED, **options)
+ASKED_AGAIN = (*PROJECTED, ("chunk_passes", 3))
+"""The same, where the teacher is asked for a chunk token after token; samples come in another order."""
+UP, DOWN = (1.0, 3.0, 10.0), (1.0, 3.0, 0.3)
+"""Weights for one tokenizer, where more of the teacher is better, and for two."""
 
+
+def across(name: str, *entries: Entry, signals: tuple[tuple[str, Any], ...] = PROJECTED, **options: Any) -> TunedArm:
+    """Return an arm across tokenizers that reads candidate chunks or what is projected."""
+    return taught(name, "cross", *entries, **{"grid": (1.0,), "signals": signals, **options})
+
+
+def kept_arms(signals: tuple[tuple[str, Any], ...], suffix: str = "") -> tuple[TunedArm, ...]:
+    """Return the arms across tokenizers with T = 2 among the kept: each way to tell, and both at once."""
+    told = {
+        "chunk_kl": (CHUNK_KL | KEPT,),
+        "kl on projected": (KL | KEPT,),
+        "chunk_kl and kl on projected": (CHUNK_KL | KEPT, KL | KEPT),
+    }
+    return tuple(
+        across(f"{name}, T = 2 among the kept{suffix}", *entries, grid=DOWN, signals=signals)
+        for name, entries in told.items()
+    )
+
+
+T_4: Entry = {"temperature": 4.0, "temperature_mode": "kept"}
+AGAIN = ", token after token"
+KL_KEPT = taught("kl, T = 2 among the kept", "shared", KL | KEPT, grid=UP)
 
 SHARE = (
     replace(untaught(f"{BASELINE}, same order", "cross", CE_UNWEIGHTED), grid=(1.0,), signals=PROJECTED),
     replace(untaught(BASELINE, "shared", CE_UNWEIGHTED), grid=(1.0,)),
     taught("kl, T = 1", "shared", KL | {"temperature": 1.0}, grid=(1.0,)),
-    taught("kl, T = 2 among the kept", "shared", KL | KEPT, grid=(1.0,)),
+    KL_KEPT,
     across("chunk_kl, T = 1", CHUNK_KL),
-    across("chunk_kl, T = 2 among the kept", CHUNK_KL | KEPT),
-    across("kl on projected, T = 2 among the kept", KL | KEPT),
+    *kept_arms(PROJECTED),
+    *kept_arms(ASKED_AGAIN, AGAIN),
     across("chunk_kl, T = 2 among the kept, uncertain rows", CHUNK_KL | KEPT | UNCERTAIN),
     across("kl on projected, T = 2 among the kept, uncertain rows", KL | KEPT | UNCERTAIN),
     across("x-token", KL | {"temperature": 1.0, "tail": "renormalise", "per": "chunk"}),
+    across(f"chunk_kl, T = 2 among the kept, fits{AGAIN}", CHUNK_KL | KEPT | {"tail": "fits"}, signals=ASKED_AGAIN),
+    taught("kl, T = 4 among the kept", "shared", KL | T_4, grid=(1.0,)),
+    across("chunk_kl, T = 4 among the kept", CHUNK_KL | T_4),
     across("chunk_kl, T = 1, p = 1", CHUNK_KL, source="certain"),
 )
 """How much of what a teacher with the student's tokenizer gains is kept with another tokenizer."""
 
-SHARE_STAGE = Stage("share of gain kept", 300, SHARE)
+FEW = (
+    untaught(f"{BASELINE}, same order", "cross", CE_UNWEIGHTED, signals=ASKED_AGAIN),
+    untaught(f"{BASELINE}, same order", "shared", CE_UNWEIGHTED),
+    KL_KEPT,
+    *kept_arms(ASKED_AGAIN, AGAIN),
+    across(f"chunk_kl, T = 2 among the kept, p = 1{AGAIN}", CHUNK_KL | KEPT, source="certain", signals=ASKED_AGAIN),
+)
+"""The same for samples so few that cross-entropy may be best before the last step."""
+
+SHARE_STAGES = {
+    "": Stage("share of gain kept", 300, SHARE),
+    "_100_samples": Stage("share of gain kept, 100 samples", 100, FEW),
+}
+"""By what their figures' names end with."""
 
 STAGES = (
     Stage("300 samples", 300, FIRST),
@@ -221,6 +260,6 @@ STAGES = (
     Stage("300 samples, controls and others", 300, EXTRA),
     Stage("all samples, more arms", None, MORE),
     Stage("1000 samples, more arms", 1000, MORE, tuned_on=300),
-    SHARE_STAGE,
+    *SHARE_STAGES.values(),
 )
 """In order of priority: a cut loses the end."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.arms import BASELINE, CE_UNWEIGHTED, STAGES
+from experiments.arms import BASELINE, CE_UNWEIGHTED, SHARE_STAGES, STAGES
 from experiments.bytes_table import bytes_table
 from experiments.rows import Row, find, rows_of, rows_under
 from experiments.shares import share_figures, share_table
@@ -140,7 +140,13 @@ def teacher_table(results: dict[str, Any]) -> str:
 
 
 def tables(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return every table by the name that it has in the page."""
+    """Return every table whose stage was run, by the name that it has in the page."""
+    for ending, stage in SHARE_STAGES.items():
+        if table := share_table(results, stage):
+            yield f"share{ending}", table
+    if _has_shares_alone(results):
+        return
+    first = rows_of(results, STAGES[0].name)
     yield "teacher", teacher_table(results)
     yield "cost", cost_table(results)
     for samples in ("300", "1000", "all"):
@@ -148,14 +154,17 @@ def tables(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for pipeline in COLOURS:
             yield f"{samples} {pipeline}", arm_table(rows, pipeline, rows)
             yield f"{samples} {pipeline} by t", time_table(rows, pipeline)
-    first = rows_of(results, STAGES[0].name)
     views = rows_under(results, "views")
     for pipeline in COLOURS:
         yield f"views {pipeline}", arm_table(views, pipeline, views)
         yield f"signals {pipeline}", arm_table(rows_of(results, "signals"), pipeline, first)
         yield f"bytes {pipeline}", bytes_table(results, pipeline)
-    yield "share", share_table(results)
     yield "grid", grid_table(results)
+
+
+def _has_shares_alone(results: dict[str, Any]) -> bool:
+    """Return whether only stages of shares were run, with `--only`; they have some arms of the first stage."""
+    return find(rows_of(results, STAGES[0].name), BASELINE, "cross") is None
 
 
 def write_report(results: dict[str, Any], docs: Path) -> None:
@@ -166,6 +175,8 @@ def write_report(results: dict[str, Any], docs: Path) -> None:
         block = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = block.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
     page.write_text(text, encoding="utf-8")
+    if _has_shares_alone(results):
+        return
     folder = docs / "experiments"
     folder.mkdir(exist_ok=True)
     draw_arms(results, folder / "arms.png")

@@ -3,11 +3,25 @@
 import multiprocessing
 import shutil
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 
-from experiments.arms import CALM, CHUNK_KL, FIRST, KEPT, KL, SHARE, STAGES, UNCERTAIN, Stage, across, taught
+from experiments.arms import (
+    CALM,
+    CHUNK_KL,
+    FIRST,
+    KEPT,
+    KL,
+    SHARE,
+    SHARE_STAGES,
+    STAGES,
+    UNCERTAIN,
+    Stage,
+    across,
+    taught,
+)
 from experiments.bytes_table import bytes_table
 from experiments.pretraining import model_shape
 from experiments.report import arm_table, read_results, rows_of, tables, write_results
@@ -177,16 +191,21 @@ def test_the_share_is_of_the_arms_that_validation_likes_best(monkeypatch):
     results = {"size": {"seeds": [0, 1]}, "students": {}, "captures": {}}
     assert share_figures(results) == {}
     for arm in SHARE:
-        for seed in (0, 1):
-            nll = 4.0 - gains.get(arm.name, 0)
-            results["students"][Trial(arm, 300, 1.0, seed).key] = {
+        for seed, weight in product((0, 1), arm.grid):
+            nll = 4.0 - gains.get(arm.name, 0) * (weight == 1 or 0.5)
+            results["students"][Trial(arm, 300, weight, seed).key] = {
                 "validation": {"nll": nll}, "test": {"nll": nll, "nats_per_byte": nll / 2},
             }  # fmt: skip
     found = share_figures(results, "toy")
     assert found["share_of_gain_kept_toy"] == pytest.approx(0.7) == found["share_of_gain_kept_toy_low"]
-    assert found["chosen_on_validation"] == {"cross": "x-token", "shared": "kl, T = 2 among the kept"}
-    assert (found["seeds"], found["rows"]) == (2, None)
-    assert "| x-token | cross | 2 | 0.1010 | 0.1010 to 0.1010 | 0.70 | 0.70 to 0.70 |" in share_table(results)
+    assert found["compared"] == {
+        "chosen_on_validation": {"cross": "x-token, weight 1", "shared": "kl, T = 2 among the kept, weight 1"},
+        "seeds": 2,
+        "rows": None,
+    }
+    expected = "| x-token | cross | 1 | 2 | 0.1010 | 0.1010 to 0.1010 | 0.70 | 0.70 to 0.70 |"
+    assert expected in share_table(results, SHARE_STAGES[""])
+    assert [name for name, _ in tables(results)] == ["share"], "the queue's other stages were not run"
 
 
 def test_gains_are_divided_by_the_megabytes_that_are_read():
