@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tide_cache.config.sections import SignalsConfig
-from tide_cache.modeling.row_signals import largest, row_signals
+from tide_cache.modeling.row_signals import _SEGMENT, largest, row_signals
 
 TEMPERATURES = (1.0, 2.0, 0.5)
 quick = settings(max_examples=40, deadline=None)
@@ -133,8 +133,10 @@ def test_no_candidates_at_all():
     assert got.truth_logprobs_N.isfinite().all()
 
 
-def test_no_rows():
-    got = row_signals(*inputs(num_rows=0), SignalsConfig(temperatures=TEMPERATURES, top_k=4, top_p=0.9), slice_rows=4)
+@pytest.mark.parametrize("vocab", [32, 16 * _SEGMENT])
+def test_no_rows(vocab):
+    signals = SignalsConfig(temperatures=TEMPERATURES, top_k=4, top_p=0.9)
+    got = row_signals(*inputs(num_rows=0, vocab=vocab), signals, slice_rows=4)
     assert got.truth_logprobs_N.shape == (0,)
     assert got.ids_NK.shape == (0, 4)
     assert got.log_tail_NT.shape == (0, 3)

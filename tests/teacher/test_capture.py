@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
+from benchmarks.gpu.material import SameIds
 from helpers.pair_examples import one_to_one, pairs
 from tide_cache.config.sections import SignalsConfig, ViewsConfig
 from tide_cache.errors import TeacherOutputError
 from tide_cache.modeling.backbone import load_backbone, new_backbone, read_checkpoint
-from tide_cache.records import SampleId, SamplePair
+from tide_cache.records import MaskedView, SampleId, SamplePair
 from tide_cache.teacher.capture import CaptureSettings, Teacher
 from tide_cache.views import draw_view
 
@@ -52,6 +53,29 @@ def backbone_of_every_kind(request, shared):
         num_key_value_heads=1, head_dim=16, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     return new_backbone(config, torch.float32, "cpu", seed=0)
+
+
+@pytest.mark.parametrize(
+    "kinds", [("truth",), ("truth", "topk"), ("truth", "chunks"), ("truth", "chunks", "projected")]
+)
+@pytest.mark.parametrize("chunk_passes", [0, 2])
+@pytest.mark.parametrize("context", ["full", "block"])
+def test_a_forward_may_show_views_without_a_masked_token(kinds, chunk_passes, context):
+    """A small t masks none of a short answer; in a vocabulary of many segments this once had no shape."""
+    config = STOCK["qwen3"](
+        vocab_size=1200, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    asked = SignalsConfig(kinds=kinds, temperatures=TEMPERATURES, top_k=2, top_p=1.0, chunk_passes=chunk_passes)
+    plan = replace(SETTINGS, context=context, signals=asked, mask_id=1199, shared_vocab_size=1200)
+    teacher = Teacher(new_backbone(config, torch.float32, "cpu", seed=0), plan, SameIds(1200))
+    samples = [one_to_one(name, 8, 1200) for name in "ab"]
+    nothing = [[MaskedView(pair.sample_id, 0, 0.01, *np.zeros((2, 8), bool))] for pair in samples]
+    for views in (nothing, [nothing[0], drawn(samples)[1][:1]]):
+        said = teacher.signals(samples, views)
+        assert [len(signal.truth_logprobs_N) for (signal,) in said] == [
+            int(view.is_teacher_masked_M.sum()) for (view,) in views
+        ]
 
 
 def drawn(samples, views=VIEWS):

@@ -244,7 +244,7 @@ def largest(values_NV: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
     whole = vocab // _SEGMENT * _SEGMENT
     if whole // _SEGMENT <= 2 * count:
         return values_NV.topk(count, dim=1)
-    segments_NGS = values_NV[:, :whole].view(num_rows, -1, _SEGMENT)
+    segments_NGS = values_NV[:, :whole].view(num_rows, whole // _SEGMENT, _SEGMENT)  # -1 is unknown without rows
     best_NG = segments_NGS.amax(dim=2).topk(count, dim=1).indices
     near_NS = segments_NGS.gather(1, best_NG[:, :, None].expand(-1, -1, _SEGMENT)).flatten(1)
     top_NK, at_NK = torch.cat([near_NS, values_NV[:, whole:]], dim=1).topk(count, dim=1)
