@@ -189,8 +189,8 @@ PROJECTED = (("kinds", ("truth", "chunks", "projected")),)
 
 ASKED_AGAIN = (*PROJECTED, ("chunk_passes", 3))
 """The same, where the teacher is asked for a chunk token after token; samples come in another order."""
-UP, DOWN = (1.0, 3.0, 10.0), (1.0, 3.0, 0.3)
-"""Weights for one tokenizer, where more of the teacher is better, and for two."""
+UP, AROUND = (1.0, 3.0, 10.0), (1.0, 3.0, 0.3)
+"""Weights: 300 samples want less of a teacher with another tokenizer than of one with the student's."""
 
 
 def across(name: str, *entries: Entry, signals: tuple[tuple[str, Any], ...] = PROJECTED, **options: Any) -> TunedArm:
@@ -198,7 +198,9 @@ def across(name: str, *entries: Entry, signals: tuple[tuple[str, Any], ...] = PR
     return taught(name, "cross", *entries, **{"grid": (1.0,), "signals": signals, **options})
 
 
-def kept_arms(signals: tuple[tuple[str, Any], ...], suffix: str = "") -> tuple[TunedArm, ...]:
+def kept_arms(
+    signals: tuple[tuple[str, Any], ...], suffix: str = "", grid: tuple[float, ...] = AROUND
+) -> tuple[TunedArm, ...]:
     """Return the arms across tokenizers with T = 2 among the kept: each way to tell, and both at once."""
     told = {
         "chunk_kl": (CHUNK_KL | KEPT,),
@@ -206,7 +208,7 @@ def kept_arms(signals: tuple[tuple[str, Any], ...], suffix: str = "") -> tuple[T
         "chunk_kl and kl on projected": (CHUNK_KL | KEPT, KL | KEPT),
     }
     return tuple(
-        across(f"{name}, T = 2 among the kept{suffix}", *entries, grid=DOWN, signals=signals)
+        across(f"{name}, T = 2 among the kept{suffix}", *entries, grid=grid, signals=signals)
         for name, entries in told.items()
     )
 
@@ -237,7 +239,7 @@ FEW = (
     untaught(f"{BASELINE}, same order", "cross", CE_UNWEIGHTED, signals=ASKED_AGAIN),
     untaught(f"{BASELINE}, same order", "shared", CE_UNWEIGHTED),
     KL_KEPT,
-    *kept_arms(ASKED_AGAIN, AGAIN),
+    *kept_arms(ASKED_AGAIN, AGAIN, UP),
     across(f"chunk_kl, T = 2 among the kept, p = 1{AGAIN}", CHUNK_KL | KEPT, source="certain", signals=ASKED_AGAIN),
 )
 """The same for samples so few that cross-entropy may be best before the last step."""
