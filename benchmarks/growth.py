@@ -29,7 +29,7 @@ SAMPLES = (10_000, 1_000_000, 100_000_000)
 RANKS = (1, 2, 4, 8, 64, 512)
 SIMULATED_SAMPLES = 1 << 18
 SHARD_SAMPLES, NUM_SHARDS = 512, 100_000
-LARGER = 32
+LARGER = 64
 """How many times the samples of the small cache the one has that all cores check."""
 TABLES: tuple[TableName, ...] = ("pairs", "plain")
 OPEN = """
