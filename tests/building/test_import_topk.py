@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from helpers.engine_examples import vllm_positions, write_distillkit, write_jsonl, write_parquet_lists
 from helpers.teacher_examples import write_causal
+from tide_cache.building import rows as building_rows
 from tide_cache.building.driver import build_cache
 from tide_cache.building.executors.ray_actors import ShardActor
 from tide_cache.building.prepare import prepare_build
@@ -131,7 +132,7 @@ def require_equal(folder, direct):
         np.testing.assert_allclose(np.exp(one.chunks.log_tail_AT), np.exp(other.chunks.log_tail_AT), atol=1e-5)
 
 
-def test_vllms_lines_give_the_rows_that_asking_the_teacher_gives(tmp_path, rows, imported, direct):
+def test_vllms_lines_give_the_rows_that_asking_the_teacher_gives(tmp_path, rows, imported, direct, monkeypatch):
     result = imported(write_jsonl(tmp_path / "topk.jsonl", rows), "--engine", "vllm 0.11.0", "--name", "org/teacher")
     assert result.exit_code == 0, result.stderr
     require_equal(tmp_path / "cache", direct)
@@ -143,7 +144,9 @@ def test_vllms_lines_give_the_rows_that_asking_the_teacher_gives(tmp_path, rows,
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "cache"), "--deep"]).exit_code == 0
     record = json.loads((tmp_path / "cache/build.json").read_text())["run"]
     actor = ShardActor({**record, "build": record["build"] | {"out": str(tmp_path / "cache")}})
-    assert actor.build(0).get("error") is None, "a worker elsewhere reads the file again"
+    with monkeypatch.context() as patch:
+        patch.setattr(building_rows, "open_corpus", lambda *_, **__: pytest.fail("the corpus was read"))
+        assert actor.build(0).get("error") is None, "a worker elsewhere reads the file again"
     shard = next((tmp_path / "cache").glob("signals/plain/*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-9])
     assert CliRunner().invoke(app, ["repair", str(tmp_path / "cache")]).exit_code == 0

@@ -103,7 +103,7 @@ def prepare_build(
     return replace(build, identity=build.identity.model_copy(update={"teacher": described}))
 
 
-def published_build(run: BuildRun, folder: CacheFolder) -> PreparedBuild:
+def published_build(run: BuildRun, folder: CacheFolder, known: KnownCorpus) -> PreparedBuild:
     """Return what a worker needs of a build that was begun, whose pairs are all published.
 
     No row is read, and no tokenizer before the pairer is asked for: what is captured of `truth` and `topk` depends on
@@ -112,13 +112,13 @@ def published_build(run: BuildRun, folder: CacheFolder) -> PreparedBuild:
     Args:
         run: The run file.
         folder: The cache.
+        known: Its corpus.
 
     Raises:
         CacheMismatchError: The run, or the teacher that lies here, is not what the build began with.
         TideCacheError: The checkpoint cannot be read.
     """
     begun = folder.plan_document.identity
-    known = KnownCorpus(begun.corpus_hash, begun.num_rows)
 
     @cache
     def read() -> PreparedBuild:

@@ -16,6 +16,7 @@ from tide_cache.building.published_pairs import has_all_pairs
 from tide_cache.building.run_record import require_same_tokens
 from tide_cache.building.shard import BuiltShard, EncodeSignals, SignalEncoder, capture_shard
 from tide_cache.config.build import BuildRun
+from tide_cache.corpus.unread import KnownCorpus
 from tide_cache.errors import CacheIncompleteError
 from tide_cache.manifest import CacheFolder, tables_of
 from tide_cache.modeling.backbone import DTYPES, load_backbone
@@ -71,9 +72,11 @@ class ShardWorker:
                 f"{run.build.out}: a worker finds no plan.json there; build.out must lie on a file system that the "
                 "machines of all workers mount at the same path"
             ) from None
-        if has_all_pairs(folder) and run.teacher.topk is None:
-            return cls(run, published_build(run, folder), device)
-        build = prepare_build(run, pairs_all=False)
+        identity = folder.plan_document.identity
+        known = KnownCorpus(identity.corpus_hash, identity.num_rows) if has_all_pairs(folder) else None
+        if known is not None and run.teacher.topk is None:
+            return cls(run, published_build(run, folder, known), device)
+        build = prepare_build(run, pairs_all=False, known=known)
         folder.require_fits(build.identity, build.plan)
         require_same_tokens(run, build)
         return cls(run, build, device)
