@@ -40,6 +40,7 @@ PATTERNS = {
     "tide_cache/shards/value_faults.py": {"numpy"},
     "tide_cache/shards/schema.py": {"pyarrow"},
     "tide_cache/arrays.py": {"numpy"},
+    "tide_cache/errors.py": set(),
     "tide_cache/records.py": {"numpy", "torch"},
     "tide_cache/signal_table.py": {"numpy"},
 }

@@ -278,9 +278,7 @@ class ShardReader:
 
     def _open(self, row_group: int, data: bytes) -> pq.ParquetFile:
         window = _Window(data, self._footer.ranges[row_group][0], self._facts.size)
-        return pq.ParquetFile(
-            window, metadata=self._footer.metadata, page_checksum_verification=False, pre_buffer=False
-        )
+        return pq.ParquetFile(window, metadata=self._footer.metadata, page_checksum_verification=True, pre_buffer=False)
 
     @contextmanager
     def _naming(self, row_group: int, sample_ids: list[str]) -> Iterator[None]:
